@@ -1,0 +1,36 @@
+# Two commands for everyone: `make demo` and `make test`. Each does its own set-up, once.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test test-fast check clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/python -m trainers reviews.yaml --run runs/reviews --resume
+	$(BIN)/python -m serving run runs/reviews/bundle \
+	  --ask "A warm, funny and beautifully acted film." \
+	  --ask "Two hours of my life that I will never get back." \
+	  --ask "The plot is thin, but the cast makes it a joy to watch."
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and exactly: a looser pin pulls gigabytes of CUDA on a machine without a GPU.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Bertha needs Python 3.11 or newer; set PYTHON="'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf runs .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
