@@ -12,8 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from cluster.errors import BerthaError
 
-class SettingsError(ValueError):
+
+class SettingsError(BerthaError):
     """Settings that cannot be used; the text says which key, which value, and the way out."""
 
 

@@ -99,7 +99,9 @@ class Data(Settings):
     test: Fraction | str = Field(
         0.1, description="share of the texts, or another source, looked at once, at the end"
     )
-    max_rows: Count | None = Field(None, description="use only the first rows of the source")
+    max_rows: Count | None = Field(
+        None, description="use only so many rows, spread evenly over the source"
+    )
 
     @model_validator(mode="after")
     def _something_is_left(self) -> "Data":

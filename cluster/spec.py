@@ -1,0 +1,96 @@
+"""A Ray cluster YAML, the very file that `ray up` reads, as a value.
+
+Our own keys live under `metadata:`, which Ray leaves alone. Knows no torch and no Ray.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cluster.settings import Settings, SettingsError, read_yaml, validated
+
+SHIPPED = Path(__file__).parent
+
+
+class Metadata(Settings):
+    """What Bertha must know of a cluster and Ray does not."""
+
+    accelerator: Literal["cpu", "cuda", "neuron"] = Field(
+        "cpu", description="the kind of device that trains"
+    )
+    devices_per_node: int = Field(1, ge=0, description="training workers a node")
+    storage: str = Field("runs", description="a directory all nodes see; runs are kept under it")
+    cache: str = Field(
+        "~/.cache/bertha", description="a directory of each node, for data made ready to train on"
+    )
+    max_failures: int = Field(3, ge=0, description="how often a run restarts by itself")
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """A cluster: its name, where it runs, how many training nodes, and our metadata."""
+
+    name: str
+    provider: str
+    num_nodes: int
+    metadata: Metadata
+
+    @property
+    def num_workers(self) -> int:
+        """Training workers, one a device. 0 trains inside the calling process."""
+        return self.num_nodes * self.metadata.devices_per_node
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether the cluster is only the machine it is asked from."""
+        return self.provider == "local" and self.num_nodes == 1
+
+    @property
+    def cache(self) -> Path:
+        """The node's cache directory."""
+        return Path(self.metadata.cache).expanduser()
+
+
+def load(name: str | Path) -> ClusterSpec:
+    """Read a cluster YAML, a file or the name of a shipped one.
+
+    Raises SettingsError for a missing file, broken YAML, or wrong metadata.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = SHIPPED / path.with_suffix(".yaml").name
+    if not path.is_file():
+        names = sorted(shipped.stem for shipped in SHIPPED.glob("*.yaml"))
+        raise SettingsError(
+            f"no cluster file {str(name)!r}: give a file, or one of {', '.join(names)}"
+        )
+    settings = read_yaml(path)
+    metadata = validated(Metadata, settings.get("metadata") or {}, f"{path}: metadata")
+    provider = settings.get("provider")
+    if not isinstance(provider, dict) or "type" not in provider:
+        raise SettingsError(f"{path}: provider.type: missing; local, aws, ... as `ray up` reads it")
+    return ClusterSpec(
+        name=str(settings.get("cluster_name", path.stem)),
+        provider=str(provider["type"]),
+        num_nodes=_num_nodes(settings, provider, path),
+        metadata=metadata,
+    )
+
+
+def _num_nodes(settings: dict[str, Any], provider: dict[str, Any], path: Path) -> int:
+    """Training nodes: listed machines, or the least the worker types promise."""
+    if provider["type"] == "local":
+        workers = provider.get("worker_ips") or []
+        return 1 + len(workers)
+    types = settings.get("available_node_types") or {}
+    head = settings.get("head_node_type")
+    if head not in types:
+        close = difflib.get_close_matches(str(head), types, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise SettingsError(
+            f"{path}: head_node_type = {head!r} is not in available_node_types{meant}"
+        )
+    return max(1, sum(int(t.get("min_workers", 0)) for name, t in types.items() if name != head))

@@ -1,0 +1,66 @@
+"""Train a recipe: `python -m trainers reviews.yaml batch.global_size=64 --run runs/mine`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import spec
+from cluster.errors import BerthaError
+from cluster.settings import SettingsError
+from trainers import recipe as recipes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. Everything a user can get wrong ends in one line."""
+    options = _parse(arguments)
+    if options.schema:
+        print(recipes.schema())
+        return 0
+    try:
+        return _train(options)
+    except BerthaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.recipe is None:
+        raise SettingsError("name a recipe: a file, or a shipped one such as reviews.yaml")
+    recipe = recipes.load(options.recipe, options.overrides)
+    cluster = spec.load(options.cluster)
+    if options.dry_run:
+        from trainers.dry_run import describe
+
+        for line in describe(recipe, cluster):
+            print(line)
+        return 0
+    from trainers import data, fit, summary
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    storage = Path(cluster.metadata.storage)
+    run = Path(options.run) if options.run else storage / f"{Path(options.recipe).stem}-{stamp}"
+    print(f"run: {run}")
+    for line in data.prepare(recipe, cluster.cache).report.lines():
+        print(line)
+    outcome = fit.fit(recipe, cluster, run, options.resume)
+    for line in summary.lines(outcome.result, outcome.seconds):
+        print(line)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
+    parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--cluster", default="local.yaml", help="a Ray cluster YAML")
+    parser.add_argument("--run", help="the run directory; default: a new one")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
+    parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Cleanings by name and version: what happens to a text before the tokenizer sees it.
+
+A cleaning is a pure function, the same in training and serving; a change of what one does is a new
+name. Knows no tokenizer and no data set.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+
+LONGEST = 1_000_000  # characters of a raw text that are looked at; no model reads so far
+
+_BLOCKS = (
+    "address article aside blockquote body br center dd div dl dt fieldset figcaption figure "
+    "footer form h1 h2 h3 h4 h5 h6 head header hr html img li main nav ol option p pre script "
+    "section select style table tbody td tfoot th thead title tr ul"
+)
+_INLINES = (
+    "a abbr acronym b big button cite code del dfn em font i input ins kbd label mark q s samp "
+    "small span strike strong sub sup tt u var"
+)
+# An attribute must have a value: `<b and c>` is somebody's arithmetic, not a tag. Possessive
+# quantifiers and values without < and > keep the search linear in the length of any text.
+_ATTRIBUTES = r"""(?:\s++[a-z][\w:.-]*+\s*+=\s*+(?:"[^"<>]*+"|'[^'<>]*+'|[^\s"'<>=]++))*+\s*+/?"""
+
+
+def _tags(names: str) -> str:
+    return rf"</?(?:{'|'.join(names.split())})(?![\w:.-]){_ATTRIBUTES}>"
+
+
+_BLOCK = re.compile(rf"{_tags(_BLOCKS)}|<!--[^<>]*+(?<=--)>|<!doctype[^<>]*+>", re.IGNORECASE)
+_INLINE = re.compile(_tags(_INLINES), re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def text_v1(text: str) -> str:
+    """A text as a person reads it, on one line.
+
+    Line breaks, paragraphs and other blocks of HTML become a space, tags inside a line (`<b>`)
+    vanish, and what only looks like a tag stays (`<3`, `a < b`). Character references become
+    characters, everything is composed (Unicode NFC), half surrogates become U+FFFD, and each run
+    of white space and control characters becomes one space, none at the ends.
+
+    Idempotent on texts without `<` and `&`. Elsewhere it is not and cannot be: `&lt;b&gt;` is how
+    HTML writes the three letters `<b>`, and those, met again, are a tag.
+    """
+    if "<" in text:
+        text = _INLINE.sub("", _BLOCK.sub(" ", text))
+    if "&" in text:
+        text = html.unescape(text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", _SURROGATE.sub("\ufffd", text))
+    text = " ".join(text.split())
+    return text if text.isprintable() else " ".join(_CONTROL.sub(" ", text).split())
+
+
+def none(text: str) -> str:
+    """The text as it is."""
+    return text
+
+
+CLEANINGS: dict[str, Callable[[str], str]] = {"text-v1": text_v1, "none": none}

@@ -1,0 +1,182 @@
+"""The data path: a recipe's source becomes encoded, split, labelled rows, once on every machine.
+
+    read, clean, split by text, label (`corpus.py`), encode, keep in a cache directory
+
+The first process on a machine does the work; the others, and later runs, map the files. Knows no
+model and no Ray.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from trainers import prepared, sources
+from trainers.corpus import PARTS, Corpus, gather, repeats
+from trainers.encoding import CHUNK, Encoder, Samples, joined, load_encoder
+from trainers.files import DataError
+from trainers.labels import counts
+from trainers.prepared import Data, DataReport, Split
+from trainers.recipe import Recipe
+from trainers.splits import spread
+
+__all__ = ["Data", "DataError", "DataReport", "Sketch", "Split", "encoder_of", "prepare", "sketch"]
+
+FORMAT = 1  # of what a cache entry holds; a new number makes strangers of the old entries
+SKETCHED = 1000  # training texts that a sketch encodes
+
+Progress = Callable[[int, int], None]  # texts encoded, of how many
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a dry run shows. num_train: training rows; lengths: tokens of each of their texts, of
+    SKETCHED of them where the data is not encoded yet (report.sampled says so).
+    """
+
+    report: DataReport
+    labels: tuple[str, ...]
+    num_train: int
+    lengths: np.ndarray
+
+
+def prepare(recipe: Recipe, cache: Path, progress: Progress | None = None) -> Data:
+    """The data of `recipe`: from `cache` (a directory) where it is there and whole, else built.
+
+    Several processes may ask at once; one builds. A later call reads the source's fingerprint and
+    not the source. Raises DataError, or EncodingError where there is no tokenizer.
+    """
+    encoder = encoder_of(recipe)
+    key = _key(recipe, encoder)
+    data = prepared.load(cache / key)
+    if data is not None:
+        return data
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{key}.lock"):
+            data = prepared.load(cache / key)
+            if data is None:
+                built = _build(recipe, encoder, key, progress)
+                for leftover in cache.glob(f".{key}.*.tmp"):
+                    shutil.rmtree(leftover)
+                prepared.write(cache / key, built)
+                data = prepared.load(cache / key)
+    except OSError as error:
+        raise DataError(f"{cache}: cannot keep encoded data there: {error}") from None
+    if data is None:
+        raise DataError(f"{cache / key}: not the data that was just written; is the disk sound?")
+    return data
+
+
+def sketch(recipe: Recipe, cache: Path) -> Sketch:
+    """What `prepare` would give, encoding a sample at most. Raises what it would."""
+    encoder = encoder_of(recipe)
+    data = prepared.load(cache / _key(recipe, encoder))
+    if data is not None:
+        return Sketch(data.report, data.labels, len(data.train), data.train.samples.lengths)
+    corpus = gather(recipe, encoder.clean)
+    texts = corpus.sides["train"].texts
+    some = [texts[row] for row in spread(len(texts), SKETCHED)]
+    samples, truncated = encoder.encode(some)
+    report = _report(corpus, samples, truncated)
+    return Sketch(report, corpus.names, len(texts), samples.lengths)
+
+
+def encoder_of(recipe: Recipe) -> Encoder:
+    """The encoder that `recipe` asks for."""
+    source = recipe.model.tokenizer or recipe.model.name
+    return load_encoder(source, recipe.data.cleaning, recipe.batch.max_length)
+
+
+def _key(recipe: Recipe, encoder: Encoder) -> str:
+    """The name of a cache entry: a hash of all that decides what is in it."""
+    data = recipe.data
+    settings = data.model_dump(mode="json", exclude={"source", "validation", "test"})
+    parts = dict(zip(PARTS, (data.source, data.validation, data.test), strict=True))
+    contents = {
+        part: sources.fingerprint(source, data, part) if isinstance(source, str) else source
+        for part, source in parts.items()
+    }
+    everything = [FORMAT, recipe.task, settings, contents, encoder.fingerprint]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _build(recipe: Recipe, encoder: Encoder, key: str, progress: Progress | None) -> Data:
+    corpus = gather(recipe, encoder.clean)
+    if _key(recipe, encoder) != key:
+        raise DataError(f"{recipe.data.source}: changed while it was read; start again")
+    texts = {part: corpus.sides[part].texts for part in PARTS}
+    total, done = sum(map(len, texts.values())), 0
+    splits, num_cut = {}, {}
+    for part in PARTS:
+        samples, num_cut[part] = _encode(encoder, texts[part], _after(done, total, progress))
+        splits[part] = Split(samples, corpus.targets[part])
+        done += len(samples)
+    _same_width([split.samples for split in splits.values()])
+    report = _report(corpus, splits["train"].samples, num_cut["train"])
+    return Data(**splits, labels=corpus.names, report=report, fingerprint=key)
+
+
+def _after(done: int, total: int, progress: Progress | None) -> Callable[[int], None]:
+    """Tells `progress` about texts encoded after `done` others."""
+    return lambda more: progress(done + more, total) if progress is not None else None
+
+
+def _encode(
+    encoder: Encoder, texts: Sequence[str], tell: Callable[[int], None]
+) -> tuple[Samples, int]:
+    """`texts` encoded chunk by chunk, and how many were cut."""
+    parts, truncated = [], 0
+    for start in range(0, len(texts), CHUNK):
+        samples, num_cut = encoder.encode(texts[start : start + CHUNK])
+        parts.append(samples)
+        truncated += num_cut
+        tell(min(start + CHUNK, len(texts)))
+    return joined(parts), truncated
+
+
+def _same_width(samples: Sequence[Samples]) -> None:
+    """Raise a DataError where texts that are numbers hold more of them here than there."""
+    widths = {int(width) for each in samples for width in np.unique(each.lengths)}
+    if samples[0].values.dtype == np.float32 and len(widths) > 1:
+        raise DataError(
+            f"texts hold from {min(widths)} to {max(widths)} numbers; a linear model reads as many "
+            "from every text"
+        )
+
+
+def _report(corpus: Corpus, samples: Samples, truncated: int) -> DataReport:
+    """The report on `corpus`, of whose training texts `samples` are all, or a sample."""
+    train, lengths = corpus.sides["train"], samples.lengths
+    duplicates, conflicting = repeats(corpus.sides)
+    numbers = {} if corpus.names else _moments(corpus.targets["train"])
+    return DataReport(
+        rows_read=corpus.rows_read,
+        skipped=corpus.skipped,
+        rows={part: len(corpus.sides[part].texts) for part in PARTS},
+        label_counts={
+            part: counts(corpus.sides[part].labels, corpus.names) for part in PARTS if corpus.names
+        },
+        numbers=numbers,
+        duplicates=duplicates,
+        conflicting=conflicting,
+        held_out=corpus.held_out,
+        truncated=truncated / len(lengths),
+        lengths=_moments(lengths),
+        sampled=None if len(samples) == len(train.texts) else len(samples),
+    )
+
+
+def _moments(values: np.ndarray) -> dict[str, float]:
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "mean": float(values.mean()),
+        "p95": float(np.percentile(values, 95)),
+        "max": float(values.max()),
+    }

@@ -1,0 +1,58 @@
+"""What a training loop must know of a device: one row each.
+
+Facts of torch (backend, dtype, Ray resource) live here; prices and speeds of hardware live in the
+cluster package. Rows other than cpu are not run on hardware.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of device.
+
+    resource: what Ray calls it. backend: of torch.distributed. token_budget: padded tokens computed
+    at once unless the recipe says otherwise. overhead_tokens: tokens that one more micro-batch is
+    worth.
+    """
+
+    kind: str
+    resource: str
+    backend: str
+    token_budget: int
+    overhead_tokens: int
+
+    def fast_bf16(self) -> bool:
+        """Whether bf16 autocast computes faster here than fp32."""
+        if self.kind == "cpu":
+            return bool(torch.backends.cpu.get_cpu_capability() == "AVX512") and bool(
+                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            )
+        if self.kind == "cuda":
+            return torch.cuda.get_device_capability() >= (8, 0)
+        return True
+
+    def torch_device(self) -> torch.device:
+        """The device of this process; with several, the current one."""
+        if self.kind == "cpu":
+            return torch.device("cpu")
+        return torch.device(self.kind, torch.accelerator.current_device_index())
+
+
+DEVICES = {
+    row.kind: row
+    for row in (
+        Device("cpu", "CPU", "gloo", token_budget=2048, overhead_tokens=16),
+        Device("cuda", "GPU", "nccl", token_budget=32768, overhead_tokens=2048),
+        Device("neuron", "neuron_cores", "neuron", token_budget=16384, overhead_tokens=2048),
+    )
+}
+
+
+def autocast_dtype(device: Device, precision: str) -> torch.dtype | None:
+    """The autocast dtype a recipe's `precision` means on `device`; None is plain fp32."""
+    if precision == "bf16" or (precision == "auto" and device.fast_bf16()):
+        return torch.bfloat16
+    return None

@@ -1,0 +1,134 @@
+"""What a person sees while a run goes on: the driver reads metrics.jsonl as it grows.
+
+Workers may be on other machines and print nothing; one reader of the shared run directory keeps the
+screen clean and works the same under `ray job submit`.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from trainers.record import RunDirectory
+
+
+class Tail:
+    """Reads the complete lines that a JSONL file gained since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._rest = ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The new rows. A file that was replaced is read from its last `start` row on."""
+        replaced = self._file is not None and self._moved()
+        if self._file is None or replaced:
+            self.close()
+            if not self._path.is_file():
+                return []
+            self._file = self._path.open(encoding="utf-8")
+        *lines, self._rest = (self._rest * (not replaced) + self._file.read()).split("\n")
+        rows = [json.loads(line) for line in lines]
+        starts = [index for index, row in enumerate(rows) if row["kind"] == "start"]
+        return rows[starts[-1] :] if replaced and starts else [] if replaced else rows
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _moved(self) -> bool:
+        assert self._file is not None
+        return os.fstat(self._file.fileno()).st_ino != self._path.stat().st_ino
+
+
+class Follower:
+    """Prints a line every few seconds while its `with` block runs."""
+
+    def __init__(
+        self, run: RunDirectory, say: Callable[[str], None] = print, every_seconds: float = 5.0
+    ) -> None:
+        self._tail = Tail(run.metrics)
+        self._tail.rows()  # what an earlier start left
+        self._say, self._every = say, every_seconds
+        self._total_steps = 0
+        self._pending: list[dict[str, Any]] = []
+        self._said_at = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look(last=True)
+        self._tail.close()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.5):
+            self._look()
+
+    def _look(self, last: bool = False) -> None:
+        for row in self._tail.rows():
+            self._tell(row)
+        now = time.monotonic()
+        if self._pending and (last or now - self._said_at >= self._every):
+            self._say(steps_line(self._pending, self._total_steps))
+            self._said_at = now
+            self._pending.clear()
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "start":
+            self._total_steps = row["total_steps"]
+            self._pending.clear()
+            if row["step"]:
+                self._say(f"going on from step {row['step']}")
+        elif row["kind"] == "step":
+            self._pending.append(row)
+        else:
+            self._say(evaluation_line(row))
+
+
+def steps_line(rows: list[dict[str, Any]], total_steps: int) -> str:
+    """One line for the steps of `rows`: means, and the time left at their speed."""
+    last = rows[-1]
+    seconds = sum(row["seconds"] for row in rows)
+    tokens = sum(row["tokens"] for row in rows)
+    padding = 1 - tokens / sum(row["computed_tokens"] for row in rows)
+    loss = sum(row["loss"] for row in rows) / len(rows)
+    left = (total_steps - last["step"]) * seconds / len(rows)
+    return (
+        f"step {last['step']}/{total_steps}  loss {loss:.4f}  "
+        f"learning rate {last['learning_rate']:.2e}  {tokens / seconds:,.0f} tokens/s  "
+        f"padding {padding:.1%}  {duration(left)} left"
+    )
+
+
+def evaluation_line(row: dict[str, Any]) -> str:
+    """One line for an evaluation row."""
+    best = "  best so far" if row["best"] else ""
+    return f"step {row['step']}  validation: {figures(row['metrics'])}{best}"
+
+
+def figures(metrics: dict[str, Any]) -> str:
+    """The single numbers of `metrics` in words."""
+    return "  ".join(
+        f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45s, 3m20s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
