@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from trainers import recipe as recipes
+from trainers.architecture import ModelError, config_of, num_parameters
 from trainers.bert import TextModel
 from trainers.dropout import sample_keys, use_keyed_dropout
-from trainers.model import ModelError, build, load
+from trainers.model import build, load
 
 
 def plain(directory: Path, **settings: object) -> BertForSequenceClassification:
@@ -106,6 +107,12 @@ def random_recipe(tiny_bert: Path, *overrides: str) -> recipes.Recipe:
     return recipes.load(
         "csv", ["model.name=random", f"model.tokenizer={tiny_bert}", *changes, *overrides]
     )
+
+
+def test_parameters_are_counted_without_allocating_them(tiny_bert: Path) -> None:
+    recipe = random_recipe(tiny_bert)
+    counted = num_parameters(config_of(recipe, ("a", "b", "c")))
+    assert counted == sum(p.numel() for p in build(recipe, ("a", "b", "c"), 0).parameters())
 
 
 def test_a_random_model_is_a_function_of_the_seed(tiny_bert: Path) -> None:

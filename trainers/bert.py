@@ -6,16 +6,14 @@ kernel, and the last layer computes queries, attention output and feed-forward f
 because a classifier reads nothing else. Knows nothing of recipes, optimizers or layouts.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, BertForSequenceClassification
-from transformers.utils import logging
 
+from trainers.architecture import quiet
 from trainers.dropout import Keys, use_keyed_dropout
 
 
@@ -77,20 +75,6 @@ class ClsOnlyLayer(nn.Module):
         narrow: Any = self.output
         output: Tensor = narrow(widen(attended), attended)
         return output
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers without its progress bars and reports."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def attend(

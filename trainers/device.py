@@ -7,22 +7,28 @@ cluster package. Rows other than cpu are not run on hardware.
 from dataclasses import dataclass
 
 import torch
+from transformers import BertConfig
+
+from trainers.batching import Cost
 
 
 @dataclass(frozen=True)
 class Device:
     """One kind of device.
 
-    resource: what Ray calls it. backend: of torch.distributed. token_budget: padded tokens computed
-    at once unless the recipe says otherwise. overhead_tokens: tokens that one more micro-batch is
-    worth.
+    resource: what Ray calls it. backend: of torch.distributed. fused: whether torch has fused
+    optimizers for it. token_budget: padded tokens computed at once unless the recipe says
+    otherwise. launch_tokens: tokens that the launches of one more micro-batch are worth.
+    flops_per_element: what it computes while it writes one element of a gradient to memory.
     """
 
     kind: str
     resource: str
     backend: str
+    fused: bool
     token_budget: int
-    overhead_tokens: int
+    launch_tokens: int
+    flops_per_element: int
 
     def fast_bf16(self) -> bool:
         """Whether bf16 autocast computes faster here than fp32."""
@@ -44,9 +50,9 @@ class Device:
 DEVICES = {
     row.kind: row
     for row in (
-        Device("cpu", "CPU", "gloo", token_budget=2048, overhead_tokens=16),
-        Device("cuda", "GPU", "nccl", token_budget=32768, overhead_tokens=2048),
-        Device("neuron", "neuron_cores", "neuron", token_budget=16384, overhead_tokens=2048),
+        Device("cpu", "CPU", "gloo", True, 2048, launch_tokens=10, flops_per_element=270),
+        Device("cuda", "GPU", "nccl", True, 32768, launch_tokens=2048, flops_per_element=1200),
+        Device("neuron", "neuron_cores", "neuron", False, 16384, 2048, flops_per_element=1200),
     )
 }
 
@@ -56,3 +62,14 @@ def autocast_dtype(device: Device, precision: str) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and device.fast_bf16()):
         return torch.bfloat16
     return None
+
+
+def cost_on(device: Device, config: BertConfig) -> Cost:
+    """What the micro-batches of a BERT cost on `device`."""
+    return Cost.of_bert(
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        device.launch_tokens,
+        device.flops_per_element,
+    )

@@ -28,8 +28,9 @@ from trainers.batching import (
     padding_share,
     steps_per_epoch,
 )
+from trainers.bert import TextModel
 from trainers.data import Data, Split
-from trainers.device import Device, autocast_dtype
+from trainers.device import Device, autocast_dtype, cost_on
 from trainers.dropout import sample_keys
 from trainers.events import Evaluation, Event, Progress, Save, Step
 from trainers.metrics import Metrics, Tally
@@ -53,7 +54,7 @@ class Loop:
         self.recipe, self.data, self.pad, self.model, self.device = recipe, data, pad, model, device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-        self.optimizer = build_optimizer(model, recipe)
+        self.optimizer = build_optimizer(model, recipe, fused=device.fused)
         self.progress = Progress()
         self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.batch.global_size)
         self.total_steps = self.steps_per_epoch * recipe.stopping.epochs
@@ -62,8 +63,7 @@ class Loop:
         self.token_budget = recipe.batch.token_budget or max(
             device.token_budget, recipe.batch.max_length
         )
-        width = getattr(getattr(model, "bert", None), "config", None)
-        self._cost = Cost(device.overhead_tokens, width.hidden_size if width else 0)
+        self._cost = cost_on(device, model.bert.config) if isinstance(model, TextModel) else Cost()
         self._place = device.torch_device()
         self._autocast = autocast_dtype(device, recipe.precision)
         self._parallel: nn.Module = model

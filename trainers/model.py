@@ -5,33 +5,19 @@ are drawn fresh from the recipe's seed. Knows nothing of optimizers, Ray or layo
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
-from cluster.errors import BerthaError
+from trainers.architecture import config_of, from_hub
 from trainers.batching import Cost, cut
-from trainers.bert import TextModel, quiet
+from trainers.bert import TextModel
 from trainers.encoding import Samples
-from trainers.packages import resolve_model
-from trainers.recipe import SIZES, Recipe, Task
-
-PROBLEM_TYPES: dict[Task, str] = {
-    "classification": "single_label_classification",
-    "multi-label": "multi_label_classification",
-    "regression": "regression",
-}
-
-
-class ModelError(BerthaError):
-    """A model that cannot be had or used; the text says the way out."""
+from trainers.recipe import Recipe
 
 
 class LinearModel(nn.Module):
@@ -79,42 +65,6 @@ def build(recipe: Recipe, labels: tuple[str, ...], num_features: int) -> Model:
     return TextModel(_pretrained(recipe.model.name, config)).train()
 
 
-def config_of(recipe: Recipe, labels: tuple[str, ...]) -> BertConfig:
-    """The configuration of the recipe's BERT. Raises ModelError when it cannot be had or used."""
-    names = labels or ("value",)
-    settings = {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-        "problem_type": PROBLEM_TYPES[recipe.task],
-        "hidden_dropout_prob": recipe.model.dropout,
-        "attention_probs_dropout_prob": recipe.model.attention_dropout,
-        "classifier_dropout": recipe.model.dropout,
-    }
-    if recipe.model.name == "random":
-        return _fresh_config(recipe, settings)
-    with _from_hub(recipe.model.name) as source:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
-    if config.model_type != "bert":
-        raise ModelError(
-            f"model.name = {recipe.model.name!r}: a {config.model_type} model; "
-            "this trains models of type bert"
-        )
-    longest = config.max_position_embeddings
-    if recipe.batch.max_length > longest:
-        raise ModelError(
-            f"batch.max_length = {recipe.batch.max_length}: {recipe.model.name} has positions for "
-            f"{longest} tokens; set batch.max_length={longest}"
-        )
-    return config
-
-
-def parameters_of(config: BertConfig) -> int:
-    """How many parameters a model of `config` has; none is allocated."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in BertForSequenceClassification(config).parameters())
-
-
 def load(directory: Path) -> Model:
     """A saved model in evaluation mode."""
     config = json.loads((directory / "config.json").read_text())
@@ -157,36 +107,9 @@ def tensors(
     return inputs, None if mask.all() else torch.from_numpy(mask).to(device)
 
 
-def _fresh_config(recipe: Recipe, settings: dict[str, Any]) -> BertConfig:
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve_model(recipe.model.tokenizer or ""), trust_remote_code=False
-    )
-    sizes = {size: getattr(recipe.model, size) for size in SIZES}
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=max(512, recipe.batch.max_length),
-        pad_token_id=tokenizer.pad_token_id,
-        **sizes,
-        **settings,
-    )
-
-
 def _pretrained(name: str, config: BertConfig | None) -> BertForSequenceClassification:
     """Weights from a directory, a package or the hub: safetensors only, no remote code."""
-    with _from_hub(name) as source:
+    with from_hub(name) as source:
         return BertForSequenceClassification.from_pretrained(
             source, config=config, use_safetensors=True
         )
-
-
-@contextmanager
-def _from_hub(name: str) -> Iterator[str]:
-    """The place to load `name` from, with Transformers quiet and its failures in our words."""
-    try:
-        with quiet():
-            yield resolve_model(name)
-    except OSError as error:
-        raise ModelError(
-            f"model.name = {name!r}: not a directory with a model, and not to be had from the hub "
-            f"({str(error).splitlines()[0]}); give a directory, or package:all-minilm-l6-v2"
-        ) from None

@@ -8,8 +8,13 @@ from torch import nn
 from trainers.recipe import Recipe, Schedule
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `model`; biases and norms are not decayed."""
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `model`; biases and norms are not decayed.
+
+    fused: one pass over memory instead of one an operation, where the device has it.
+    """
     settings = recipe.optimizer
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -21,9 +26,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     rate = settings.learning_rate
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=rate, betas=settings.betas, eps=settings.eps)
+    return kind(groups, lr=rate, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:

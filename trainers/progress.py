@@ -97,6 +97,21 @@ class Follower:
             self._say(evaluation_line(row))
 
 
+def encoding(
+    say: Callable[[str], None] = print, every_seconds: float = 5.0
+) -> Callable[[int, int], None]:
+    """What to call with (texts encoded, of how many): says so every few seconds."""
+    said_at = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= every_seconds:
+            said_at = time.monotonic()
+            say(f"encoding texts: {done:,} of {total:,}")
+
+    return tell
+
+
 def steps_line(rows: list[dict[str, Any]], total_steps: int) -> str:
     """One line for the steps of `rows`: means, and the time left at their speed."""
     last = rows[-1]
