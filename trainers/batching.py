@@ -28,25 +28,13 @@ class MicroBatch:
 class Cost:
     """What a micro-batch costs, in units of one token's linear layers.
 
-    overhead: tokens that one more micro-batch is worth.
+    overhead: tokens that one more micro-batch is worth (launches, Python).
     hidden_size: attention adds length / (6 hidden_size) a token, from 24 s h^2 + 4 s^2 h FLOPs a
     layer (Narayanan et al. 2021, arXiv 2104.04473, appendix). 0: attention is not counted.
     """
 
     overhead: float = 0.0
     hidden_size: int = 0
-
-    @classmethod
-    def of_bert(
-        cls, vocab_size: int, hidden_size: int, num_layers: int, launch_tokens: float, flops: float
-    ) -> "Cost":
-        """The cost for a BERT on a device that computes `flops` while it writes an element.
-
-        Every micro-batch writes a gradient of the whole embedding table, vocab_size x hidden_size,
-        while a token costs 72 num_layers hidden_size^2 FLOPs, forward and backward.
-        """
-        table = flops * vocab_size / (72 * num_layers * hidden_size)
-        return cls(launch_tokens + table, hidden_size)
 
     def of_samples(self, lengths: np.ndarray) -> np.ndarray:
         """Cost [n] of samples of `lengths` [n] computed without padding."""

@@ -1,9 +1,10 @@
 """Transformers' own BERT, made to compute only what a classifier's answer needs.
 
 Weights, names and configuration stay those of Transformers, so a saved model loads there unchanged.
-Three things differ while it runs here: dropout is keyed by sample, attention takes torch's fused
-kernel, and the last layer computes queries, attention output and feed-forward for [CLS] alone,
-because a classifier reads nothing else. Knows nothing of recipes, optimizers or layouts.
+Four things differ while it runs here: dropout is keyed by sample, attention takes torch's fused
+kernel, the word embeddings' gradient is added row by row, and the last layer computes queries,
+attention output and feed-forward for [CLS] alone, because a classifier reads nothing else. Knows
+nothing of recipes, optimizers or layouts.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, BertForSequenceClassification
 
 from trainers.architecture import quiet
 from trainers.dropout import Keys, use_keyed_dropout
+from trainers.lookup import Lookup
 
 
 class TextModel(nn.Module):
@@ -24,7 +26,8 @@ class TextModel(nn.Module):
         super().__init__()
         AttentionInterface.register("bertha", attend)
         bert.config._attn_implementation = "bertha"
-        layers = bert.bert.encoder.layer
+        embeddings, layers = bert.bert.embeddings, bert.bert.encoder.layer
+        embeddings.word_embeddings = Lookup.of(embeddings.word_embeddings)
         layers[-1] = ClsOnlyLayer(layers[-1])
         self.bert = bert
         self._keys: Keys = use_keyed_dropout(bert)
@@ -41,6 +44,13 @@ class TextModel(nn.Module):
         spread = None if mask is None else mask[:, None, None, :]
         logits: Tensor = self.bert(input_ids=ids, attention_mask=spread).logits
         return logits
+
+    @property
+    def table(self) -> Lookup:
+        """The word embeddings, whose gradient is not in the hands of autograd."""
+        table = self.bert.bert.embeddings.word_embeddings
+        assert isinstance(table, Lookup)
+        return table
 
     def save(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors` as Transformers does."""

@@ -7,9 +7,6 @@ cluster package. Rows other than cpu are not run on hardware.
 from dataclasses import dataclass
 
 import torch
-from transformers import BertConfig
-
-from trainers.batching import Cost
 
 
 @dataclass(frozen=True)
@@ -18,8 +15,7 @@ class Device:
 
     resource: what Ray calls it. backend: of torch.distributed. fused: whether torch has fused
     optimizers for it. token_budget: padded tokens computed at once unless the recipe says
-    otherwise. launch_tokens: tokens that the launches of one more micro-batch are worth.
-    flops_per_element: what it computes while it writes one element of a gradient to memory.
+    otherwise. overhead_tokens: tokens that one more micro-batch is worth.
     """
 
     kind: str
@@ -27,8 +23,7 @@ class Device:
     backend: str
     fused: bool
     token_budget: int
-    launch_tokens: int
-    flops_per_element: int
+    overhead_tokens: int
 
     def fast_bf16(self) -> bool:
         """Whether bf16 autocast computes faster here than fp32."""
@@ -50,9 +45,9 @@ class Device:
 DEVICES = {
     row.kind: row
     for row in (
-        Device("cpu", "CPU", "gloo", True, 2048, launch_tokens=10, flops_per_element=270),
-        Device("cuda", "GPU", "nccl", True, 32768, launch_tokens=2048, flops_per_element=1200),
-        Device("neuron", "neuron_cores", "neuron", False, 16384, 2048, flops_per_element=1200),
+        Device("cpu", "CPU", "gloo", True, 2048, overhead_tokens=50),
+        Device("cuda", "GPU", "nccl", True, 32768, overhead_tokens=2048),
+        Device("neuron", "neuron_cores", "neuron", False, 16384, overhead_tokens=2048),
     )
 }
 
@@ -62,14 +57,3 @@ def autocast_dtype(device: Device, precision: str) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and device.fast_bf16()):
         return torch.bfloat16
     return None
-
-
-def cost_on(device: Device, config: BertConfig) -> Cost:
-    """What the micro-batches of a BERT cost on `device`."""
-    return Cost.of_bert(
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        device.launch_tokens,
-        device.flops_per_element,
-    )

@@ -20,7 +20,7 @@ from trainers.batching import (
     padding_share,
     steps_per_epoch,
 )
-from trainers.device import DEVICES, Device, autocast_dtype, cost_on
+from trainers.device import DEVICES, Device, autocast_dtype
 from trainers.recipe import Recipe
 
 TRIED = 20  # global batches cut to show what the cut is like
@@ -40,7 +40,9 @@ def describe(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     else:
         config = config_of(recipe, sketch.labels)
         yield _model(recipe, config)
-        yield from _batches(recipe, sketch, workers, device, cost_on(device, config))
+        yield from _batches(
+            recipe, sketch, workers, device, Cost(device.overhead_tokens, config.hidden_size)
+        )
 
 
 def _model(recipe: Recipe, config: BertConfig) -> str:

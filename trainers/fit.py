@@ -64,10 +64,10 @@ def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -
 
 def connect(cluster: ClusterSpec) -> None:
     """Join the cluster this process was submitted to, or start one on this machine."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized() or not cluster.num_workers:
         return
-    quiet = {"log_to_driver": False, "logging_level": "warning", "include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
     if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
         ray.init(address="local", **quiet)
     else:

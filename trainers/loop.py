@@ -30,7 +30,7 @@ from trainers.batching import (
 )
 from trainers.bert import TextModel
 from trainers.data import Data, Split
-from trainers.device import Device, autocast_dtype, cost_on
+from trainers.device import Device, autocast_dtype
 from trainers.dropout import sample_keys
 from trainers.events import Evaluation, Event, Progress, Save, Step
 from trainers.metrics import Metrics, Tally
@@ -63,12 +63,13 @@ class Loop:
         self.token_budget = recipe.batch.token_budget or max(
             device.token_budget, recipe.batch.max_length
         )
-        self._cost = cost_on(device, model.bert.config) if isinstance(model, TextModel) else Cost()
+        hidden = model.bert.config.hidden_size if isinstance(model, TextModel) else 0
+        self._cost = Cost(device.overhead_tokens, hidden)
         self._place = device.torch_device()
         self._autocast = autocast_dtype(device, recipe.precision)
         self._parallel: nn.Module = model
         if self.num_ranks > 1:
-            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
+            self._parallel = _data_parallel(model)
 
     def state(self) -> dict[str, Any]:
         """The position, as plain values."""
@@ -146,7 +147,7 @@ class Loop:
         rate = learning_rate(self.recipe, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._accumulate(epoch, shares[self.rank])
+        loss = self._accumulate(epoch, rows, shares[self.rank])
         limit = self.recipe.optimizer.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit or math.inf)
         self.optimizer.step()
@@ -165,7 +166,7 @@ class Loop:
             seconds=time.perf_counter() - started,
         )
 
-    def _accumulate(self, epoch: int, share: list[MicroBatch]) -> float:
+    def _accumulate(self, epoch: int, rows: np.ndarray, share: list[MicroBatch]) -> float:
         """Leave the gradient of the global batch in the parameters; this rank's part of its loss.
 
         Gradients are exchanged once, with the last micro-batch. The exchange averages over ranks,
@@ -184,6 +185,9 @@ class Loop:
                 loss = losses.sum() * micro_batch.weight
                 (loss * self.num_ranks).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
+        if self.num_ranks > 1 and isinstance(self.model, TextModel):
+            ids = np.unique(train.samples.collate(rows, self.pad)[0])
+            self.model.table.average_gradient(torch.from_numpy(ids).long().to(self._place))
         return total.item()
 
     def _targets(self, split: Split, micro_batch: MicroBatch) -> torch.Tensor:
@@ -201,3 +205,11 @@ class Loop:
         total = total.to(self._place)
         dist.all_reduce(total)
         return total.item()
+
+
+def _data_parallel(model: Model) -> DistributedDataParallel:
+    """The model with its gradients averaged over ranks, all but that of the word embeddings."""
+    if isinstance(model, TextModel):
+        name = next(n for n, p in model.named_parameters() if p is model.table.weight)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name])  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(model, broadcast_buffers=False)
