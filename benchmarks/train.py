@@ -4,8 +4,8 @@ Every contender trains on the same global batches in the same order, in one proc
 (A B C, A B C, ...); the table gives medians over the rounds, and each round's ratio to the first
 Trainer row. CPU seconds count all threads and are the fairer figure on a shared machine.
 
-    python benchmarks/train.py imdb --rounds 3 --steps 5
-    python benchmarks/train.py reviews --rounds 3 --steps 20
+    python benchmarks/train.py imdb --rounds 3 --steps 3
+    python benchmarks/train.py reviews batch.max_length=512 --rounds 3 --steps 4
     python benchmarks/train.py reviews --accuracy --seeds 3
 """
 
@@ -265,6 +265,7 @@ def main() -> None:
     """Run one comparison and store it under results/."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", choices=["imdb", "reviews", "bbc-news"])
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="counted steps a turn")
     parser.add_argument("--threads", type=int, default=2)
@@ -272,9 +273,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--cache", default="~/.cache/bertha")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
-    made = recipe.load(options.recipe, [f"stopping.epochs={options.epochs}"])
+    made = recipe.load(options.recipe, [f"stopping.epochs={options.epochs}", *options.overrides])
     prepared = data.prepare(made, Path(options.cache).expanduser())
     kind = "accuracy" if options.accuracy else "speed"
     if options.accuracy:

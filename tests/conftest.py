@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-GOOD = "good great warm funny lovely bright moving fine".split()
-BAD = "bad awful cold dull ugly grim boring poor".split()
-PLAIN = "the a film plot cast is was and very scene actor story with of in it".split()
+GOOD = ["good", "great", "warm", "funny", "lovely", "bright", "moving", "fine"]
+BAD = ["bad", "awful", "cold", "dull", "ugly", "grim", "boring", "poor"]
+PLAIN = ["the", "a", "film", "plot", "cast", "is", "was", "and", "very", "scene", "actor"]
+PLAIN += ["story", "with", "of", "in", "it"]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Global batches: the same samples, the same gradient, however they are cut."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ from trainers.batching import (
     padding_share,
     steps_per_epoch,
 )
-import itertools
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=80)
 RANKS = st.integers(1, 9)

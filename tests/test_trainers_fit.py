@@ -16,7 +16,7 @@ import yaml
 from transformers import pipeline
 
 from cluster import spec
-from trainers import bundle, fit
+from trainers import card, fit
 from trainers import recipe as recipes
 from trainers.__main__ import main
 from trainers.fit import Outcome
@@ -106,9 +106,9 @@ def test_the_bundle_is_the_best_checkpoint_and_loads_in_transformers(
     outcome, run = undisturbed
     best = max(run.rows("evaluation"), key=lambda row: row["metrics"]["f1"])
     assert outcome.result["best_step"] == best["step"]
-    card = bundle.read(run.bundle)
-    assert card.metrics == outcome.result["test"]
-    assert card.metrics["accuracy"] > 0.8
+    held = card.read(run.bundle)
+    assert held.metrics == outcome.result["test"]
+    assert held.metrics["accuracy"] > 0.8
     classify = pipeline("text-classification", model=str(run.bundle), device="cpu")
     assert classify("a lovely warm film")[0]["label"] == "positive"
 
@@ -120,15 +120,15 @@ def test_a_tampered_bundle_is_refused_by_name(
     source = undisturbed[1].bundle
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    bundle.read(tmp_path)
+    card.read(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(bundle.BundleError, match=f"{name} is not the file that was written"):
-        bundle.read(tmp_path)
+    with pytest.raises(card.BundleError, match=f"{name} is not the file that was written"):
+        card.read(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(bundle.BundleError, match=f"{name} is missing"):
-        bundle.read(tmp_path)
+    with pytest.raises(card.BundleError, match=f"{name} is missing"):
+        card.read(tmp_path)
 
 
 def test_a_finished_run_is_not_repeated_and_not_overwritten(

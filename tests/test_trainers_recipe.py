@@ -73,7 +73,7 @@ def test_a_wrong_setting_names_key_value_and_way_out(override: str, said: str) -
 
 
 def test_wrong_combinations() -> None:
-    with pytest.raises(SettingsError, match="hold out 1.1 of the texts"):
+    with pytest.raises(SettingsError, match=r"hold out 1\.1 of the texts"):
         recipes.load("reviews", ["data.validation=0.6", "data.test=0.5"])
     with pytest.raises(SettingsError, match="patience waits for evaluations"):
         recipes.load("csv", ["data.validation=0"])

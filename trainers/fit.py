@@ -58,7 +58,11 @@ def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -
         if directory.refusal.is_file():
             raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
         result = directory.result()
-        assert result is not None, "the workers ended well but left no result"
+        if result is None:
+            raise RunError(
+                f"{directory.path}: the workers ended well, but their result is not here; metadata."
+                "storage, or --run, must be a directory that all nodes see"
+            )
     return Outcome(result, time.monotonic() - started)
 
 

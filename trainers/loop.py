@@ -212,4 +212,4 @@ def _data_parallel(model: Model) -> DistributedDataParallel:
     if isinstance(model, TextModel):
         name = next(n for n, p in model.named_parameters() if p is model.table.weight)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name])  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return DistributedDataParallel(model, forward_sync_buffers=False)

@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from trainers.architecture import config_of, from_hub
 from trainers.batching import Cost, cut
 from trainers.bert import TextModel
+from trainers.device import DEVICES
 from trainers.encoding import Samples
 from trainers.recipe import Recipe
 
@@ -84,7 +85,13 @@ def predict(
 ) -> np.ndarray:
     """Logits [n, num_labels] float32 of `samples`, in their order, computed length-sorted."""
     device = device or torch.device("cpu")
-    (micro_batches,) = cut(np.arange(len(samples)), samples.lengths, 1, token_budget, Cost())
+    (micro_batches,) = cut(
+        np.arange(len(samples)),
+        samples.lengths,
+        1,
+        token_budget,
+        Cost(DEVICES[device.type].overhead_tokens),
+    )
     logits: np.ndarray | None = None
     with torch.inference_mode():
         for micro_batch in micro_batches:

@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from trainers import bundle, checkpoint, data, plots, provenance
+from trainers.card import FORMAT, Card
 from trainers.device import DEVICES
 from trainers.encoding import Encoder
 from trainers.events import Evaluation, Event, Step
@@ -105,8 +106,8 @@ def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: En
     test = loop.evaluate(prepared.test) if len(prepared.test) else {}
     if loop.rank != 0:
         return
-    card = bundle.Card(
-        format=bundle.FORMAT,
+    card = Card(
+        format=FORMAT,
         task=recipe.task,
         labels=prepared.labels,
         cleaning=recipe.data.cleaning,

@@ -1,0 +1,67 @@
+"""Asking a running service over HTTP, and one readable line for an answer."""
+
+import json
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.errors import BerthaError
+
+TIMEOUT_SECONDS = 60
+LabelScores = Sequence[Mapping[str, Any]]  # [{"label": ..., "score": ...}], by falling score
+
+# Whatever proxy the environment names, a service of one's own is asked directly.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class AskError(BerthaError):
+    """A service that did not answer, or answered with an error."""
+
+
+def url(host: str, port: int) -> str:
+    """The address to ask a service that listens at host:port."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def ask(address: str, text: str) -> LabelScores:
+    """The labels of one text, by falling score. Raises AskError."""
+    request = urllib.request.Request(
+        f"{address}/predict",
+        data=json.dumps({"inputs": text}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with _direct.open(request, timeout=TIMEOUT_SECONDS) as response:
+            labels: LabelScores = json.load(response)
+    except urllib.error.HTTPError as error:
+        raise AskError(f"{text!r}: {error.code} {error.read().decode(errors='replace')}") from None
+    except OSError as error:
+        raise AskError(f"{address} does not answer: {error}") from None
+    return labels
+
+
+def wait_until_healthy(address: str) -> None:
+    """Return when the service at `address` answers. Raises AskError after a minute."""
+    give_up = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        try:
+            with _direct.open(f"{address}/health", timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise AskError(f"{address} does not answer: {error}") from None
+            time.sleep(0.1)
+
+
+def line(labels: LabelScores, task: str, text: str) -> str:
+    """What the answer to `text` comes to, in one line."""
+    shown = json.dumps(textwrap.shorten(text, 72, placeholder=" …"), ensure_ascii=False)
+    if task == "regression":
+        return f"{labels[0]['score']:.6g}  {shown}"
+    chosen = [each for each in labels if task == "multi-label" and each["score"] >= 0.5]
+    named = ", ".join(f"{each['label']} {each['score']:.1%}" for each in chosen or labels[:1])
+    return f"{named}  {shown}"

@@ -1,0 +1,73 @@
+"""Imports point one way: cluster <- trainers <- {tuning, serving}; no cycles; light doors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "cluster": {"cluster"},
+    "trainers": {"cluster", "trainers"},
+    "serving": {"cluster", "trainers", "serving"},
+}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in MAY_IMPORT
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+def imported(path: Path, at_the_top: bool) -> set[str]:
+    """Our modules that `path` imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if at_the_top else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(modules())
+
+
+def test_imports_point_one_way() -> None:
+    for name, path in modules().items():
+        package = name.partition(".")[0]
+        reached = {other.partition(".")[0] for other in imported(path, at_the_top=False)}
+        assert reached <= MAY_IMPORT[package], name
+
+
+def test_there_is_no_cycle() -> None:
+    graph = {
+        name: imported(path, at_the_top=True) - {name, name.rpartition(".")[0]}
+        for name, path in modules().items()
+    }
+    while leaves := [name for name, wants in graph.items() if not wants & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("cluster.spec", {"torch", "ray", "transformers"}),
+        ("trainers.recipe", {"torch", "ray", "transformers"}),
+        ("trainers.loop", {"ray"}),
+        ("trainers.worker", {"ray"}),
+        ("serving.engine", {"ray", "fastapi"}),
+        ("serving.service", {"ray", "fastapi"}),
+        ("serving.http", {"ray"}),
+    ],
+)
+def test_a_light_door_stays_light(module: str, heavy: set[str]) -> None:
+    script = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

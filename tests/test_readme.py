@@ -1,0 +1,134 @@
+"""The README is true: its tree is the tree, its commands run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    " ".join(line.split("#")[0].split())
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.split("#")[0].strip()
+]
+# What makes a run short: a few steps on a few rows. The command itself stays as it is written.
+SHORT = "stopping.max_steps=2 data.max_rows=400 batch.max_length=32 batch.global_size=8"
+
+
+def commands(start: str) -> list[str]:
+    return [command for command in COMMANDS if command.startswith(start)]
+
+
+def test_every_command_is_of_a_kind_that_is_tested() -> None:
+    known = ("make ", "python -m trainers ", "python -m serving ", "curl ", "python benchmarks/")
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+    assert all(commands(kind) for kind in known)
+
+
+def test_make_knows_the_targets() -> None:
+    for command in commands("make "):
+        subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_the_benchmarks_know_their_options() -> None:
+    helps: dict[str, str] = {}
+    for command in commands("python benchmarks/"):
+        _, script, *words = command.split()
+        if script not in helps:
+            ask = [sys.executable, script, "--help"]
+            helps[script] = subprocess.check_output(ask, cwd=ROOT, text=True)
+        options = [word for word in words if word.startswith("--")]
+        assert all(option in helps[script] for option in options), command
+
+
+def test_the_tree_is_the_tree() -> None:
+    named = set(re.findall(r"^  (\w[\w/.-]*)  ", TEXT, flags=re.MULTILINE))
+    packages = re.findall(r"^(\w+)/  ", TEXT, flags=re.MULTILINE)
+    assert {"cluster", "trainers", "serving"} <= set(packages)
+    there = {
+        str(path.relative_to(ROOT / package))
+        for package in ("cluster", "trainers", "serving")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert there - named == set(), "modules that the README's tree leaves out"
+    assert {name for name in named if name.endswith(".py")} - there == set(), (
+        "modules that are gone"
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the user's own file that the README speaks of."""
+    directory = tmp_path_factory.mktemp("readme")
+    rows = ["body,stars"]
+    for row in range(120):
+        mood, stars = (("dreadful", 1), ("wonderful", 5))[row % 2]
+        rows.append(f'"A {mood} film, number {row} of its kind.",{stars}')
+    (directory / "reviews.csv").write_text("\n".join(rows))
+    return directory
+
+
+def run(command: str, place: Path) -> str:
+    """What `command` prints, run in `place` with this environment's Python first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=place,
+        env=os.environ | {"PATH": path},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_planning_and_training_commands(place: Path) -> None:
+    for command in commands("python -m trainers "):
+        if "--dry-run" in command or "--schema" in command:
+            assert len(run(command, place).splitlines()) > 5
+        else:
+            said = run(f"{command} {SHORT}", place)
+            assert "held out" in said and "bundle: " in said
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[None]:
+    """The README's `python -m serving run`, as a process of its own."""
+    (command,) = commands("python -m serving run")
+    arguments = command.split()[1:]
+    assert (place / arguments[3]).is_dir(), "training made the bundle that is served"
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=place, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    deadline = time.monotonic() + 120
+    for line in process.stdout:
+        if "docs" in line or time.monotonic() > deadline:
+            break
+    yield
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_serving_commands(place: Path, served: None) -> None:
+    for command in commands("python -m serving predict"):
+        assert "%" in run(command, place)
+    for command in commands("curl "):
+        said = run(command, place)
+        assert "label" in said or "max_input_length" in said, said
