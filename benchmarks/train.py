@@ -4,8 +4,8 @@ Every contender trains on the same global batches in the same order, in one proc
 (A B C, A B C, ...); the table gives medians over the rounds, and each round's ratio to the first
 Trainer row. CPU seconds count all threads and are the fairer figure on a shared machine.
 
-    python benchmarks/train.py imdb --rounds 3 --steps 3
-    python benchmarks/train.py reviews batch.max_length=512 --rounds 3 --steps 4
+    python benchmarks/train.py imdb --rounds 3 --steps 2
+    python benchmarks/train.py reviews batch.max_length=512 batch.global_size=16 --rounds 2 --steps 3
     python benchmarks/train.py reviews --accuracy --seeds 3
 """
 
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, SequentialSampler
-from trainers.data import Split
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -35,7 +34,9 @@ from transformers import (
 
 from trainers import data, provenance, recipe
 from trainers.batching import order
+from trainers.data import Split
 from trainers.device import DEVICES
+from trainers.encoding import Samples
 from trainers.events import Step
 from trainers.loop import Loop
 from trainers.model import build
@@ -158,7 +159,11 @@ def with_trainer(pad: bool, attention_dropout: float) -> Callable[[Recipe, data.
         longest = [pad_to or max(batch) for batch in lengths.reshape(steps, size)]
         (start, cpu_start), (end, cpu_end) = clock.ticks[WARMUP - 1], clock.ticks[-1]
         return Turn(
-            end - start, cpu_end - cpu_start, steps * size, int(lengths.sum()), sum(longest) * size
+            end - start,
+            cpu_end - cpu_start,
+            steps * size,
+            int(lengths.sum()),
+            int(sum(longest)) * size,
         )
 
     return train
@@ -172,7 +177,9 @@ def with_bertha(attention_dropout: float) -> Callable[[Recipe, data.Data, int], 
         stopping = made.stopping.model_copy(update={"max_steps": WARMUP + steps})
         evaluation = made.evaluation.model_copy(update={"every_steps": 10**6})
         made = made.model_copy(update={**changes, "stopping": stopping, "evaluation": evaluation})
-        empty = dataclasses.replace(prepared, validation=prepared.validation.take(0))
+        none = Samples(prepared.train.samples.values[:0], prepared.train.samples.offsets[:1])
+        nothing = Split(none, prepared.train.targets[:0])
+        empty = dataclasses.replace(prepared, validation=nothing)
         model = build(made, prepared.labels, 0)
         loop = Loop(made, empty, data.encoder_of(made).pad, model, DEVICES["cpu"])
         counted: list[Step] = []

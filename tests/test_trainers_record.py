@@ -105,9 +105,8 @@ def test_the_outcome_in_words() -> None:
         "best_step": 30,
         "stopped_early": True,
         "test": {"rows": 12, "accuracy": 0.8, "f1": 0.85, "per_class": per_class},
-        "bundle": "runs/x/bundle",
     }
-    said = summary.lines(result, 61)
+    said = summary.lines(result, 61, Path("runs/x"))
     assert said[0] == "40 steps in 1m01s, stopped early; best at 30"
     assert "held out, 12 rows never trained on:" in said
     assert "  accuracy  0.8000" in said

@@ -45,7 +45,7 @@ def _train(options: argparse.Namespace) -> int:
     for line in data.prepare(recipe, cluster.cache, progress.encoding()).report.lines():
         print(line)
     outcome = fit.fit(recipe, cluster, run, options.resume)
-    for line in summary.lines(outcome.result, outcome.seconds):
+    for line in summary.lines(outcome.result, outcome.seconds, run):
         print(line)
     return 0
 

@@ -1,11 +1,12 @@
 """The outcome of a run in words."""
 
+from pathlib import Path
 from typing import Any
 
 from trainers.progress import duration
 
 
-def lines(result: dict[str, Any], seconds: float) -> list[str]:
+def lines(result: dict[str, Any], seconds: float, run: Path) -> list[str]:
     """A few lines for a person: what was held out, how good, where the bundle is."""
     test = result["test"]
     early = ", stopped early" if result["stopped_early"] else ""
@@ -16,7 +17,7 @@ def lines(result: dict[str, Any], seconds: float) -> list[str]:
         said.append(f"held out, {test['rows']} rows never trained on:")
         said += [f"  {name:<{width}}  {value:.4f}" for name, value in single.items()]
         said += _per_class(test.get("per_class", {}))
-    said.append(f"bundle: {result['bundle']}")
+    said.append(f"bundle: {run / 'bundle'}")
     return said
 
 

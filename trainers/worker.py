@@ -127,6 +127,5 @@ def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: En
         "stopped_early": loop.progress.stopped,
         "validation": {recipe.metric: loop.progress.best_value},
         "test": test,
-        "bundle": str(run.bundle),
     }
     write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
