@@ -5,7 +5,7 @@ Every contender trains on the same global batches in the same order, in one proc
 Trainer row. CPU seconds count all threads and are the fairer figure on a shared machine.
 
     python benchmarks/train.py imdb --rounds 3 --steps 2
-    python benchmarks/train.py reviews batch.max_length=512 batch.global_size=16 --rounds 2 --steps 3
+    python benchmarks/train.py reviews batch.max_length=512 --rounds 2 --steps 3
     python benchmarks/train.py reviews --accuracy --seeds 3
 """
 
