@@ -59,9 +59,7 @@ def test_there_is_no_cycle() -> None:
     [
         ("cluster.spec", {"torch", "ray", "transformers"}),
         ("trainers.recipe", {"torch", "ray", "transformers"}),
-        ("trainers.loop", {"ray"}),
         ("trainers.worker", {"ray"}),
-        ("serving.engine", {"ray", "fastapi"}),
         ("serving.service", {"ray", "fastapi"}),
         ("serving.http", {"ray"}),
     ],

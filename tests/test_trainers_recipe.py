@@ -113,6 +113,20 @@ def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
         recipes.load(binary)
 
 
+def test_files_here_are_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").touch()
+    Path("bert").mkdir()
+    changes = ["data.source=mine.csv", "data.test=s3://b/t.csv", "model.name=bert"]
+    rooted = recipes.load("csv", changes).rooted()
+    assert rooted.data.source == str(tmp_path / "mine.csv")
+    assert rooted.model.name == str(tmp_path / "bert")
+    assert (rooted.data.test, rooted.data.validation) == ("s3://b/t.csv", 0.1)
+    assert recipes.load("imdb").rooted() == recipes.load("imdb")
+
+
 def test_the_schema_describes_every_setting() -> None:
     schema = json.loads(recipes.schema())
     assert schema["additionalProperties"] is False

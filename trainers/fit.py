@@ -43,7 +43,7 @@ def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -
     `max_failures`. Raises RunError when the directory or the cluster cannot be used, and what a
     worker raised when it cannot go on.
     """
-    started = time.monotonic()
+    started, recipe = time.monotonic(), recipe.rooted()
     directory = RunDirectory(run.resolve())
     directory.claim(recipe, resume)
     result = directory.result()

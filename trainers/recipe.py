@@ -236,6 +236,18 @@ class Recipe(Settings):
         """The metric that chooses the best checkpoint."""
         return self.evaluation.metric or METRICS[self.task][0]
 
+    def rooted(self) -> "Recipe":
+        """The recipe with names of files and directories here made absolute.
+
+        Workers run in other directories than the one where the recipe was written.
+        """
+        return self.model_copy(
+            update={
+                "model": _rooted(self.model, "name", "tokenizer"),
+                "data": _rooted(self.data, "source", "validation", "test"),
+            }
+        )
+
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load` reads it back equal."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -266,6 +278,16 @@ def parse(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 def schema() -> str:
     """The JSON schema of a recipe, for editors."""
     return json.dumps(Recipe.model_json_schema(), indent=2)
+
+
+def _rooted(group: Settings, *names: str) -> Settings:
+    held = {name: getattr(group, name) for name in names}
+    here = {
+        name: str(Path(value).resolve())
+        for name, value in held.items()
+        if isinstance(value, str) and Path(value).exists()
+    }
+    return group.model_copy(update=here)
 
 
 def _find(name: str | Path) -> Path:
