@@ -1,7 +1,10 @@
 """Tiny real things shared by the tests: a vocabulary, a two-layer BERT, a corpus."""
 
 import os
+import secrets
 
+# One token for every Ray of this run: a process reads it once, and none is written to the home.
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits for the first

@@ -1,7 +1,6 @@
 """The service under Ray Serve, through its front door: real HTTP on a loopback port."""
 
 import json
-import secrets
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -37,12 +36,10 @@ def http(bundle: Path) -> Iterator[httpx.Client]:
     """A client of the one service of this module."""
     port = free_port()
     address = client.url("127.0.0.1", port)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_TOKEN", secrets.token_hex())  # none is written to the home
-        with app.running(bundle, "127.0.0.1", port):
-            client.wait_until_healthy(address)
-            with httpx.Client(base_url=address, timeout=30, trust_env=False) as session:
-                yield session
+    with app.running(bundle, "127.0.0.1", port):
+        client.wait_until_healthy(address)
+        with httpx.Client(base_url=address, timeout=30, trust_env=False) as session:
+            yield session
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ A picture of the page of a service that runs already:
 import itertools
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -110,7 +109,6 @@ def url(bundle: Path) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"RAY_AUTH_TOKEN": secrets.token_hex()},  # none is written to the home
     )
     assert server.stdout is not None
     address = f"http://127.0.0.1:{port}"
