@@ -81,6 +81,15 @@ def test_wrong_combinations() -> None:
         recipes.load("csv", ["task=regression", "data.labels=[a, b]"])
 
 
+def test_a_shipped_recipe_goes_by_its_name() -> None:
+    with pytest.raises(SettingsError) as caught:
+        recipes.load("reviews.yaml", ["optimizer.learning_rte=3e-5"])
+    assert str(caught.value) == (
+        "reviews.yaml:\n"
+        "  optimizer.learning_rte: no such setting; did you mean optimizer.learning_rate?"
+    )
+
+
 def test_every_mistake_is_listed_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         recipes.load("reviews", ["batch.global_size=-1", "seed=x", "tusk=1"])

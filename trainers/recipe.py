@@ -267,7 +267,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     settings = read_yaml(path)
     for assignment in overrides:
         override(settings, assignment)
-    return parse(settings, str(path))
+    return parse(settings, path.name if path.parent == SHIPPED else str(path))
 
 
 def parse(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
