@@ -144,6 +144,19 @@ def test_a_resumed_run_repeats_the_rest_bitwise(
         np.testing.assert_array_equal(weights(second)[name], value)
 
 
+def test_evaluation_is_in_the_precision_that_serves(
+    tiny_bert: Path, corpus: Path, cache: Path
+) -> None:
+    plain, mixed = (
+        make_loop(tiny_recipe(tiny_bert, corpus, f"precision={precision}"), cache)
+        for precision in ("fp32", "bf16")
+    )
+    assert plain.evaluate(plain.data.test) == mixed.evaluate(mixed.data.test)
+    trained = [next(loop.run()) for loop in (plain, mixed)]
+    assert all(isinstance(step, Step) for step in trained)
+    assert trained[0].loss != trained[1].loss, "bf16 does train in another precision"
+
+
 def test_it_learns(tiny_bert: Path, corpus: Path, cache: Path) -> None:
     loop = make_loop(tiny_recipe(tiny_bert, corpus, "stopping.epochs=6"), cache)
     judged = [event for event in loop.run() if isinstance(event, Evaluation)]

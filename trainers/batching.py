@@ -28,7 +28,7 @@ class MicroBatch:
 class Cost:
     """What a micro-batch costs, in units of one token's linear layers.
 
-    overhead: tokens that one more micro-batch is worth (launches, Python).
+    overhead: tokens that one more micro-batch is worth: launches, and writing weight gradients.
     hidden_size: attention adds length / (6 hidden_size) a token, from 24 s h^2 + 4 s^2 h FLOPs a
     layer (Narayanan et al. 2021, arXiv 2104.04473, appendix). 0: attention is not counted.
     """

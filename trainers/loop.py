@@ -109,7 +109,7 @@ class Loop:
                 yield Save(self.progress.step)
 
     def evaluate(self, split: Split) -> Metrics:
-        """The metrics of all rows of `split`, exact over all ranks."""
+        """The metrics of all rows of `split`, exact over all ranks, in fp32 as it is served."""
         tally = Tally(self.recipe.task, max(1, len(self.data.labels)))
         shares = cut(
             np.arange(len(split)),
@@ -119,7 +119,7 @@ class Loop:
             self._cost,
         )
         self.model.eval()
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode():
             for micro_batch in shares[self.rank]:
                 if micro_batch.weight:
                     inputs = tensors(split.samples, micro_batch.rows, self.pad, self._place)
