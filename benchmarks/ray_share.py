@@ -1,9 +1,10 @@
 """What Ray adds to a training step: the same worker under Ray Train and under plain torchrun.
 
-Two processes of one thread each, the same recipe, in turns; the table compares the median steady
-step (metrics.jsonl, the first steps left out) and the time from start to first step.
+Processes of one thread each, the same recipe, in turns; the table compares the median steady step
+(metrics.jsonl, the first steps left out) and the time from start to first step. With as many workers
+as cores Ray's own processes take their time from the workers; with one fewer they do not.
 
-    python benchmarks/ray_share.py --rounds 3 --steps 60
+    python benchmarks/ray_share.py --workers 2 --rounds 3 --steps 60
 """
 
 import argparse
@@ -27,7 +28,6 @@ from trainers.record import RunDirectory
 from trainers.worker import Assignment, work
 
 RESULTS = Path(__file__).parent / "results"
-WORKERS = 2
 WARMUP = 10  # steps not counted
 
 
@@ -41,21 +41,21 @@ def settings(steps: int) -> list[str]:
     ]
 
 
-def under_ray(directory: Path, steps: int) -> RunDirectory:
+def under_ray(directory: Path, workers: int, steps: int) -> RunDirectory:
     """One run through `fit`."""
-    metadata = {"devices_per_node": WORKERS}
+    metadata = {"devices_per_node": workers}
     path = directory / "cluster.yaml"
     path.write_text(yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata}))
     fit.fit(recipe.load("reviews", settings(steps)), spec.load(path), directory / "run")
     return RunDirectory(directory / "run")
 
 
-def under_torchrun(directory: Path, steps: int) -> RunDirectory:
+def under_torchrun(directory: Path, workers: int, steps: int) -> RunDirectory:
     """One run of the same worker, started by torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(WORKERS), __file__]
-    command += ["--worker", str(directory / "run"), "--steps", str(steps)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command += ["--nproc-per-node", str(workers), __file__]
+    command += ["--be-worker", str(directory / "run"), "--steps", str(steps)]
+    subprocess.run(command, check=True)
     return RunDirectory(directory / "run")
 
 
@@ -86,19 +86,23 @@ def figures(run: RunDirectory, started: float) -> dict[str, float]:
 def main() -> None:
     """Run the turns, print the table, store the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--be-worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        be_worker(options.worker, options.steps)
+    if options.be_worker:
+        be_worker(options.be_worker, options.steps)
         return
+    os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, list[dict[str, Any]]] = {"Ray Train": [], "torchrun": []}
     for number in range(options.rounds):
         for name, start in (("Ray Train", under_ray), ("torchrun", under_torchrun)):
             with tempfile.TemporaryDirectory() as directory:
                 started = time.time()
-                found[name].append(figures(start(Path(directory), options.steps), started))
+                found[name].append(
+                    figures(start(Path(directory), options.workers, options.steps), started)
+                )
             print(f"round {number + 1}  {name:<10} {found[name][-1]}", flush=True)
     print(f"\n{'':<12}step, median  wall a step  to first step")
     for name, rounds in found.items():
@@ -114,7 +118,7 @@ def main() -> None:
         print(f"Ray / torchrun, {key}: median {statistics.median(ratios):.3f} of {ratios}")
     RESULTS.mkdir(exist_ok=True)
     stored = {"environment": provenance.environment(), "figures": found}
-    (RESULTS / "ray-share.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (RESULTS / f"ray-share-{options.workers}.json").write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":
