@@ -1,8 +1,8 @@
 """What Ray adds to a training step: the same worker under Ray Train and under plain torchrun.
 
 Processes of one thread each, the same recipe, in turns; the table compares the median steady step
-(metrics.jsonl, the first steps left out) and the time from start to first step. With as many workers
-as cores Ray's own processes take their time from the workers; with one fewer they do not.
+(metrics.jsonl, the first steps left out) and the time from start to first step. With as many
+workers as cores Ray's own processes take time from the workers; with one fewer they do not.
 
     python benchmarks/ray_share.py --workers 2 --rounds 3 --steps 60
 """
@@ -23,6 +23,7 @@ import torch.distributed as dist
 import yaml
 
 from cluster import spec
+from cluster.layout import Layout
 from trainers import fit, provenance, recipe
 from trainers.record import RunDirectory
 from trainers.worker import Assignment, work
@@ -67,7 +68,7 @@ def be_worker(run: Path, steps: int) -> None:
     if dist.get_rank() == 0:
         directory.claim(made, resume=False)
     dist.barrier()
-    work(Assignment(made, directory, spec.load("local.yaml").cache, "cpu", "benchmark"))
+    work(Assignment(made, directory, spec.load("local.yaml").cache, "cpu", "benchmark", Layout()))
     dist.destroy_process_group()
 
 

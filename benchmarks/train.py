@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from cluster.layout import Layout
 from trainers import data, provenance, recipe
 from trainers.batching import order
 from trainers.data import Split
@@ -39,8 +40,10 @@ from trainers.device import DEVICES
 from trainers.encoding import Samples
 from trainers.events import Step
 from trainers.loop import Loop
+from trainers.mesh import Mesh
 from trainers.model import build
 from trainers.packages import resolve_model
+from trainers.parallelize import parallelize
 from trainers.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -169,6 +172,13 @@ def with_trainer(pad: bool, attention_dropout: float) -> Callable[[Recipe, data.
     return train
 
 
+def loop_of(made: Recipe, prepared: data.Data) -> Loop:
+    """The loop of this project, in this process."""
+    model, alone = build(made, prepared.labels, 0), Mesh.of(Layout(), "cpu")
+    parallel = parallelize(model, alone, lambda part: part)
+    return Loop(made, prepared, data.encoder_of(made), parallel, DEVICES["cpu"])
+
+
 def with_bertha(attention_dropout: float) -> Callable[[Recipe, data.Data, int], Turn]:
     """The loop of this project."""
 
@@ -180,8 +190,7 @@ def with_bertha(attention_dropout: float) -> Callable[[Recipe, data.Data, int], 
         none = Samples(prepared.train.samples.values[:0], prepared.train.samples.offsets[:1])
         nothing = Split(none, prepared.train.targets[:0])
         empty = dataclasses.replace(prepared, validation=nothing)
-        model = build(made, prepared.labels, 0)
-        loop = Loop(made, empty, data.encoder_of(made).pad, model, DEVICES["cpu"])
+        loop = loop_of(made, empty)
         counted: list[Step] = []
         start = cpu_start = end = cpu_end = 0.0
         for event in loop.run():
@@ -240,8 +249,7 @@ def accuracies(made: Recipe, prepared: data.Data, seeds: int) -> dict[str, list[
     for seed in range(seeds):
         seeded = made.model_copy(update={"seed": seed})
         found["Trainer"].append(trainer_accuracy(seeded, prepared))
-        model = build(seeded, prepared.labels, 0)
-        loop = Loop(seeded, prepared, data.encoder_of(seeded).pad, model, DEVICES["cpu"])
+        loop = loop_of(seeded, prepared)
         for _ in loop.run():
             pass
         found["Bertha"].append(loop.evaluate(prepared.test)["accuracy"])

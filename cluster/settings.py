@@ -4,9 +4,9 @@ The recipe and the cluster file are both read through here. Knows nothing of wha
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,7 +42,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(settings: dict[str, Any], assignment: str) -> None:
-    """Apply one `dotted.key=value` to `settings` in place; the value is read as YAML."""
+    """Apply one `dotted.key=value` to `settings` in place; the value is read as YAML.
+
+    A group that was left to us, as in `layout: auto`, becomes a mapping when a key of it is set.
+    """
     key, separator, text = assignment.partition("=")
     if not separator or not key:
         raise SettingsError(
@@ -55,6 +58,8 @@ def override(settings: dict[str, Any], assignment: str) -> None:
     *groups, last = key.split(".")
     for group in groups:
         inner = settings.setdefault(group, {})
+        if inner == "auto":
+            inner = settings[group] = {}
         if not isinstance(inner, dict):
             raise SettingsError(f"{assignment}: {group} is a value, not a group of settings")
         settings = inner
@@ -63,7 +68,7 @@ def override(settings: dict[str, Any], assignment: str) -> None:
 
 def validated(kind: type[AnySettings], settings: Mapping[str, Any], origin: str) -> AnySettings:
     """`settings` as a checked `kind`. Raises one SettingsError that lists every mistake."""
-    mistakes = [f"{key}: no setting is true or false" for key in _booleans(settings)]
+    mistakes = [f"{key}: this setting is never true or false" for key in _booleans(kind, settings)]
     try:
         value = kind.model_validate(settings)
     except ValidationError as error:
@@ -88,17 +93,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _booleans(settings: object, prefix: str = "") -> list[str]:
-    """Dotted keys that hold true or false, which pydantic would read as 1 or 0."""
-    if isinstance(settings, bool):
-        return [f"{prefix} = {str(settings).lower()}"]
-    if not isinstance(settings, Mapping):
-        return []
-    return [
-        found
-        for key, value in settings.items()
-        for found in _booleans(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
+def _booleans(kind: type[Settings], settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of numbers that hold true or false, which pydantic would read as 1 or 0."""
+    for name, value in settings.items():
+        info = kind.model_fields.get(name)
+        inner = _group_in(info and info.annotation)
+        if isinstance(value, bool) and info is not None and bool not in _leaves(info.annotation):
+            yield f"{prefix}{name} = {str(value).lower()}"
+        elif isinstance(value, Mapping) and inner is not None:
+            yield from _booleans(inner, value, f"{prefix}{name}.")
 
 
 def _explain(kind: type[Settings], detail: ErrorDetails) -> str:
@@ -125,23 +128,36 @@ def _explain(kind: type[Settings], detail: ErrorDetails) -> str:
 def _locate(kind: type[Settings], location: Sequence[str]) -> tuple[list[str], str, list[str]]:
     """The dotted path, description and siblings of a setting.
 
-    Pydantic ends a location with the names of union branches; those are no keys and are dropped.
+    Pydantic puts the name of a union's branch after the key, or at the end; it is no key and is
+    dropped.
     """
     group, path, description = kind, [], ""
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         path.append(part)
         info = group.model_fields.get(part)
         if info is None:
             break
         description = info.description or ""
-        inner = next(
-            (k for k in (info.annotation, *get_args(info.annotation)) if _is_group(k)), None
-        )
+        inner = _group_in(info.annotation)
         if inner is None:
             break
+        if len(set(_leaves(info.annotation)) - {type(None)}) > 1:
+            next(parts, None)
         group = inner
     return path, description, list(group.model_fields)
 
 
-def _is_group(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Settings)
+def _group_in(annotation: Any) -> type[Settings] | None:
+    """The group of settings that a field may hold."""
+    groups = (leaf for leaf in _leaves(annotation) if isinstance(leaf, type))
+    return next((leaf for leaf in groups if issubclass(leaf, Settings)), None)
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types and values that an annotation is made of."""
+    inner = () if get_origin(annotation) in (dict, tuple, list) else get_args(annotation)
+    if not inner:
+        yield annotation
+    for each in inner:
+        yield from _leaves(each)

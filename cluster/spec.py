@@ -4,7 +4,8 @@ Our own keys live under `metadata:`, which Ray leaves alone. Knows no torch and 
 """
 
 import difflib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,30 +19,75 @@ SHIPPED = Path(__file__).parent
 class Metadata(Settings):
     """What Bertha must know of a cluster and Ray does not."""
 
-    accelerator: Literal["cpu", "cuda", "neuron"] = Field(
+    accelerator: Literal["cpu", "cuda", "neuron", "tpu"] = Field(
         "cpu", description="the kind of device that trains"
     )
     devices_per_node: int = Field(1, ge=0, description="training workers a node")
+    device_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="memory of a device; default: for cpu a worker's share of the machine's",
+    )
     storage: str = Field("runs", description="a directory all nodes see; runs are kept under it")
     cache: str = Field(
         "~/.cache/bertha", description="a directory of each node, for data made ready to train on"
     )
     max_failures: int = Field(3, ge=0, description="how often a run restarts by itself")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="the fewest workers a run goes on with when others leave; default: all of them",
+    )
+    resize_seconds: float = Field(
+        60.0, ge=0, description="how often a run with min_workers looks for workers that joined"
+    )
+    tpu_type: str | None = Field(None, description="of a TPU slice, as Ray names it: TPU-V6E")
+    tpu_topology: str | None = Field(None, description="of a TPU slice, as 4x4")
 
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """A cluster: its name, where it runs, how many training nodes, and our metadata."""
+    """A cluster: its name, where it runs, how many training nodes, and our metadata.
+
+    present: how many workers there are, where some have left.
+    """
 
     name: str
     provider: str
     num_nodes: int
     metadata: Metadata
+    present: int | None = None
 
     @property
     def num_workers(self) -> int:
         """Training workers, one a device. 0 trains inside the calling process."""
+        if self.present is not None:
+            return self.present
         return self.num_nodes * self.metadata.devices_per_node
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether a run goes on with fewer workers when some leave."""
+        return self.metadata.min_workers is not None
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of workers that a run may have."""
+        return range(self.metadata.min_workers or self.num_workers, self.num_workers + 1)
+
+    def at(self, num_workers: int) -> "ClusterSpec":
+        """The same cluster while it has `num_workers`."""
+        return replace(self, present=num_workers)
+
+    @property
+    def device_memory(self) -> float | None:
+        """Bytes a device has; None where nobody said and nobody can know."""
+        if self.metadata.device_memory_gib is not None:
+            return self.metadata.device_memory_gib * 2**30
+        if self.metadata.accelerator != "cpu":
+            return None
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return machine / max(1, self.metadata.devices_per_node)
 
     @property
     def is_this_machine(self) -> bool:
@@ -72,12 +118,30 @@ def load(name: str | Path) -> ClusterSpec:
     provider = settings.get("provider")
     if not isinstance(provider, dict) or "type" not in provider:
         raise SettingsError(f"{path}: provider.type: missing; local, aws, ... as `ray up` reads it")
-    return ClusterSpec(
+    cluster = ClusterSpec(
         name=str(settings.get("cluster_name", path.stem)),
         provider=str(provider["type"]),
         num_nodes=_num_nodes(settings, provider, path),
         metadata=metadata,
     )
+    _check(cluster, path)
+    return cluster
+
+
+def _check(cluster: ClusterSpec, path: Path) -> None:
+    """What metadata must agree on with itself and with the number of nodes."""
+    metadata, most = cluster.metadata, cluster.num_workers
+    if metadata.min_workers is not None and metadata.min_workers > most:
+        raise SettingsError(
+            f"{path}: metadata.min_workers = {metadata.min_workers}: the cluster has {most} "
+            "worker(s), nodes times devices_per_node; lower it, or add nodes"
+        )
+    slice_known = metadata.tpu_type is not None and metadata.tpu_topology is not None
+    if metadata.accelerator == "tpu" and most > 1 and not slice_known:
+        raise SettingsError(
+            f"{path}: metadata.accelerator = 'tpu': Ray places {most} workers by the kind of the "
+            "slice; set tpu_type and tpu_topology"
+        )
 
 
 def _num_nodes(settings: dict[str, Any], provider: dict[str, Any], path: Path) -> int:

@@ -1,5 +1,6 @@
 """Cluster files: read as `ray up` reads them, our keys under metadata."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,51 @@ def test_workers_are_nodes_times_devices(tmp_path: Path) -> None:
     assert not spec.load(cloud).is_this_machine
 
 
+def test_device_memory_is_given_or_a_share_of_this_machine(tmp_path: Path) -> None:
+    given = written(tmp_path / "a.yaml", metadata={"accelerator": "cuda", "device_memory_gib": 1.5})
+    assert spec.load(given).device_memory == 1.5 * 2**30
+    unknown = written(tmp_path / "b.yaml", metadata={"accelerator": "cuda"})
+    assert spec.load(unknown).device_memory is None
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert spec.load("local").device_memory == machine / 2
+
+
+def test_a_run_may_go_on_with_fewer_workers(tmp_path: Path) -> None:
+    metadata = {"devices_per_node": 4, "min_workers": 2}
+    elastic = spec.load(written(tmp_path / "a.yaml", metadata=metadata))
+    assert elastic.is_elastic and list(elastic.sizes) == [2, 3, 4]
+    fewer = elastic.at(3)
+    assert (fewer.num_workers, fewer.num_nodes, fewer.metadata) == (3, 1, elastic.metadata)
+    fixed = spec.load(written(tmp_path / "b.yaml", metadata={"devices_per_node": 4}))
+    assert not fixed.is_elastic and list(fixed.sizes) == [4]
+
+
+def test_a_tpu_slice_is_named(tmp_path: Path) -> None:
+    metadata = {"accelerator": "tpu", "devices_per_node": 4}
+    known = {**metadata, "tpu_type": "TPU-V6E", "tpu_topology": "2x2"}
+    assert spec.load(written(tmp_path / "a.yaml", metadata=known)).num_workers == 4
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (
+            {"metadata": {"device_memory_gib": 0}},
+            "device_memory_gib = 0: .*greater than 0.*memory of a device",
+        ),
         ({"metadata": {"accelerator": "gpu"}}, "metadata:\n  accelerator = 'gpu': .*'cuda'"),
         ({"metadata": {"devices": 2}}, "devices: no such setting; did you mean devices_per_node"),
         (
             {"metadata": {"devices_per_node": -1}},
             "devices_per_node = -1: .*training workers a node",
+        ),
+        (
+            {"metadata": {"devices_per_node": 2, "min_workers": 3}},
+            r"metadata.min_workers = 3: the cluster has 2 worker\(s\)",
+        ),
+        (
+            {"metadata": {"accelerator": "tpu", "devices_per_node": 4}},
+            "'tpu': .* set tpu_type and tpu_topology",
         ),
         ({"provider": {}}, "provider.type: missing"),
         (

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BAD, GOOD
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import BAD, GOOD
 
 from trainers import recipe as recipes
 from trainers.data import Data, DataError, prepare, sketch

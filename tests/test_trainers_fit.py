@@ -16,6 +16,7 @@ import yaml
 from transformers import pipeline
 
 from cluster import spec
+from cluster.layout import LayoutError
 from trainers import card, fit
 from trainers import recipe as recipes
 from trainers.__main__ import main
@@ -37,16 +38,16 @@ SETTINGS = [
 # A process that is killed with its second checkpoint half written.
 DIE_WRITING = """
 import os, signal, sys
-from trainers import checkpoint
-whole, calls = checkpoint.save_file, 0
-def half(tensors, path):
+from trainers import tensor_file
+whole, calls = tensor_file.write, 0
+def half(path, like, tensors):
     global calls
     calls += 1
-    whole(tensors, path)
-    if calls == 4:
+    whole(path, like, tensors)
+    if calls == 2:
         os.truncate(path, 100)
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = half
+tensor_file.write = half
 from trainers.__main__ import main
 main(sys.argv[1:])
 """
@@ -226,7 +227,41 @@ def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
     assert losses(run) == pytest.approx(losses(undisturbed[1]), abs=2e-5)
     assert outcome.result["test"]["confusion"] == undisturbed[0].result["test"]["confusion"]
     said = capsys.readouterr().out
-    assert "going on from step" in said and "tokens/s" in said and "validation: " in said
+    assert f"going on from step {starts[-1]['step']} with 2 workers" in said
+    assert "tokens/s" in said and "validation: " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [{"dp_shard": 2, "tp": 2}, {"pp": 2}], ids=str)
+def test_four_ray_workers_in_a_hybrid_layout_end_with_the_losses_of_one_process(
+    place: Path,
+    settings: list[str],
+    undisturbed: tuple[Outcome, RunDirectory],
+    tmp_path: Path,
+    ray_here: None,
+    degrees: dict[str, int],
+) -> None:
+    layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
+    recipe, cluster = recipes.load("csv", [*settings, *layout]), cluster_file(place, 4)
+    run = RunDirectory(tmp_path / "run")
+    outcome = fit.fit(recipe, spec.load(cluster), run.path)
+    assert losses(run) == pytest.approx(losses(undisturbed[1]), abs=2e-5)
+    assert outcome.result["test"]["confusion"] == undisturbed[0].result["test"]["confusion"]
+    record = run.record()
+    assert record["workers"] == 4 and {**record["layout"], **degrees} == record["layout"]
+    assert record["parity"]["grad_norm"] < 2e-5
+
+
+@pytest.mark.slow
+def test_a_number_of_workers_that_no_layout_suits_is_refused_before_anything_starts(
+    place: Path, settings: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    metadata = {"devices_per_node": 4, "cache": str(place / "cache"), "min_workers": 3}
+    path.write_text(yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata}))
+    recipe = recipes.load("csv", [*settings, "layout.pp=2"])
+    with pytest.raises(LayoutError, match=r"from 3 to 4, but .*\(pp 2\) comes out with 4; set"):
+        fit.fit(recipe, spec.load(path), tmp_path / "run")
 
 
 @pytest.mark.slow

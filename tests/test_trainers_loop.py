@@ -1,21 +1,16 @@
 """The loop: law 1 over processes, exact resumption, early stopping, and a known right answer."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from layouts import make_loop, weights
 
-from trainers import checkpoint, data
+from trainers import checkpoint
 from trainers import recipe as recipes
-from trainers.device import DEVICES
 from trainers.events import Evaluation, Event, Progress, Save, Step
 from trainers.loop import Loop, TrainingError
-from trainers.model import build
 
 
 def tiny_recipe(model: Path, corpus: Path, *overrides: str) -> recipes.Recipe:
@@ -38,16 +33,6 @@ def tiny_recipe(model: Path, corpus: Path, *overrides: str) -> recipes.Recipe:
     return recipes.load("csv", [*settings, *overrides])
 
 
-def make_loop(recipe: recipes.Recipe, cache: Path) -> Loop:
-    prepared = data.prepare(recipe, cache)
-    model = build(recipe, prepared.labels, int(prepared.train.samples.lengths[0]))
-    return Loop(recipe, prepared, data.encoder_of(recipe).pad, model, DEVICES["cpu"])
-
-
-def weights(loop: Loop) -> dict[str, np.ndarray]:
-    return {name: p.detach().numpy().copy() for name, p in loop.model.named_parameters()}
-
-
 def steps_of(events: list[Event]) -> list[Step]:
     return [event for event in events if isinstance(event, Step)]
 
@@ -61,48 +46,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tiny_bert: Path, corpus: Path, cache: Path) -> tuple[list[Event], dict[str, Any]]:
     loop = make_loop(tiny_recipe(tiny_bert, corpus), cache)
     return list(loop.run()), weights(loop)
-
-
-def run_rank(rank: int, size: int, recipe: recipes.Recipe, directory: Path, cache: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=size
-    )
-    loop = make_loop(recipe, cache)
-    events = list(loop.run())
-    torch.save(
-        {"events": [dataclasses.asdict(e) for e in events], "weights": weights(loop)},
-        directory / f"rank{rank}.pt",
-    )
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
-def test_any_number_of_processes_computes_the_same(
-    tiny_bert: Path,
-    corpus: Path,
-    cache: Path,
-    tmp_path: Path,
-    undisturbed: tuple[list[Event], dict[str, Any]],
-    size: int,
-) -> None:
-    """Losses, gradient norms, metrics and weights, with dropout on and uneven cuts."""
-    recipe = tiny_recipe(tiny_bert, corpus)
-    multiprocessing.spawn(run_rank, (size, recipe, tmp_path, cache), nprocs=size)
-    expected_events, expected_weights = undisturbed
-    for rank in range(size):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
-        for event, expected in zip(found["events"], expected_events, strict=True):
-            if isinstance(expected, Step):
-                assert event["loss"] == pytest.approx(expected.loss, abs=2e-5)
-                assert event["grad_norm"] == pytest.approx(expected.grad_norm, rel=1e-4)
-                assert event["tokens"] == expected.tokens
-            elif isinstance(expected, Evaluation):
-                assert event["metrics"]["confusion"] == expected.metrics["confusion"]
-                assert event["metrics"]["loss"] == pytest.approx(expected.metrics["loss"], abs=2e-5)
-        for name, value in expected_weights.items():
-            np.testing.assert_allclose(found["weights"][name], value, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("budget", [32, 416])
@@ -129,12 +72,12 @@ def test_a_resumed_run_repeats_the_rest_bitwise(
     first = make_loop(tiny_recipe(tiny_bert, corpus), cache)
     for event in first.run():
         if isinstance(event, Save):
-            checkpoint.save(tmp_path, event.step, first.model, first.optimizer, first.state())
+            checkpoint.save(tmp_path, event.step, first.parallel, first.optimizer, first.state())
             break
     second = make_loop(tiny_recipe(tiny_bert, corpus), cache)
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    found.restore(second.model, second.optimizer)
+    found.restore(second.parallel, second.optimizer)
     second.resume(found.state())
     rest = [step.loss for step in steps_of(list(second.run()))]
     expected = [step.loss for step in steps_of(undisturbed[0])]

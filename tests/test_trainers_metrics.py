@@ -1,10 +1,13 @@
 """Metrics against scikit-learn, and exact however the rows are split."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as oracle
 
+from trainers import summary
 from trainers.metrics import Tally
 
 LABELS = ("a", "b", "c", "never")
@@ -63,3 +66,37 @@ def test_regression() -> None:
     assert found["mae"] == pytest.approx(oracle.mean_absolute_error(true, said), rel=1e-5)
     assert found["r2"] == pytest.approx(oracle.r2_score(true, said), rel=1e-4)
     assert found["rows"] == 200
+
+
+def test_guessed_tokens() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(90, 50, generator=generator)
+    targets = torch.randint(0, 50, (90,), generator=generator)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    found = Tally("masked-lm", 1)
+    for start in range(0, 90, 8):
+        part = slice(start, start + 8)
+        found.add_tokens(losses[part], logits[part].argmax(dim=1) == targets[part])
+    found.add_tokens(losses[:0], targets[:0] == 0)
+    metrics = found.metrics(())
+    assert metrics["tokens"] == 90
+    assert metrics["loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
+    said = logits.argmax(dim=1)
+    assert metrics["accuracy"] == pytest.approx(oracle.accuracy_score(targets, said))
+    assert metrics["perplexity"] == pytest.approx(np.exp(losses.mean().item()), rel=1e-5)
+
+
+def test_perplexity_stays_a_number_that_json_can_write() -> None:
+    lost, idle = Tally("masked-lm", 1), Tally("masked-lm", 1)
+    lost.add_tokens(torch.tensor([1e6]), torch.tensor([False]))
+    assert 1e300 < lost.metrics(())["perplexity"] < float("inf")
+    assert np.isnan(idle.metrics(())["loss"])
+
+
+def test_the_summary_of_guessed_tokens(tmp_path: Path) -> None:
+    found = Tally("masked-lm", 1)
+    found.add_tokens(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+    result = {"test": found.metrics(()), "steps": 3, "best_step": 3, "stopped_early": False}
+    said = "\n".join(summary.lines(result, 1.0, tmp_path))
+    assert "held out, 2 hidden tokens of texts never trained on" in said
+    assert "perplexity  4.4817" in said and "accuracy    0.5000" in said

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from trainers import recipe as recipes
-from trainers.architecture import ModelError, config_of, num_parameters
+from trainers.architecture import ModelError, config_of
 from trainers.bert import TextModel
 from trainers.dropout import sample_keys, use_keyed_dropout
 from trainers.model import build, load
+from trainers.shape import shape_of
 
 
 def plain(directory: Path, **settings: object) -> BertForSequenceClassification:
@@ -29,8 +30,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def gradients(model: torch.nn.Module, logits: torch.Tensor, targets: torch.Tensor) -> dict:
     torch.nn.functional.cross_entropy(logits, targets).backward()
-    named = {name.split("bert.", 1)[-1]: p for name, p in model.named_parameters()}
-    return {name.replace("bert.", ""): p.grad for name, p in named.items()}
+    named = {name.removeprefix("net."): p for name, p in model.named_parameters()}
+    return {name: p.grad for name, p in named.items()}
 
 
 @pytest.mark.parametrize("dropouts", [(0.0, 0.0), (0.3, 0.0), (0.3, 0.2)])
@@ -62,7 +63,7 @@ def test_the_last_layer_computes_one_position(
 ) -> None:
     model = TextModel(plain(tiny_bert)).eval()
     seen: dict[str, torch.Size] = {}
-    last = model.bert.bert.encoder.layer[-1]
+    last = model.net.bert.encoder.layer[-1]
     for name, module in (("query", last.attention.self.query), ("ffn", last.intermediate.dense)):
         module.register_forward_hook(
             lambda _m, inputs, _o, name=name: seen.update({name: inputs[0].shape})
@@ -111,7 +112,7 @@ def random_recipe(tiny_bert: Path, *overrides: str) -> recipes.Recipe:
 
 def test_parameters_are_counted_without_allocating_them(tiny_bert: Path) -> None:
     recipe = random_recipe(tiny_bert)
-    counted = num_parameters(config_of(recipe, ("a", "b", "c")))
+    counted = shape_of(config_of(recipe, ("a", "b", "c")), recipe.task, 3).num_parameters
     assert counted == sum(p.numel() for p in build(recipe, ("a", "b", "c"), 0).parameters())
 
 
@@ -120,10 +121,10 @@ def test_a_random_model_is_a_function_of_the_seed(tiny_bert: Path) -> None:
         build(random_recipe(tiny_bert, f"seed={seed}"), ("a", "b"), 0).state_dict()
         for seed in (1, 1, 2)
     ]
-    name = "bert.classifier.weight"
+    name = "net.classifier.weight"
     assert torch.equal(weights[0][name], weights[1][name])
     assert not torch.equal(weights[0][name], weights[2][name])
-    assert weights[0]["bert.bert.embeddings.word_embeddings.weight"].shape == (37, 8)
+    assert weights[0]["net.bert.embeddings.word_embeddings.weight"].shape == (37, 8)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.layout import Layout
 from cluster.settings import SettingsError
 from trainers import recipe as recipes
 
@@ -47,7 +48,7 @@ def test_overrides_reach_every_level() -> None:
         ("task=clasification", "task = 'clasification': .*did you mean classification"),
         ("batch.global_size=0", "batch.global_size = 0: .*samples an optimizer step"),
         ("batch.global_size=1.5", "batch.global_size = 1.5: .*integer"),
-        ("batch.global_size=true", "batch.global_size = true: no setting is true or false"),
+        ("batch.global_size=true", "batch.global_size = true: this setting is never true or false"),
         ("batch.token_budget=64", "token_budget 64 cannot hold one text of max_length 128"),
         ("batch=3", "batch = 3: .*dictionary"),
         ("data.validation=1.5", "data.validation = 1.5: .*less than 1"),
@@ -62,7 +63,17 @@ def test_overrides_reach_every_level() -> None:
         ("stopping.patience=0", "stopping.patience = 0: .*greater than or equal to 1"),
         ("seed=-1", "seed = -1: .*greater than or equal to 0"),
         ("schedule.warmup=1", "schedule.warmup = 1: .*less than 1"),
-        ("precision=fp8", "precision = 'fp8': .*'auto', 'fp32' or 'bf16'"),
+        ("precision=fp8", "precision = 'fp8': .*'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("layout=atuo", "layout = 'atuo': .*did you mean auto"),
+        ("layout.tq=2", "layout.tq: no such setting; did you mean layout.tp"),
+        ("layout.tp=x", "layout.tp = 'x': .*integer"),
+        ("layout.tp=true", "layout.tp = true: this setting is never true or false"),
+        ("masking.whole_words=3", "masking.whole_words = 3: .*boolean"),
+        ("masking.share=0", "masking.share = 0: .*greater than 0"),
+        ("masking.share=0.3", "masking belongs to masked-lm, but task is classification"),
+        ("task=masked-lm", "data.labels names classes, but task is masked-lm"),
+        ("evaluation.metric=perplexity", "'perplexity' does not exist for classification"),
+        ("model.vocabulary_size=99", "vocabulary_size given, but the sizes of .* are fixed"),
         ("data.source.x=1", "source is a value, not a group of settings"),
         ("data.source", "'data.source' is not an override; write key=value"),
     ],
@@ -79,6 +90,42 @@ def test_wrong_combinations() -> None:
         recipes.load("csv", ["data.validation=0"])
     with pytest.raises(SettingsError, match=r"data.labels names classes.*regression"):
         recipes.load("csv", ["task=regression", "data.labels=[a, b]"])
+
+
+def test_a_layout_is_auto_or_explicit() -> None:
+    assert recipes.load("reviews").layout == "auto"
+    assert recipes.load("reviews", ["layout=auto"]).layout == "auto"
+    chosen = Layout(tp=2, sequence_parallel=True)
+    for first in ([], ["layout=auto"]):
+        changes = [*first, "layout.tp=2", "layout.sequence_parallel=true"]
+        recipe = recipes.load("reviews", changes)
+        assert recipe.layout == chosen
+        assert recipes.parse(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipes.load("reviews", ["layout.tp=2", "layout=auto"]).layout == "auto"
+
+
+SIZES = ["model.name=random", *(f"model.{size}=8" for size in recipes.SIZES)]
+
+
+def test_masked_lm() -> None:
+    recipe = recipes.load("csv", ["task=masked-lm", "masking.whole_words=true"])
+    assert (recipe.metric, recipe.masking.share, recipe.masking.whole_words) == ("loss", 0.15, True)
+    assert recipes.parse(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert all(recipes.lower_is_better(metric) for metric in ("loss", "perplexity"))
+    with pytest.raises(SettingsError, match=r"masked-lm guesses words, but model\.name is linear"):
+        recipes.load("house-prices", ["task=masked-lm"])
+    with pytest.raises(SettingsError, match="'f1' does not exist for masked-lm"):
+        recipes.load("csv", ["task=masked-lm", "evaluation.metric=f1"])
+
+
+def test_a_random_model_names_a_tokenizer_or_trains_one() -> None:
+    assert recipes.load("csv", [*SIZES, "model.vocabulary_size=100"]).model.tokenizer is None
+    with pytest.raises(SettingsError, match=r"also needs tokenizer \(or vocabulary_size"):
+        recipes.load("csv", SIZES)
+    with pytest.raises(SettingsError, match=r"names one; remove one of the two"):
+        recipes.load("csv", [*SIZES, "model.vocabulary_size=100", "model.tokenizer=x"])
+    with pytest.raises(SettingsError, match=r"vocabulary_size = 5: .*greater than or equal to 64"):
+        recipes.load("csv", [*SIZES, "model.vocabulary_size=5"])
 
 
 def test_a_shipped_recipe_goes_by_its_name() -> None:
@@ -114,7 +161,7 @@ def test_broken_files(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="give a file, or one of bbc-news, csv"):
+    with pytest.raises(SettingsError, match="give a file, or one of bbc-news, bert-base"):
         recipes.load(tmp_path / "nothing.yaml")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")

@@ -8,7 +8,7 @@ import pytest
 from trainers import recipe as recipes
 from trainers import summary
 from trainers.events import Evaluation, Step
-from trainers.progress import Tail, duration, encoding, steps_line
+from trainers.progress import Tail, duration, encoding, start_line, steps_line
 from trainers.record import Recorder, RunDirectory, RunError
 
 
@@ -34,6 +34,28 @@ def test_a_restart_drops_the_rows_of_a_lost_future(tmp_path: Path) -> None:
     assert [row["step"] for row in run.rows("start")] == [0, 3]
     assert next(run.rows("step"))["padding_share"] == pytest.approx(0.2)
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_recorder_knows_what_was_lost(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    recorded(run, 1, 5)
+    for resumed_at, lost in ((5, 0), (3, 2), (3, 0)):  # what was lost is told once
+        recorder = Recorder(run, resumed_at)
+        assert recorder.lost_steps == lost
+        recorder.close()
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"step": 4, "workers": 3, "lost_steps": 2}, "from step 4 with 3 workers (2 steps lost)"),
+        ({"step": 4, "workers": 1, "lost_steps": 1}, "from step 4 with 1 worker (1 step lost)"),
+        ({"step": 4, "workers": 2, "lost_steps": 0}, "from step 4 with 2 workers"),
+        ({"step": 4}, "from step 4"),
+    ],
+)
+def test_a_start_that_goes_on_says_from_where(row: dict[str, int], line: str) -> None:
+    assert start_line(row) == f"going on {line}"
 
 
 def test_a_tail_reads_what_is_new_and_survives_a_restart(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def write_tiny_bundle(directory: Path, bert: Path | str, task: str = "classifica
     model = build(recipe, LABELS[task], num_features=0)
     assert isinstance(model, TextModel)
     with torch.no_grad():
-        model.bert.classifier.weight.mul_(40)  # answers that differ from text to text
+        model.net.classifier.weight.mul_(40)  # answers that differ from text to text
     return _seal(directory, recipe, model, str(bert))
 
 
@@ -62,5 +62,6 @@ def _seal(directory: Path, recipe: Recipe, model: Model, source: str) -> Path:
         revision="unknown",
         environment={},
     )
-    bundle.write(directory, model, load_encoder(source, card.cleaning, card.max_length), card)
+    encoder = load_encoder(source, card.cleaning, card.max_length)
+    bundle.write(directory, model, model.state_dict().items(), encoder, card)
     return directory

@@ -29,7 +29,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.recipe is None:
         raise SettingsError("name a recipe: a file, or a shipped one such as reviews.yaml")
     recipe = recipes.load(options.recipe, options.overrides)
-    cluster = spec.load(options.cluster)
+    if options.rehearse:
+        return _rehearse(options, recipe)
+    cluster = spec.load(options.cluster or "local.yaml")
     if options.dry_run:
         from trainers.dry_run import describe
 
@@ -50,14 +52,56 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rehearse(options: argparse.Namespace, recipe: recipes.Recipe) -> int:
+    """Play a step of the run on devices that need not exist."""
+    from trainers.findings import described, devices_of
+
+    memory = None if options.device_memory is None else _gib(options.device_memory)
+    cluster = devices_of(
+        spec.load(options.cluster) if options.cluster else None,
+        options.devices,
+        memory,
+        options.devices_per_node,
+    )
+    for line in described(recipe, cluster, options.vocabulary_size):
+        print(line, flush=True)
+    return 0
+
+
+def _gib(size: str) -> float:
+    """GiB of `size`, as in 80GiB or 80. Raises SettingsError for anything else."""
+    try:
+        gib = float(size.removesuffix("GiB"))
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < float("inf"):
+        raise SettingsError(f"--device-memory {size!r}: give GiB, as in 80GiB")
+    return gib
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument("--cluster", default="local.yaml", help="a Ray cluster YAML")
+    parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
     parser.add_argument("--run", help="the run directory; default: a new one")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="play a step with fake tensors on devices that need not exist: memory and exchanges",
+    )
+    rehearsal = parser.add_argument_group("with --rehearse, instead of what --cluster says")
+    rehearsal.add_argument("--devices", type=int, metavar="N", help="devices in all")
+    rehearsal.add_argument("--device-memory", metavar="GIB", help="of each, as in 80GiB")
+    rehearsal.add_argument("--devices-per-node", type=int, metavar="N", help="default: 8")
+    rehearsal.add_argument(
+        "--vocabulary-size",
+        type=int,
+        metavar="N",
+        help="of a `random` model; default: its tokenizer's if that is here, else BERT's 30522",
+    )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     return parser.parse_intermixed_args(arguments)
 

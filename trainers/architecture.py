@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, BertConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from cluster.errors import BerthaError
+from trainers.encoding import Encoder, TextEncoder, load_encoder
+from trainers.families import FAMILIES
 from trainers.packages import resolve_model
 from trainers.recipe import SIZES, Recipe, Task
 
@@ -22,28 +24,35 @@ class ModelError(BerthaError):
     """A model that cannot be had or used; the text says the way out."""
 
 
-def config_of(recipe: Recipe, labels: tuple[str, ...]) -> BertConfig:
-    """The configuration of the recipe's BERT. Raises ModelError when it cannot be had or used."""
-    names = labels or ("value",)
-    settings = {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-        "problem_type": PROBLEM_TYPES[recipe.task],
-        "hidden_dropout_prob": recipe.model.dropout,
-        "attention_probs_dropout_prob": recipe.model.attention_dropout,
-        "classifier_dropout": recipe.model.dropout,
-    }
+def config_of(
+    recipe: Recipe, labels: tuple[str, ...], encoder: Encoder | None = None
+) -> PreTrainedConfig:
+    """The configuration of the recipe's BERT. encoder: of a fresh model, for its vocabulary.
+
+    Raises ModelError when it cannot be had or used.
+    """
+    settings: dict[str, Any] = {}
+    if recipe.task != "masked-lm":
+        names = labels or ("value",)
+        settings = {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+            "problem_type": PROBLEM_TYPES[recipe.task],
+        }
     if recipe.model.name == "random":
-        return _fresh_config(recipe, settings)
+        return _fresh_config(recipe, settings | _dropouts(recipe, "bert"), encoder)
     with from_hub(recipe.model.name) as source:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
-    if config.model_type != "bert":
+    if config.model_type not in FAMILIES:
         raise ModelError(
             f"model.name = {recipe.model.name!r}: a {config.model_type} model; "
-            "this trains models of type bert"
+            f"this trains models of type {', '.join(FAMILIES)}"
         )
+    config.update(_dropouts(recipe, config.model_type))
     longest = config.max_position_embeddings
+    if config.model_type == "roberta":
+        longest -= config.pad_token_id + 1  # its positions count from there
     if recipe.batch.max_length > longest:
         raise ModelError(
             f"batch.max_length = {recipe.batch.max_length}: {recipe.model.name} has positions for "
@@ -52,17 +61,18 @@ def config_of(recipe: Recipe, labels: tuple[str, ...]) -> BertConfig:
     return config
 
 
-def num_parameters(config: BertConfig) -> int:
-    """Parameters of BertForSequenceClassification: embeddings, layers, pooler, classifier."""
-    hidden, wide = config.hidden_size, config.intermediate_size
-    tables = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
-    embeddings = tables * hidden + 2 * hidden
-    attention = 4 * (hidden * hidden + hidden) + 2 * hidden
-    feed_forward = hidden * wide + wide + wide * hidden + hidden + 2 * hidden
-    pooler = hidden * hidden + hidden
-    classifier = (hidden + 1) * config.num_labels
-    layers = config.num_hidden_layers * (attention + feed_forward)
-    return int(layers + embeddings + pooler + classifier)
+def _dropouts(recipe: Recipe, model_type: str) -> dict[str, float]:
+    """The recipe's dropouts, by the names that the family gives them."""
+    hidden, attention, classifier = (
+        ("dropout", "attention_dropout", "seq_classif_dropout")
+        if model_type == "distilbert"
+        else ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    )
+    return {
+        hidden: recipe.model.dropout,
+        attention: recipe.model.attention_dropout,
+        classifier: recipe.model.dropout,
+    }
 
 
 @contextmanager
@@ -92,15 +102,14 @@ def from_hub(name: str) -> Iterator[str]:
         ) from None
 
 
-def _fresh_config(recipe: Recipe, settings: dict[str, Any]) -> BertConfig:
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve_model(recipe.model.tokenizer or ""), trust_remote_code=False
-    )
+def _fresh_config(recipe: Recipe, settings: dict[str, Any], encoder: Encoder | None) -> BertConfig:
+    encoder = encoder or load_encoder(recipe.model.tokenizer or "", "none", recipe.batch.max_length)
+    assert isinstance(encoder, TextEncoder)
     sizes = {size: getattr(recipe.model, size) for size in SIZES}
     return BertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=encoder.num_tokens,
         max_position_embeddings=max(512, recipe.batch.max_length),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=encoder.pad,
         **sizes,
         **settings,
     )

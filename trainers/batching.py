@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cluster.layout import Layout
+
 Rows = np.ndarray  # [n] int64 indices of samples
 
 
@@ -58,8 +60,36 @@ def global_batch(ordered: Rows, step_in_epoch: int, global_size: int) -> Rows:
     return ordered[step_in_epoch * global_size : (step_in_epoch + 1) * global_size]
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What a layout demands of a cut beside speed.
+
+    at_least: micro-batches a rank, where samples allow it, so that a pipeline fills. multiple: what
+    divides their number, as interleaved schedules need. alike: every rank computes as many, because
+    each gathers parameters from the others.
+    """
+
+    at_least: int = 1
+    multiple: int = 1
+    alike: bool = False
+
+    @classmethod
+    def of(cls, layout: Layout) -> "Demands":
+        """What a resolved layout demands."""
+        return cls(
+            at_least=layout.num_stages,
+            multiple=layout.pp if layout.stages_per_rank > 1 else 1,
+            alike=layout.dp_shard > 1,
+        )
+
+
 def cut(
-    rows: Rows, lengths: np.ndarray, num_ranks: int, token_budget: int, cost: Cost
+    rows: Rows,
+    lengths: np.ndarray,
+    num_ranks: int,
+    token_budget: int,
+    cost: Cost,
+    demands: Demands = Demands(),
 ) -> list[list[MicroBatch]]:
     """Cut a global batch: a list of micro-batches for each of `num_ranks`.
 
@@ -78,7 +108,32 @@ def cut(
         edges = start + _cheapest_cut(lengths[start:stop], token_budget, cost.overhead)
         spans = itertools.pairwise(edges)
         ranks.append([MicroBatch(rows[a:b], weight) for a, b in spans])
-    return ranks
+    together = max(map(len, ranks)) if demands.alike else 0
+    return [_met(share, max(together, demands.at_least), demands, rows[-1:]) for share in ranks]
+
+
+def _met(share: list[MicroBatch], count: int, demands: Demands, shortest: Rows) -> list[MicroBatch]:
+    """`share` cut further, and filled up with a sample of weight 0, to meet `demands`."""
+    count += -count % demands.multiple
+    share = _split(share, count)
+    lacking = count - len(share) if demands.alike else -len(share) % demands.multiple
+    return share + [MicroBatch(shortest, 0.0)] * lacking
+
+
+def _split(share: list[MicroBatch], count: int) -> list[MicroBatch]:
+    """`share` with its largest micro-batches halved until there are `count`, or none can be."""
+    share = list(share)
+    while len(share) < count:
+        largest = max(range(len(share)), key=lambda index: len(share[index].rows))
+        rows, weight = share[largest].rows, share[largest].weight
+        if len(rows) < 2:
+            break
+        half = len(rows) // 2
+        share[largest : largest + 1] = [
+            MicroBatch(rows[:half], weight),
+            MicroBatch(rows[half:], weight),
+        ]
+    return share
 
 
 def padding_share(micro_batches: Iterable[MicroBatch], lengths: np.ndarray) -> tuple[int, int]:

@@ -1,10 +1,11 @@
-"""Transformers' own BERT, made to compute only what a classifier's answer needs.
+"""Transformers' own BERT, made to compute only what the answer needs, whole or in parts.
 
 Weights, names and configuration stay those of Transformers, so a saved model loads there unchanged.
 Four things differ while it runs here: dropout is keyed by sample, attention takes torch's fused
-kernel, the word embeddings' gradient is added row by row, and the last layer computes queries,
-attention output and feed-forward for [CLS] alone, because a classifier reads nothing else. Knows
-nothing of recipes, optimizers or layouts.
+kernel, the word embeddings' gradient can be added row by row, and only what is read is computed: a
+classifier reads [CLS], so its last layer computes queries, attention output and feed-forward for
+that alone; a masked-language model reads masked positions, so only they meet the vocabulary.
+Knows nothing of recipes, optimizers or layouts.
 """
 
 from pathlib import Path
@@ -12,50 +13,142 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, BertForSequenceClassification
+from torch.distributed.tensor import DTensor
+from transformers import AttentionInterface, PreTrainedModel
 
 from trainers.architecture import quiet
+from trainers.carving import carved
 from trainers.dropout import Keys, use_keyed_dropout
+from trainers.families import FAMILIES, Family
 from trainers.lookup import Lookup
+from trainers.recompute import recomputed
 
 
 class TextModel(nn.Module):
-    """BertForSequenceClassification that reads only [CLS] and drops out by sample."""
+    """A BERT that answers, or a part of one: a span of its layers and the ends they touch.
 
-    def __init__(self, bert: BertForSequenceClassification) -> None:
+    net: of Transformers, for sequence classification or masked-language modelling.
+    """
+
+    def __init__(self, net: PreTrainedModel) -> None:
         super().__init__()
         AttentionInterface.register("bertha", attend)
-        bert.config._attn_implementation = "bertha"
-        embeddings, layers = bert.bert.embeddings, bert.bert.encoder.layer
+        net.config._attn_implementation = "bertha"
+        self.family: Family = FAMILIES[net.config.model_type]
+        self.masked_lm = type(net).__name__.endswith("ForMaskedLM")
+        ties = self.masked_lm and net.config.tie_word_embeddings
+        self.tied: dict[str, str] = dict(net._tied_weights_keys or {}) if ties else {}
+        embeddings, layers = self.family.encoder_of(net).embeddings, self.family.layers_of(net)
         embeddings.word_embeddings = Lookup.of(embeddings.word_embeddings)
-        layers[-1] = ClsOnlyLayer(layers[-1])
-        self.bert = bert
-        self._keys: Keys = use_keyed_dropout(bert)
+        embeddings.word_embeddings.by_row = not self.masked_lm  # a tied table has a dense gradient
+        if self.reads_cls_alone:
+            layers[-1] = ClsOnlyLayer(layers[-1])
+        self.net: nn.Module = net
+        self.num_layers = len(layers)
+        self.span = range(self.num_layers)
+        self.recompute = "none"
+        self.entered, self.left = nn.Identity(), nn.Identity()  # ends of sequence parallelism
+        self._keys: Keys = use_keyed_dropout(net)
 
     def forward(
-        self, ids: Tensor, mask: Tensor | None = None, keys: Tensor | None = None
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        keys: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [b, num_labels] of token ids [b, s].
+        """Logits [b, num_labels], or [n, vocabulary] of the n masked `positions`.
 
-        mask: [b, s] bool, true where a token is; None when nothing is padded. keys: [b] int64 of
-        `dropout.sample_keys`, needed in training mode.
+        inputs: token ids [b, s]; for a part that is not the first, hidden states [b, s, h]. A part
+        that is not the last returns hidden states. mask: [b, s] bool, true where a token is; None
+        when nothing is padded. keys: [b] int64 of `dropout.sample_keys`, needed in training mode.
+        positions: [n] int64, flat indices into b * s.
         """
         self._keys.keys = keys
         spread = None if mask is None else mask[:, None, None, :]
-        logits: Tensor = self.bert(input_ids=ids, attention_mask=spread).logits
-        return logits
+        hidden = self.entered(self.family.embed(self.net, inputs)) if self.is_first else inputs
+        layers = self.family.layers_of(self.net)
+        for index in self.span:
+            layer = layers.get_submodule(str(index))
+            if self.recompute == "none" or not self.training:
+                hidden = layer(hidden, spread)
+            else:
+                hidden = recomputed(layer, self._keys, self.recompute, hidden, spread)
+        if not self.is_last:
+            return hidden
+        hidden = self.left(hidden)
+        if positions is None:
+            return self.family.classify(self.net, hidden)
+        return self.family.predict(self.net, hidden.flatten(0, 1)[positions])
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this part reads token ids."""
+        return self.span.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this part gives logits."""
+        return self.span.stop == self.num_layers
+
+    def part(self, span: range) -> "TextModel":
+        """The part that holds the layers of `span`, sharing its parameters with this model."""
+        encoder, layers = self.family.encoder, f"{self.family.encoder}.{self.family.layers}"
+        ends = (f"{encoder}.embeddings", f"{encoder}.embeddings_project")
+
+        def kept(name: str) -> bool:
+            if name.startswith(f"net.{layers}."):
+                return int(name.removeprefix(f"net.{layers}.").split(".")[0]) in span
+            at_start = name.startswith(tuple(f"net.{end}." for end in ends))
+            return span.start == 0 if at_start else span.stop == self.num_layers
+
+        part = carved(self, kept)
+        part.span = span
+        part.entered, part.left = nn.Identity(), nn.Identity()
+        return part
+
+    def tie(self) -> None:
+        """Make tied parameters one again, where this part holds both; see `tied`."""
+        for pair in self.tied.items():
+            try:
+                held = [self.net.get_parameter(name) for name in reversed(pair)]
+            except AttributeError:
+                continue  # the other end is in another part
+            shared = next((p for p in held if isinstance(p, DTensor)), held[0])
+            for name in pair:
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.net.get_submodule(owner), leaf, shared)
+
+    @property
+    def reads_cls_alone(self) -> bool:
+        """Whether the last layer computes [CLS] alone."""
+        return self.family.bert_shaped and not self.masked_lm
+
+    @property
+    def decoder(self) -> str:
+        """The name of the linear layer that gives logits of the vocabulary."""
+        net: Any = self.net
+        last: nn.Module = net.get_output_embeddings()
+        name: str = next(name for name, module in self.named_modules() if module is last)
+        return name
+
+    @property
+    def config(self) -> Any:
+        """The configuration of Transformers."""
+        return self.net.config
 
     @property
     def table(self) -> Lookup:
-        """The word embeddings, whose gradient is not in the hands of autograd."""
-        table = self.bert.bert.embeddings.word_embeddings
+        """The word embeddings of a part that is the first."""
+        table = self.family.encoder_of(self.net).embeddings.word_embeddings
         assert isinstance(table, Lookup)
         return table
 
     def save(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors` as Transformers does."""
+        assert isinstance(self.net, PreTrainedModel)
         with quiet():
-            self.bert.save_pretrained(directory)
+            self.net.save_pretrained(directory)
 
 
 class ClsOnlyLayer(nn.Module):
@@ -68,19 +161,21 @@ class ClsOnlyLayer(nn.Module):
             layer.intermediate,
             layer.output,
         )
+        self.whole, self.cls = nn.Identity(), nn.Identity()  # where tensor parallel takes hold
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         attention: Any = self.attention
-        heads, cls = attention.self, hidden[:, :1]
+        heads, hidden = attention.self, self.whole(hidden)
+        first = hidden[:, :1]
 
         def split(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], -1, heads.attention_head_size).transpose(1, 2)
 
-        query, key, value = heads.query(cls), heads.key(hidden), heads.value(hidden)
+        query, key, value = heads.query(first), heads.key(hidden), heads.value(hidden)
         context, _weights = attend(
             heads, split(query), split(key), split(value), mask, heads.scaling
         )
-        attended = attention.output(context.flatten(2), cls)
+        attended = attention.output(context.flatten(2), self.cls(first))
         widen: Any = self.intermediate
         narrow: Any = self.output
         output: Tensor = narrow(widen(attended), attended)

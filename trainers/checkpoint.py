@@ -1,23 +1,44 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything a run needs to go on as if it had never stopped, on any layout.
 
-`checkpoints/step-00000120/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and
-`checkpoint.json` with the SHA-256 of each. The schedule, the sample order and dropout are functions
-of (seed, step, sample), so the position is all there is to keep of them: there is no random state.
-A directory that is half-written or altered is skipped with a warning, never loaded.
+`checkpoints/step-00000120/` holds the pieces of weights and moments, a file for each rank that had
+any; `index.json`, which says where each lies in the whole; `state.json`; and `checkpoint.json` with
+the SHA-256 of all. Ranks of another layout read just the pieces they need. The schedule, the sample
+order and dropout are functions of (seed, step, sample), so the position is all there is to keep of
+them: there is no random state. A directory that is half-written or altered is skipped with a
+warning, never loaded. All ranks see the same directory.
 """
 
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from trainers.sealed import digests, flaw, written_aside
+from trainers import pieces, sealed, tensor_file
+from trainers.agreement import num_ranks, on_all, on_first, rank
+from trainers.mesh import Mesh
+from trainers.pieces import Reader
+from trainers.shards import to_local
+
+SEAL = "checkpoint.json"
+
+
+class Parts(Protocol):
+    """What this rank holds of a model: `parallelize.Parallel`."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The layout over all ranks, and this rank's place in it."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters by their name in the whole model; one that two stages hold is in both."""
 
 
 @dataclass(frozen=True)
@@ -32,61 +53,79 @@ class Checkpoint:
         state: dict[str, Any] = json.loads((self.directory / "state.json").read_text())
         return state
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Load the weights into `model`, and the moments into `optimizer` where one is given."""
-        model.load_state_dict(load_file(self.directory / "model.safetensors"))
-        if optimizer is not None:
-            parameters = dict(model.named_parameters())
-            for key, moment in load_file(self.directory / "optimizer.safetensors").items():
-                name, _, kind = key.rpartition("/")
-                parameter = parameters[name]
-                place = parameter.device if moment.dim() else moment.device
-                optimizer.state[parameter][kind] = moment.to(place)
+    def restore(self, parts: Parts, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Load this rank's weights, and where an optimizer is given its moments.
+
+        No rank waits for another. Raises CheckpointError where the model is another one.
+        """
+        with Reader(self.directory) as reader, torch.no_grad():
+            for name, parameter in parts.named_parameters():
+                to_local(parameter).copy_(reader.part(name, parameter))
+                if optimizer is not None:
+                    _restore_moments(reader, name, parameter, optimizer)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters, one at a time, on the CPU."""
+        with Reader(self.directory) as reader:
+            for name in reader.kinds:
+                yield name, reader.whole(name)
 
 
 def save(
     directory: Path,
     step: int,
-    model: nn.Module,
+    parts: Parts,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Write the checkpoint of `step` under `directory`; it appears only when it is whole."""
+    """Write the checkpoint of `step` under `directory`; it appears only when it is whole.
+
+    Every rank calls this, and it is there when it returns. state: plain values, of rank 0. OSError
+    on every rank where one could not write.
+    """
     target = directory / f"step-{step:08d}"
-    moments = {
-        f"{name}/{kind}": moment.contiguous()
-        for name, parameter in model.named_parameters()
-        for kind, moment in optimizer.state[parameter].items()
-        if isinstance(moment, Tensor)
-    }
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    with written_aside(target) as aside:
-        save_file(weights, aside / "model.safetensors")
-        save_file(moments, aside / "optimizer.safetensors")
+    aside = on_first(lambda: sealed.begin(target))
+    held = _owned(parts, optimizer)
+    written = on_all(lambda: _write_pieces(aside, held))
+
+    def finish() -> None:
+        pieces.write_index(aside, pieces.joined([index for index, _ in written]))
         (aside / "state.json").write_text(json.dumps(state))
-        (aside / "checkpoint.json").write_text(json.dumps(digests(aside), indent=2))
+        digests = {name: sealed.sha256(aside / name) for name in (pieces.INDEX, "state.json")}
+        for _, of_rank in written:
+            digests |= of_rank
+        (aside / SEAL).write_text(json.dumps(digests, indent=2))
+        sealed.reveal(aside, target)
+
+    on_first(finish)
     return Checkpoint(step, target)
 
 
 def find(directory: Path, step: int) -> Checkpoint | None:
-    """The checkpoint of `step`, where it exists and is whole."""
+    """The checkpoint of `step`, where it exists and is whole; every rank calls this.
+
+    Each rank verifies some of its files.
+    """
     checkpoint = Checkpoint(step, directory / f"step-{step:08d}")
-    if not checkpoint.directory.is_dir():
+    listed = on_first(lambda: _seal(checkpoint.directory))
+    if listed is None:
         return None
-    try:
-        listed = json.loads((checkpoint.directory / "checkpoint.json").read_text())
-        damage = flaw(checkpoint.directory, listed)
-    except (OSError, ValueError):
-        damage = "checkpoint.json is missing or unreadable"
+    own = sorted(listed)[rank() :: num_ranks()]
+    flaws = on_all(lambda: sealed.flaw(checkpoint.directory, {name: listed[name] for name in own}))
+    unsealed = {pieces.INDEX, "state.json"} - set(listed)
+    if unsealed:
+        flaws = [f"{SEAL} is missing or unreadable"]
+    damage = on_first(lambda: next((flaw for flaw in flaws if flaw is not None), None))
     if damage is None:
         return checkpoint
-    warnings.warn(f"skipping {checkpoint.directory}: {damage}", stacklevel=2)
+    if rank() == 0:
+        warnings.warn(f"skipping {checkpoint.directory}: {damage}", stacklevel=2)
     return None
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The newest whole checkpoint under `directory`, or None."""
-    for step in reversed(_steps(directory)):
+    """The newest whole checkpoint under `directory`, or None; every rank calls this."""
+    for step in reversed(on_first(lambda: _steps(directory))):
         checkpoint = find(directory, step)
         if checkpoint is not None:
             return checkpoint
@@ -94,12 +133,93 @@ def latest(directory: Path) -> Checkpoint | None:
 
 
 def prune(directory: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best, and what a kill left behind."""
+    """Delete all but the newest `keep` checkpoints and the best, and what a kill left behind.
+
+    Rank 0 alone calls this, when no other saves.
+    """
     for leftover in directory.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     for step in _steps(directory)[:-keep]:
         if step != best_step:
             shutil.rmtree(directory / f"step-{step:08d}")
+
+
+def _owned(parts: Parts, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights and moments of which this rank writes its part."""
+    mesh, own = parts.mesh, dict(parts.named_parameters())
+    for name in _names_of_earlier_stages(mesh, list(own)):
+        own.pop(name, None)
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held: dict[str, Tensor] = {}
+    for name, parameter in own.items():
+        assert id(parameter) in known, f"{name} is gathered or not trained: reshard before saving"
+        held[name] = parameter
+        for kind, moment in optimizer.state.get(parameter, {}).items():
+            if isinstance(moment, Tensor):
+                held[f"{name}/{kind}"] = moment
+    return {name: tensor for name, tensor in held.items() if pieces.owns(tensor, mesh)}
+
+
+def _names_of_earlier_stages(mesh: Mesh, names: list[str]) -> set[str]:
+    """What pipeline ranks before this one hold as well; all ranks of a pipeline call this."""
+    if mesh.devices is None or mesh.layout.pp == 1:
+        return set()
+    of_ranks: list[list[str]] = [[]] * mesh.layout.pp
+    dist.all_gather_object(of_ranks, names, group=mesh.devices.get_group("pp"))
+    return {name for held in of_ranks[: mesh.pp_rank] for name in held}
+
+
+def _write_pieces(aside: Path, held: dict[str, Tensor]) -> tuple[pieces.Index, dict[str, str]]:
+    """Write this rank's file; the index of it, and its SHA-256 by name, none where it is empty."""
+    parts = {name: to_local(tensor) for name, tensor in held.items()}
+    parts = {name: part for name, part in parts.items() if part.numel()}
+    file = pieces.file_of(rank())
+    if parts:
+        tensor_file.write(aside / file, parts, parts.items())
+    return pieces.described(rank(), held), {file: sealed.sha256(aside / file)} if parts else {}
+
+
+def _restore_moments(
+    reader: Reader, name: str, parameter: nn.Parameter, optimizer: torch.optim.Optimizer
+) -> None:
+    moments = {}
+    for kind in reader.kinds[name]:
+        key = f"{name}/{kind}"
+        if reader.index[key].shape == ():
+            moments[kind] = reader.whole(key).to(_scalar_device(parameter, optimizer))
+            continue
+        moment = reader.part(key, parameter).to(parameter.device)
+        if isinstance(parameter, DTensor):
+            moment = DTensor.from_local(
+                moment,
+                parameter.device_mesh,
+                parameter.placements,
+                run_check=False,
+                shape=parameter.shape,
+                stride=parameter.stride(),
+            )
+        moments[kind] = moment
+    optimizer.state[parameter] = moments
+
+
+def _scalar_device(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> torch.device:
+    """Where torch's optimizers keep a count of steps: fused ones beside the parameter."""
+    for group in optimizer.param_groups:
+        if any(parameter is other for other in group["params"]):
+            beside = group.get("fused") or group.get("capturable")
+            return parameter.device if beside else torch.device("cpu")
+    raise AssertionError("a parameter that is not trained has no moments")
+
+
+def _seal(directory: Path) -> dict[str, str] | None:
+    """SHA-256 by file; {} where that cannot be read, None where there is no checkpoint."""
+    if not directory.is_dir():
+        return None
+    try:
+        listed = json.loads((directory / SEAL).read_text())
+    except (OSError, ValueError):
+        return {}
+    return listed if isinstance(listed, dict) else {}
 
 
 def _steps(directory: Path) -> list[int]:

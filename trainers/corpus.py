@@ -6,6 +6,7 @@ Knows how sources, splits and labels come together; no tokenizer, no cache.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,20 @@ def gather(recipe: Recipe, clean: Callable[[str], str]) -> Corpus:
     return Corpus(sides, targets, names, rows_read, skipped, num_dropped)
 
 
+def identity(recipe: Recipe) -> list[Any]:
+    """All that decides what `gather` gives, but for the cleaning's own code: plain values that
+    change when a source does. Raises DataError where a source is not to be had.
+    """
+    data = recipe.data
+    settings = data.model_dump(mode="json", exclude={"source", "validation", "test"})
+    parts = dict(zip(PARTS, (data.source, data.validation, data.test), strict=True))
+    contents = {
+        part: sources.fingerprint(source, data, part) if isinstance(source, str) else source
+        for part, source in parts.items()
+    }
+    return [recipe.task, settings, contents]
+
+
 def repeats(sides: dict[Part, Side]) -> tuple[int, int]:
     """Rows whose text stands in an earlier row, and texts that have several labels."""
     labels_of: dict[bytes, set[Label]] = {}
@@ -98,7 +113,7 @@ def _usable(
     source: str, part: Part, recipe: Recipe, clean: Callable[[str], str]
 ) -> tuple[Side, int, tuple[Skip, ...]]:
     """The rows of `source` that have a text and a label, how many were read, and the others."""
-    rows = sources.read(source, recipe.data, part)
+    rows = sources.read(source, recipe.data, part, labelled=recipe.task != "masked-lm")
     skips = Skips(rows.unit, rows.skipped)
     found = labelling.parse(rows, recipe.task, recipe.data, skips)
     side = Side(f"{source} {rows.unit}", [], [], [], [])

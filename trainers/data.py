@@ -1,6 +1,7 @@
 """The data path: a recipe's source becomes encoded, split, labelled rows, once on every machine.
 
-    read, clean, split by text, label (`corpus.py`), encode, keep in a cache directory
+    read, clean, split by text, label (`corpus.py`), encode (for masked-lm: and pack), keep in a
+    cache directory
 
 The first process on a machine does the work; the others, and later runs, map the files. Knows no
 model and no Ray.
@@ -10,22 +11,26 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from trainers import prepared, sources
-from trainers.corpus import PARTS, Corpus, gather, repeats
-from trainers.encoding import CHUNK, Encoder, Samples, joined, load_encoder
+from cluster.spec import Metadata
+from trainers import packing, prepared
+from trainers.corpus import PARTS, Corpus, gather, identity, repeats
+from trainers.encoding import CHUNK, Encoder, EncodingError, TextEncoder, load_encoder
 from trainers.files import DataError
 from trainers.labels import counts
 from trainers.prepared import Data, DataReport, Split
 from trainers.recipe import Recipe
+from trainers.samples import Samples, joined
 from trainers.splits import spread
+from trainers.vocabulary import with_tokenizer
 
 __all__ = ["Data", "DataError", "DataReport", "Sketch", "Split", "encoder_of", "prepare", "sketch"]
+__all__ += ["with_tokenizer"]
 
 FORMAT = 1  # of what a cache entry holds; a new number makes strangers of the old entries
 SKETCHED = 1000  # training texts that a sketch encodes
@@ -35,8 +40,9 @@ Progress = Callable[[int, int], None]  # texts encoded, of how many
 
 @dataclass(frozen=True)
 class Sketch:
-    """What a dry run shows. num_train: training rows; lengths: tokens of each of their texts, of
-    SKETCHED of them where the data is not encoded yet (report.sampled says so).
+    """What a dry run shows. num_train: training samples; lengths: tokens of each of them. Where the
+    data is not encoded yet (report.sampled says so) the lengths are those of SKETCHED texts, and
+    num_train of packed texts is an estimate.
     """
 
     report: DataReport
@@ -51,7 +57,7 @@ def prepare(recipe: Recipe, cache: Path, progress: Progress | None = None) -> Da
     Several processes may ask at once; one builds. A later call reads the source's fingerprint and
     not the source. Raises DataError, or EncodingError where there is no tokenizer.
     """
-    encoder = encoder_of(recipe)
+    encoder = encoder_of(recipe, cache)
     key = _key(recipe, encoder)
     data = prepared.load(cache / key)
     if data is not None:
@@ -74,35 +80,41 @@ def prepare(recipe: Recipe, cache: Path, progress: Progress | None = None) -> Da
 
 
 def sketch(recipe: Recipe, cache: Path) -> Sketch:
-    """What `prepare` would give, encoding a sample at most. Raises what it would."""
-    encoder = encoder_of(recipe)
+    """What `prepare` would give, encoding a sample at most. Raises what it would.
+
+    A vocabulary that the recipe asks for is trained and kept.
+    """
+    encoder = encoder_of(recipe, cache)
     data = prepared.load(cache / _key(recipe, encoder))
     if data is not None:
         return Sketch(data.report, data.labels, len(data.train), data.train.samples.lengths)
     corpus = gather(recipe, encoder.clean)
     texts = corpus.sides["train"].texts
     some = [texts[row] for row in spread(len(texts), SKETCHED)]
-    samples, truncated = encoder.encode(some)
-    report = _report(corpus, samples, truncated)
-    return Sketch(report, corpus.names, len(texts), samples.lengths)
+    samples, truncated = _samples(recipe, encoder, some)
+    report = _report(corpus, samples, truncated, len(some))
+    num_train = round(len(samples) * len(texts) / len(some))
+    return Sketch(report, corpus.names, num_train, samples.lengths)
 
 
-def encoder_of(recipe: Recipe) -> Encoder:
-    """The encoder that `recipe` asks for."""
-    source = recipe.model.tokenizer or recipe.model.name
-    return load_encoder(source, recipe.data.cleaning, recipe.batch.max_length)
+def encoder_of(recipe: Recipe, cache: Path | None = None) -> Encoder:
+    """The encoder that `recipe` asks for.
+
+    cache: keeps a vocabulary that is trained on the recipe's texts; default: that of a cluster file
+    that names none.
+    """
+    place = Path(Metadata().cache).expanduser() if cache is None else cache
+    model = with_tokenizer(recipe, place).model
+    return load_encoder(
+        model.tokenizer or model.name, recipe.data.cleaning, recipe.batch.max_length
+    )
 
 
 def _key(recipe: Recipe, encoder: Encoder) -> str:
     """The name of a cache entry: a hash of all that decides what is in it."""
-    data = recipe.data
-    settings = data.model_dump(mode="json", exclude={"source", "validation", "test"})
-    parts = dict(zip(PARTS, (data.source, data.validation, data.test), strict=True))
-    contents = {
-        part: sources.fingerprint(source, data, part) if isinstance(source, str) else source
-        for part, source in parts.items()
-    }
-    everything = [FORMAT, recipe.task, settings, contents, encoder.fingerprint]
+    everything = [FORMAT, *identity(recipe), encoder.fingerprint]
+    if recipe.task == "masked-lm":
+        everything.append(f"packed by rules {packing.FORMAT}")
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
@@ -114,11 +126,15 @@ def _build(recipe: Recipe, encoder: Encoder, key: str, progress: Progress | None
     total, done = sum(map(len, texts.values())), 0
     splits, num_cut = {}, {}
     for part in PARTS:
-        samples, num_cut[part] = _encode(encoder, texts[part], _after(done, total, progress))
-        splits[part] = Split(samples, corpus.targets[part])
-        done += len(samples)
+        tell = _after(done, total, progress)
+        samples, num_cut[part] = _samples(recipe, encoder, texts[part], tell)
+        packed = recipe.task == "masked-lm"
+        splits[part] = Split(samples, _zeros(samples) if packed else corpus.targets[part])
+        done += len(texts[part])
     _same_width([split.samples for split in splits.values()])
-    report = _report(corpus, splits["train"].samples, num_cut["train"])
+    report = _report(corpus, splits["train"].samples, num_cut["train"], len(texts["train"]))
+    if recipe.task == "masked-lm":
+        report = replace(report, sequences={part: len(splits[part]) for part in PARTS})
     return Data(**splits, labels=corpus.names, report=report, fingerprint=key)
 
 
@@ -127,17 +143,46 @@ def _after(done: int, total: int, progress: Progress | None) -> Callable[[int], 
     return lambda more: progress(done + more, total) if progress is not None else None
 
 
-def _encode(
-    encoder: Encoder, texts: Sequence[str], tell: Callable[[int], None]
+def _samples(
+    recipe: Recipe,
+    encoder: Encoder,
+    texts: Sequence[str],
+    tell: Callable[[int], None] = lambda done: None,
+) -> tuple[Samples, int]:
+    """`texts` as the samples of the recipe's task, and how many were cut."""
+    if recipe.task != "masked-lm":
+        return _in_chunks(encoder.encode, texts, tell)
+    reader = _text_encoder(encoder)
+    documents, _ = _in_chunks(lambda chunk: (reader.whole(chunk), 0), texts, tell)
+    samples = reader.pack(documents)
+    if texts and not len(samples):
+        raise DataError(f"{recipe.data.source}: the tokenizer finds no token in any text")
+    return samples, 0
+
+
+def _in_chunks(
+    encode: Callable[[Sequence[str]], tuple[Samples, int]],
+    texts: Sequence[str],
+    tell: Callable[[int], None],
 ) -> tuple[Samples, int]:
     """`texts` encoded chunk by chunk, and how many were cut."""
     parts, truncated = [], 0
     for start in range(0, len(texts), CHUNK):
-        samples, num_cut = encoder.encode(texts[start : start + CHUNK])
+        samples, num_cut = encode(texts[start : start + CHUNK])
         parts.append(samples)
         truncated += num_cut
         tell(min(start + CHUNK, len(texts)))
     return joined(parts), truncated
+
+
+def _text_encoder(encoder: Encoder) -> TextEncoder:
+    if not isinstance(encoder, TextEncoder):
+        raise EncodingError("masked-lm reads words; name the tokenizer of a BERT")
+    return encoder
+
+
+def _zeros(samples: Samples) -> np.ndarray:
+    return np.zeros(len(samples), dtype=np.int64)
 
 
 def _same_width(samples: Sequence[Samples]) -> None:
@@ -150,11 +195,11 @@ def _same_width(samples: Sequence[Samples]) -> None:
         )
 
 
-def _report(corpus: Corpus, samples: Samples, truncated: int) -> DataReport:
-    """The report on `corpus`, of whose training texts `samples` are all, or a sample."""
+def _report(corpus: Corpus, samples: Samples, truncated: int, num_texts: int) -> DataReport:
+    """The report on `corpus`, of whose training texts `samples` are `num_texts`, or all."""
     train, lengths = corpus.sides["train"], samples.lengths
     duplicates, conflicting = repeats(corpus.sides)
-    numbers = {} if corpus.names else _moments(corpus.targets["train"])
+    targets = corpus.targets["train"]
     return DataReport(
         rows_read=corpus.rows_read,
         skipped=corpus.skipped,
@@ -162,13 +207,13 @@ def _report(corpus: Corpus, samples: Samples, truncated: int) -> DataReport:
         label_counts={
             part: counts(corpus.sides[part].labels, corpus.names) for part in PARTS if corpus.names
         },
-        numbers=numbers,
+        numbers=_moments(targets) if targets.dtype == np.float32 and targets.ndim == 1 else {},
         duplicates=duplicates,
         conflicting=conflicting,
         held_out=corpus.held_out,
         truncated=truncated / len(lengths),
         lengths=_moments(lengths),
-        sampled=None if len(samples) == len(train.texts) else len(samples),
+        sampled=None if num_texts == len(train.texts) else num_texts,
     )
 
 

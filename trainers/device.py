@@ -15,7 +15,9 @@ class Device:
 
     resource: what Ray calls it. backend: of torch.distributed. fused: whether torch has fused
     optimizers for it. token_budget: padded tokens computed at once unless the recipe says
-    otherwise. overhead_tokens: tokens that one more micro-batch is worth.
+    otherwise. overhead_tokens: tokens that one more micro-batch is worth. root_variable: the
+    environment variable that tells its collectives `address:port`, where they meet beside torch's
+    own store; None: they need none.
     """
 
     kind: str
@@ -24,6 +26,13 @@ class Device:
     fused: bool
     token_budget: int
     overhead_tokens: int
+    root_variable: str | None = None
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What computes fastest here and still learns; None is plain fp32."""
+        if self.fast_bf16():
+            return torch.bfloat16
+        return torch.float16 if self.fast_fp16() else None
 
     def fast_bf16(self) -> bool:
         """Whether bf16 autocast computes faster here than fp32."""
@@ -34,6 +43,10 @@ class Device:
         if self.kind == "cuda":
             return torch.cuda.get_device_capability() >= (8, 0)
         return True
+
+    def fast_fp16(self) -> bool:
+        """Whether fp16 is the only fast half precision: tensor cores before Ampere (V100, T4)."""
+        return self.kind == "cuda" and (7, 0) <= torch.cuda.get_device_capability() < (8, 0)
 
     def torch_device(self) -> torch.device:
         """The device of this process; with several, the current one."""
@@ -47,13 +60,15 @@ DEVICES = {
     for row in (
         Device("cpu", "CPU", "gloo", True, 2048, overhead_tokens=50),
         Device("cuda", "GPU", "nccl", True, 32768, overhead_tokens=2048),
-        Device("neuron", "neuron_cores", "neuron", False, 16384, overhead_tokens=2048),
+        # Without the variable no collective crosses a node, and Ray does not set it (ray#65070).
+        Device("neuron", "neuron_cores", "neuron", False, 16384, 2048, "NEURON_RT_ROOT_COMM_ID"),
+        # torch_tpu, as Ray's TPUTorchDeviceManager loads it.
+        Device("tpu", "TPU", "tpu_dist", False, 16384, overhead_tokens=2048),
     )
 }
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_dtype(device: Device, precision: str) -> torch.dtype | None:
     """The autocast dtype a recipe's `precision` means on `device`; None is plain fp32."""
-    if precision == "bf16" or (precision == "auto" and device.fast_bf16()):
-        return torch.bfloat16
-    return None
+    return device.autocast_dtype() if precision == "auto" else DTYPES[precision]

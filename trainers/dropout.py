@@ -19,8 +19,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def sample_keys(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
     """A key for each sample, [n] int64: splitmix64 over (seed, epoch, row)."""
     with np.errstate(over="ignore"):
-        stream = _splitmix(np.array([(seed << 32) + epoch], dtype=np.uint64))
-        keys: np.ndarray = _splitmix(stream + rows.astype(np.uint64) * _GOLDEN)
+        stream = splitmix(np.array([(seed << 32) + epoch], dtype=np.uint64))
+        keys: np.ndarray = splitmix(stream + rows.astype(np.uint64) * _GOLDEN)
         return keys.view(np.int64)
 
 
@@ -62,11 +62,15 @@ class Keys:
 
 
 class KeyedDropout(nn.Module):
-    """Drop-in for `nn.Dropout` on [b, ..., channels] activations, keyed by sample."""
+    """Drop-in for `nn.Dropout` on [b, ..., channels] activations, keyed by sample.
+
+    part: (index, count) where dimension 1 of the activations, heads or positions, is the part
+    `index` of `count` equal ones; the others are on other ranks, and the mask is that of the whole.
+    """
 
     def __init__(self, p: float, site: int, keys: Keys) -> None:
         super().__init__()
-        self.p, self.site, self._keys = p, site, keys
+        self.p, self.site, self._keys, self.part = p, site, keys, (0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
@@ -75,7 +79,11 @@ class KeyedDropout(nn.Module):
 
     def kept(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Which activations of `shape` [b, ..., channels] survive, bool."""
-        counter = self._keys.counter(shape[1:], device)
+        (index, count), length = self.part, shape[1]
+        whole = torch.Size((length * count, *shape[2:])) if count > 1 else shape[1:]
+        counter = self._keys.counter(whole, device)
+        if count > 1:
+            counter = counter[index * length : (index + 1) * length]
         keys = self._keys.of_site(self.site)
         words = _mix_(counter ^ keys.view(-1, *[1] * counter.dim()))
         lanes = words.view(torch.int16)[..., : shape[-1]]
@@ -103,7 +111,8 @@ def _mix_(x: Tensor) -> Tensor:
     return x
 
 
-def _splitmix(x: np.ndarray) -> np.ndarray:
+def splitmix(x: np.ndarray) -> np.ndarray:
+    """Hash uint64 numbers: one step of splitmix64 (Steele et al. 2014) from each."""
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

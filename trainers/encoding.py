@@ -4,11 +4,11 @@
 cleaned texts into ragged Samples. Knows no recipe, no labels and no model.
 """
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,13 @@ import numpy as np
 
 from cluster.errors import BerthaError
 from trainers.cleaning import CLEANINGS, LONGEST
+from trainers.masking import Vocabulary
 from trainers.packages import resolve_model
+from trainers.packing import pack
+from trainers.samples import Samples, joined, ragged
+
+__all__ = ["Encoder", "EncodingError", "NumberEncoder", "Samples", "TextEncoder", "joined"]
+__all__ += ["load_encoder"]
 
 CHUNK = 1000  # texts tokenized at a time
 LARGEST = float(np.finfo(np.float32).max)
@@ -28,45 +34,6 @@ CHARACTERS_PER_TOKEN, MARGIN = 20, 1000
 
 class EncodingError(BerthaError):
     """A text that cannot be encoded, or no encoder; the text says which and the way out."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Encoded texts, end to end. values: `[total]` int32 token ids, or float32 numbers; offsets:
-    `[n + 1]` int64, sample i is values[offsets[i]:offsets[i + 1]].
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """`[n]` int64."""
-        return np.diff(self.offsets)
-
-    def collate(self, rows: Sequence[int] | np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples `rows` side by side, padded on the right to the longest of them.
-
-        Returns fresh arrays: values `[b, s]` of the dtype of `values`, mask `[b, s]` bool.
-        """
-        rows = np.asarray(rows, dtype=np.int64)
-        starts, lengths = self.offsets[rows], self.lengths[rows]
-        columns = np.arange(lengths.max(initial=0))
-        mask = columns < lengths[:, None]
-        padded = np.full(mask.shape, pad, dtype=self.values.dtype)
-        padded[mask] = self.values[(starts[:, None] + columns)[mask]]
-        return padded, mask
-
-
-def joined(parts: Sequence[Samples]) -> Samples:
-    """All the samples of `parts`, in order."""
-    if not parts:
-        return Samples(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
-    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(part.lengths for part in parts)])
-    return Samples(np.concatenate([part.values for part in parts]), np.cumsum(lengths))
 
 
 class Encoder(Protocol):
@@ -112,6 +79,7 @@ class TextEncoder:
             self._rust.enable_truncation(max_length, direction=tokenizer.truncation_side)
         # What pads is masked out, so a tokenizer without a pad token may use any id.
         self.pad: int = tokenizer.pad_token_id or 0
+        self.num_tokens: int = len(tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,10 +98,58 @@ class TextEncoder:
             for text, (ids, is_cut) in zip(chunk, encoded, strict=True):
                 rows.append(np.array(ids, dtype=np.int32))
                 truncated += is_cut or len(text) > limit
-        return _samples(rows, np.int32), truncated
+        return ragged(rows, np.int32), truncated
+
+    def whole(self, texts: Sequence[str]) -> Samples:
+        """All the tokens of cleaned texts, none of them special and none cut."""
+        encodable = [_encodable(text) for text in texts]
+        if self._uncut is not None:
+            encoded = self._uncut.encode_batch_fast(encodable, add_special_tokens=False)
+            ids = [each.ids for each in encoded]
+        else:
+            settings = {"add_special_tokens": False, "truncation": False, "verbose": False}
+            ids = [self._tokenizer(text, **settings)["input_ids"] for text in encodable]
+        return ragged([np.array(each, dtype=np.int32) for each in ids], np.int32)
+
+    def pack(self, documents: Samples) -> Samples:
+        """What `whole` gave, packed into sequences of max_length tokens (`packing.py`).
+
+        Raises EncodingError where the tokenizer has no tokens to begin and end them with.
+        """
+        first, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        if first is None or end is None:
+            raise EncodingError(
+                f"a {type(self._tokenizer).__name__} has no tokens that begin and end a sequence, "
+                "as [CLS] and [SEP] do; name the tokenizer of a BERT as model.tokenizer"
+            )
+        return pack(documents, self._max_length, first, end)
+
+    def vocabulary(self) -> Vocabulary:
+        """What masking must know of the ids. Raises EncodingError where none means [MASK]."""
+        tokenizer, size = self._tokenizer, len(self._tokenizer)
+        if tokenizer.mask_token_id is None:
+            raise EncodingError(
+                f"a {type(tokenizer).__name__} has no mask token, and masked-lm hides words behind "
+                "one; name the tokenizer of a BERT as model.tokenizer, or train one with "
+                "model.vocabulary_size"
+            )
+        pieces = tokenizer.convert_ids_to_tokens(range(size))
+        special = np.array([piece is None for piece in pieces])  # a number that is left out
+        special[tokenizer.all_special_ids] = True
+        continuation = np.array([str(piece).startswith("##") for piece in pieces])
+        return Vocabulary(size, tokenizer.mask_token_id, special, continuation)
 
     def save(self, directory: Path) -> None:
         self._tokenizer.save_pretrained(directory)
+
+    @cached_property
+    def _uncut(self) -> Any:
+        """A tokenizer of its own that never cuts: a switch would disturb other threads."""
+        if self._rust is None:
+            return None
+        uncut = copy.deepcopy(self._rust)
+        uncut.no_truncation()
+        return uncut
 
     def _ids(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """The token ids of each text, and whether there were too many."""
@@ -176,7 +192,7 @@ class NumberEncoder:
                     f"text {text[:60]!r} holds {len(row)} numbers, {texts[0][:60]!r} holds "
                     f"{len(rows[0])}; a linear model reads as many from every text"
                 )
-        return _samples(rows, np.float32), 0
+        return ragged(rows, np.float32), 0
 
     def save(self, directory: Path) -> None:
         """Nothing to write: `load_encoder("linear", ...)` makes this encoder again."""
@@ -197,11 +213,6 @@ class NumberEncoder:
                 f"{self._max_length} to take them all"
             )
         return numbers
-
-
-def _samples(rows: Sequence[np.ndarray], dtype: type) -> Samples:
-    lengths = np.array([0, *map(len, rows)], dtype=np.int64)
-    return Samples(np.concatenate([np.empty(0, dtype=dtype), *rows]), np.cumsum(lengths))
 
 
 def _encodable(text: str) -> str:

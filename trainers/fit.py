@@ -7,6 +7,8 @@ Ray places the workers, connects them and starts them again when one dies; every
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,23 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
-from trainers import provenance
-from trainers.device import DEVICES
+from trainers import data, provenance
+from trainers.connection import Connection
+from trainers.device import DEVICES, Device
+from trainers.elastic import Elastic
 from trainers.loop import TrainingError
+from trainers.planned import planned, sizes
 from trainers.progress import Follower
 from trainers.recipe import Recipe
 from trainers.record import RunDirectory, RunError
 from trainers.sealed import write_file
 from trainers.worker import Assignment, work
+
+START_SECONDS = 1800  # that workers may take to start: machines, images, packages
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,10 @@ def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -
     directory.claim(recipe, resume)
     result = directory.result()
     if result is None:
-        assignment = Assignment(
-            recipe, directory, cluster.cache, cluster.metadata.accelerator, provenance.revision()
-        )
+        assignment = _assignment(recipe, directory, cluster)
         connect(cluster)
         directory.refusal.unlink(missing_ok=True)
-        with Follower(directory):
+        with _told(cluster), Follower(directory):
             _trainer(assignment, cluster).fit()
         if directory.refusal.is_file():
             raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
@@ -66,6 +71,27 @@ def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -
     return Outcome(result, time.monotonic() - started)
 
 
+def _assignment(recipe: Recipe, run: RunDirectory, cluster: ClusterSpec) -> Assignment:
+    """What the workers are told: the layout is decided here, before anything starts."""
+    prepared = data.prepare(recipe, cluster.cache)
+    num_features = int(prepared.train.samples.lengths[0])
+    shape = sizes(recipe, prepared.labels, num_features, cluster.cache)
+    elastic = Elastic.of(shape, cluster) if cluster.is_elastic else None
+    if elastic is not None:
+        elastic.refuse(recipe)
+    plan = planned(recipe, shape, cluster)
+    return Assignment(
+        recipe,
+        run,
+        cluster.cache,
+        cluster.metadata.accelerator,
+        provenance.revision(),
+        plan.layout,
+        plan.token_budget,
+        elastic,
+    )
+
+
 def connect(cluster: ClusterSpec) -> None:
     """Join the cluster this process was submitted to, or start one on this machine."""
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -73,48 +99,79 @@ def connect(cluster: ClusterSpec) -> None:
         return
     quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
     if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
-        # Its watcher for nodes about to leave takes a tenth of a core, and here no node can.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(address="local", **quiet)
     else:
         ray.init(**quiet)
 
 
+@contextmanager
+def _told(cluster: ClusterSpec) -> Iterator[None]:
+    """What Ray Train reads from the environment when a run starts, unless its user has set it."""
+    told = {}
+    if not cluster.is_elastic:
+        # Ray's minute is too short for machines that are being launched. An elastic run counts its
+        # machines first, and should count again soon if one of them is gone.
+        told["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
+    if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
+        # The watcher for nodes about to leave takes a tenth of a core, and here no node can.
+        told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    told = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            del os.environ[name]
+
+
 def _trainer(assignment: Assignment, cluster: ClusterSpec) -> TorchTrainer:
-    device = DEVICES[assignment.device]
+    """The trainer of `assignment`; a cluster without workers trains in this process."""
+    device, metadata = DEVICES[assignment.device], cluster.metadata
+    run_config = RunConfig(
+        name=f"attempt-{time.time_ns()}",
+        storage_path=str(assignment.run.path / "ray"),
+        failure_config=FailureConfig(max_failures=metadata.max_failures),
+    )
+    config = {"assignment": assignment}
+    if not cluster.num_workers:
+        alone = ScalingConfig(num_workers=0, use_gpu=device.resource == "GPU")
+        return TorchTrainer(
+            _worker, train_loop_config=config, scaling_config=alone, run_config=run_config
+        )
+    numbers = cluster.sizes
     return TorchTrainer(
         _worker,
-        train_loop_config={"assignment": assignment},
-        torch_config=TorchConfig(backend=device.backend) if cluster.num_workers else None,
+        train_loop_config=config,
+        torch_config=Connection(device=device),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=(numbers[0], numbers[-1]) if cluster.is_elastic else numbers[-1],
             use_gpu=device.resource == "GPU",
-            resources_per_worker=_resources(cluster) if cluster.num_workers else None,
+            use_tpu=device.resource == "TPU",
+            resources_per_worker=_resources(cluster, device),
+            elastic_resize_monitor_interval_s=metadata.resize_seconds,
+            accelerator_type=metadata.tpu_type,
+            topology=metadata.tpu_topology,
         ),
-        run_config=RunConfig(
-            name=f"attempt-{time.time_ns()}",
-            storage_path=str(assignment.run.path / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.metadata.max_failures),
-        ),
+        run_config=run_config,
     )
 
 
-def _resources(cluster: ClusterSpec) -> dict[str, float]:
-    """What each worker asks Ray for: its device, and an even share of the cores.
+def _resources(cluster: ClusterSpec, device: Device) -> dict[str, float]:
+    """What each worker asks Ray for: its device, and an even share of a node's cores.
 
     Raises RunError when the cluster lacks the devices that its file names.
     """
-    device = DEVICES[cluster.metadata.accelerator]
-    have = ray.cluster_resources()
-    if device.resource != "CPU" and have.get(device.resource, 0) < cluster.num_workers:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    seen, least = sum(node.get(device.resource, 0) for node in nodes), cluster.sizes[0]
+    if seen < (least if device.resource != "CPU" else 1):
         raise RunError(
-            f"cluster {cluster.name}: {cluster.num_workers} {device.resource} named, "
-            f"{have.get(device.resource, 0):g} seen by Ray; mend metadata.devices_per_node or the "
-            "nodes' resources"
+            f"cluster {cluster.name}: {least} {device.resource} named, {seen:g} seen by Ray; mend "
+            "metadata.devices_per_node or the nodes' resources"
         )
-    share = have["CPU"] / cluster.num_workers
-    cores = float(int(share)) if share >= 1 else int(share * 100) / 100
-    resources = {"CPU": cores}
+    cores = sorted(node.get("CPU", 0.0) for node in nodes if node.get(device.resource))
+    share = cores[-cluster.num_nodes :][0] / cluster.metadata.devices_per_node
+    share = min(share, sum(cores) / least)  # where a node holds more workers than the file says
+    resources = {"CPU": float(int(share)) if share >= 1 else int(share * 100) / 100}
     return resources if device.resource == "CPU" else resources | {device.resource: 1}
 
 

@@ -35,8 +35,8 @@ def read(
         raise DataError(f"{source}: no split for {part}; it has {', '.join(splits)}")
     table = splits[chosen]
     require(source, columns, table.column_names)
-    label = next(column for column, setting in columns.items() if setting == "data.label")
-    feature = table.features[label]
+    labels = [column for column, setting in columns.items() if setting == "data.label"]
+    feature = table.features[labels[0]] if labels else None
     names = getattr(getattr(feature, "feature", feature), "names", ())
     batches = table.select_columns(list(columns)).with_format("arrow").iter(batch_size=1000)
     return enumerate(arrow_rows(batches, columns), 1), tuple(names)

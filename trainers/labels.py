@@ -18,7 +18,7 @@ from trainers.recipe import Data, Task
 from trainers.sources import Rows, is_missing
 from trainers.tables import Skips
 
-# The classes of a row (one for classification), or the number to predict.
+# The classes of a row (one for classification, none for masked-lm), or the number to predict.
 Label = tuple[str, ...] | float
 
 _WHOLE = re.compile(r"(-?[0-9]{1,15})(?:\.0+)?")
@@ -30,8 +30,11 @@ def parse(rows: Rows, task: Task, data: Data, skips: Skips) -> list[Label | None
     """The label of each row; None, and counted in `skips`, where it cannot be used.
 
     A column of whole numbers written as floats (1.0) is read as whole numbers. Where data.labels or
-    the source names the classes and the column holds indices from 0, these become names.
+    the source names the classes and the column holds indices from 0, these become names. Masked-lm
+    has no labels: each is ().
     """
+    if task == "masked-lm":
+        return [()] * len(rows.labels)
     found: list[Label | None] = []
     for value, number in zip(rows.labels, rows.numbers, strict=True):
         label, reason = _READERS[task](value, data.label_separator)
@@ -44,11 +47,12 @@ def parse(rows: Rows, task: Task, data: Data, skips: Skips) -> list[Label | None
 def vocabulary(
     labels: Sequence[Label], task: Task, given: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The class names in order: `given`, or those of the training rows; () for regression.
+    """The class names in order: `given`, or those of the training rows; () for regression and
+    masked-lm.
 
     labels: of the training rows. Raises DataError where there is nothing to tell apart.
     """
-    if task == "regression":
+    if task in ("regression", "masked-lm"):
         return ()
     met = set(_flat(labels))
     if task == "classification" and len(met) < 2:
@@ -67,12 +71,14 @@ def targets(
     labels: Sequence[Label], task: Task, names: tuple[str, ...], place: Callable[[int], str]
 ) -> np.ndarray:
     """What a model learns: class indices `[n]` int64, for multi-label 0 or 1 `[n, num_labels]`
-    float32, for regression numbers `[n]` float32.
+    float32, for regression numbers `[n]` float32, for masked-lm unused zeros `[n]` int64.
 
     place: where a row stands, for the DataError that a label not in `names` raises.
     """
     if task == "regression":
         return np.array(labels, dtype=np.float32)
+    if task == "masked-lm":
+        return np.zeros(len(labels), dtype=np.int64)
     index = {name: i for i, name in enumerate(names)}
     pairs = [(row, name) for row, label in enumerate(labels) for name in _flat([label])]
     for row, name in pairs:

@@ -2,25 +2,25 @@
 
 `Loop.run()` is a generator of events; whoever consumes them records, saves and reports, so the loop
 itself knows no Ray, no files and no clock on the wall. Under a process group every rank runs the
-same loop and sees the same events.
+same loop and sees the same events, whatever part of the model it holds.
 """
 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from cluster.errors import BerthaError
 from trainers.batching import (
     Cost,
+    Demands,
     MicroBatch,
     cut,
     global_batch,
@@ -31,13 +31,19 @@ from trainers.batching import (
 from trainers.bert import TextModel
 from trainers.data import Data, Split
 from trainers.device import Device, autocast_dtype
-from trainers.dropout import sample_keys
+from trainers.encoding import Encoder
 from trainers.events import Evaluation, Event, Progress, Save, Step
+from trainers.feed import Feed
 from trainers.metrics import Metrics, Tally
-from trainers.model import Model, tensors
 from trainers.objective import sample_losses
 from trainers.optimization import build_optimizer, learning_rate
+from trainers.parallelize import Parallel
+from trainers.pipeline import Batch, Pipeline
 from trainers.recipe import Recipe
+from trainers.scaling import Scale, unscale
+from trainers.sharded_softmax import token_losses
+
+AT_ONCE = 64  # micro-batches of an evaluation that are on the device together
 
 
 class TrainingError(BerthaError):
@@ -45,39 +51,56 @@ class TrainingError(BerthaError):
 
 
 class Loop:
-    """A run in one process: the model, its optimizer, and the position in the data.
+    """A run in one process: its part of the model, its optimizer, and the position in the data.
 
-    pad: the id that fills short rows. The model is on the device already.
+    parallel: on the device already. token_budget: None for what the recipe or the device says.
     """
 
-    def __init__(self, recipe: Recipe, data: Data, pad: int, model: Model, device: Device) -> None:
-        self.recipe, self.data, self.pad, self.model, self.device = recipe, data, pad, model, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        encoder: Encoder,
+        parallel: Parallel,
+        device: Device,
+        token_budget: int | None = None,
+    ) -> None:
+        self.recipe, self.data, self.parallel, self.device = recipe, data, parallel, device
+        self.mesh = parallel.mesh
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-        self.optimizer = build_optimizer(model, recipe, fused=device.fused)
+        self.optimizer = build_optimizer(parallel, recipe, fused=device.fused)
         self.progress = Progress()
         self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.batch.global_size)
         self.total_steps = self.steps_per_epoch * recipe.stopping.epochs
         if recipe.stopping.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.stopping.max_steps)
-        self.token_budget = recipe.batch.token_budget or max(
-            device.token_budget, recipe.batch.max_length
+        self.token_budget = (
+            token_budget
+            or recipe.batch.token_budget
+            or max(device.token_budget, recipe.batch.max_length)
         )
-        hidden = model.bert.config.hidden_size if isinstance(model, TextModel) else 0
+        model = next(iter(parallel.parts.values()))
+        hidden = model.config.hidden_size if isinstance(model, TextModel) else 0
+        layout, self._place = self.mesh.layout, device.torch_device()
         self._cost = Cost(device.overhead_tokens, hidden)
-        self._place = device.torch_device()
+        self._demands = Demands.of(layout)
+        multiple = layout.tp if layout.sequence_parallel else 1
+        self._feed = Feed(recipe, encoder, self._place, multiple)
         self._autocast = autocast_dtype(device, recipe.precision)
-        self._parallel: nn.Module = model
-        if self.num_ranks > 1:
-            self._parallel = _data_parallel(model)
+        self.scale = Scale() if self._autocast == torch.float16 else None
+        self._pipeline = Pipeline(parallel, hidden, self._precision)
 
     def state(self) -> dict[str, Any]:
         """The position, as plain values."""
-        return asdict(self.progress)
+        scale = {} if self.scale is None else {"scale": asdict(self.scale)}
+        return asdict(self.progress) | scale
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from `state`; weights and moments are restored by the caller."""
-        self.progress = Progress(**state)
+        progress = {key: value for key, value in state.items() if key != "scale"}
+        self.progress = Progress(**progress)
+        if self.scale is not None and "scale" in state:
+            self.scale = Scale(**state["scale"])
 
     def run(self) -> Iterator[Event]:
         """Train to the end, yielding each step, evaluation, and moment to save.
@@ -100,6 +123,11 @@ class Loop:
                     f"the loss of step {done.step} is {done.loss}; lower optimizer.learning_rate "
                     f"({self.recipe.optimizer.learning_rate:g}), or lengthen schedule.warmup"
                 )
+            if self.scale is not None and self.scale.exhausted:
+                raise TrainingError(
+                    f"the gradients of step {done.step} overflow fp16 however small the loss is "
+                    "scaled; set precision: fp32, or bf16 where the device has it"
+                )
             self.progress = replace(self.progress, step=step + 1)
             last = self.progress.step == self.total_steps
             evaluated = self.progress.step % every == 0 or last
@@ -111,23 +139,32 @@ class Loop:
     def evaluate(self, split: Split) -> Metrics:
         """The metrics of all rows of `split`, exact over all ranks, in fp32 as it is served."""
         tally = Tally(self.recipe.task, max(1, len(self.data.labels)))
-        shares = cut(
-            np.arange(len(split)),
-            split.samples.lengths,
-            self.num_ranks,
-            self.token_budget,
-            self._cost,
-        )
-        self.model.eval()
-        with torch.inference_mode():
-            for micro_batch in shares[self.rank]:
-                if micro_batch.weight:
-                    inputs = tensors(split.samples, micro_batch.rows, self.pad, self._place)
-                    tally.add(self.model(*inputs), self._targets(split, micro_batch))
-        self.model.train()
-        if self.num_ranks > 1:
+        shares = self._shares(np.arange(len(split)), split.samples.lengths)
+        share = shares[self.mesh.dp_rank]
+
+        def count(logits: Tensor, batch: Batch) -> None:
+            if self.recipe.task == "masked-lm":
+                losses, right = token_losses(logits, batch.targets, self.parallel.vocabulary)
+                if batch.weight and self.mesh.counts:
+                    tally.add_tokens(losses, right)
+            elif batch.weight and self.mesh.counts:
+                tally.add(logits, batch.targets)
+
+        self.parallel.train(False)
+        for start in range(0, len(share), AT_ONCE):
+            some = share[start : start + AT_ONCE]
+            self._pipeline.predict(self._feed.batches(split, some, epoch=None), count)
+        self.parallel.train()
+        if self.mesh.devices is not None:
             tally.all_reduce(self._place)
         return tally.metrics(self.data.labels)
+
+    def differentiate(self) -> float:
+        """The loss of the first global batch; its gradient is left in the parameters."""
+        ordered = order(self.recipe.seed, 0, len(self.data.train))
+        rows = global_batch(ordered, 0, self.recipe.batch.global_size)
+        shares = self._shares(rows, self.data.train.samples.lengths[rows])
+        return self._sum_over_ranks(self._accumulate(0, rows, shares[self.mesh.dp_rank]))
 
     def _judge(self, epoch: int) -> Evaluation:
         started, metric = time.perf_counter(), self.recipe.metric
@@ -143,22 +180,20 @@ class Loop:
         started = time.perf_counter()
         train = self.data.train
         lengths = train.samples.lengths
-        shares = cut(rows, lengths[rows], self.num_ranks, self.token_budget, self._cost)
+        shares = self._shares(rows, lengths[rows])
         rate = learning_rate(self.recipe, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._accumulate(epoch, rows, shares[self.rank])
-        limit = self.recipe.optimizer.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        loss = self._accumulate(epoch, rows, shares[self.mesh.dp_rank])
+        norm = self.parallel.clip(self.recipe.optimizer.max_grad_norm)
+        self._update(norm)
         real, computed = padding_share((m for share in shares for m in share if m.weight), lengths)
         return Step(
             step=step + 1,
             epoch=epoch,
             loss=self._sum_over_ranks(loss),
             learning_rate=rate,
-            grad_norm=norm.item(),
+            grad_norm=norm,
             samples=len(rows),
             tokens=real,
             computed_tokens=computed,
@@ -166,50 +201,59 @@ class Loop:
             seconds=time.perf_counter() - started,
         )
 
+    def _update(self, norm: float) -> None:
+        """Step along the gradient; one of fp16 that overflowed only changes the loss scale."""
+        overflowed = self.scale is not None and not math.isfinite(norm)
+        if not overflowed:
+            self.optimizer.step()
+        if self.scale is not None:
+            self.scale = self.scale.after(overflowed)
+        self.optimizer.zero_grad()
+
     def _accumulate(self, epoch: int, rows: np.ndarray, share: list[MicroBatch]) -> float:
-        """Leave the gradient of the global batch in the parameters; this rank's part of its loss.
+        """Leave the gradient of the global batch in the parameters; the loss this rank saw."""
+        train, factor = self.data.train, 1.0 if self.scale is None else self.scale.factor
+        batches = self._feed.batches(train, share, epoch)
+        if self.recipe.task == "masked-lm":
+            batches = self._by_token(batches)
 
-        Gradients are exchanged once, with the last micro-batch. The exchange averages over ranks,
-        hence the factor num_ranks.
-        """
-        train, total = self.data.train, torch.zeros((), device=self._place)
-        for index, micro_batch in enumerate(share):
-            last = index == len(share) - 1
-            hold = isinstance(self._parallel, DistributedDataParallel) and not last
-            with self._parallel.no_sync() if hold else nullcontext():  # type: ignore[operator]
-                keys = torch.from_numpy(sample_keys(self.recipe.seed, epoch, micro_batch.rows))
-                inputs = tensors(train.samples, micro_batch.rows, self.pad, self._place)
-                with self._precision():
-                    logits = self._parallel(*inputs, keys.to(self._place))
-                losses = sample_losses(self.recipe.task, logits, self._targets(train, micro_batch))
-                loss = losses.sum() * micro_batch.weight
-                (loss * self.num_ranks).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
-        if self.num_ranks > 1 and isinstance(self.model, TextModel):
-            ids = np.unique(train.samples.collate(rows, self.pad)[0])
-            self.model.table.average_gradient(torch.from_numpy(ids).long().to(self._place))
-        return total.item()
+        def loss_of(logits: Tensor, batch: Batch) -> Tensor:
+            if self.recipe.task == "masked-lm":
+                losses, _ = token_losses(logits, batch.targets, self.parallel.vocabulary)
+            else:
+                losses = sample_losses(self.recipe.task, logits, batch.targets)
+            return losses.sum() * (batch.weight * factor)
 
-    def _targets(self, split: Split, micro_batch: MicroBatch) -> torch.Tensor:
-        return torch.from_numpy(split.targets[micro_batch.rows]).to(self._place)
+        total = self._pipeline.train(batches, loss_of)
+        ids = None
+        if self.parallel.exchanges_rows:
+            ids = torch.from_numpy(np.unique(train.samples.collate(rows, self._feed.pad)[0]))
+            ids = ids.long().to(self._place)
+        self.parallel.finish(ids)
+        if self.scale is not None:
+            unscale((parameter for _, parameter in self.parallel.named_parameters()), factor)
+        return total.item() / factor if self.mesh.counts else 0.0
 
-    def _precision(self) -> Any:
-        if self._autocast is None:
+    def _by_token(self, batches: list[Batch]) -> list[Batch]:
+        """Batches whose weight is that of each masked token: one over those of the global batch."""
+        counted = sum(len(batch.targets) for batch in batches if batch.weight)
+        copies = self.mesh.layout.world_size // self.mesh.layout.dp
+        total = self._sum_over_ranks(float(counted)) / copies
+        return [replace(batch, weight=bool(batch.weight) / total) for batch in batches]
+
+    def _shares(self, rows: np.ndarray, lengths: np.ndarray) -> list[list[MicroBatch]]:
+        """The micro-batches of each data-parallel rank."""
+        return cut(rows, lengths, self.mesh.layout.dp, self.token_budget, self._cost, self._demands)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._autocast is None or not torch.is_grad_enabled():
             return nullcontext()
         return torch.autocast(self._place.type, dtype=self._autocast)
 
     def _sum_over_ranks(self, value: float) -> float:
-        if self.num_ranks == 1:
+        if self.mesh.devices is None:
             return value
         total = torch.tensor(value, dtype=torch.float64 if self._place.type == "cpu" else None)
         total = total.to(self._place)
         dist.all_reduce(total)
         return total.item()
-
-
-def _data_parallel(model: Model) -> DistributedDataParallel:
-    """The model with its gradients averaged over ranks, all but that of the word embeddings."""
-    if isinstance(model, TextModel):
-        name = next(n for n, p in model.named_parameters() if p is model.table.weight)
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name])  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(model, forward_sync_buffers=False)

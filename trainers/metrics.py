@@ -4,6 +4,7 @@ A `Tally` keeps counts, never logits, so an evaluation costs the same memory for
 million. Knows no model and no Ray.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from trainers.recipe import Task
 
 Metrics = dict[str, Any]
 
+_LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot write
+
 
 class Tally:
     """Sums of one evaluation: loss, and counts or moments by task.
 
     classification: counts [num_labels, num_labels] of (true, predicted). multi-label: counts
     [num_labels, 2, 2] of (true, predicted), and rows wholly right. regression: sums of |error|,
-    target and target^2.
+    target and target^2. masked-lm: nothing more; it counts guessed tokens instead of rows.
     """
 
     def __init__(self, task: Task, num_labels: int) -> None:
@@ -31,6 +34,7 @@ class Tally:
             "classification": (num_labels, num_labels),
             "multi-label": (num_labels, 2, 2),
             "regression": (3,),
+            "masked-lm": (0,),
         }
         self._sums = torch.zeros(shapes[task], dtype=torch.float64)
         self._totals = torch.zeros(3, dtype=torch.float64)  # rows, loss, rows wholly right
@@ -42,10 +46,17 @@ class Tally:
         self._sums += sums
         self._totals += torch.tensor([len(losses), losses.sum().item(), right])
 
+    def add_tokens(self, losses: Tensor, right: Tensor) -> None:
+        """Count guesses of masked tokens: losses [n] and whether each was right [n] bool."""
+        found = [losses.double().sum().item(), float(right.sum().item())]
+        self._totals += torch.tensor([len(losses), *found], dtype=torch.float64)
+
     def all_reduce(self, device: torch.device) -> None:
         """Add up the tallies of all ranks. fp64 sums on devices that have it, else fp32."""
         dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
         for sums in (self._sums, self._totals):
+            if not sums.numel():
+                continue
             moved = sums.to(device, dtype)
             dist.all_reduce(moved)
             sums.copy_(moved)
@@ -53,9 +64,12 @@ class Tally:
     def metrics(self, labels: tuple[str, ...]) -> Metrics:
         """The figures of all rows counted, by name; precision, recall and f1 are macro averages.
 
-        A ratio with nothing to divide by is 0, as in scikit-learn's zero_division=0.
+        A ratio with nothing to divide by is 0, as in scikit-learn's zero_division=0. For masked-lm:
+        tokens guessed, loss, accuracy and perplexity, which is exp(loss).
         """
         rows, loss, right = self._totals.tolist()
+        if self.task == "masked-lm":
+            return _guesses(int(rows), loss, right)
         found: Metrics = {"rows": int(rows), "loss": loss / rows}
         if self.task == "regression":
             absolute, target, square = self._sums.tolist()
@@ -73,6 +87,13 @@ class Tally:
         }
         found["confusion"] = counts.astype(int).tolist()
         return found
+
+
+def _guesses(tokens: int, loss: float, right: float) -> Metrics:
+    """The figures of `tokens` guessed ones. NaN where there was none to guess."""
+    mean, share = (loss / tokens, right / tokens) if tokens else (math.nan, math.nan)
+    perplexity = math.exp(min(mean, _LARGEST_EXPONENT))
+    return {"tokens": tokens, "loss": mean, "accuracy": share, "perplexity": perplexity}
 
 
 def _count_classes(logits: Tensor, targets: Tensor, sums: Tensor) -> tuple[float, Tensor]:

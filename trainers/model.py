@@ -6,18 +6,25 @@ are drawn fresh from the recipe's seed. Knows nothing of optimizers, Ray or layo
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from trainers import initial
 from trainers.architecture import config_of, from_hub
 from trainers.batching import Cost, cut
 from trainers.bert import TextModel
 from trainers.device import DEVICES
-from trainers.encoding import Samples
+from trainers.encoding import Encoder, Samples
 from trainers.recipe import Recipe
 
 
@@ -30,9 +37,7 @@ class LinearModel(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(
-        self, numbers: Tensor, mask: Tensor | None = None, keys: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, numbers: Tensor, *_: Tensor | None) -> Tensor:
         """Outputs [b, num_labels] of `numbers` [b, num_features] float32."""
         outputs: Tensor = self.linear(numbers)
         return outputs
@@ -49,21 +54,53 @@ class LinearModel(nn.Module):
 
 
 Model = TextModel | LinearModel
+KINDS: dict[bool, Any] = {False: AutoModelForSequenceClassification, True: AutoModelForMaskedLM}
 
 
-def build(recipe: Recipe, labels: tuple[str, ...], num_features: int) -> Model:
-    """The model a recipe trains, fresh or pretrained, in training mode.
+def build(
+    recipe: Recipe, labels: tuple[str, ...], num_features: int, encoder: Encoder | None = None
+) -> Model:
+    """The whole model a recipe trains, fresh or pretrained, in training mode.
 
-    labels: class names, () for regression. num_features: of a linear model. Fresh weights are a
-    function of the recipe's seed. Raises ModelError when the model cannot be had.
+    labels: class names, () for regression. num_features: of a linear model. encoder: of a fresh
+    model, for its vocabulary. Raises ModelError when the model cannot be had.
     """
+    model = outline(recipe, labels, num_features, encoder)
+    materialize(model, recipe.seed, torch.device("cpu"))
+    return model
+
+
+def outline(
+    recipe: Recipe, labels: tuple[str, ...], num_features: int, encoder: Encoder | None = None
+) -> Model:
+    """The model of a recipe before it is laid out: weights where they are pretrained, else meta."""
+    if recipe.model.name in ("random", "linear"):
+        return shapes_of(recipe, labels, num_features, encoder)
     torch.manual_seed(recipe.seed)
+    config, kind = config_of(recipe, labels), KINDS[recipe.task == "masked-lm"]
+    return TextModel(_pretrained(recipe.model.name, kind, config)).train()
+
+
+def shapes_of(
+    recipe: Recipe, labels: tuple[str, ...], num_features: int, encoder: Encoder | None = None
+) -> Model:
+    """The model of a recipe for its names, sizes and configuration; a BERT is on meta."""
     if recipe.model.name == "linear":
         return LinearModel(num_features, max(1, len(labels)))
-    config = config_of(recipe, labels)
-    if recipe.model.name == "random":
-        return TextModel(BertForSequenceClassification(config)).train()
-    return TextModel(_pretrained(recipe.model.name, config)).train()
+    with torch.device("meta"):
+        net = KINDS[recipe.task == "masked-lm"].from_config(config_of(recipe, labels, encoder))
+    return TextModel(net).train()
+
+
+def materialize(model: Model, seed: int, device: torch.device) -> None:
+    """Put a model, or a part of one, on `device`; what is on meta gets its fresh weights there."""
+    if next(model.parameters()).is_meta:
+        assert isinstance(model, TextModel)
+        model.to_empty(device=device)
+        model.tie()
+        initial.fill(model, seed)
+    else:
+        model.to(device)
 
 
 def load(directory: Path) -> Model:
@@ -73,7 +110,8 @@ def load(directory: Path) -> Model:
         linear = LinearModel(config["num_features"], config["num_labels"])
         linear.load_state_dict(load_file(directory / "model.safetensors"))
         return linear.eval()
-    return TextModel(_pretrained(str(directory), None)).eval()
+    masked_lm = any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
+    return TextModel(_pretrained(str(directory), KINDS[masked_lm], None)).eval()
 
 
 def predict(
@@ -103,20 +141,33 @@ def predict(
     return logits
 
 
+def padded(
+    samples: Samples, rows: np.ndarray, pad: int, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows as (values [b, s], mask [b, s] bool), where s is a multiple of `multiple`."""
+    values, mask = samples.collate(rows, pad)
+    lacking = -values.shape[1] % multiple
+    if lacking:
+        values = np.pad(values, ((0, 0), (0, lacking)), constant_values=pad)
+        mask = np.pad(mask, ((0, 0), (0, lacking)))
+    return values, mask
+
+
 def tensors(
     samples: Samples, rows: np.ndarray, pad: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """The rows as (ids [b, s], mask [b, s] or None when nothing is padded) on `device`."""
-    ids, mask = samples.collate(rows, pad)
+    ids, mask = padded(samples, rows, pad)
     inputs = torch.from_numpy(ids).to(device)
     if not inputs.is_floating_point():
         inputs = inputs.long()
     return inputs, None if mask.all() else torch.from_numpy(mask).to(device)
 
 
-def _pretrained(name: str, config: BertConfig | None) -> BertForSequenceClassification:
+def _pretrained(name: str, kind: Any, config: PreTrainedConfig | None) -> PreTrainedModel:
     """Weights from a directory, a package or the hub: safetensors only, no remote code."""
     with from_hub(name) as source:
-        return BertForSequenceClassification.from_pretrained(
-            source, config=config, use_safetensors=True
+        net: PreTrainedModel = kind.from_pretrained(
+            source, config=config, use_safetensors=True, trust_remote_code=False
         )
+    return net

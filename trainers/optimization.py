@@ -1,34 +1,57 @@
 """How a gradient becomes a step: the optimizer, and the learning rate at every step."""
 
 import math
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from trainers.lamb import Lamb
 from trainers.recipe import Recipe, Schedule
 
 
+class Named(Protocol):
+    """A module, or the parts of one on this rank."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
 def build_optimizer(
-    model: nn.Module, recipe: Recipe, fused: bool | None = None
+    model: Named, recipe: Recipe, fused: bool | None = None
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer over `model`; biases and norms are not decayed.
 
     fused: one pass over memory instead of one an operation, where the device has it.
     """
     settings = recipe.optimizer
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (free if parameter.dim() < 2 or name.endswith("bias") else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+    groups = _groups(model, settings.weight_decay)
     rate = settings.learning_rate
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
+    if settings.name == "lamb":
+        return Lamb(groups, lr=rate, betas=settings.betas, eps=settings.eps)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=rate, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def _groups(model: Named, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: the decayed first, then biases and norms.
+
+    Tensors on different meshes, or on none, keep apart: torch's kernels for many tensors at once
+    refuse a mixture. `adapt` is read by LAMB alone.
+    """
+    groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decayed = parameter.dim() >= 2 and not name.endswith("bias")
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((decayed, mesh), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: not item[0][0])
+    return [
+        {"params": held, "weight_decay": weight_decay if decayed else 0.0, "adapt": decayed}
+        for (decayed, _), held in ordered
+    ]
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:

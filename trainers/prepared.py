@@ -6,7 +6,7 @@ report are `prepared.json`. A directory that is not whole is as good as none. Kn
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ _SHOWN = 20
 @dataclass(frozen=True)
 class Split:
     """Rows on one side. targets: `[n]` int64 class indices, `[n, num_labels]` float32 of 0 and 1,
-    or `[n]` float32. Arrays from a cache are read-only.
+    or `[n]` float32; for masked-lm, whose rows are packed sequences, unused zeros `[n]` int64.
+    Arrays from a cache are read-only.
     """
 
     samples: Samples
@@ -39,10 +40,12 @@ class Split:
 class DataReport:
     """What was read, what was left out and why, and what the texts are like.
 
-    rows and label_counts are by split. duplicates: rows whose text stands in an earlier row;
+    rows, sequences and label_counts are by split. sequences: that the rows were packed into, {}
+    where they were not packed, or not all. duplicates: rows whose text stands in an earlier row;
     conflicting: texts with more than one label; held_out: training and validation rows left out
     because a held-out source has their text. lengths (tokens) and truncated (share of texts) are of
-    the training texts, of `sampled` of them where not all were looked at. numbers: of the training
+    the training texts, of `sampled` of them where not all were looked at; of packed texts, lengths
+    are those of the sequences. numbers: of the training
     targets, for regression.
     """
 
@@ -57,6 +60,7 @@ class DataReport:
     truncated: float
     lengths: dict[str, float]
     sampled: int | None = None
+    sequences: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -88,12 +92,15 @@ class DataReport:
             said.append(f"targets   {_figures(self.numbers, ',.4g')}")
         sampled = f" (of {self.sampled:,} training texts)" if self.sampled else ""
         cut = f"; {self.truncated:.1%} of the texts are longer and cut" if self.truncated else ""
-        said.append(f"tokens    {_figures(self.lengths, ',.0f')}{cut}{sampled}")
+        packed = " a sequence" if self.sequences else ""
+        said.append(f"tokens    {_figures(self.lengths, ',.0f')}{packed}{cut}{sampled}")
         return said
 
     def _table(self) -> list[str]:
         """Rows by split, and under them rows by label."""
         table = {"": self.rows}
+        if self.sequences:
+            table["packed into sequences"] = self.sequences
         for name in list(self.label_counts.get("train", {}))[:_SHOWN]:
             table[name[:40]] = {split: self.label_counts[split][name] for split in SPLITS}
         width = max(map(len, table))
@@ -108,8 +115,8 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Data:
-    """All that a run reads. labels: class names by index, () for regression. fingerprint: of the
-    sources, the settings and the encoder that made it.
+    """All that a run reads. labels: class names by index, () for regression and masked-lm.
+    fingerprint: of the sources, the settings and the encoder that made it.
     """
 
     train: Split

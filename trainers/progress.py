@@ -89,8 +89,8 @@ class Follower:
         if row["kind"] == "start":
             self._total_steps = row["total_steps"]
             self._pending.clear()
-            if row["step"]:
-                self._say(f"going on from step {row['step']}")
+            if row["step"] or row.get("lost_steps"):
+                self._say(start_line(row))
         elif row["kind"] == "step":
             self._pending.append(row)
         else:
@@ -127,6 +127,15 @@ def steps_line(rows: list[dict[str, Any]], total_steps: int) -> str:
     )
 
 
+def start_line(row: dict[str, Any]) -> str:
+    """One line for a start that is not the first."""
+    line = f"going on from step {row['step']}"
+    if "workers" in row:
+        line += f" with {_counted(row['workers'], 'worker')}"
+    lost = row.get("lost_steps", 0)
+    return f"{line} ({_counted(lost, 'step')} lost)" if lost else line
+
+
 def evaluation_line(row: dict[str, Any]) -> str:
     """One line for an evaluation row."""
     best = "  best so far" if row["best"] else ""
@@ -147,3 +156,7 @@ def duration(seconds: float) -> str:
         return f"{whole}s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

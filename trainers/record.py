@@ -1,8 +1,9 @@
 """The run directory: what a run leaves behind, and from what it can be repeated.
 
     recipe.yaml       every setting, defaults written out
-    record.json       data fingerprint and report, code revision, versions, hardware, workers
-    metrics.jsonl     one row a start, step or evaluation
+    record.json       data fingerprint and report, code revision, versions, hardware, workers,
+                      layout and the receipt of its parity with one device
+    metrics.jsonl     one row a start, step or evaluation; a start says what was lost
     tensorboard/      the same as events          plots/    the same as pictures
     checkpoints/      to go on from               bundle/   the trained model
     result.json       the outcome; there when the run has ended
@@ -26,6 +27,9 @@ from trainers.events import Evaluation, Step
 from trainers.recipe import Recipe
 from trainers.sealed import write_file
 
+# May change when resumed: they change no result.
+PERFORMANCE = ("layout", "batch.token_budget", "parity")
+
 
 class RunError(BerthaError):
     """A run directory that cannot be used; the text says the way out."""
@@ -41,6 +45,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def facts(self) -> Path:
+        """From what the run can be repeated."""
+        return self.path / "record.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -75,7 +84,8 @@ class RunDirectory:
             before = recipes.load(held)
         except SettingsError as error:
             raise RunError(f"cannot resume {self.path}: {error}") from None
-        changed = _differences(before.model_dump(), recipe.model_dump())
+        differing = _differences(before.model_dump(), recipe.model_dump())
+        changed = [key for key in differing if not key.startswith(PERFORMANCE)]
         if changed:
             raise RunError(
                 f"cannot resume {self.path}: its recipe differs in {', '.join(changed)}; "
@@ -94,6 +104,10 @@ class RunDirectory:
             if kind is None or row["kind"] == kind:
                 yield row
 
+    def record(self) -> dict[str, Any]:
+        """What the last start wrote of its circumstances; {} before the first."""
+        return dict(json.loads(self.facts.read_text())) if self.facts.is_file() else {}
+
     def result(self) -> dict[str, Any] | None:
         """The outcome, once the run has ended."""
         path = self.path / "result.json"
@@ -101,11 +115,16 @@ class RunDirectory:
 
 
 class Recorder:
-    """Writes metrics.jsonl and TensorBoard events while a run goes on."""
+    """Writes metrics.jsonl and TensorBoard events while a run goes on.
+
+    lost_steps: that were computed beyond the checkpoint it goes on from, and are computed again.
+    """
 
     def __init__(self, run: RunDirectory, resumed_at: int) -> None:
         """Open for appending; rows after step `resumed_at` belong to a lost future and go."""
-        kept = [row for row in run.rows() if row["step"] <= resumed_at]
+        rows = list(run.rows())
+        kept = [row for row in rows if row["step"] <= resumed_at]
+        self.lost_steps = max([0, *(row["step"] - resumed_at for row in rows)])
         write_file(run.metrics, "".join(json.dumps(row) + "\n" for row in kept))
         self._lines = run.metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run.path / "tensorboard"), purge_step=resumed_at + 1)
@@ -113,6 +132,13 @@ class Recorder:
     def start(self, **facts: Any) -> None:
         """A row that says from which step, and with what, the run goes on."""
         self._write("start", facts)
+
+    def record(self, event: Step | Evaluation) -> None:
+        """A row of what happened."""
+        if isinstance(event, Step):
+            self.step(event)
+        else:
+            self.evaluation(event)
 
     def step(self, step: Step) -> None:
         """A row of one optimizer step."""

@@ -12,10 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digests(directory: Path) -> dict[str, str]:
     """SHA-256 of every file under `directory`, by relative name."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): _sha256(path) for path in files}
+    return {str(path.relative_to(directory)): sha256(path) for path in files}
 
 
 def flaw(directory: Path, expected: Mapping[str, str]) -> str | None:
@@ -24,7 +30,7 @@ def flaw(directory: Path, expected: Mapping[str, str]) -> str | None:
         path = directory / name
         if not path.is_file():
             return f"{name} is missing"
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             return f"{name} is not the file that was written (its SHA-256 differs)"
     return None
 
@@ -35,10 +41,22 @@ def written_aside(target: Path) -> Iterator[Path]:
 
     Everything is on the disk before the name appears. An older `target` is replaced.
     """
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside = begin(target)
     yield aside
+    reveal(aside, target)
+
+
+def begin(target: Path) -> Path:
+    """A fresh temporary directory for what will be `target`; what a kill left of one goes."""
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    return aside
+
+
+def reveal(aside: Path, target: Path) -> None:
+    """Give `aside` the name `target`, in place of an older one, once all of it is on the disk."""
     for path in [*aside.rglob("*"), aside]:
         _sync(path)
     if target.exists():
@@ -53,11 +71,6 @@ def write_file(path: Path, text: str) -> None:
     aside.write_text(text, encoding="utf-8")
     _sync(aside)
     aside.rename(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

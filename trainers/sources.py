@@ -43,17 +43,18 @@ class Rows:
     label_names: tuple[str, ...] = ()
 
 
-def read(source: str, data: Data, part: Part = "train") -> Rows:
+def read(source: str, data: Data, part: Part = "train", labelled: bool = True) -> Rows:
     """The rows of `source` that can be used, by the columns and the filter of `data`.
 
     Rows without text are left out and counted, like those that the filter or data.max_rows leaves
     out. max_rows binds the training source only and takes rows evenly: one, drawn with a fixed
     generator, from each of max_rows equal stretches. A text is cut at LONGEST characters. `part`
-    chooses the split of a hub data set. Raises DataError.
+    chooses the split of a hub data set. Not `labelled`: no label column is asked for, and every
+    label is None. Raises DataError.
     """
-    columns = _columns(data)
+    columns = _columns(data, labelled)
     skips = Skips(tables.unit_of(str(_package(source)) if _is_package(source) else source))
-    found = _Selection(data, list(columns))
+    found = _Selection(data, list(columns), labelled)
     records, names = _records(source, data, part, columns, skips)
     for number, values in records:
         reason = found.take(number, values)
@@ -85,10 +86,10 @@ def fingerprint(source: str, data: Data, part: Part = "train") -> str:
 class _Selection:
     """Rows as they are chosen, one by one."""
 
-    def __init__(self, data: Data, columns: list[str]) -> None:
+    def __init__(self, data: Data, columns: list[str], labelled: bool) -> None:
         pieces = (data.text,) if isinstance(data.text, str) else data.text
         self._pieces = [columns.index(piece) for piece in pieces]
-        self._label = columns.index(data.label)
+        self._label = columns.index(data.label) if labelled else None
         self._wanted = [(columns.index(name), value) for name, value in data.filter.items()]
         self._met: dict[str, Counter[str]] = {name: Counter() for name in data.filter}
         self.texts: list[str] = []
@@ -109,7 +110,7 @@ class _Selection:
         if any(isinstance(piece, (list, dict, bytes)) for piece in pieces):
             return "text is not a string"
         self.texts.append("\n".join(map(str, pieces))[:LONGEST])
-        self.labels.append(values[self._label])
+        self.labels.append(None if self._label is None else values[self._label])
         self.numbers.append(number)
         return None
 
@@ -145,11 +146,12 @@ def is_missing(value: object) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _columns(data: Data) -> dict[str, str]:
+def _columns(data: Data, labelled: bool) -> dict[str, str]:
     """Each wanted column, with the setting that asks for it."""
     texts = (data.text,) if isinstance(data.text, str) else data.text
     filters = {name: f"data.filter.{name}" for name in data.filter}
-    return filters | dict.fromkeys(texts, "data.text") | {data.label: "data.label"}
+    label = {data.label: "data.label"} if labelled else {}
+    return filters | dict.fromkeys(texts, "data.text") | label
 
 
 def _records(

@@ -14,7 +14,9 @@ def lines(result: dict[str, Any], seconds: float, run: Path) -> list[str]:
     if test:
         single = {name: value for name, value in test.items() if isinstance(value, float)}
         width = max(len(name) for name in single)
-        said.append(f"held out, {test['rows']} rows never trained on:")
+        counted = "rows" if "rows" in test else "tokens"
+        what = "rows" if counted == "rows" else "hidden tokens of texts"
+        said.append(f"held out, {test[counted]} {what} never trained on:")
         said += [f"  {name:<{width}}  {value:.4f}" for name, value in single.items()]
         said += _per_class(test.get("per_class", {}))
     said.append(f"bundle: {run / 'bundle'}")

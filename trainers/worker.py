@@ -8,19 +8,23 @@ and in one process it is the same.
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from trainers import bundle, checkpoint, data, plots, provenance
+from cluster.layout import Layout
+from trainers import bundle, checkpoint, data, plots, provenance, receipt
+from trainers.agreement import num_ranks, on_first
 from trainers.card import FORMAT, Card
-from trainers.device import DEVICES
+from trainers.checkpoint import Checkpoint
+from trainers.device import DEVICES, autocast_dtype
+from trainers.elastic import Elastic
 from trainers.encoding import Encoder
-from trainers.events import Evaluation, Event, Step
-from trainers.loop import Loop
-from trainers.model import build
+from trainers.events import Evaluation, Save
+from trainers.loop import Loop, TrainingError
+from trainers.mesh import Mesh
+from trainers.model import materialize, outline, shapes_of
+from trainers.parallelize import parallelize
 from trainers.recipe import Recipe
 from trainers.record import Recorder, RunDirectory
 from trainers.sealed import write_file
@@ -30,13 +34,27 @@ Report = Callable[[Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Assignment:
-    """What every worker of a run is told. cache: a directory of this node."""
+    """What every worker of a run is told. cache: a directory of this node.
+
+    layout: over all ranks. token_budget: None for the recipe's or the device's. elastic: what gives
+    another layout while there are fewer ranks.
+    """
 
     recipe: Recipe
     run: RunDirectory
     cache: Path
     device: str
     revision: str
+    layout: Layout
+    token_budget: int | None = None
+    elastic: Elastic | None = None
+
+    def on(self, num_workers: int) -> "Assignment":
+        """The same with the layout for `num_workers`. Raises LayoutError where there is none."""
+        if self.elastic is None or self.layout.world_size == num_workers:
+            return self
+        plan = self.elastic.plan(self.recipe, num_workers)
+        return replace(self, layout=plan.layout, token_budget=plan.token_budget)
 
 
 def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
@@ -44,23 +62,32 @@ def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
 
     `report` is called on every rank after each evaluation.
     """
-    recipe, run, device = assignment.recipe, assignment.run, DEVICES[assignment.device]
+    assignment = assignment.on(num_ranks())
+    recipe, run = assignment.recipe, assignment.run
     prepared = data.prepare(recipe, assignment.cache)
-    encoder = data.encoder_of(recipe)
-    num_features = int(prepared.train.samples.lengths[0])
-    model = build(recipe, prepared.labels, num_features).to(device.torch_device())
-    loop = Loop(recipe, prepared, encoder.pad, model, device)
+    encoder = data.encoder_of(recipe, assignment.cache)
+    loop = _loop(assignment, prepared, encoder)
     newest = checkpoint.latest(run.checkpoints)
     if newest is not None:
-        newest.restore(model, loop.optimizer)
+        newest.restore(loop.parallel, loop.optimizer)
         loop.resume(newest.state())
+    parity = _parity(run, loop, encoder, newest)
     recorder = Recorder(run, loop.progress.step) if loop.rank == 0 else None
     if recorder is not None:
-        _describe(assignment, prepared, loop)
-        recorder.start(step=loop.progress.step, total_steps=loop.total_steps, pid=os.getpid())
+        _describe(assignment, prepared, loop, parity)
+        recorder.start(
+            step=loop.progress.step,
+            total_steps=loop.total_steps,
+            pid=os.getpid(),
+            workers=loop.mesh.layout.world_size,
+            layout=str(loop.mesh.layout),
+            lost_steps=recorder.lost_steps,
+        )
     for event in loop.run():
-        if recorder is not None:
-            _write(event, recorder, loop, run)
+        if isinstance(event, Save):
+            _save(loop, run)
+        elif recorder is not None:
+            recorder.record(event)
         if isinstance(event, Evaluation):
             report({k: v for k, v in event.metrics.items() if isinstance(v, float)})
     if recorder is not None:
@@ -68,41 +95,68 @@ def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
     _finish(assignment, prepared, loop, encoder)
 
 
-def _write(event: Event, recorder: Recorder, loop: Loop, run: RunDirectory) -> None:
-    if isinstance(event, Step):
-        recorder.step(event)
-    elif isinstance(event, Evaluation):
-        recorder.evaluation(event)
-    else:
-        checkpoint.save(run.checkpoints, event.step, loop.model, loop.optimizer, loop.state())
+def _loop(assignment: Assignment, prepared: data.Data, encoder: Encoder) -> Loop:
+    """The loop of this process, its part of the model on its device."""
+    recipe, device = assignment.recipe, DEVICES[assignment.device]
+    mesh, place = Mesh.of(assignment.layout, device.kind), device.torch_device()
+    num_features = int(prepared.train.samples.lengths[0])
+    parallel = parallelize(
+        outline(recipe, prepared.labels, num_features, encoder),
+        mesh,
+        lambda part: materialize(part, recipe.seed, place),
+        autocast_dtype(device, recipe.precision),
+    )
+    return Loop(recipe, prepared, encoder, parallel, device, assignment.token_budget)
+
+
+def _save(loop: Loop, run: RunDirectory) -> None:
+    step = loop.progress.step
+    checkpoint.save(run.checkpoints, step, loop.parallel, loop.optimizer, loop.state())
+    if loop.rank == 0:
         checkpoint.prune(run.checkpoints, loop.recipe.checkpoints.keep, loop.progress.best_step)
 
 
-def _describe(assignment: Assignment, prepared: data.Data, loop: Loop) -> None:
+def _parity(
+    run: RunDirectory, loop: Loop, encoder: Encoder, restored: Checkpoint | None
+) -> dict[str, Any] | None:
+    """The receipt of this layout: the one that the run has, or a new one."""
+    known = on_first(lambda: run.record().get("parity"))
+    if known is not None and known["layout"] == loop.mesh.layout.model_dump(mode="json"):
+        return dict(known)
+    return receipt.take(loop, encoder, restored)
+
+
+def _describe(
+    assignment: Assignment, prepared: data.Data, loop: Loop, parity: dict[str, Any] | None
+) -> None:
     """Write record.json: from what this run can be repeated."""
+    layout = loop.mesh.layout
     record = {
         "data_fingerprint": prepared.fingerprint,
         "data": prepared.report.to_json(),
         "revision": assignment.revision,
         "environment": provenance.environment(),
-        "workers": loop.num_ranks,
-        "parameters": sum(p.numel() for p in loop.model.parameters()),
+        "workers": layout.world_size,
+        "layout": layout.model_dump(mode="json"),
         "token_budget": loop.token_budget,
+        "parity": parity,
     }
-    write_file(assignment.run.path / "record.json", json.dumps(record, indent=2) + "\n")
+    write_file(assignment.run.facts, json.dumps(record, indent=2) + "\n")
 
 
 def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: Encoder) -> None:
     """Judge the best weights once on the test rows; write bundle, plots and result."""
-    recipe, run, best_step = assignment.recipe, assignment.run, loop.progress.best_step
-    if dist.is_initialized():
-        dist.barrier()
-    if best_step is not None and best_step != loop.progress.step:
-        best = checkpoint.find(run.checkpoints, best_step)
-        if best is None:
-            best_step = loop.progress.step
-        else:
-            best.restore(loop.model)
+    recipe, run, last = assignment.recipe, assignment.run, loop.progress.step
+    best_step = loop.progress.best_step or last
+    best = checkpoint.find(run.checkpoints, best_step)
+    if best is None:
+        best_step, best = last, checkpoint.find(run.checkpoints, last)
+    if best is None:
+        raise TrainingError(
+            f"{run.checkpoints}: the last checkpoint is gone or damaged; go on with --resume"
+        )
+    if best_step != last:
+        best.restore(loop.parallel)
     test = loop.evaluate(prepared.test) if len(prepared.test) else {}
     if loop.rank != 0:
         return
@@ -119,11 +173,13 @@ def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: En
         environment=provenance.environment(),
         files={},
     )
-    bundle.write(run.bundle, loop.model, encoder, card)
+    num_features = int(prepared.train.samples.lengths[0])
+    shapes = shapes_of(recipe, prepared.labels, num_features, encoder)
+    bundle.write(run.bundle, shapes, best.tensors(), encoder, card)
     plots.draw(run, recipe.metric, prepared.labels, test)
     result: dict[str, Any] = {
-        "steps": loop.progress.step,
-        "best_step": best_step or loop.progress.step,
+        "steps": last,
+        "best_step": best_step,
         "stopped_early": loop.progress.stopped,
         "validation": {recipe.metric: loop.progress.best_value},
         "test": test,

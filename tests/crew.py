@@ -1,0 +1,60 @@
+"""Runs the worker in bare gloo processes, which may leave before the run is over."""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from cluster.layout import Layout
+from trainers.recipe import Recipe
+from trainers.record import RunDirectory
+from trainers.worker import Assignment, work
+
+
+class _Left(Exception):
+    pass
+
+
+def assigned(recipe: Recipe, run: Path, cache: Path, **degrees: int) -> Assignment:
+    """What the workers of `recipe` are told, on CPUs in the layout of `degrees`."""
+    layout = Layout(dp_replicate=degrees.pop("dp_replicate", 1), **degrees)
+    return Assignment(recipe, RunDirectory(run), cache, "cpu", "test", layout)
+
+
+Job = tuple[Assignment, int | None]  # and the evaluations after which all leave at once
+
+
+def work_together(jobs: Sequence[Job], size: int) -> None:
+    """Do the jobs one after another in `size` processes, of which one group is made."""
+    with tempfile.TemporaryDirectory() as meet:
+        multiprocessing.spawn(_rank, (size, jobs, Path(meet) / "meet"), nprocs=size)
+
+
+def _rank(rank: int, size: int, jobs: Sequence[Job], meet: Path) -> None:
+    torch.set_num_threads(1)
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
+    for assignment, leave_after in jobs:
+        if rank == 0:
+            assignment.run.path.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        with contextlib.suppress(_Left):
+            work(assignment, _Report(leave_after))
+    dist.destroy_process_group()
+
+
+class _Report:
+    """Counts evaluations, and ends the run after `leave_after` of them."""
+
+    def __init__(self, leave_after: int | None) -> None:
+        self._seen, self._leave_after = 0, leave_after
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        self._seen += 1
+        if self._seen == self._leave_after:
+            raise _Left

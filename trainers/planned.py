@@ -1,0 +1,162 @@
+"""The layout of a run before it starts: checked if the recipe gives one, else chosen.
+
+Pure arithmetic over the recipe, the model's sizes and the cluster; both a dry run and the run
+itself ask here, so what is shown is what happens. Starts nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from cluster.choice import FREE, GIB, Candidate, Choice, choose
+from cluster.job import FLOPS_A_BYTE, Job
+from cluster.layout import Layout, LayoutError, check
+from cluster.memory import Memory, needs
+from cluster.spec import ClusterSpec
+from cluster.workload import Shape
+from trainers import data
+from trainers.architecture import config_of
+from trainers.device import DEVICES, Device
+from trainers.recipe import Recipe
+from trainers.shape import shape_of
+
+SHOWN = 6  # candidates of a table
+# FLOPs a processor's core share computes while a byte moves: 100 GFLOP/s, and 1 GB/s over the
+# loopback or a network.
+CPU_FLOPS_A_BYTE = (100.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A resolved layout, the token budget (None: the recipe's or the device's), and the table."""
+
+    layout: Layout
+    token_budget: int | None
+    lines: tuple[str, ...]
+
+
+def sizes(recipe: Recipe, labels: tuple[str, ...], num_features: int, cache: Path) -> Shape:
+    """The sizes of the recipe's model. Raises ModelError when it cannot be had.
+
+    num_features: of a linear model. cache: where a vocabulary of the recipe's own is kept.
+    """
+    if recipe.model.name == "linear":
+        return Shape.linear(num_features, max(1, len(labels)))
+    encoder = data.encoder_of(recipe, cache) if recipe.model.name == "random" else None
+    return shape_of(config_of(recipe, labels, encoder), recipe.task, len(labels))
+
+
+def planned(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10**9) -> Planned:
+    """The layout that `recipe` trains `shape` in on `cluster`, and lines that show it.
+
+    max_tp: 1 for a family whose layers cannot be divided. A cluster without workers trains in this
+    process: a world of one. Raises LayoutError for a layout that cannot run, or when none fits.
+    """
+    job = job_of(recipe, shape, cluster, max_tp)
+    if isinstance(recipe.layout, Layout):
+        check(
+            recipe.layout,
+            shape,
+            job.num_devices,
+            job.devices_per_node,
+            recipe.batch.global_size,
+        )
+        if recipe.layout.tp > max_tp:
+            raise LayoutError(
+                f"layout ({recipe.layout}):\n  tp = {recipe.layout.tp}: the layers of "
+                f"{recipe.model.name} cannot be divided; set tp to {max_tp}, and use dp_shard or pp"
+            )
+        layout = recipe.layout.resolved(job.num_devices)
+        return Planned(layout, recipe.batch.token_budget, tuple(_explicit(job, layout)))
+    choice = choose(job)
+    budget = recipe.batch.token_budget
+    if choice.token_budget != job.token_budget:
+        budget = choice.token_budget
+    return Planned(choice.layout, budget, tuple(_automatic(job, choice)))
+
+
+def job_of(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10**9) -> Job:
+    """What arithmetic must know of a run."""
+    device = DEVICES[cluster.metadata.accelerator]
+    share = recipe.masking.share
+    momentum = recipe.optimizer.name == "sgd" and recipe.optimizer.momentum > 0
+    length = recipe.batch.max_length
+    return Job(
+        shape=shape,
+        num_devices=max(1, cluster.num_workers),
+        devices_per_node=max(1, cluster.metadata.devices_per_node),
+        device_memory=cluster.device_memory,
+        global_batch_size=recipe.batch.global_size,
+        max_length=length,
+        token_budget=recipe.batch.token_budget or max(device.token_budget, length),
+        precision=_precision(device, recipe),
+        optimizer="momentum" if momentum else recipe.optimizer.name,
+        attention_dropout=recipe.model.attention_dropout > 0,
+        masked=max(1, round(share * length)) if recipe.task == "masked-lm" else None,
+        max_tp=max_tp,
+        overhead_tokens=device.overhead_tokens,
+        flops_a_byte=CPU_FLOPS_A_BYTE if device.kind == "cpu" else FLOPS_A_BYTE,
+        may_lower_budget=recipe.batch.token_budget is None,
+    )
+
+
+def _precision(device: Device, recipe: Recipe) -> str:
+    """fp32, bf16 or fp16. Where a dry run stands on a machine without the device, auto is bf16."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        return "bf16"
+    return {None: "fp32", torch.float16: "fp16"}.get(device.autocast_dtype(), "bf16")
+
+
+def _explicit(job: Job, layout: Layout) -> Iterator[str]:
+    """The layout of the recipe and what it needs on each pipeline rank."""
+    memories = needs(job.shape, layout, job.regime(layout, job.token_budget))
+    yield f"layout    {layout}: {layout.world_size} rank(s), as the recipe says"
+    yield from _parts(layout, memories)
+    most = max(memory.total for memory in memories)
+    if job.device_memory is not None and most > job.device_memory * (1 - FREE):
+        yield (
+            f"          WARNING: {most / GIB:.2f} GiB of {job.device_memory / GIB:.2f} GiB, of "
+            "which a tenth should stay free; lower batch.token_budget, set layout.recompute, or "
+            "raise layout.dp_shard"
+        )
+
+
+def _automatic(job: Job, choice: Choice) -> Iterator[str]:
+    """The chosen layout and why, then the cheapest of those considered."""
+    layout = choice.layout
+    yield f"layout    auto: {choice.reason}"
+    yield from _parts(layout, needs(job.shape, layout, job.regime(layout, choice.token_budget)))
+    if len(choice.considered) == 1:
+        return
+    yield f"          {'considered':<56} {'tokens':>9} {'GiB':>8} {'extra time':>11}"
+    shown = list(choice.considered[:SHOWN])
+    if choice.chosen not in shown:
+        shown.append(choice.chosen)
+    for candidate in shown:
+        yield _row(candidate, candidate is choice.chosen)
+    hidden = len(choice.considered) - len(shown)
+    if hidden:
+        yield f"          and {hidden} more"
+
+
+def _row(candidate: Candidate, chosen: bool) -> str:
+    verdict = "chosen" if chosen else "" if candidate.fits else "does not fit"
+    return (
+        f"          {candidate.layout!s:<56} {candidate.token_budget:>9,} "
+        f"{candidate.memory / GIB:>8.2f} {candidate.cost:>11.1%}   {verdict}"
+    ).rstrip()
+
+
+def _parts(layout: Layout, memories: tuple[Memory, ...]) -> Iterator[str]:
+    for rank, memory in enumerate(memories):
+        place = f" of pipeline rank {rank}" if layout.pp > 1 else ""
+        parts = ", ".join(
+            f"{field.name} {getattr(memory, field.name) / GIB:.2f}"
+            for field in fields(memory)
+            if getattr(memory, field.name) >= 0.005 * GIB
+        )
+        yield f"memory    at most {memory.total / GIB:.2f} GiB a device{place}: {parts or 'little'}"
