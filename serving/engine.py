@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from trainers import bundle
-from trainers.card import Card, read
+from trainers.card import BundleError, Card, read
 from trainers.device import DEVICES
 from trainers.encoding import Encoder, EncodingError, Samples
 from trainers.model import LinearModel, predict
@@ -49,8 +49,13 @@ class Engine:
 
     @classmethod
     def load(cls, directory: Path) -> "Engine":
-        """Read and verify a bundle. Raises BundleError that names the file that is wrong."""
+        """Read and verify a bundle. Raises BundleError that names what is wrong."""
         card = read(directory)
+        if card.task == "masked-lm":
+            raise BundleError(
+                f"{directory}: a masked language model answers no labels yet; train on it with "
+                f"model.name={directory}, and serve what comes of that"
+            )
         encoder = bundle.load_encoder(directory, card)
         return cls(card, encoder, bundle.load_model(directory, card))
 

@@ -24,7 +24,7 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=sorted(LABELS))
+@pytest.fixture(scope="module", params=sorted(LABELS.keys() - {"masked-lm"}))
 def directory(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path
 ) -> Path:
@@ -102,6 +102,11 @@ def test_a_linear_model_reads_as_many_numbers_as_it_was_trained_on(tmp_path: Pat
     for text, words in (("3", "'3' holds 1 numbers; this model reads 2"), ("a b", "'a b'")):
         with pytest.raises(EncodingError, match=words):
             engine.predict([text])
+
+
+def test_a_masked_language_model_is_not_served(tmp_path: Path, tiny_bert: Path) -> None:
+    with pytest.raises(BundleError, match=r"answers no labels yet; train on it with model\.name="):
+        Engine.load(write_tiny_bundle(tmp_path, tiny_bert, "masked-lm"))
 
 
 def test_a_directory_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

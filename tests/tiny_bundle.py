@@ -16,6 +16,7 @@ LABELS = {
     "classification": ("negative", "positive"),
     "multi-label": ("plot", "cast", "music"),
     "regression": (),
+    "masked-lm": (),
 }
 
 
@@ -24,8 +25,9 @@ def write_tiny_bundle(directory: Path, bert: Path | str, task: str = "classifica
     recipe = _recipe(task, str(bert), MAX_LENGTH)
     model = build(recipe, LABELS[task], num_features=0)
     assert isinstance(model, TextModel)
-    with torch.no_grad():
-        model.net.classifier.weight.mul_(40)  # answers that differ from text to text
+    if task != "masked-lm":
+        with torch.no_grad():
+            model.net.classifier.weight.mul_(40)  # answers that differ from text to text
     return _seal(directory, recipe, model, str(bert))
 
 
