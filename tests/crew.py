@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import spawn
 
 from cluster.layout import Layout
 from trainers.recipe import Recipe
@@ -32,7 +32,7 @@ Job = tuple[Assignment, int | None]  # and the evaluations after which all leave
 def work_together(jobs: Sequence[Job], size: int) -> None:
     """Do the jobs one after another in `size` processes, of which one group is made."""
     with tempfile.TemporaryDirectory() as meet:
-        multiprocessing.spawn(_rank, (size, jobs, Path(meet) / "meet"), nprocs=size)
+        spawn(_rank, (size, jobs, Path(meet) / "meet"), nprocs=size)
 
 
 def _rank(rank: int, size: int, jobs: Sequence[Job], meet: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import spawn
 from torch.distributed.tensor import DTensor
 
 from cluster.layout import Layout
@@ -110,7 +110,7 @@ def run_alone(recipe: Recipe, cache: Path) -> Run:
 
 def run_layouts(jobs: list[Job], size: int, cache: Path, out: Path) -> list[list[Run]]:
     """What each of `size` gloo processes computes for each job: [job][rank]."""
-    multiprocessing.spawn(_rank, (size, jobs, cache, out), nprocs=size)
+    spawn(_rank, (size, jobs, cache, out), nprocs=size)
     of_ranks = [pickle.loads((out / f"rank{rank}").read_bytes()) for rank in range(size)]
     return [list(of_job) for of_job in zip(*of_ranks, strict=True)]
 

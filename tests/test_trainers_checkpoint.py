@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import spawn
+from torch import multiprocessing
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -279,7 +280,7 @@ def test_any_layout_reads_what_any_layout_saved(tmp_path: Path) -> None:
     for parameter in held.model.parameters():
         optimizer.state[parameter] = moments_of(parameter)
     checkpoint.save(tmp_path / "alone", 1, held, optimizer, {})
-    multiprocessing.spawn(save_in_every_layout, (4, tmp_path), nprocs=4)
+    spawn(save_in_every_layout, (4, tmp_path), nprocs=4)
     for layout in LAYOUTS:
         saved = checkpoint.find(tmp_path / str(layout.resolved(4)), 1)
         assert saved is not None
@@ -328,7 +329,7 @@ def die_or_fail_writing(rank: int, size: int, directory: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_dies_writing_leaves_nothing_to_see(tmp_path: Path) -> None:
     with pytest.raises(multiprocessing.ProcessExitedException):
-        multiprocessing.spawn(die_or_fail_writing, (2, tmp_path), nprocs=2)
+        spawn(die_or_fail_writing, (2, tmp_path), nprocs=2)
     half = sorted(path.name.split(".")[1] for path in tmp_path.glob(".step-*.tmp"))
     assert half == ["step-00000002", "step-00000003"]
     found = checkpoint.latest(tmp_path)

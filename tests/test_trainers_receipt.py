@@ -6,9 +6,10 @@ from typing import Any
 
 import crew
 import pytest
-import torch.multiprocessing as multiprocessing
+from torch import multiprocessing
 from crew import assigned, work_together
 from layouts import make_loop
+from ranks import spawn
 
 from trainers import checkpoint, receipt
 from trainers import recipe as recipes
@@ -143,7 +144,7 @@ def test_a_layout_that_computes_something_else_ends_the_run(
 ) -> None:
     assignment = assigned(tiny(tiny_bert, corpus), tmp_path / "run", cache, dp_replicate=2)
     with pytest.raises(multiprocessing.ProcessRaisedException) as caught:
-        multiprocessing.spawn(_without_exchange, (assignment, tmp_path / "meet"), nprocs=2)
+        spawn(_without_exchange, (assignment, tmp_path / "meet"), nprocs=2)
     said = str(caught.value)
     assert "layout (dp_replicate 2) does not compute what one device computes" in said
     assert "grad_norm differs by" in said and "set parity: false" in said

@@ -124,14 +124,16 @@ class Pipeline:
 class Travel:
     """Hidden states and their gradients between the ranks of a pipeline, during one schedule.
 
-    Sends are posted at once and waited for at the end. Receives are taken when they are needed, in
-    the order in which they were sent, which the schedule tells; what comes early is kept. Each
-    direction has its own group, so that none waits behind another.
+    Sends are posted at once, and let go once something arrives that the neighbour did after it had
+    taken them. Receives are taken when they are needed, in the order in which they were sent, which
+    the schedule tells; what comes early is kept. Each direction has its own group, so that none
+    waits behind another.
     """
 
     def __init__(self, mesh: Mesh, width: int, orders: Orders, batches: Sequence[Batch]) -> None:
         self._mesh, self._width, self._batches = mesh, width, batches
-        self._sent: list[tuple[dist.Work | None, Tensor]] = []
+        self._sent: dict[Action, tuple[dist.Work | None, Tensor]] = {}  # by the action it is for
+        self._turn = {action: turn for order in orders for turn, action in enumerate(order)}
         self._arrived: dict[Action, Tensor] = {}
         self._coming: dict[tuple[int, Any], deque[Action]] = {}
         for order in orders if mesh.layout.pp > 1 else ():
@@ -144,7 +146,8 @@ class Travel:
         """Send what `action` gave to the stage that needs it."""
         tensor = tensor.contiguous()
         rank, group = self._mesh.neighbour(action.goes_to, action.stage)
-        self._sent.append((dist.isend(tensor, rank, group=group), tensor))
+        taker = Action(action.forward, action.goes_to, action.micro_batch)
+        self._sent[taker] = dist.isend(tensor, rank, group=group), tensor
 
     def receive(self, wanted: Action) -> Tensor:
         """What `wanted`, an action of a neighbour, gave."""
@@ -154,13 +157,26 @@ class Travel:
             tensor = self._like(self._batches[sent.micro_batch])
             dist.recv(tensor, rank, group=group)
             self._arrived[sent] = tensor
+            self._release(sent)
         return self._arrived.pop(wanted)
+
+    def _release(self, arrived: Action) -> None:
+        """Let go of what its taker had before it did `arrived`."""
+        taken = [
+            taker
+            for taker in self._sent
+            if self._same_rank(taker, arrived) and self._turn[taker] < self._turn[arrived]
+        ]
+        for taker in taken:
+            _wait(self._sent.pop(taker)[0])
+
+    def _same_rank(self, one: Action, other: Action) -> bool:
+        return (one.stage - other.stage) % self._mesh.layout.pp == 0
 
     def finish(self) -> None:
         """Wait until everything sent has arrived."""
-        for work, _ in self._sent:
-            if work is not None:
-                work.wait()
+        for work, _ in self._sent.values():
+            _wait(work)
 
     def _is_mine(self, stage: int) -> bool:
         return stage % self._mesh.layout.pp == self._mesh.pp_rank
@@ -170,3 +186,8 @@ class Travel:
         if self._mesh.layout.sequence_parallel:
             length //= self._mesh.layout.tp
         return torch.empty(rows, length, self._width, device=batch.inputs.device)
+
+
+def _wait(work: dist.Work | None) -> None:
+    if work is not None:  # a send to nobody
+        work.wait()

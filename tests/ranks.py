@@ -1,0 +1,18 @@
+"""Ranks of a test as processes, each forked from one server that has imported what all need.
+
+To import it anew in every rank would take most of the time of these tests.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing
+
+IMPORTED = ["torch.distributed.tensor", "transformers", "trainers.worker", "trainers.rehearsal"]
+
+
+def spawn(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
+    """Call `function(rank, *args)` in as many processes; raises what the first to fail raised."""
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    torch.multiprocessing.start_processes(function, args, nprocs, start_method="forkserver")
