@@ -1,24 +1,30 @@
 """The command line of serving.
 
-    python -m serving run BUNDLE [--host 127.0.0.1] [--port 8000] [--ask TEXT ...]
-    python -m serving predict BUNDLE TEXT...
-
-`run` answers over HTTP until Ctrl-C. With --ask it asks itself first; and then, where nobody sits
-at the terminal, it ends. `predict` answers in this process, without Ray.
+python -m serving run BUNDLE [--port 8000] [--ask TEXT ...]     on this machine, until Ctrl-C
+python -m serving predict BUNDLE TEXT...                        in this process
+python -m serving build BUNDLE                                  measure and choose an engine
+python -m serving deploy BUNDLE|NAME[:VERSION] [--canary 0.1]   in a registry, and on a cluster
+python -m serving promote|rollback|list|history ...             in a registry
+python -m serving key NAME                                      an API key
+python -m serving embedder MODEL OUT                            a bundle of embeddings
 """
 
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.errors import BerthaError
-from serving import client
-from trainers.card import Card, read
+from serving import client, deploying, keys
+from serving.endpoint import memory_gib, replicas_for
+from serving.naming import name_of
+from trainers.card import read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        card = read(options.bundle)
-        return int(options.command(options, card))
+        return int(options.command(options))
     except BerthaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -35,40 +40,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run(options: argparse.Namespace, card: Card) -> int:
-    """Serve a bundle until Ctrl-C."""
-    from serving import app  # Ray, which `predict` must not pay for
-
+def run(options: argparse.Namespace) -> int:
+    """Serve a bundle, or what a registry has live, until Ctrl-C."""
     url = client.url(options.host, options.port)
-    name = app.name_of(options.bundle)
-    if options.dry_run:
-        labels = ", ".join(card.labels) or "a number"
-        print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
-        print(f"would be served at {url} by one replica of at most {app.MAX_THREADS} threads")
-        return 0
-    print(f"starting Ray and loading {name} …", flush=True)
-    with app.running(options.bundle, options.host, options.port, options.address):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        client.wait_until_healthy(url)
-        print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
-        for text in options.ask:
-            print(client.line(client.ask(url, text), card.task, text), flush=True)
-        if options.ask and not sys.stdin.isatty():
-            print(f"To serve it again: python -m serving run {options.bundle}")
-        else:
-            _wait_for_the_end()
+    with _registry_of(options) as (registry, name, task):
+        endpoint = deploying.endpoint_of(options, registry)
+        if options.dry_run:
+            number = endpoint.min_replicas
+            replicas = f"{number} replica{'s' if number > 1 else ''} of one thread"
+            print(f"would be served at {url}, on {replicas}")
+            return 0
+        from serving import app  # Ray, which `predict` must not pay for
+
+        print(f"starting Ray and loading {name} …", flush=True)
+        with app.running(endpoint):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            client.wait_until_healthy(url)
+            print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
+            for text in options.ask:
+                print(client.line(client.ask(url, text), task, text), flush=True)
+            if options.ask and not sys.stdin.isatty():
+                print(f"To serve it again: python -m serving run {options.what}")
+            else:
+                _wait_for_the_end()
     return 0
 
 
-def predict(options: argparse.Namespace, card: Card) -> int:
+@contextlib.contextmanager
+def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """The registry to serve, the name in it that is meant, and its task: of a bundle, its own."""
+    from serving.registry import Registry
+
+    directory = Path(options.what)
+    if not (directory.exists() or "/" in options.what):
+        registry = Registry.open(options.registry)
+        state, reference = registry.read().find(options.what)
+        card = registry.card(state.name, state.version_of(reference))
+        if not options.dry_run:
+            registry.make_default(state.name)
+        yield options.registry, state.name, card.task
+        return
+    card, name = read(directory), name_of(directory)
+    labels = ", ".join(card.labels) or "a number"
+    if options.dry_run:
+        print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
+        yield options.registry, name, card.task
+        return
+    with tempfile.TemporaryDirectory(prefix="bertha-") as place:
+        own = Registry.open(place)
+        own.deploy(name, own.register(directory, name))
+        yield place, name, card.task
+
+
+def predict(options: argparse.Namespace) -> int:
     """Answer texts in this process."""
     from serving.engine import Engine
-    from serving.protocols import tei
+    from serving.models import Prediction
+    from serving.protocols.labels import ranked
 
-    predictions = Engine.load(options.bundle).predict(options.text)
-    for text, prediction in zip(options.text, predictions, strict=True):
-        print(client.line(tei.ranked(prediction.scores, card.labels), card.task, text))
+    engine = Engine.load(options.bundle, options.engine)
+    card = engine.card
+    for text, answer in zip(options.text, engine.predict(options.text), strict=True):
+        if not isinstance(answer, Prediction):
+            raise BerthaError(
+                f"{options.bundle}: a model for {card.task}; serve it and ask over HTTP: "
+                f"python -m serving run {options.bundle}"
+            )
+        print(client.line(ranked(answer.scores, card.labels), card.task, text))
     return 0
+
+
+def key(options: argparse.Namespace) -> int:
+    """Make an API key and show it once."""
+    scopes = tuple(options.scope or ("inference",))
+    print(keys.add(options.file, options.name, scopes, options.rate))
+    print(f"kept as SHA-256 in {options.file}; it is not shown again", file=sys.stderr)
+    return 0
+
+
+def embedder(options: argparse.Namespace) -> int:
+    """Write a bundle that answers embeddings."""
+    from serving import embedder
+
+    card = embedder.write(options.model, options.out, options.pooling, options.max_length)
+    print(f"{options.out}: embeddings of texts of up to {card.max_length} tokens")
+    return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    """Measure engines and choose one."""
+    from serving.build import main_build
+
+    return main_build(options)
 
 
 def _wait_for_the_end() -> None:
@@ -79,21 +142,52 @@ def _wait_for_the_end() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving", description="Serve a bundle.")
+    parser = argparse.ArgumentParser(prog="python -m serving", description="Serve bundles.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    runs = commands.add_parser("run", help="serve a bundle over HTTP")
-    runs.add_argument("bundle", type=Path, help="directory of a bundle, as runs/reviews/bundle")
-    runs.add_argument("--host", default="127.0.0.1", help="address to listen at: %(default)s")
-    runs.add_argument("--port", type=int, default=8000, help="port to listen at: %(default)s")
-    runs.add_argument("--address", help="a Ray cluster to serve on; default: a Ray of its own")
+
+    runs = commands.add_parser("run", help="serve on this machine until Ctrl-C")
+    runs.add_argument("what", metavar="BUNDLE|NAME", help="runs/reviews/bundle, or a live name")
     runs.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this first")
     runs.add_argument("--dry-run", action="store_true", help="say what would be served")
+    deploying.add_endpoint_arguments(runs, replicas_for(_cores(), memory_gib()))
     runs.set_defaults(command=run)
+
     predicts = commands.add_parser("predict", help="answer texts in this process")
     predicts.add_argument("bundle", type=Path, help="directory of a bundle")
     predicts.add_argument("text", nargs="+", help="what to answer")
+    predicts.add_argument("--engine", help="as 'onnxruntime int8'; default: the chosen one")
     predicts.set_defaults(command=predict)
+
+    builds = commands.add_parser("build", help="measure engines of a bundle and choose one")
+    builds.add_argument("bundle", type=Path, help="directory of a bundle")
+    builds.add_argument("--texts", type=Path, help="measure on these; default: the recipe's own")
+    builds.add_argument("--threshold", type=float, default=0.995, help="least agreement")
+    builds.add_argument("--allow", action="append", default=[], metavar="NAME", help="even below")
+    builds.add_argument("--only", action="append", metavar="NAME", help="this and torch fp32")
+    builds.add_argument("--rounds", type=int, default=5, help="turns of each engine")
+    builds.add_argument("--dry-run", action="store_true", help="say what would be measured")
+    builds.set_defaults(command=build)
+
+    made = commands.add_parser("key", help="make an API key")
+    made.add_argument("name", help="whose it is")
+    made.add_argument("--file", type=Path, default=Path("keys.jsonl"), help="default: %(default)s")
+    made.add_argument("--scope", action="append", choices=("inference", "management"))
+    made.add_argument("--rate", type=float, help="requests a second, of all replicas together")
+    made.set_defaults(command=key)
+
+    embeds = commands.add_parser("embedder", help="make a bundle of embeddings from an encoder")
+    embeds.add_argument("model", help="a directory, a hub name or package:all-minilm-l6-v2")
+    embeds.add_argument("out", type=Path, help="directory of the bundle")
+    embeds.add_argument("--pooling", choices=("mean", "cls"), default="mean")
+    embeds.add_argument("--max-length", type=int, default=256, help="tokens: %(default)s")
+    embeds.set_defaults(command=embedder)
+
+    deploying.add_commands(commands)
     return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

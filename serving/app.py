@@ -1,29 +1,34 @@
-"""The service under Ray Serve: one replica that loads a bundle and answers HTTP.
+"""An endpoint under Ray Serve: the front with HAProxy, and replicas behind it.
 
-Decides threads, admission limits and the health check; everything else is the service's and the
-HTTP surface's. A replica is told the path of the bundle and loads it itself.
+Decides where they run and how Serve watches and scales them.
 """
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
-from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
+from serving import scaling
+from serving.endpoint import Endpoint
+from serving.front import Front
+from serving.replica import Replica
 
 APPLICATION = "bertha"
-MAX_THREADS = 8  # the matrices of a small batch keep no more cores busy
-# The batcher's own limit answers 429 in JSON; this one, in plain text, must never be reached first.
-MAX_ONGOING_REQUESTS = 8192
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # nothing large passes through it
+REPLICA_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+}
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 class PortTaken(BerthaError):
@@ -31,106 +36,96 @@ class PortTaken(BerthaError):
 
 
 class ReplicaFailed(BerthaError):
-    """A bundle that could not be loaded where it was to be served."""
-
-
-class Replica:
-    """One engine and its batcher behind the HTTP surface."""
-
-    def __init__(self, bundle: str, num_threads: int) -> None:
-        import torch  # what follows takes seconds, which whoever deploys must not wait for
-
-        from serving.engine import Engine
-        from serving.service import Service
-
-        torch.set_num_threads(num_threads)
-        engine = Engine.load(Path(bundle))
-        engine.predict([engine.probe])  # the first answer is slower than the rest
-        self._service = Service(engine, name_of(Path(bundle)))
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        from serving.http import build
-
-        return build(self._service)
-
-    async def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
-        if not await self._service.healthy():
-            raise RuntimeError("the model does not answer")
-
-
-def threads_for(num_cores: int) -> int:
-    """Threads of the engine on a node of `num_cores`.
-
-    One core is left to Serve's own processes: an engine on every core waits, at each layer, for the
-    thread that they pushed aside, and answers later than one on fewer.
-    """
-    return max(1, min(num_cores - 1, MAX_THREADS))
-
-
-def name_of(bundle: Path) -> str:
-    """What people call a bundle: its directory, or the run it came from."""
-    directory = bundle.resolve()
-    return directory.parent.name if directory.name == "bundle" else directory.name
+    """An endpoint that could not be started where it was to run."""
 
 
 @contextmanager
-def running(bundle: Path, host: str, port: int, address: str | None = None) -> Iterator[None]:
-    """Serve `bundle` at host:port, on a Ray of its own or on the one at `address`.
+def running(endpoint: Endpoint) -> Iterator[None]:
+    """Serve on a Ray of its own, on this machine.
 
-    Enters when the replica answers; leaves when what waited is answered. Raises PortTaken before
+    Enters when a replica answers; leaves when what waited is answered. Raises PortTaken before
     anything is started, and ReplicaFailed.
     """
-    if address is None:
-        _claim(host, port)
+    _claim(endpoint.host, endpoint.port)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     with ExitStack() as ending:
-        _join_ray(address)
-        ending.callback(ray.shutdown)
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=quiet,
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
         )
+        ending.callback(ray.shutdown)
+        _start(endpoint)
         ending.callback(serve.delete, APPLICATION)
-        _deploy(bundle, quiet)
         yield
 
 
-def _join_ray(address: str | None) -> None:
-    """A small Ray on this machine, or the one at `address`."""
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
+def deploy(endpoint: Endpoint, address: str) -> None:
+    """Serve on the Ray cluster at `address`, and leave it running. Raises ReplicaFailed."""
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    _start(endpoint)
+
+
+def _start(endpoint: Endpoint) -> None:
+    """Deploy the front and the replicas on the Ray at hand; returns when one answers."""
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
+    alone = len(ray.nodes()) == 1
+    host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
+    front = serve.deployment(
+        name="front",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+    )(Front)
+    replica = serve.deployment(
+        name="replica",
+        max_ongoing_requests=1000,
+        autoscaling_config=_autoscaling(endpoint),
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=40,
+        ray_actor_options={
+            "num_cpus": 1,
+            "runtime_env": {"env_vars": REPLICA_VARIABLES},
+        },
+    )(Replica)
+    doors = front.bind(
+        str(_directory(endpoint)),
+        endpoint.host,
+        endpoint.port,
+        str(endpoint.certificate) if endpoint.certificate else None,
+        endpoint.registry,
+    )
+    try:
+        serve.run(
+            replica.bind(endpoint.model_dump(mode="json"), host, doors),
+            name=APPLICATION,
+            route_prefix=None,
+            logging_config=QUIET,
+        )
+    except RuntimeError as error:
+        raise ReplicaFailed(f"{endpoint.registry}: no replica started: {error}") from error
+
+
+def _autoscaling(endpoint: Endpoint) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=endpoint.min_replicas,
+        max_replicas=endpoint.max_replicas,
+        initial_replicas=endpoint.min_replicas,
+        look_back_period_s=11,
+        upscale_delay_s=3,
+        downscale_delay_s=endpoint.downscale_seconds,
+        policy=AutoscalingPolicy(policy_function=scaling.policy),
     )
 
 
-def _deploy(bundle: Path, logs: LoggingConfig) -> None:
-    """Start the replica on the Serve that runs; returns when it answers."""
-    num_threads = threads_for(max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes()))
-    replica = serve.deployment(
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        health_check_period_s=10,
-        health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=20,
-        ray_actor_options={"num_cpus": num_threads},
-    )(serve.ingress()(Replica))
-    try:
-        serve.run(
-            replica.bind(str(bundle.resolve()), num_threads),
-            name=APPLICATION,
-            route_prefix="/",
-            logging_config=logs,
-        )
-    except RuntimeError as error:
-        raise ReplicaFailed(f"{bundle}: the replica did not start: {error}") from error
+def _directory(endpoint: Endpoint) -> Path:
+    """Where HAProxy keeps its files: short, for a socket's path, and of this user alone."""
+    return Path(f"/tmp/bertha-{os.getuid()}-{endpoint.port}")
 
 
 def _claim(host: str, port: int) -> None:

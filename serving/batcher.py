@@ -1,191 +1,247 @@
-"""Dynamic batching for asyncio: many requests at once become few calls of one engine.
+"""Dynamic batching: the rows of many requests become few calls of the models, in one thread.
 
-An idle engine starts a request at once; there is no timer. While the engine is busy texts wait, and
-the next batch takes the oldest text and then those nearest to it in length, within a budget of
-padded tokens. So the oldest never starves, a request larger than the budget is split, and little is
-padded. Knows no Ray, no HTTP and no model: `infer` is passed in and runs in one thread of its own.
+The engine thread takes its next batch itself the moment it is free, so it never waits for the event
+loop, and an idle one starts a request at once: there is no timer. What nobody waits for any more,
+or what is past its deadline, is dropped before it costs anything. Knows no Ray, no HTTP, no model.
 
-    batcher = Batcher(engine.infer_rows, token_budget=1024, max_waiting_tokens=32768)
-    predictions = await batcher.submit(rows)
+    batcher = Batcher(token_budget=512, limits=Limits())
+    answers = await batcher.submit(engine, rows)
 """
 
 import asyncio
 import math
+import threading
 import time
-from collections.abc import Callable, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
-Row = TypeVar("Row", bound=Sized)
-Answer = TypeVar("Answer")
+import numpy as np
 
-# A text joins a batch whose longest is at most twice as long, so that padding at most doubles the
-# work of a text. Below so many tokens a text costs the same whatever its length.
-MAX_PADDING = 2
-CHEAP_TOKENS = 16
+from serving.lanes import Lanes, Row
+
+# A request is due this many times its own work after it came. With 1 the order is nearly that of
+# arrival; the higher, the more small requests overtake large ones.
+PATIENCE = 4.0
+_SMOOTHING = 0.2  # of the speed, by batch
+
+
+class Infers(Hashable, Protocol):
+    """A model: rows of one batch to as many answers, in order."""
+
+    def infer_rows(self, rows: Sequence[np.ndarray]) -> Sequence[Any]:
+        """Called in the engine thread, one call at a time."""
 
 
 class Overloaded(Exception):
     """Too much is waiting; try again after `retry_after_seconds`."""
 
     def __init__(self, retry_after_seconds: int) -> None:
+        plural = "s" if retry_after_seconds > 1 else ""
         super().__init__(
-            f"the model is overloaded; try again in {retry_after_seconds} "
-            f"second{'s' if retry_after_seconds > 1 else ''}"
+            f"the model is overloaded; try again in {retry_after_seconds} second{plural}"
         )
         self.retry_after_seconds = retry_after_seconds
 
 
 class BatchFailed(Exception):
-    """The engine raised on the batch this request was in; `__cause__` is what it raised."""
+    """The model raised on the batch this request was in; `__cause__` is what it raised."""
+
+
+class Late(Exception):
+    """The deadline of the request passed before the model came to it."""
 
 
 class Closed(Exception):
     """The batcher takes no more requests."""
 
 
-@dataclass(eq=False)
-class _Request(Generic[Answer]):
-    """One `submit`: the answers so far, by row, and the promise of all of them."""
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One `submit`: its answers so far and the promise of all of them.
 
-    num_rows: int
+    started: when the model first took a row of it; like deadline, on the clock of
+    `time.perf_counter`.
+    """
+
     promise: asyncio.Future[None]
-    answers: dict[int, Answer] = field(default_factory=dict)
+    num_rows: int
+    deadline: float | None
+    started: float = 0.0
+    answers: dict[int, Any] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
-class _Waiting(Generic[Row, Answer]):
-    """One row of a request that the engine has not seen yet."""
+@dataclass(slots=True)
+class Meter:
+    """What the engine thread has done, for one model or for all.
 
-    row: Row
-    request: _Request[Answer]
-    position: int
+    num_tokens: without padding; num_padded: with it. busy_seconds: inside the models.
+    """
+
+    num_batches: int = 0
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_padded: int = 0
+    busy_seconds: float = 0.0
+    num_failed: int = 0
 
 
-class Batcher(Generic[Row, Answer]):
-    """Batches the rows of concurrent `submit` calls into calls of `infer`.
+class Batcher:
+    """Batches the rows of concurrent `submit` calls. Made in, and belongs to, one event loop.
 
-    infer: rows to as many answers, in order; runs in a thread, one call at a time.
     token_budget: most tokens of a batch, padding included; a longer row goes alone.
-    max_waiting_tokens: what may wait before `submit` raises Overloaded.
+    max_waiting_requests, max_waiting_tokens: beyond either, `submit` raises Overloaded, unless
+    nothing waits at all.
     """
 
     def __init__(
-        self,
-        infer: Callable[[list[Row]], Sequence[Answer]],
-        token_budget: int,
-        max_waiting_tokens: int,
+        self, token_budget: int, max_waiting_requests: int, max_waiting_tokens: int
     ) -> None:
-        self._infer = infer
-        self._token_budget = token_budget
-        self._max_waiting_tokens = max_waiting_tokens
-        self._waiting: list[_Waiting[Row, Answer]] = []
-        self._waiting_tokens = 0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._worker: asyncio.Task[None] | None = None
+        self.meters: WeakKeyDictionary[Infers, Meter] = WeakKeyDictionary()  # by model
+        self.total = Meter()
+        self._lanes = Lanes(token_budget)
+        self._max_requests, self._max_tokens = max_waiting_requests, max_waiting_tokens
+        self._num_requests = 0
+        self._seconds_per_token = 1e-4
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
         self._closed = False
-        self._seconds_per_token = 0.0
-        self.last_batch_failed = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
 
-    async def submit(self, rows: Sequence[Row]) -> list[Answer]:
-        """The answers to `rows`, in order.
+    @property
+    def num_waiting(self) -> int:
+        """Requests whose answers are not complete."""
+        return self._num_requests
 
-        Raises Overloaded where too much waits, BatchFailed where `infer` raised, and Closed. A
-        cancelled call leaves the queue before the engine sees it.
+    async def submit(
+        self, model: Infers, rows: Sequence[np.ndarray], deadline: float | None = None
+    ) -> tuple[list[Any], float]:
+        """The answers to `rows`, in order, and the seconds they waited for the model.
+
+        deadline: on the clock of `time.perf_counter`. Raises Overloaded, BatchFailed where the
+        model raised, Late, and Closed. A cancelled call leaves the queue at once.
         """
-        if self._closed:
-            raise Closed("the batcher is closed")
-        num_tokens = sum(len(row) for row in rows)
-        if self._waiting and self._waiting_tokens + num_tokens > self._max_waiting_tokens:
-            raise Overloaded(self._retry_after_seconds())
         if not rows:
-            return []
-        promise = asyncio.get_running_loop().create_future()
-        request: _Request[Answer] = _Request(len(rows), promise)
-        self._waiting += [_Waiting(row, request, i) for i, row in enumerate(rows)]
-        self._waiting_tokens += num_tokens
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+            return [], 0.0
+        num_tokens = sum(map(len, rows))
+        self._admit(num_tokens)
+        now = time.perf_counter()
+        ticket = Ticket(self._loop.create_future(), len(rows), deadline)
+        due = now + PATIENCE * num_tokens * self._seconds_per_token
+        with self._changed:
+            for position, values in enumerate(rows):
+                self._lanes.add(Row(model, values, due, ticket, position))
+            self._changed.notify()
+        self._num_requests += 1
         try:
-            await promise
+            await ticket.promise
         finally:
-            if len(request.answers) < len(rows):
-                self._forget(request)
-        return [request.answers[position] for position in range(len(rows))]
+            self._num_requests -= 1
+            if len(ticket.answers) < len(rows):
+                with self._changed:
+                    self._lanes.discard(ticket)
+        answers = [ticket.answers[position] for position in range(len(rows))]
+        return answers, ticket.started - now
 
     async def close(self) -> None:
-        """Refuse new requests, answer those that wait, and end the engine's thread."""
-        self._closed = True
-        if self._worker is not None:
-            await self._worker
-        self._thread.shutdown()
+        """Refuse new requests, answer those that wait, and end the engine thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        await self._loop.run_in_executor(None, self._thread.join)
+        await asyncio.sleep(0)  # what the thread promised last
 
-    async def _work(self) -> None:
-        """Run batches until nothing waits."""
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch = self._next_batch()
+    def _admit(self, num_tokens: int) -> None:
+        if self._closed:
+            raise Closed("the server is ending")
+        waiting = self._lanes.num_tokens
+        many = self._num_requests >= self._max_requests
+        if many or (waiting and waiting + num_tokens > self._max_tokens):
+            seconds = waiting * self._seconds_per_token
+            raise Overloaded(max(1, math.ceil(seconds)))
+
+    def _work(self) -> None:
+        """The engine thread: batch after batch, until closed and nothing waits."""
+        while batch := self._next_batch():
             started = time.perf_counter()
-            rows = [each.row for each in batch]
-            call = loop.run_in_executor(self._thread, self._answer, rows)
-            await asyncio.wait([call])
-            tokens = max(1, sum(len(row) for row in rows))
-            self._seconds_per_token = (time.perf_counter() - started) / tokens
-            self._settle(batch, call)
-        self._worker = None
-
-    def _next_batch(self) -> list[_Waiting[Row, Answer]]:
-        """Take the oldest row and its nearest in length out of the queue."""
-        oldest, *others = self._waiting
-        shortest = longest = max(len(oldest.row), CHEAP_TOKENS)
-        batch = [oldest]
-        for each in sorted(others, key=lambda each: abs(len(each.row) - len(oldest.row))):
-            length = max(len(each.row), CHEAP_TOKENS)
-            low, high = min(shortest, length), max(longest, length)
-            if high > MAX_PADDING * low or high * (len(batch) + 1) > self._token_budget:
+            for row in batch:
+                row.ticket.started = row.ticket.started or started
+            model: Any = batch[0].owner
+            try:
+                answers = model.infer_rows([row.values for row in batch])
+                if len(answers) != len(batch):
+                    raise RuntimeError(f"{len(answers)} answers to {len(batch)} rows")
+            except Exception as error:  # whatever a model raises, the requests in it are told
+                self._count(model, batch, time.perf_counter() - started, failed=True)
+                self._discard(batch)
+                self._tell(self._fail, batch, error)
                 continue
-            shortest, longest = low, high
-            batch.append(each)
-        taken = set(map(id, batch))
-        self._waiting = [each for each in self._waiting if id(each) not in taken]
-        self._waiting_tokens -= sum(len(each.row) for each in batch)
-        return batch
+            self._count(model, batch, time.perf_counter() - started)
+            self._tell(self._settle, batch, answers)
 
-    def _answer(self, rows: list[Row]) -> Sequence[Answer]:
-        answers = self._infer(rows)
-        if len(answers) != len(rows):
-            raise RuntimeError(f"{len(answers)} answers to {len(rows)} rows")
-        return answers
+    def _next_batch(self) -> list[Row]:
+        """Wait for rows and take them; [] when closed and nothing waits."""
+        while True:
+            with self._changed:
+                batch = self._lanes.take()
+                while not batch:
+                    if self._closed:
+                        return []
+                    self._changed.wait()
+                    batch = self._lanes.take()
+            now = time.perf_counter()
+            late = [row for row in batch if (row.ticket.deadline or now) < now]
+            if not late:
+                return batch
+            self._tell(self._give_up, late)
+            kept = [row for row in batch if row not in late]
+            if kept:
+                return kept
 
-    def _settle(
-        self, batch: list[_Waiting[Row, Answer]], call: asyncio.Future[Sequence[Answer]]
-    ) -> None:
-        """Hand the answers of a batch, or its failure, to the requests that were in it."""
-        error = call.exception()
-        self.last_batch_failed = error is not None
-        if error is not None:
-            for request in {id(each.request): each.request for each in batch}.values():
-                self._fail(request, error)
-            return
-        for each, answer in zip(batch, call.result(), strict=True):
-            request = each.request
-            request.answers[each.position] = answer
-            if len(request.answers) == request.num_rows and not request.promise.done():
-                request.promise.set_result(None)
+    def _discard(self, batch: list[Row]) -> None:
+        """Take out what waits of the requests that are in `batch`: they have failed."""
+        with self._changed:
+            for ticket in {id(row.ticket): row.ticket for row in batch}.values():
+                self._lanes.discard(ticket)
 
-    def _fail(self, request: _Request[Answer], error: BaseException) -> None:
-        self._forget(request)
-        if not request.promise.done():
-            failure = BatchFailed(f"the model failed: {type(error).__name__}")
-            failure.__cause__ = error
-            request.promise.set_exception(failure)
+    def _tell(self, tell: Any, *what: Any) -> None:
+        """Call `tell` in the event loop, if that still runs."""
+        try:
+            self._loop.call_soon_threadsafe(tell, *what)
+        except RuntimeError:  # the loop was closed: nobody is left to be told
+            self._closed = True
 
-    def _forget(self, request: _Request[Answer]) -> None:
-        """Take what still waits of a request out of the queue."""
-        self._waiting = [each for each in self._waiting if each.request is not request]
-        self._waiting_tokens = sum(len(each.row) for each in self._waiting)
+    def _count(self, model: Infers, batch: list[Row], seconds: float, failed: bool = False) -> None:
+        lengths = [len(row.values) for row in batch]
+        num_tokens = sum(lengths)
+        for meter in (self.total, self.meters.setdefault(model, Meter())):
+            meter.num_batches += 1
+            meter.num_rows += len(batch)
+            meter.num_tokens += num_tokens
+            meter.num_padded += max(lengths) * len(batch)
+            meter.busy_seconds += seconds
+            meter.num_failed += failed
+        speed = seconds / max(1, num_tokens)
+        self._seconds_per_token += _SMOOTHING * (speed - self._seconds_per_token)
 
-    def _retry_after_seconds(self) -> int:
-        """How long what waits will take, by the speed of the last batch; at least 1."""
-        return max(1, math.ceil(self._waiting_tokens * self._seconds_per_token))
+    def _settle(self, batch: list[Row], answers: Sequence[Any]) -> None:
+        """Hand the answers of a batch to the requests that were in it."""
+        for row, answer in zip(batch, answers, strict=True):
+            ticket: Ticket = row.ticket
+            ticket.answers[row.position] = answer
+            if len(ticket.answers) == ticket.num_rows and not ticket.promise.done():
+                ticket.promise.set_result(None)
+
+    def _fail(self, batch: list[Row], error: BaseException) -> None:
+        for row in batch:
+            if not row.ticket.promise.done():
+                failure = BatchFailed(f"the model failed: {type(error).__name__}")
+                failure.__cause__ = error
+                row.ticket.promise.set_exception(failure)
+
+    def _give_up(self, late: list[Row]) -> None:
+        for row in late:
+            if not row.ticket.promise.done():
+                row.ticket.promise.set_exception(Late("the deadline passed while it waited"))

@@ -126,9 +126,20 @@ def served(place: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_serving_commands(place: Path, served: None) -> None:
+def test_asking_commands(place: Path, served: None) -> None:
     for command in commands("python -m serving predict"):
         assert "%" in run(command, place)
     for command in commands("curl "):
         said = run(command, place)
-        assert "label" in said or "max_input_length" in said, said
+        assert "label" in said or "max_input_length" in said or "film" in said, said
+
+
+@pytest.mark.slow
+def test_building_and_deploying_commands(place: Path, served: None) -> None:
+    (build,) = commands("python -m serving build")
+    assert "would be measured" in run(f"{build} --dry-run", place)
+    kinds = ("deploy", "promote", "rollback", "list", "history", "key")
+    told = [c for c in commands("python -m serving ") if c.split()[3] in kinds]
+    assert [command.split()[3] for command in told] == [kinds[0], *kinds]
+    said = [run(command, place) for command in told]
+    assert "canary 2 on 10.0%" in said[1] and "live 2" in said[2] and "live 1" in said[3]

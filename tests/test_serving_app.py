@@ -2,22 +2,36 @@
 
 import json
 import socket
+import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+from houses import registry_of
 from tiny_bundle import write_tiny_bundle
 
 from serving import app, client
+from serving.endpoint import Endpoint
 from serving.engine import Engine
-from serving.http import MAX_BODY_BYTES
+from serving.models import Limits
+from serving.registry import Registry
 
 pytestmark = pytest.mark.slow
 
+MAX_BODY_BYTES = Limits().max_body_bytes
+
 TEXTS = [f"{'a warm funny film ' * (i % 4)}{'dull' if i % 2 else 'good'} plot" for i in range(40)]
+
+
+def replicas() -> list[psutil.Process]:
+    """The processes of the endpoint's replicas, which Ray started for this one."""
+    below = psutil.Process().children(recursive=True)
+    return [each for each in below if "ServeReplica:bertha:replica" in " ".join(each.cmdline())]
 
 
 def free_port() -> int:
@@ -32,11 +46,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def http(bundle: Path) -> Iterator[httpx.Client]:
-    """A client of the one service of this module."""
+def registry(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return registry_of(tmp_path_factory.mktemp("registry"), bundle)
+
+
+@pytest.fixture(scope="module")
+def http(registry: Registry) -> Iterator[httpx.Client]:
+    """A client of the one endpoint of this module, of two replicas."""
     port = free_port()
     address = client.url("127.0.0.1", port)
-    with app.running(bundle, "127.0.0.1", port):
+    endpoint = Endpoint(registry=registry.address, port=port, min_replicas=2, max_replicas=2)
+    with app.running(endpoint):
         client.wait_until_healthy(address)
         with httpx.Client(base_url=address, timeout=30, trust_env=False) as session:
             yield session
@@ -71,9 +91,9 @@ def test_a_shell_users_form_encoded_json_is_read(http: httpx.Client) -> None:
         (b'{"inputs": "a', 400, "Validation"),
         (b'{"inputs": "\xff\xfe"}', 400, "Validation"),
         (b"\x00" * 1000, 400, "Validation"),
-        (b"[1, 2]", 422, "Validation"),
-        (b'{"inputs": 7}', 422, "Validation"),
-        (b'{"inputs": ["a", "b"], "pairs": true}', 422, "Validation"),
+        (b"[1, 2]", 400, "Validation"),
+        (b'{"inputs": 7}', 400, "Validation"),
+        (b'{"inputs": ["a", "b"], "pairs": true}', 400, "Validation"),
         (b'{"inputs": ""}', 400, "Empty"),
         (b'{"inputs": []}', 400, "Empty"),
         (json.dumps({"inputs": ["a"] * 33}).encode(), 413, "Validation"),
@@ -103,7 +123,7 @@ def test_unknown_paths_and_methods_are_json(http: httpx.Client) -> None:
     for method, path, status in (("GET", "/x", 404), ("GET", "/predict", 405)):
         response = http.request(method, path)
         assert response.status_code == status
-        assert "see /docs" in response.json()["error"]
+        assert path in response.json()["error"]
 
 
 def test_concurrent_answers_equal_those_one_by_one(http: httpx.Client) -> None:
@@ -132,13 +152,45 @@ def test_health_info_pages_and_schema_are_there(http: httpx.Client) -> None:
         assert http.get(path).text.startswith("<!doctype html>")
 
 
-def test_a_port_in_use_is_one_clear_error(bundle: Path) -> None:
+def test_a_deployment_is_taken_up_without_a_restart(
+    http: httpx.Client, registry: Registry, bundle: Path
+) -> None:
+    before = http.get("/v2/models/tiny").json()["versions"]
+    version = registry.register(bundle, "tiny")
+    registry.deploy("tiny", version)
+    deadline = time.monotonic() + 20
+    while version not in http.get("/v2/models/tiny").json()["versions"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert version not in before
+
+
+def test_a_killed_replica_loses_no_request_and_is_replaced(http: httpx.Client) -> None:
+    victim, _ = replicas()
+    victim.kill()
+    statuses = Counter(
+        http.post("/predict", json={"inputs": text}).status_code for text in TEXTS * 5
+    )
+    assert set(statuses) == {200}
+    deadline = time.monotonic() + 90
+    while "bertha_replicas 2" not in http.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_metrics_are_those_of_all_replicas(http: httpx.Client) -> None:
+    text = http.get("/metrics").text
+    assert "bertha_replicas 2" in text
+    assert 'bertha_requests_total{protocol="tei",route="/predict",status="200"}' in text
+
+
+def test_a_port_in_use_is_one_clear_error(registry: Registry) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
         with (
             pytest.raises(app.PortTaken, match=f"{port} is in use; choose another"),
-            app.running(bundle, "127.0.0.1", port),
+            app.running(Endpoint(registry=registry.address, port=port)),
         ):
             pass

@@ -11,8 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import spawn
-from torch import multiprocessing
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module

@@ -6,10 +6,10 @@ from typing import Any
 
 import crew
 import pytest
-from torch import multiprocessing
 from crew import assigned, work_together
 from layouts import make_loop
 from ranks import spawn
+from torch import multiprocessing
 
 from trainers import checkpoint, receipt
 from trainers import recipe as recipes

@@ -79,6 +79,7 @@ def layout_of(**degrees: object) -> Layout:
     return Layout.model_validate({"dp_replicate": 1, **degrees})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "precision", "num_micro_batches"),
     [
@@ -104,6 +105,7 @@ def test_the_arithmetic_is_within_a_twentieth(
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_exchanges_grow_with_micro_batches_as_they_do_when_all_are_played() -> None:
     """Some of them are not played; their exchanges are counted all the same."""
     layout = layout_of(dp_replicate=2, dp_shard=2, pp=2)
@@ -120,12 +122,14 @@ def test_exchanges_grow_with_micro_batches_as_they_do_when_all_are_played() -> N
     assert reduced[0][1] == few.memory["parameters"]
 
 
+@pytest.mark.slow
 def test_copies_of_a_classifier_exchange_rows_beside_their_buckets() -> None:
     (role,) = rehearse(play_of(layout_of(dp_replicate=4), task="classification"))
     _, size = role.exchanges["all_reduce", "dp_replicate"]
     assert size == pytest.approx(role.memory["parameters"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_of_bert_large_says_what_it_assumed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from serving import embedder
 from trainers import bundle
 from trainers.card import Card
 from trainers.encoding import load_encoder
@@ -17,12 +18,21 @@ LABELS = {
     "multi-label": ("plot", "cast", "music"),
     "regression": (),
     "masked-lm": (),
+    "embedding": (),
 }
 
 
-def write_tiny_bundle(directory: Path, bert: Path | str, task: str = "classification") -> Path:
-    """Write a bundle for `task` of the BERT in the directory `bert`; where it is."""
-    recipe = _recipe(task, str(bert), MAX_LENGTH)
+def write_tiny_bundle(
+    directory: Path, bert: Path | str, task: str = "classification", source: str = "reviews.csv"
+) -> Path:
+    """Write a bundle for `task` of the BERT in the directory `bert`; where it is.
+
+    source: of the data that its recipe names.
+    """
+    if task == "embedding":
+        embedder.write(bert, directory, max_length=MAX_LENGTH)
+        return directory
+    recipe = _recipe(task, str(bert), MAX_LENGTH, source)
     model = build(recipe, LABELS[task], num_features=0)
     assert isinstance(model, TextModel)
     if task != "masked-lm":
@@ -33,7 +43,7 @@ def write_tiny_bundle(directory: Path, bert: Path | str, task: str = "classifica
 
 def write_linear_bundle(directory: Path, weights: Sequence[float]) -> Path:
     """Write a regression of as many numbers as there are weights; where it is."""
-    recipe = _recipe("regression", "linear", max_length=8)
+    recipe = _recipe("regression", "linear", 8, "numbers.csv")
     model = build(recipe, (), num_features=len(weights))
     assert isinstance(model, LinearModel)
     with torch.no_grad():
@@ -41,12 +51,12 @@ def write_linear_bundle(directory: Path, weights: Sequence[float]) -> Path:
     return _seal(directory, recipe, model, "linear")
 
 
-def _recipe(task: str, model: str, max_length: int) -> Recipe:
+def _recipe(task: str, model: str, max_length: int, source: str) -> Recipe:
     return parse(
         {
             "task": task,
             "model": {"name": model},
-            "data": {"source": "reviews.csv"},
+            "data": {"source": source},
             "batch": {"max_length": max_length},
         }
     )

@@ -126,9 +126,14 @@ class TextModel(nn.Module):
 
     @property
     def decoder(self) -> str:
-        """The name of the linear layer that gives logits of the vocabulary."""
+        """The name of the linear layer that gives logits of the vocabulary.
+
+        Raises AttributeError where there is none, as tracers expect of what is not there.
+        """
         net: Any = self.net
-        last: nn.Module = net.get_output_embeddings()
+        last: nn.Module | None = net.get_output_embeddings()
+        if last is None:
+            raise AttributeError(f"a {type(net).__name__} has no decoder")
         name: str = next(name for name, module in self.named_modules() if module is last)
         return name
 

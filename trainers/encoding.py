@@ -67,12 +67,12 @@ def load_encoder(source: str, cleaning: str, max_length: int) -> Encoder:
 
 
 class TextEncoder:
-    """A Transformers tokenizer. Safe to use from several threads."""
+    """A Transformers tokenizer, `tokenizer`. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Any, cleaning: str, max_length: int) -> None:
         _mind_forks()
         tokenizer.model_max_length = max_length  # so that it cuts alike when loaded from a bundle
-        self._tokenizer, self._cleaning, self._max_length = tokenizer, cleaning, max_length
+        self.tokenizer, self._cleaning, self._max_length = tokenizer, cleaning, max_length
         self._rust = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         if self._rust is not None:
             self._rust.no_padding()
@@ -108,7 +108,7 @@ class TextEncoder:
             ids = [each.ids for each in encoded]
         else:
             settings = {"add_special_tokens": False, "truncation": False, "verbose": False}
-            ids = [self._tokenizer(text, **settings)["input_ids"] for text in encodable]
+            ids = [self.tokenizer(text, **settings)["input_ids"] for text in encodable]
         return ragged([np.array(each, dtype=np.int32) for each in ids], np.int32)
 
     def pack(self, documents: Samples) -> Samples:
@@ -116,17 +116,17 @@ class TextEncoder:
 
         Raises EncodingError where the tokenizer has no tokens to begin and end them with.
         """
-        first, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        first, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         if first is None or end is None:
             raise EncodingError(
-                f"a {type(self._tokenizer).__name__} has no tokens that begin and end a sequence, "
+                f"a {type(self.tokenizer).__name__} has no tokens that begin and end a sequence, "
                 "as [CLS] and [SEP] do; name the tokenizer of a BERT as model.tokenizer"
             )
         return pack(documents, self._max_length, first, end)
 
     def vocabulary(self) -> Vocabulary:
         """What masking must know of the ids. Raises EncodingError where none means [MASK]."""
-        tokenizer, size = self._tokenizer, len(self._tokenizer)
+        tokenizer, size = self.tokenizer, len(self.tokenizer)
         if tokenizer.mask_token_id is None:
             raise EncodingError(
                 f"a {type(tokenizer).__name__} has no mask token, and masked-lm hides words behind "
@@ -140,7 +140,7 @@ class TextEncoder:
         return Vocabulary(size, tokenizer.mask_token_id, special, continuation)
 
     def save(self, directory: Path) -> None:
-        self._tokenizer.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
     @cached_property
     def _uncut(self) -> Any:
@@ -157,17 +157,17 @@ class TextEncoder:
             return [(each.ids, bool(each.overflowing)) for each in self._rust.encode_batch(texts)]
         found = []
         for text in texts:
-            whole = self._tokenizer(text, truncation=False, verbose=False)["input_ids"]
-            cut = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
+            whole = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+            cut = self.tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
             found.append((cut, len(whole) > len(cut)))
         return found
 
     def _contents(self) -> str:
         """All that the tokenizer knows, as text; the same after `save` and loading again."""
         if self._rust is None:
-            vocabulary = sorted(self._tokenizer.get_vocab().items())
-            probe = self._tokenizer("Ein Prüftext, 1 probe: don't [MASK]!", verbose=False)
-            return json.dumps([type(self._tokenizer).__name__, vocabulary, probe["input_ids"]])
+            vocabulary = sorted(self.tokenizer.get_vocab().items())
+            probe = self.tokenizer("Ein Prüftext, 1 probe: don't [MASK]!", verbose=False)
+            return json.dumps([type(self.tokenizer).__name__, vocabulary, probe["input_ids"]])
         contents = json.loads(self._rust.to_str())
         return json.dumps(contents | {"truncation": None, "padding": None}, sort_keys=True)
 

@@ -1,0 +1,26 @@
+"""The wire protocols. Where two claim an address, the first in `ALL` has it."""
+
+from serving.protocols import (
+    hf,
+    kserve,
+    oip,
+    openai,
+    sagemaker,
+    tei,
+    torchserve,
+    torchserve_management,
+    vllm,
+)
+from serving.wire import Protocol
+
+ALL: tuple[Protocol, ...] = (
+    tei.PROTOCOL,
+    hf.PROTOCOL,
+    oip.PROTOCOL,
+    openai.PROTOCOL,
+    vllm.PROTOCOL,
+    kserve.PROTOCOL,
+    torchserve.PROTOCOL,
+    torchserve_management.PROTOCOL,
+    sagemaker.PROTOCOL,
+)

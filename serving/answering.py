@@ -1,0 +1,170 @@
+"""One version of a model answers texts: loaded, encoded, batched; what goes wrong is a refusal.
+
+Knows no names of models beyond the key of a version, no canary and no protocol.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import BerthaError
+from serving import deadline
+from serving.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
+from serving.engine import Engine, split
+from serving.models import Limits, Statistics
+from serving.pool import Key, Pool
+from serving.wire import Refusal
+from trainers.encoding import EncodingError
+
+# Below so many characters a text is encoded in the event loop: a hop to a thread costs more.
+FEW_CHARACTERS = 4096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one version answered: its engine, a value a text, and the encoded texts."""
+
+    engine: Engine
+    values: Sequence[Any]
+    rows: Sequence[np.ndarray]
+
+
+class Answering:
+    """Versions of models that share one engine thread and one memory budget."""
+
+    def __init__(self, load: Callable[[Key], Engine], limits: Limits, budget_bytes: int) -> None:
+        self.pool = Pool(load, budget_bytes)
+        self.batcher = Batcher(
+            limits.max_batch_tokens, limits.max_waiting_requests, limits.max_waiting_tokens
+        )
+        self._statistics: dict[Key, Statistics] = {}
+        self._limits = limits
+        self._sound: dict[Key, bool] = {}  # whether the last batch of each succeeded
+
+    async def answer(
+        self, key: Key, texts: Sequence[str], tasks: Collection[str], truncate: bool = True
+    ) -> Answered:
+        """The answers of one version, where it does one of `tasks`. Raises Refusal."""
+        started = time.perf_counter()
+        engine = await self.engine(key)
+        if engine.card.task not in tasks:
+            raise Refusal(
+                "wrong-task",
+                f"{key[0]}:{key[1]} is a model for {engine.card.task}; this call is for "
+                f"{' or '.join(sorted(tasks))}",
+            )
+        try:
+            rows = await self._encode(engine, texts, truncate)
+            values, waited = await self.batcher.submit(engine, rows, deadline.deadline.get())
+        except BaseException as error:
+            refusal = self._refusal(key, error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        self._sound[key] = True
+        self._count(key, len(texts), time.perf_counter() - started, waited)
+        return Answered(engine, values, rows)
+
+    async def engine(self, key: Key) -> Engine:
+        """The engine of a version, loaded. Raises Refusal."""
+        engine = self.pool.here(key)
+        if engine is not None:
+            return engine
+        try:
+            return await self.pool.get(key)
+        except (BerthaError, OSError) as error:
+            raise Refusal("unready", f"{key[0]}:{key[1]} cannot be loaded: {error}") from error
+
+    def statistics_of(self, key: Key) -> Statistics:
+        """What a version has done since it was loaded here."""
+        engine = self.pool.here(key)
+        meter = self.batcher.meters.get(engine) if engine is not None else None
+        held = self._statistics.get(key, Statistics())
+        return replace(held, num_executions=meter.num_batches if meter else 0)
+
+    def waits(self) -> tuple[float, int]:
+        """Seconds that requests waited for the engine thread, and how many requests."""
+        held = list(self._statistics.values())
+        return sum(s.queue_seconds for s in held), sum(s.num_answered for s in held)
+
+    def totals(self) -> dict[str, float]:
+        """What the engine thread has done for all models, by what is counted."""
+        meter = self.batcher.total
+        return {
+            "batches": meter.num_batches,
+            "batch_rows": meter.num_rows,
+            "tokens": meter.num_tokens,
+            "padded_tokens": meter.num_padded,
+            "busy_seconds": meter.busy_seconds,
+        }
+
+    async def sound(self, key: Key) -> bool:
+        """Whether a version answers: it did last time, or it does now."""
+        if self._sound.get(key):
+            return True
+        try:
+            engine = await self.engine(key)
+            await self.answer(key, [engine.probe], (engine.card.task,))
+        except Refusal as refusal:
+            return refusal.kind == "overloaded"
+        return True
+
+    async def close(self) -> None:
+        """Answer what waits and end the threads."""
+        await self.batcher.close()
+        self.pool.close()
+
+    async def _encode(
+        self, engine: Engine, texts: Sequence[str], truncate: bool
+    ) -> list[np.ndarray]:
+        if sum(map(len, texts)) < FEW_CHARACTERS:
+            samples, num_cut = engine.encode(texts)
+        else:
+            samples, num_cut = await asyncio.to_thread(engine.encode, texts)
+        if num_cut and not truncate:
+            raise Refusal(
+                "too-long",
+                f"{num_cut} of {len(texts)} texts longer than {engine.card.max_length} tokens; "
+                "shorten, or let them be cut",
+            )
+        return split(samples)
+
+    def _refusal(self, key: Key, error: BaseException) -> Refusal | None:
+        """What the client is told of an error; None where that is not for it."""
+        match error:
+            case Refusal():
+                return error
+            case EncodingError():
+                return Refusal("unreadable", str(error))
+            case Overloaded():
+                return Refusal("overloaded", str(error), error.retry_after_seconds)
+            case Late():
+                return Refusal("late", str(error))
+            case Closed():
+                return Refusal("unready", str(error), 1)
+            case BatchFailed():
+                log.error("a batch of %s:%s failed", *key, exc_info=error)
+                self._sound[key] = False
+                held = self._statistics.get(key, Statistics())
+                self._statistics[key] = replace(held, num_failed=held.num_failed + 1)
+                return Refusal("failed", str(error))
+        return None
+
+    def _count(self, key: Key, num_texts: int, seconds: float, waited: float) -> None:
+        held = self._statistics.get(key, Statistics())
+        self._statistics[key] = replace(
+            held,
+            num_texts=held.num_texts + num_texts,
+            num_answered=held.num_answered + 1,
+            seconds=held.seconds + seconds,
+            queue_seconds=held.queue_seconds + waited,
+            compute_seconds=held.compute_seconds + seconds - waited,
+            last_inference=time.time(),
+        )

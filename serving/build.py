@@ -1,0 +1,232 @@
+"""Every kind of engine that can run here is made from a bundle and measured; the best is chosen.
+
+The fastest of those that answer as torch fp32 does, in at least 99.5% of the held-out rows, is what
+the bundle answers with from then on; all figures go into its card. A candidate that agrees less is
+refused unless it is allowed by name.
+
+    python -m serving build runs/reviews/bundle [--texts FILE] [--threshold 0.995]
+        [--allow "onnxruntime int8"] [--only NAME] [--rounds 5] [--dry-run]
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from serving import speed
+from serving.candidates import Bench, Candidate
+from serving.engine import num_features, split
+from serving.held_out import Rows, rows_of
+from serving.kinds import KINDS, REFERENCE
+from trainers import bundle, provenance
+from trainers.card import CARD, Built, BundleError, Card, read, written
+from trainers.recipe import METRICS
+from trainers.sealed import begin, sha256, write_file
+
+THRESHOLD = 0.995
+ROUNDS, SECONDS = 5, 1.0  # of each engine's turns at each length of text
+
+Tell = Callable[[str], None]
+
+
+def build(
+    directory: Path,
+    *,
+    candidates: Sequence[str] | None = None,
+    rows: Rows | None = None,
+    threshold: float = THRESHOLD,
+    allow: Collection[str] = (),
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    tell: Tell = print,
+) -> list[Candidate]:
+    """Make and measure engines of the bundle in `directory` and write them into it.
+
+    candidates: names of `KINDS`; default: all but those on request. rows: to measure on; default:
+    those the recipe held out. threshold: the least agreement with torch fp32. allow: candidates
+    that may serve with less. rounds, seconds: how often and how long the speed of each is measured.
+    Raises BundleError and TextsError.
+    """
+    card = read(directory)
+    names = _names(card, candidates, allow)
+    encoder = bundle.load_encoder(directory, card)
+    rows = rows or rows_of(card, encoder)
+    aside = begin(directory / "engines")
+    try:
+        bench = Bench(directory, card, encoder, rows, aside, tell)
+        found = []
+        for name in names:
+            tell(f"{name} …")
+            found.append(bench.candidate(name, threshold))
+            _judge(found[-1], threshold, allow)
+        _race(directory, card, found, rows, rounds, seconds)
+        _write(directory, aside, card, found, bench.num_judged)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return found
+
+
+def table(found: Sequence[Candidate], card: Card) -> str:
+    """One line a candidate, the chosen one marked."""
+    metric = METRICS[card.task][0] if card.task != "embedding" else ""
+    header = ("engine", "agree", "max diff", metric or "-", "short/s", "long/s", "MB", "load s", "")
+    lines = [header, *(_line(each, metric) for each in found)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in (0, len(header) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `main_build` reads from the command line."""
+    parser.add_argument("bundle", type=Path, help="directory of a bundle")
+    parser.add_argument(
+        "--texts", type=Path, help="measure on these, a text a line; default: the recipe's own"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, help="least agreement: %(default)s"
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="NAME", help="serve this even if under it"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="measure this and torch fp32; default: all"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="turns of each engine: %(default)s"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
+
+
+def main_build(options: argparse.Namespace) -> int:
+    """The command `build`; prints the table."""
+    card = read(options.bundle)
+    encoder = bundle.load_encoder(options.bundle, card)
+    rows = rows_of(card, encoder, options.texts)
+    print(
+        f"{options.bundle}: {card.task}, {len(rows.held_out)} texts to judge by and "
+        f"{len(rows.calibration)} to calibrate with, of {rows.origin}",
+        flush=True,
+    )
+    if options.dry_run:
+        for name in _names(card, options.only, options.allow):
+            print(f"  {name}: {KINDS[name].lacking(to_make=True) or 'would be measured'}")
+        return 0
+    found = build(
+        options.bundle,
+        candidates=options.only,
+        rows=rows,
+        rounds=options.rounds,
+        threshold=options.threshold,
+        allow=options.allow,
+        tell=lambda line: print(line, flush=True),
+    )
+    print(table(found, card))
+    return 0
+
+
+def _names(card: Card, candidates: Sequence[str] | None, allow: Collection[str]) -> list[str]:
+    """The candidates by name, the reference first."""
+    unknown = sorted({*(candidates or ()), *allow} - KINDS.keys())
+    if unknown:
+        raise BundleError(f"no engine is called {unknown[0]!r}; there is {', '.join(KINDS)}")
+    if card.recipe["model"]["name"] == "linear":
+        return [REFERENCE]
+    usual = [name for name, kind in KINDS.items() if not kind.on_request]
+    return list(dict.fromkeys([REFERENCE, *(candidates or usual)]))
+
+
+def _judge(found: Candidate, threshold: float, allow: Collection[str]) -> None:
+    """Refuse a candidate that agrees too little; what it is compared with always may serve."""
+    under = found.engine is not None and found.agreement < threshold
+    if under and found.name not in {REFERENCE, *allow}:
+        found.reason = f"refused: under {threshold:.1%}"
+
+
+def _race(
+    directory: Path,
+    card: Card,
+    found: Sequence[Candidate],
+    rows: Rows,
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Measure the speed of all that were made, and choose the fastest that may serve."""
+    made = {each.name: each for each in found if each.engine is not None}
+    infer = {name: each.engine.infer_rows for name, each in made.items() if each.engine}
+    width = num_features(directory)  # a linear model reads texts of one length
+    lengths = (card.max_length,) if width is None else (width, width)
+    work = speed.workloads(split(rows.held_out), *lengths)
+    for name, speeds in speed.interleaved(infer, work, rounds, seconds).items():
+        made[name].texts_per_second = speeds
+    max((each for each in made.values() if not each.reason), key=lambda c: c.speed).chosen = True
+
+
+def _write(
+    directory: Path, aside: Path, card: Card, found: Sequence[Candidate], num_rows: int
+) -> None:
+    """Put the engines into the bundle and their figures into its card.
+
+    The card never vouches for a file that is not there: it forgets the old engines first.
+    """
+    if card.engines:
+        write_file(directory / CARD, written(card.model_copy(update={"engines": ()})))
+    old = {each.directory for each in card.engines if each.directory}
+    served = [each for each in found if each.engine is not None and not each.reason]
+    kept = {KINDS[each.name].directory for each in served} - {""}
+    for held in old | kept:
+        shutil.rmtree(directory / held, ignore_errors=True)
+    for held in kept:
+        (aside / held).rename(directory / held)
+    entries = tuple(_entry(directory, each, num_rows) for each in found if each.engine is not None)
+    write_file(directory / CARD, written(card.model_copy(update={"engines": entries})))
+
+
+def _entry(directory: Path, found: Candidate, num_rows: int) -> Built:
+    """The figures of a candidate for the card, and its files where it may serve."""
+    held = "" if found.reason else KINDS[found.name].directory
+    files = sorted((directory / held).iterdir()) if held else []
+    return Built(
+        name=found.name,
+        chosen=found.chosen,
+        directory=held,
+        files={str(path.relative_to(directory)): sha256(path) for path in files},
+        agreement=found.agreement,
+        max_logit_difference=found.max_logit_difference,
+        rows=num_rows,
+        metrics=found.metrics,
+        texts_per_second=found.texts_per_second,
+        num_bytes=found.num_bytes,
+        load_seconds=found.load_seconds,
+        trials=tuple(found.trials),
+        environment=_environment(found.name),
+    )
+
+
+def _environment(name: str) -> dict[str, Any]:
+    module = KINDS[name].module
+    return provenance.environment() | {module: version(module)}
+
+
+def _line(found: Candidate, metric: str) -> tuple[str, ...]:
+    if found.engine is None:
+        return (found.name, *["-"] * 7, found.reason)
+    speeds = found.texts_per_second
+    value = found.metrics.get(metric)
+    return (
+        found.name,
+        f"{found.agreement:.2%}",
+        f"{found.max_logit_difference:.2g}",
+        "-" if value is None else f"{value:.4f}",
+        f"{speeds.get('short', 0):.0f}",
+        f"{speeds.get('long', 0):.1f}",
+        f"{found.size_bytes / 1e6:.0f}",
+        f"{found.load_seconds:.1f}",
+        "<- chosen" if found.chosen else found.reason,
+    )

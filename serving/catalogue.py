@@ -1,0 +1,99 @@
+"""What the registry holds and what of it is served: states adopted name by name, and their facts.
+
+A state that the registry shows is waiting until it is adopted; whoever serves decides when, so that
+a new live version can be loaded first.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from serving.models import ModelInfo
+from serving.pool import Key
+from serving.reference import Reference
+from serving.registry import Registry
+from serving.snapshot import Snapshot
+from serving.state import State
+from trainers.card import Card
+
+
+class Catalogue:
+    """Names and versions of a registry. `refresh` may run in a thread; the rest in one place."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._seen = Snapshot()
+        self._adopted: dict[str, State] = {}
+        self._facts: dict[Key, ModelInfo] = {}
+
+    def refresh(self) -> None:
+        """Read the registry. Raises what that raises, and then nothing has changed."""
+        seen = self._registry.read(self._seen)
+        if seen is self._seen:
+            return
+        for name, state in seen.states.items():
+            for version in state.versions:
+                if (name, version) not in self._facts:
+                    card = self._registry.card(name, version)
+                    self._facts[name, version] = _facts(name, version, state, card)
+        self._seen = seen
+
+    def waiting(self) -> list[State]:
+        """States that the registry shows and nobody has adopted."""
+        return [s for s in self._seen.states.values() if self._adopted.get(s.name) != s]
+
+    def adopt(self, states: Iterable[State]) -> None:
+        """Serve by these states from now on."""
+        self._adopted |= {state.name: state for state in states}
+
+    def adopted(self, name: str) -> State | None:
+        """The state by which a name is served."""
+        return self._adopted.get(name)
+
+    def find(self, model: str | None) -> tuple[State, Reference]:
+        """As `Snapshot.find`, of what is adopted. Raises BadReference and NoModel."""
+        return self._served().find(model)
+
+    def default(self) -> State | None:
+        """The state of the default model, where one is live."""
+        served = self._served()
+        return None if served.default is None else served.states[served.default]
+
+    def versions(self) -> Sequence[Key]:
+        """Every version, the default model's first, of each name the live one first."""
+        default = self._served().default
+        names = sorted(self._adopted, key=lambda name: (name != default, name))
+        return [
+            (name, version)
+            for name in names
+            for version in sorted(
+                self._adopted[name].versions,
+                key=lambda v: (v != self._adopted[name].live, -int(v)),
+            )
+        ]
+
+    def info(self, key: Key, state: str, engine: str) -> ModelInfo:
+        """What is known of a version. state, engine: of the one in memory, "" where none is."""
+        facts = self._facts[key]
+        aliases = self._adopted[key[0]].aliases_of(key[1])
+        return replace(facts, aliases=aliases, state=state, engine=engine or facts.engine)
+
+    def _served(self) -> Snapshot:
+        return Snapshot(self._adopted)
+
+
+def _facts(name: str, version: str, state: State, card: Card) -> ModelInfo:
+    chosen = next((engine.name for engine in card.engines if engine.chosen), "torch fp32")
+    return ModelInfo(
+        name=name,
+        version=version,
+        task=card.task,
+        labels=card.labels,
+        max_length=card.max_length,
+        engine=chosen,
+        base_model=str(card.recipe.get("model", {}).get("name", "")),
+        metrics=dict(card.metrics),
+        revision=card.revision,
+        weights_sha256=card.files.get("model.safetensors"),
+        created=state.versions[version].created,
+        pooling=card.pooling or "",
+    )

@@ -1,0 +1,160 @@
+"""One replica's HTTP server: a thread with its own event loop, models and surface. Knows no Ray.
+
+listener = Listener(endpoint, "127.0.0.1")
+listener.start()              # returns when the default model has answered
+listener.address              # "127.0.0.1:40123"
+listener.end()                # what is under way is answered first
+"""
+
+import asyncio
+import concurrent.futures
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import uvicorn
+import uvloop
+
+from serving import operations, protocols
+from serving.asgi import Surface
+from serving.endpoint import Endpoint
+from serving.house import House
+from serving.keys import Keys, load
+from serving.meters import Meters, Sample
+from serving.protocols.version import version
+from serving.registry import Registry
+from serving.spans import Traces
+
+T = TypeVar("T")
+KEEP_ALIVE_SECONDS = 150  # longer than HAProxy keeps a connection, so that it is the one to close
+
+
+class Listener:
+    """A server of the models of an endpoint on one address.
+
+    counts: what all replicas counted; by default, this one.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        host: str,
+        port: int = 0,
+        counts: Callable[[], Awaitable[Mapping[Sample, float]]] | None = None,
+    ) -> None:
+        self.meters = Meters()
+        self._endpoint = endpoint
+        self._socket = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+        self._counts = counts
+        self._accepting = True
+        self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """host:port, as others reach it."""
+        host, port = self._socket.getsockname()[:2]
+        return f"{host}:{port}"
+
+    def start(self) -> None:
+        """Load what is live, and listen. Raises what the loading raises."""
+        self._thread.start()
+        self._started.result()
+
+    def call(self, work: Callable[[House], Coroutine[Any, Any, T]]) -> T:
+        """What `work` gives, in the event loop of the models."""
+        return asyncio.run_coroutine_threadsafe(work(self._house), self._loop).result()
+
+    def refuse(self) -> None:
+        """Tell HAProxy that this replica wants no more requests; those that come are answered."""
+        self._accepting = False
+
+    def end(self) -> None:
+        """Answer what is under way and stop."""
+        self.refuse()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(setattr, self._server, "should_exit", True)
+            self._thread.join(30)
+
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._thread.is_alive()
+
+    def snapshot(self) -> dict[Sample, float]:
+        """What this replica has counted, its gauges fresh."""
+        answering = self._house.answering
+        for (name, held), size in list(answering.pool.loaded.items()):
+            labels = (("model", name), ("version", held))
+            self.meters.set("bertha_model_loaded", 1, *labels)
+            self.meters.set("bertha_model_bytes", size, *labels)
+        self.meters.set("bertha_waiting_requests", answering.batcher.num_waiting)
+        for name, number in answering.totals().items():
+            self.meters.set(f"bertha_{name}_total", number)
+        return self.meters.snapshot()
+
+    def tallies(self) -> dict[str, dict[str, Any]]:
+        """Of the canaries, by name."""
+        return {name: tally.to_json() for name, tally in list(self._house.trials.tallies.items())}
+
+    def load(self) -> tuple[float, float, float, float]:
+        """Now, and since the start: seconds computed, seconds that requests waited, requests."""
+        answering = self._house.answering
+        waited, answered = answering.waits()
+        return time.perf_counter(), answering.totals()["busy_seconds"], waited, answered
+
+    def _run(self) -> None:
+        uvloop.run(self._serve())
+
+    async def _serve(self) -> None:
+        endpoint = self._endpoint
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._house = House(
+                Registry.open(endpoint.registry),
+                endpoint.cache,
+                endpoint.limits,
+                endpoint.memory_bytes,
+            )
+            await self._house.open()
+            self._server = uvicorn.Server(self._configuration(self._surface()))
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        await self._server.serve(sockets=[self._socket])
+        await self._house.close()
+
+    def _surface(self) -> Surface:
+        keys = self._endpoint.keys
+        counts = self._counts or self._own_counts
+        operators = operations.protocol(protocols.ALL, counts, lambda: self._accepting, version())
+        return Surface(
+            [*protocols.ALL, operators],
+            self._house,
+            keys=Keys(load(keys), self._endpoint.max_replicas) if keys else Keys.open(),
+            meters=self.meters,
+            log_requests=self._endpoint.log_requests,
+            traces=Traces.to(self._endpoint.traces) if self._endpoint.traces else None,
+        )
+
+    async def _own_counts(self) -> Mapping[Sample, float]:
+        return self.snapshot()
+
+    def _configuration(self, surface: Surface) -> uvicorn.Config:
+        return uvicorn.Config(
+            surface,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=25,
+        )

@@ -1,0 +1,77 @@
+"""How many texts a CPU-second engines answer: in turns, so that what disturbs them is shared.
+
+Speed depends on how long texts are and not on what they say, so two lengths stand for all: short
+texts are those at hand cut at 32 tokens, long ones are as long as the model reads. Knows no engine,
+only functions of rows.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Row = np.ndarray
+Batch = list[Row]
+Infer = Callable[[Sequence[Row]], object]
+
+SHORT = 32  # tokens
+BATCH_TOKENS, BATCH_TEXTS = 1024, 32  # of a batch, as the server composes them
+NUM_BATCHES = 8
+
+
+def workloads(
+    rows: Sequence[Row], max_length: int, short_length: int = SHORT
+) -> dict[str, list[Batch]]:
+    """Batches of "short" and "long" texts, sorted by length as the server's are."""
+    short = sorted((row[:short_length] for row in rows[: NUM_BATCHES * BATCH_TEXTS]), key=len)
+    size = max(1, min(BATCH_TEXTS, BATCH_TOKENS // max_length))
+    endless = np.concatenate([rows[i % len(rows)] for i in range(max(64, len(rows)))])
+    long = [np.resize(np.roll(endless, -7 * i), max_length) for i in range(size)]
+    return {"short": _batches(short, BATCH_TEXTS), "long": [long]}
+
+
+def interleaved(
+    engines: Mapping[str, Infer],
+    work: Mapping[str, Sequence[Batch]],
+    rounds: int,
+    seconds: float,
+) -> dict[str, dict[str, float]]:
+    """Texts a CPU-second of each engine on each workload: medians of `rounds` turns of `seconds`.
+
+    Every engine first answers every batch once, uncounted.
+    """
+    for infer in engines.values():
+        for batch in itertools.chain.from_iterable(work.values()):
+            infer(batch)
+    found: dict[str, dict[str, list[float]]] = {
+        name: {kind: [] for kind in work} for name in engines
+    }
+    for _ in range(rounds):
+        for kind, batches in work.items():
+            for name, infer in engines.items():
+                found[name][kind].append(turn(infer, batches, seconds))
+    return {
+        name: {kind: statistics.median(speeds) for kind, speeds in of_engine.items()}
+        for name, of_engine in found.items()
+    }
+
+
+def turn(infer: Infer, batches: Sequence[Batch], seconds: float) -> float:
+    """Texts a CPU-second of one engine, for about `seconds`, and at least one pass over `batches`.
+
+    CPU seconds are what the engine took, however busy the machine is with other things.
+    """
+    texts, started = 0, time.process_time()
+    while True:
+        for batch in batches:
+            infer(batch)
+            texts += len(batch)
+        elapsed = time.process_time() - started
+        if elapsed >= seconds:
+            return texts / elapsed
+
+
+def _batches(rows: Sequence[Row], size: int) -> list[Batch]:
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -1,0 +1,65 @@
+"""Endpoints without Ray: registries of tiny bundles, and the surface of what they hold."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+from serving import operations, protocols
+from serving.asgi import Surface
+from serving.house import House
+from serving.keys import Keys
+from serving.meters import Meters
+from serving.models import Limits
+from serving.registry import Registry
+
+Scenario = Callable[[httpx.AsyncClient, House], Awaitable[None]]
+
+
+def registry_of(place: Path, bundle: Path, name: str = "tiny") -> Registry:
+    """A registry in which `bundle` is live."""
+    registry = Registry.open(str(place))
+    registry.deploy(name, registry.register(bundle, name))
+    return registry
+
+
+def play(
+    registry: Registry,
+    scenario: Scenario,
+    limits: Limits | None = None,
+    keys: Keys | None = None,
+    budget_bytes: int = 1 << 30,
+    seconds: float = 60,
+) -> None:
+    """Run a scenario with a client of a fresh house."""
+
+    async def run() -> None:
+        house = House(registry, Path("unused"), limits or Limits(), budget_bytes)
+        await house.open()
+        meters = Meters()
+
+        async def counts() -> object:
+            return meters.snapshot()
+
+        operators = operations.protocol(protocols.ALL, counts, lambda: True, "0")
+        surface = Surface([*protocols.ALL, operators], house, keys=keys, meters=meters)
+        transport = httpx.ASGITransport(surface, raise_app_exceptions=False)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                await asyncio.wait_for(scenario(client, house), seconds)
+        finally:
+            await house.close()
+
+    asyncio.run(run())
+
+
+def ask(registry: Registry, method: str, path: str, **request: object) -> httpx.Response:
+    """The response to one request."""
+    responses = []
+
+    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+        responses.append(await client.request(method, path, **request))
+
+    play(registry, scenario)
+    return responses[0]

@@ -1,0 +1,345 @@
+"""Building engines: each measured against torch fp32, the fastest faithful one answers."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_bundle import LABELS, write_linear_bundle, write_tiny_bundle
+from transformers import AutoModelForSequenceClassification
+
+from serving import agreement, build, int8, networks, rounding, sensitivity, speed
+from serving.candidates import Candidate
+from serving.engine import Engine, split
+from serving.held_out import TextsError, rows_of
+from serving.kinds import KINDS
+from trainers import bundle
+from trainers.card import CARD, Built, BundleError, read
+from trainers.sealed import digests
+
+pytestmark = pytest.mark.slow
+
+GRAPHS = ["onnxruntime fp32", "openvino fp32"]
+INT8 = "onnxruntime int8"
+TEXTS = ["a warm funny film", "dull", "the plot is thin but the cast is good " * 3]
+QUICK = {"rounds": 1, "seconds": 0.01, "tell": lambda line: None}
+
+needs_graphs = pytest.mark.skipif(
+    any(KINDS[name].lacking(to_make=True) for name in [*GRAPHS, INT8]),
+    reason="the engines extra is not installed",
+)
+
+
+@pytest.fixture
+def texts(tmp_path: Path, corpus: Path) -> Path:
+    """A file of texts, one a line."""
+    lines = [line.rpartition(",")[0] for line in corpus.read_text().splitlines()[1:]]
+    lines = [line.replace("film", "[MASK]", 1) for line in lines]
+    place = tmp_path / "texts.txt"
+    place.write_text("\n".join(lines))
+    return place
+
+
+@needs_graphs
+@pytest.mark.parametrize("task", LABELS)
+def test_graphs_answer_as_torch_does(
+    task: str, tmp_path: Path, tiny_bert: Path, texts: Path
+) -> None:
+    """For any batch and any length, with and without padding."""
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, task)
+    card = read(place)
+    rows = rows_of(card, bundle.load_encoder(place, card), texts)
+    found = build.build(place, candidates=GRAPHS, rows=rows, **QUICK)
+    assert [each.agreement for each in found] == [1.0, 1.0, 1.0]
+    assert all(each.max_logit_difference < 1e-3 for each in found)
+    reference = Engine.load(place, "torch fp32")
+    asked = [text.replace("film", "[MASK]") for text in TEXTS]
+    for name in GRAPHS:
+        engine = Engine.load(place, name)
+        assert engine.backend == name and engine.num_bytes > 0
+        for batch in (asked, asked[:1], [asked[0], asked[0]]):
+            for ours, theirs in zip(engine.predict(batch), reference.predict(batch), strict=True):
+                ours, theirs = getattr(ours, "logits", ours), getattr(theirs, "logits", theirs)
+                np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@needs_graphs
+def test_the_card_tells_what_was_measured(tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+    """On the rows that the recipe holds out, and the bundle stays a bundle."""
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+    before = read(place)
+    found = build.build(place, candidates=GRAPHS, **QUICK)
+    card = read(place)
+    assert card.model_copy(update={"engines": ()}) == before
+    assert [each.name for each in card.engines] == ["torch fp32", *GRAPHS]
+    (chosen,) = [each for each in card.engines if each.chosen]
+    assert chosen.name == max(found, key=lambda each: each.speed).name
+    assert Engine.load(place).backend == chosen.name
+    for entry in card.engines:
+        assert entry.agreement == 1.0 and entry.rows == 50
+        assert entry.metrics["accuracy"] == card.engines[0].metrics["accuracy"]
+        assert set(entry.texts_per_second) == {"short", "long"}
+        assert min(entry.texts_per_second.values()) > 0
+        assert {name: digest for name, digest in digests(place).items() if name in entry.files} == (
+            entry.files
+        )
+    assert AutoModelForSequenceClassification.from_pretrained(place)
+    assert {path.name for path in place.iterdir() if path.is_dir()} == {"onnx", "openvino"}
+    assert not list(place.glob(".*"))
+
+
+@needs_graphs
+def test_a_second_build_replaces_the_first(tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+    build.build(place, candidates=GRAPHS, **QUICK)
+    build.build(place, candidates=["openvino fp32"], **QUICK)
+    assert [each.name for each in read(place).engines] == ["torch fp32", "openvino fp32"]
+    assert [path.name for path in place.iterdir() if path.is_dir()] == ["openvino"]
+
+
+@needs_graphs
+def test_int8_is_calibrated_and_judged(tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+    found = build.build(place, candidates=[INT8], threshold=1.01, **QUICK)
+    assert found[1].reason == "refused: under 101.0%" and not found[1].chosen
+    assert len(found[1].trials) > 2, "every way was tried"
+    best = max(trial["agreement"] for trial in found[1].trials)
+    assert found[1].agreement == best > 0.5
+    with pytest.raises(BundleError, match=r"'onnxruntime int8' was refused at .*--allow"):
+        Engine.load(place, INT8)
+    found = build.build(place, candidates=[INT8], threshold=1.01, allow=[INT8], **QUICK)
+    assert found[1].reason == ""
+    assert Engine.load(place, INT8).predict(TEXTS)
+    found = build.build(place, candidates=[INT8], threshold=0.5, **QUICK)
+    assert len(found[1].trials) == 1, "the first that is faithful is kept"
+
+
+@needs_graphs
+def test_an_altered_engine_is_refused(tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+    build.build(place, candidates=["openvino fp32"], **QUICK)
+    (place / "openvino" / "model.bin").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"openvino/model\.bin is not the file that was written"):
+        Engine.load(place, "openvino fp32")
+    assert Engine.load(place, "torch fp32").predict(TEXTS)
+
+
+def test_a_linear_model_needs_no_other_engine(tmp_path: Path) -> None:
+    place = write_linear_bundle(tmp_path / "bundle", weights=(2.0, -1.0))
+    lines = tmp_path / "numbers.txt"
+    lines.write_text("\n".join(f"{i} {i * i % 7}" for i in range(40)))
+    card = read(place)
+    rows = rows_of(card, bundle.load_encoder(place, card), lines)
+    found = build.build(place, rows=rows, **QUICK)
+    assert [each.name for each in found] == ["torch fp32"] and found[0].chosen
+    assert Engine.load(place).predict(["3 1"])[0].scores == (5.0,)
+
+
+def test_a_candidate_that_is_none_is_named(tmp_path: Path, tiny_bert: Path) -> None:
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+    with pytest.raises(BundleError, match="no engine is called 'tensorrt'; there is torch fp32"):
+        build.build(place, candidates=["tensorrt"], **QUICK)
+
+
+class TestTexts:
+    @pytest.mark.parametrize("task", ["classification", "embedding"])
+    def test_where_there_are_none_both_ways_out_are_named(
+        self, task: str, tmp_path: Path, tiny_bert: Path
+    ) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, task, source="gone.csv")
+        card = read(place)
+        with pytest.raises(TextsError, match=r"make the recipe's data readable here, or .*--texts"):
+            rows_of(card, bundle.load_encoder(place, card))
+
+    def test_rows_of_the_recipe_are_those_held_out(
+        self, tmp_path: Path, tiny_bert: Path, corpus: Path
+    ) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+        card = read(place)
+        rows = rows_of(card, bundle.load_encoder(place, card))
+        assert rows.targets is not None and len(rows.targets) == len(rows.held_out) == 50
+        assert len(rows.calibration) == 190
+        held_out = {row.tobytes() for row in split(rows.held_out)}
+        assert not held_out & {row.tobytes() for row in split(rows.calibration)}
+
+    def test_a_file_is_lines_or_a_table(
+        self, tmp_path: Path, tiny_bert: Path, corpus: Path, texts: Path
+    ) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+        card = read(place)
+        encoder = bundle.load_encoder(place, card)
+        for source in (corpus, texts):
+            rows = rows_of(card, encoder, source)
+            assert rows.targets is None
+            assert len(rows.held_out) > 2 * len(rows.calibration) > 50
+            assert len(rows.held_out) + len(rows.calibration) == 240
+
+    def test_a_file_that_says_nothing_is_refused(self, tmp_path: Path, tiny_bert: Path) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+        (tmp_path / "empty.txt").write_text("\n\n")
+        card = read(place)
+        encoder = bundle.load_encoder(place, card)
+        with pytest.raises(TextsError, match="too few texts"):
+            rows_of(card, encoder, tmp_path / "empty.txt")
+        with pytest.raises(TextsError, match=r"nowhere\.txt"):
+            rows_of(card, encoder, tmp_path / "nowhere.txt")
+
+
+class TestCommand:
+    def test_a_dry_run_says_what_would_be_measured(
+        self, tmp_path: Path, tiny_bert: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+        before = digests(place)
+        assert build.main_build(options(str(place), "--dry-run")) == 0
+        said = capsys.readouterr().out
+        assert "classification, 50 texts to judge by and 190 to calibrate with" in said
+        assert "  torch fp32: would be measured" in said
+        assert digests(place) == before
+
+    @needs_graphs
+    def test_it_prints_a_line_a_candidate(
+        self,
+        tmp_path: Path,
+        tiny_bert: Path,
+        texts: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+        only = [word for name in (*GRAPHS, INT8) for word in ("--only", name)]
+        words = [str(place), "--texts", str(texts), "--rounds", "1", *only]
+        assert build.main_build(options(*words)) == 0
+        said = capsys.readouterr().out
+        for name in ("torch fp32", *GRAPHS, INT8):
+            assert f"\n{name}" in said
+        assert said.count("<- chosen") == 1
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+class TestAgreement:
+    @pytest.mark.parametrize(
+        ("task", "reference", "outputs", "expected"),
+        [
+            ("classification", [[1, 2], [3, 0]], [[1, 1.5], [0, 3]], [True, False]),
+            ("multi-label", [[1, -2], [3, 4]], [[9, -1], [3, -0.1]], [True, False]),
+            ("regression", [[10], [20]], [[10.019], [20.021]], [True, False]),
+            ("embedding", [[1, 0], [1, 0]], [[0.9999, 0.01], [0.99, 0.14]], [True, False]),
+            ("masked-lm", [[1, 2, 0], [3, 0, 1]], [[0, 9, 8], [1, 2, 0]], [True, False]),
+        ],
+    )
+    def test_what_agrees(
+        self,
+        task: str,
+        reference: list[list[float]],
+        outputs: list[list[float]],
+        expected: list[bool],
+    ) -> None:
+        found = agreement.agreeing(task, np.array(reference), np.array(outputs), deviation=2.0)
+        assert found.tolist() == expected
+
+    def test_a_regression_is_judged_by_its_targets(self) -> None:
+        reference, targets = np.array([[0.0], [2.0]]), np.array([0.0, 20.0])
+        assert agreement.deviation_of(reference, targets) == 10.0
+        assert agreement.deviation_of(reference, None) == 1.0
+
+
+class TestInt8:
+    def test_rounding_spreads_an_outlier_over_the_weights(self) -> None:
+        draw = np.random.default_rng(0)
+        inputs = draw.normal(size=(400, 64)).astype(np.float32)
+        inputs[::20, 3] += 100  # one channel, in a few tokens
+        weight = draw.normal(size=(64, 32)).astype(np.float32)
+        found = rounding.best(rounding.Seen.of(inputs, 200), [weight])
+        exact = inputs @ weight
+        plain = np.abs(inputs).max() / 255
+        assert found.error(inputs, weight).std() < 0.02 * exact.std()
+        levels, _ = found.weight(weight)
+        assert levels.dtype == np.int8 and np.abs(levels).max() <= 63
+        rounded = np.rint(inputs / plain) * plain @ weight
+        assert found.error(inputs, weight).std() < 0.5 * (rounded - exact).std()
+
+    def test_the_layer_that_rounding_hurts_comes_first(
+        self, tmp_path: Path, tiny_bert: Path
+    ) -> None:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+        card = read(place)
+        network = networks.Masked(networks.load(place, card))
+        rows = Engine.load(place).encode(TEXTS)[0]
+        batches = int8.calibration(rows, bundle.load_encoder(place, card), masked_lm=False)
+        tensors = [tuple(map(torch.from_numpy, batch)) for batch in batches]
+        linears = {n: m for n, m in network.named_modules() if is_linear(m) and "encoder" in n}
+        roundings = {
+            name: rounding.Rounding(np.ones(each.in_features, dtype=np.float32), 0.05, 128)
+            for name, each in linears.items()
+        }
+        hurt = "network.net.bert.encoder.layer.0.output.dense"
+        coarse = rounding.Rounding(roundings[hurt].factor, 8.0, 128)
+        names = sensitivity.ranked(network, tensors, roundings | {hurt: coarse})
+        assert names[0] == hurt and set(names) == set(linears)
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    return type(module) is torch.nn.Linear
+
+
+class TestSpeed:
+    def test_short_and_long_texts(self) -> None:
+        rows = [np.arange(length, dtype=np.int32) for length in range(3, 90)]
+        work = speed.workloads(rows, max_length=128)
+        assert {len(row) for batch in work["long"] for row in batch} == {128}
+        assert len(work["long"][0]) == 8
+        assert max(len(row) for batch in work["short"] for row in batch) == speed.SHORT
+        assert sum(map(len, work["short"])) == len(rows)
+
+    def test_the_median_of_turns(self) -> None:
+        batches = {"short": [[np.zeros(3, dtype=np.int32)]]}
+        slow = torch.nn.Linear(2000, 2000)
+        found = speed.interleaved(
+            {
+                "slow": lambda rows: slow(torch.zeros(64, 2000)),
+                "fast": lambda rows: None,
+            },
+            batches,
+            rounds=3,
+            seconds=0.01,
+        )
+        assert found["fast"]["short"] > found["slow"]["short"] > 0
+
+
+def test_the_table_shows_what_could_not_run() -> None:
+    card = read_like(task="classification")
+    absent = Candidate("openvino bf16", reason="the processor has no fast bf16")
+    assert build.table([absent], card).splitlines()[1].endswith("the processor has no fast bf16")
+
+
+def read_like(task: str) -> "build.Card":
+    return build.Card(
+        task=task,  # type: ignore[arg-type]
+        labels=(),
+        cleaning="none",
+        max_length=8,
+        metrics={},
+        recipe={},
+        data_fingerprint="",
+        revision="",
+        environment={},
+    )
+
+
+def test_a_card_keeps_its_engines(tmp_path: Path, tiny_bert: Path) -> None:
+    place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+    settings = json.loads((place / CARD).read_text())
+    settings["engines"] = [
+        {"name": "torch fp32", "agreement": 1.0, "max_logit_difference": 0.0, "rows": 9}
+    ]
+    (place / CARD).write_text(json.dumps(settings))
+    assert read(place).engines == (
+        Built(name="torch fp32", agreement=1.0, max_logit_difference=0.0, rows=9),
+    )

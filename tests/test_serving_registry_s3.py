@@ -1,0 +1,79 @@
+"""The registry in S3, emulated by moto, through s3fs; skipped where either is not installed."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_linear_bundle
+
+from serving.registry import Registry
+from serving.store import Absent, StoreError, open_store
+from trainers.card import read
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The URL of an empty bucket on a server of its own."""
+    s3fs = pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("models")
+        yield "s3://models/registry"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_file_is_created_once(address: str) -> None:
+    store = open_store(address)
+    assert store.create("a/1", b"mine")
+    assert not store.create("a/1", b"yours")
+    assert store.create("a/1", b"mine")
+    assert store.read("a/1") == b"mine"
+    assert store.files("a") == ["a/1"]
+    assert store.files("nowhere") == []
+    with pytest.raises(Absent, match="no such file"):
+        store.read("a/2")
+    store.remove("a")
+    assert store.files("a") == []
+
+
+def test_a_bundle_goes_there_and_back(address: str, tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path / "bundle", [2.0, -3.0])
+    writer, reader = Registry.open(address), Registry.open(address)
+    assert reader.read().states == {}
+    assert writer.register(bundle, "sentiment") == "1"
+    writer.deploy("sentiment", "1")
+    snapshot = reader.read()
+    assert snapshot.states["sentiment"].live == "1"
+    assert reader.read(snapshot) is snapshot
+    assert read(reader.fetch("sentiment", "1", tmp_path / "cache")) == read(bundle)
+
+
+def test_writers_at_once_lose_nothing(address: str, tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path / "bundle", [2.0, -3.0])
+    Registry.open(address).register(bundle, "news")
+
+    def change(writer: int) -> None:
+        for number in range(5):
+            Registry.open(address).alias("news", f"w{writer}-{number}", "1")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(change, range(4)))
+    state = Registry.open(address).state("news")
+    assert len(state.aliases) == 20
+    assert state.number == 21
+
+
+def test_a_bucket_that_is_not_there_is_named(address: str) -> None:
+    with pytest.raises(StoreError, match="s3://no-such-bucket/r/a"):
+        open_store("s3://no-such-bucket/r").create("a", b"1")
