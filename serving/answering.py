@@ -72,6 +72,16 @@ class Answering:
         self._count(key, len(texts), time.perf_counter() - started, waited)
         return Answered(engine, values, rows)
 
+    async def warm(self, key: Key) -> None:
+        """Have a version in memory, its slow first answer behind it, however much waits.
+
+        Raises BundleError where it cannot be loaded, and BatchFailed where it does not answer.
+        """
+        engine = await self.pool.get(key)
+        samples, _ = engine.encode([engine.probe])
+        await self.batcher.submit(engine, split(samples), admitted=True)
+        self._sound[key] = True
+
     async def engine(self, key: Key) -> Engine:
         """The engine of a version, loaded. Raises Refusal."""
         engine = self.pool.here(key)
@@ -152,19 +162,15 @@ class Answering:
             case BatchFailed():
                 log.error("a batch of %s:%s failed", *key, exc_info=error)
                 self._sound[key] = False
-                held = self._statistics.get(key, Statistics())
-                self._statistics[key] = replace(held, num_failed=held.num_failed + 1)
+                self._statistics.setdefault(key, Statistics()).num_failed += 1
                 return Refusal("failed", str(error))
         return None
 
     def _count(self, key: Key, num_texts: int, seconds: float, waited: float) -> None:
-        held = self._statistics.get(key, Statistics())
-        self._statistics[key] = replace(
-            held,
-            num_texts=held.num_texts + num_texts,
-            num_answered=held.num_answered + 1,
-            seconds=held.seconds + seconds,
-            queue_seconds=held.queue_seconds + waited,
-            compute_seconds=held.compute_seconds + seconds - waited,
-            last_inference=time.time(),
-        )
+        held = self._statistics.setdefault(key, Statistics())
+        held.num_texts += num_texts
+        held.num_answered += 1
+        held.seconds += seconds
+        held.queue_seconds += waited
+        held.compute_seconds += seconds - waited
+        held.last_inference = time.time()

@@ -98,19 +98,17 @@ class Surface:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         deadline.deadline.set(deadline.of(headers))
         request = Request(scope["method"], scope["path"], match.names, query, headers, body)
-        handling = asyncio.ensure_future(match.route.handle(request, self._models))
-        await asyncio.sleep(0)  # what needs no model is done by now
-        if handling.done():
-            return handling.result()
-        leaving = asyncio.ensure_future(_departure(receive))
+        task = asyncio.current_task()
+        assert task is not None
+        leaving = asyncio.ensure_future(_departure(receive, task))
         try:
-            await asyncio.wait((handling, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not handling.done():
-                raise _Gone
-            return handling.result()
+            return await match.route.handle(request, self._models)
+        except asyncio.CancelledError:
+            if not leaving.done() or task.uncancel():
+                raise  # the server ends
+            raise _Gone from None
         finally:
             leaving.cancel()
-            handling.cancel()
 
     async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         """The whole body, decompressed; refused as soon as it is known to be too large."""
@@ -159,10 +157,11 @@ async def _rest(body: bytes, receive: Receive, most: int) -> bytes:
             return bytes(parts)
 
 
-async def _departure(receive: Receive) -> None:
-    """Return when the client has gone."""
+async def _departure(receive: Receive, task: asyncio.Task[Any]) -> None:
+    """Cancel `task` when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    task.cancel()
 
 
 def _decompressed(body: bytes, coding: str, most: int) -> bytes:

@@ -116,17 +116,23 @@ class Batcher:
         return self._num_requests
 
     async def submit(
-        self, model: Infers, rows: Sequence[np.ndarray], deadline: float | None = None
+        self,
+        model: Infers,
+        rows: Sequence[np.ndarray],
+        deadline: float | None = None,
+        admitted: bool = False,
     ) -> tuple[list[Any], float]:
         """The answers to `rows`, in order, and the seconds they waited for the model.
 
-        deadline: on the clock of `time.perf_counter`. Raises Overloaded, BatchFailed where the
-        model raised, Late, and Closed. A cancelled call leaves the queue at once.
+        deadline: on the clock of `time.perf_counter`. admitted: however much waits. Raises
+        Overloaded, BatchFailed where the model raised, Late, and Closed. A cancelled call leaves
+        the queue at once.
         """
         if not rows:
             return [], 0.0
         num_tokens = sum(map(len, rows))
-        self._admit(num_tokens)
+        if not admitted:
+            self._admit(num_tokens)
         now = time.perf_counter()
         ticket = Ticket(self._loop.create_future(), len(rows), deadline)
         due = now + PATIENCE * num_tokens * self._seconds_per_token

@@ -22,7 +22,8 @@ class Catalogue:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._seen = Snapshot()
-        self._adopted: dict[str, State] = {}
+        self._served = Snapshot()
+        self._default: str | None = None
         self._facts: dict[Key, ModelInfo] = {}
 
     def refresh(self) -> None:
@@ -39,46 +40,42 @@ class Catalogue:
 
     def waiting(self) -> list[State]:
         """States that the registry shows and nobody has adopted."""
-        return [s for s in self._seen.states.values() if self._adopted.get(s.name) != s]
+        return [s for s in self._seen.states.values() if self.adopted(s.name) != s]
 
     def adopt(self, states: Iterable[State]) -> None:
         """Serve by these states from now on."""
-        self._adopted |= {state.name: state for state in states}
+        held = dict(self._served.states) | {state.name: state for state in states}
+        self._served = Snapshot(held)
+        self._default = self._served.default
 
     def adopted(self, name: str) -> State | None:
         """The state by which a name is served."""
-        return self._adopted.get(name)
+        return self._served.states.get(name)
 
     def find(self, model: str | None) -> tuple[State, Reference]:
         """As `Snapshot.find`, of what is adopted. Raises BadReference and NoModel."""
-        return self._served().find(model)
+        return self._served.find(model if model is not None else self._default)
 
     def default(self) -> State | None:
         """The state of the default model, where one is live."""
-        served = self._served()
-        return None if served.default is None else served.states[served.default]
+        return None if self._default is None else self._served.states[self._default]
 
     def versions(self) -> Sequence[Key]:
         """Every version, the default model's first, of each name the live one first."""
-        default = self._served().default
-        names = sorted(self._adopted, key=lambda name: (name != default, name))
+        states = self._served.states
         return [
             (name, version)
-            for name in names
+            for name in sorted(states, key=lambda name: (name != self._default, name))
             for version in sorted(
-                self._adopted[name].versions,
-                key=lambda v: (v != self._adopted[name].live, -int(v)),
+                states[name].versions, key=lambda v: (v != states[name].live, -int(v))
             )
         ]
 
     def info(self, key: Key, state: str, engine: str) -> ModelInfo:
         """What is known of a version. state, engine: of the one in memory, "" where none is."""
         facts = self._facts[key]
-        aliases = self._adopted[key[0]].aliases_of(key[1])
+        aliases = self._served.states[key[0]].aliases_of(key[1])
         return replace(facts, aliases=aliases, state=state, engine=engine or facts.engine)
-
-    def _served(self) -> Snapshot:
-        return Snapshot(self._adopted)
 
 
 def _facts(name: str, version: str, state: State, card: Card) -> ModelInfo:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.errors import BerthaError
 from serving.answering import Answered, Answering
+from serving.batcher import BatchFailed
 from serving.catalogue import Catalogue
 from serving.engine import Engine
 from serving.explaining import Explaining
@@ -63,7 +64,7 @@ class House:
         live = self._live()
         if live is None:
             raise NoModel(f"{self._registry.address}: no model is live; deploy one first")
-        await self._warm(live)
+        await self.answering.warm(live)
         self._pin()
         self._start(self._poll())
 
@@ -193,16 +194,11 @@ class House:
     def _load(self, key: Key) -> Engine:
         return Engine.load(self._registry.fetch(*key, self._cache))
 
-    async def _warm(self, key: Key) -> None:
-        """Have a version in memory, its slow first answer behind it."""
-        engine = await self.answering.pool.get(key)
-        await self.answering.answer(key, [engine.probe], (engine.card.task,))
-
     async def _preload(self, key: Key) -> bool:
         """Whether a version is in memory and answers; one that does not is counted and logged."""
         try:
-            await self._warm(key)
-        except (BerthaError, OSError) as error:
+            await self.answering.warm(key)
+        except (BerthaError, BatchFailed, OSError) as error:
             log.error("%s:%s cannot be served: %s", *key, error)
             self.trials.fault(key)
             return False

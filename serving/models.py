@@ -106,7 +106,7 @@ class Answer(Generic[T]):
     num_tokens: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Statistics:
     """What one version of a model has done since this replica loaded it.
 

@@ -84,9 +84,11 @@ class Trials:
     def _in_memory(self, tally: Tally, choice: Choice) -> Choice:
         """The choice, without a canary that is not loaded yet; its loading begins."""
         key = (tally.name, tally.canary)
-        if tally.canary not in choice or self._answering.pool.state(key) == "ready":
+        state = self._answering.pool.state(key)
+        if tally.canary not in choice or state == "ready":
             return choice
-        self._preload(key)
+        if state == "cold":
+            self._preload(key)
         return Choice(tally.live)
 
     async def _by_live(

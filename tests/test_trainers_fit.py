@@ -232,14 +232,15 @@ def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("degrees", [{"dp_shard": 2, "tp": 2}, {"pp": 2}], ids=str)
 def test_four_ray_workers_in_a_hybrid_layout_end_with_the_losses_of_one_process(
     place: Path,
     settings: list[str],
     undisturbed: tuple[Outcome, RunDirectory],
     tmp_path: Path,
     ray_here: None,
+    degrees: dict[str, int],
 ) -> None:
-    degrees = {"dp_shard": 2, "tp": 2}
     layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
     recipe, cluster = recipes.load("csv", [*settings, *layout]), cluster_file(place, 4)
     run = RunDirectory(tmp_path / "run")

@@ -154,7 +154,8 @@ class TextEncoder:
     def _ids(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """The token ids of each text, and whether there were too many."""
         if self._rust is not None:
-            return [(each.ids, bool(each.overflowing)) for each in self._rust.encode_batch(texts)]
+            encoded = self._rust.encode_batch_fast(texts)
+            return [(each.ids, bool(each.overflowing)) for each in encoded]
         found = []
         for text in texts:
             whole = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]

@@ -110,7 +110,8 @@ def read(body: bytes, limits: Limits) -> PredictRequest:
 
 def _refuse_pairs(request: PredictRequest) -> None:
     """The encoder reads single texts, so a pair is refused; so is a list that holds no text."""
-    for number, text in enumerate(request.inputs, 1):
+    texts = request.inputs if isinstance(request.inputs, list) else ()
+    for number, text in enumerate(texts, 1):
         if isinstance(text, list) and len(text) != 1:
             what = "a pair" if len(text) == 2 else f"a list of {len(text)}"
             raise Refusal(

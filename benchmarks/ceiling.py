@@ -1,0 +1,69 @@
+"""What the cores compute with no server around them: a process a core, of one thread each.
+
+The texts that the servers are asked, encoded beforehand, sorted by length and cut into batches of
+the server's own token budget. All processes compute at once, for the same seconds.
+"""
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.engine import Engine, split
+from serving.models import Limits
+
+BUDGET = Limits().max_batch_tokens
+
+
+def measured(
+    bundle: Path, engine: str, texts: Sequence[str], processes: int, seconds: float
+) -> dict[str, float]:
+    """Texts a second of all processes together, and the CPU seconds of a text."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(processes), context.Queue()
+    arguments = (bundle, engine, list(texts), seconds, barrier, answers)
+    workers = [context.Process(target=_compute, args=arguments) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    turns = [answers.get(timeout=120 + 2 * seconds) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return {
+        "requests_per_second": sum(count / wall for count, wall, _ in turns),
+        "server_cpu_seconds_a_request": sum(cpu for *_, cpu in turns) / sum(n for n, *_ in turns),
+    }
+
+
+def _compute(
+    bundle: Path, name: str, texts: list[str], seconds: float, barrier: Any, answers: Any
+) -> None:
+    engine = Engine.load(bundle, name)
+    batches = batches_of(split(engine.encode(texts)[0]), BUDGET)
+    for batch in batches[:: max(1, len(batches) // 8)]:  # every length is met once
+        engine.infer_rows(batch)
+    barrier.wait()
+    started, cpu, count = time.perf_counter(), time.process_time(), 0
+    order = np.random.default_rng(0).permutation(len(batches))
+    for index in itertools.cycle(order):
+        engine.infer_rows(batches[index])
+        count += len(batches[index])
+        if time.perf_counter() - started >= seconds:
+            break
+    answers.put((count, time.perf_counter() - started, time.process_time() - cpu))
+
+
+def batches_of(rows: Sequence[np.ndarray], budget: int) -> list[list[np.ndarray]]:
+    """Rows sorted by length, cut so that a batch with its padding is within the budget."""
+    batches: list[list[np.ndarray]] = []
+    for row in sorted(rows, key=len):
+        if batches and len(row) * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

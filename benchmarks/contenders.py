@@ -1,0 +1,212 @@
+"""The servers that are compared: how each is started and asked, one row each.
+
+Every rival runs as its own documentation recommends for this use; its file under `rivals/` says
+how. Where it can have them it gets batches and, in its tuned row, a worker a core of one thread.
+Knows no measurement.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from contender import Body, Contender, Place
+
+RIVALS = Path(__file__).parent / "rivals"
+TORCH = "torch==2.13.0"
+TRANSFORMERS = "transformers==5.23.0"
+BATCH = 16
+CORES = len(os.sched_getaffinity(0))
+
+
+def _text(text: str) -> str:
+    return json.dumps({"text": text})
+
+
+def _bertha(place: Place) -> list[str]:
+    command = [place.python, "-m", "serving", "run", str(place.bundle)]
+    return [*command, "--port", str(place.port), "--replicas", str(CORES)]
+
+
+def _script(file: str, *more: object) -> Callable[[Place], list[str]]:
+    rest = [str(each) for each in more]
+    return lambda place: [place.python, str(RIVALS / file), str(place.port), *rest]
+
+
+def _uvicorn(*more: str) -> Callable[[Place], list[str]]:
+    def command(place: Place) -> list[str]:
+        uvicorn = [place.python, "-m", "uvicorn", "with_fastapi:app", "--app-dir", str(RIVALS)]
+        return [
+            *uvicorn,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(place.port),
+            "--no-access-log",
+            *more,
+        ]
+
+    return command
+
+
+def _mosec(place: Place) -> list[str]:
+    command = [place.python, str(RIVALS / "with_mosec.py"), "--address", "127.0.0.1"]
+    return [*command, "--port", str(place.port), "--timeout", "60000", "--log-level", "error"]
+
+
+def _bentoml(place: Place) -> list[str]:
+    command = [str(place.tools / "bentoml"), "serve", "with_bentoml:Rival", "-q"]
+    command += ["--working-dir", str(RIVALS), "--host", "127.0.0.1"]
+    return [*command, "--port", str(place.port)]
+
+
+def _infinity(place: Place) -> list[str]:
+    command = [str(place.tools / "infinity_emb"), "v2", "--model-id", str(place.bundle)]
+    command += ["--served-model-name", "rival", "--engine", "torch", "--device", "cpu"]
+    command += ["--dtype", "float32", "--no-bettertransformer", "--batch-size", "32"]
+    return [*command, "--host", "127.0.0.1", "--port", str(place.port), "--log-level", "error"]
+
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "THREADS": "1"}
+_HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # they would listen at all addresses
+}
+_WORKERS = {"WORKERS": str(CORES), "BATCH": str(BATCH)}
+_INPUTS: Body = lambda text: json.dumps({"inputs": text})  # noqa: E731
+_TEXTS: Body = lambda text: json.dumps({"texts": [text]})  # noqa: E731
+_INPUT: Body = lambda text: json.dumps({"model": "rival", "input": [text]})  # noqa: E731
+
+CONTENDERS = {
+    each.name: each
+    for each in (
+        Contender(
+            "bertha",
+            "Bertha, chosen engine",
+            _bertha,
+            "/predict",
+            _INPUTS,
+            f"python -m serving run, {CORES} replicas, the engine that `build` chose",
+            built=True,
+        ),
+        Contender(
+            "bertha-fp32",
+            "Bertha, torch fp32",
+            _bertha,
+            "/predict",
+            _INPUTS,
+            f"python -m serving run, {CORES} replicas",
+        ),
+        Contender(
+            "ray-serve",
+            "Ray Serve, @serve.batch",
+            _script("with_ray_serve.py", 1, BATCH),
+            "/",
+            _text,
+            f"1 replica, batch {BATCH}, 10 ms, max_ongoing_requests {4 * BATCH}",
+        ),
+        Contender(
+            "ray-serve-tuned",
+            "Ray Serve, tuned",
+            _script("with_ray_serve.py", CORES, BATCH),
+            "/",
+            _text,
+            f"as above, {CORES} replicas of one thread",
+        ),
+        Contender(
+            "ray-serve-haproxy",
+            "Ray Serve, tuned, its HAProxy",
+            _script("with_ray_serve.py", CORES, BATCH),
+            "/",
+            _text,
+            "as above, RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1",
+            _HAPROXY,
+        ),
+        Contender(
+            "fastapi",
+            "FastAPI + pipeline",
+            _uvicorn(),
+            "/predict",
+            _text,
+            "1 worker, its thread pool, torch's default threads",
+        ),
+        Contender(
+            "fastapi-tuned",
+            "FastAPI + pipeline, tuned",
+            _uvicorn("--workers", str(CORES), "--loop", "uvloop", "--http", "httptools"),
+            "/predict",
+            _text,
+            f"{CORES} workers of one thread, uvloop, httptools",
+            _ONE_THREAD,
+        ),
+        Contender(
+            "litserve",
+            "LitServe",
+            _script("with_litserve.py", CORES, BATCH),
+            "/predict",
+            _text,
+            f"{CORES} workers of one thread, batch {BATCH}, 10 ms, fast_queue",
+            _ONE_THREAD,
+            (TORCH, TRANSFORMERS, "litserve"),
+            "litserve",
+        ),
+        Contender(
+            "mosec",
+            "mosec",
+            _mosec,
+            "/inference",
+            _text,
+            f"{CORES} workers of one thread, batch {BATCH}, 10 ms",
+            _ONE_THREAD | _WORKERS,
+            (TORCH, TRANSFORMERS, "mosec"),
+            "mosec",
+        ),
+        Contender(
+            "bentoml",
+            "BentoML",
+            _bentoml,
+            "/predict",
+            _TEXTS,
+            f"{CORES} workers of one thread, adaptive batches of at most {BATCH}",
+            _ONE_THREAD | _WORKERS | {"BENTOML_DO_NOT_TRACK": "True"},
+            (TORCH, TRANSFORMERS, "bentoml"),
+            "bentoml",
+        ),
+        Contender(
+            "torchserve",
+            "TorchServe",
+            _script("with_torchserve.py", 1, BATCH),
+            "/predictions/rival",
+            _text,
+            f"1 worker, batch {BATCH}, 10 ms",
+            {},
+            (TORCH, TRANSFORMERS, "torchserve", "torch-model-archiver", "setuptools<81", "pyyaml"),
+            "torchserve",
+            "java",
+        ),
+        Contender(
+            "torchserve-tuned",
+            "TorchServe, tuned",
+            _script("with_torchserve.py", CORES, BATCH),
+            "/predictions/rival",
+            _text,
+            f"{CORES} workers of one thread, batch {BATCH}, 10 ms",
+            _ONE_THREAD,
+            (TORCH, TRANSFORMERS, "torchserve", "torch-model-archiver", "setuptools<81", "pyyaml"),
+            "torchserve",
+            "java",
+        ),
+        Contender(
+            "infinity",
+            "infinity",
+            _infinity,
+            "/classify",
+            _INPUT,
+            "torch engine, batch 32, torch's default threads (it has no worker processes)",
+            {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"},
+            (TORCH, "infinity-emb[torch,server]"),
+            "infinity",
+        ),
+    )
+}

@@ -1,0 +1,41 @@
+"""LitServe: batching on, a worker a core, each of one thread.
+
+python with_litserve.py PORT WORKERS BATCH
+"""
+
+import sys
+from typing import Any
+
+import litserve
+from classifier import Classifier
+
+WAIT_SECONDS = 0.01  # as its batching guide has it
+
+
+class Api(litserve.LitAPI):
+    """What LitServe asks of a model."""
+
+    def setup(self, device: str) -> None:
+        """Once in each worker."""
+        self._classify = Classifier(num_threads=1)
+
+    def decode_request(self, request: dict[str, Any]) -> str:
+        """The text of a request."""
+        return str(request["text"])
+
+    def predict(self, texts: list[str]) -> list[dict[str, Any]]:
+        """A batch."""
+        return self._classify(texts)
+
+    def encode_response(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request."""
+        return answer
+
+
+if __name__ == "__main__":
+    port, workers, batch = map(int, sys.argv[1:])
+    api = Api(max_batch_size=batch, batch_timeout=WAIT_SECONDS)
+    server = litserve.LitServer(
+        api, accelerator="cpu", devices=1, workers_per_device=workers, fast_queue=True
+    )
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
