@@ -24,6 +24,7 @@ from cluster.layout import Layout
 
 pytestmark = pytest.mark.slow
 
+
 def tasks_of(name: str) -> tuple[str, ...]:
     """Recomputing a layer knows no head: one task shows it; `benchmarks/parity.py` runs both."""
     return TASKS[:1] if "recompute" in name else TASKS
