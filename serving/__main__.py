@@ -69,12 +69,18 @@ def run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     """The registry to serve, the name in it that is meant, and its task: of a bundle, its own."""
+    from serving.reference import Reference
     from serving.registry import Registry
 
     directory = Path(options.what)
     if not (directory.exists() or "/" in options.what):
         registry = Registry.open(options.registry)
         state, reference = registry.read().find(options.what)
+        if reference != Reference(state.name):
+            raise BerthaError(
+                f"{options.what}: what runs is the live version; python -m serving deploy "
+                f"{options.what}, and run {state.name}"
+            )
         card = registry.card(state.name, state.version_of(reference))
         if not options.dry_run:
             registry.make_default(state.name)
@@ -161,10 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     builds = commands.add_parser("build", help="measure engines of a bundle and choose one")
     builds.add_argument("bundle", type=Path, help="directory of a bundle")
     builds.add_argument("--texts", type=Path, help="measure on these; default: the recipe's own")
-    builds.add_argument("--threshold", type=float, default=0.995, help="least agreement")
+    builds.add_argument("--threshold", type=float, help="least agreement; default: 0.995")
     builds.add_argument("--allow", action="append", default=[], metavar="NAME", help="even below")
     builds.add_argument("--only", action="append", metavar="NAME", help="this and torch fp32")
-    builds.add_argument("--rounds", type=int, default=5, help="turns of each engine")
+    builds.add_argument("--rounds", type=int, help="turns of each engine; default: 5")
     builds.add_argument("--dry-run", action="store_true", help="say what would be measured")
     builds.set_defaults(command=build)
 

@@ -6,7 +6,7 @@ Knows no names of models beyond the key of a version, no canary and no protocol.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from cluster.errors import BerthaError
 from serving import deadline
 from serving.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
 from serving.engine import Engine, split
+from serving.meters import Sample
 from serving.models import Limits, Statistics
 from serving.pool import Key, Pool
 from serving.wire import Refusal
@@ -45,7 +46,6 @@ class Answering:
             limits.max_batch_tokens, limits.max_waiting_requests, limits.max_waiting_tokens
         )
         self._statistics: dict[Key, Statistics] = {}
-        self._limits = limits
         self._sound: dict[Key, bool] = {}  # whether the last batch of each succeeded
 
     async def answer(
@@ -60,14 +60,11 @@ class Answering:
                 f"{key[0]}:{key[1]} is a model for {engine.card.task}; this call is for "
                 f"{' or '.join(sorted(tasks))}",
             )
+        rows = await self._encode(engine, texts, truncate)
         try:
-            rows = await self._encode(engine, texts, truncate)
             values, waited = await self.batcher.submit(engine, rows, deadline.deadline.get())
-        except BaseException as error:
-            refusal = self._refusal(key, error)
-            if refusal is None:
-                raise
-            raise refusal from error
+        except (Overloaded, Late, Closed, BatchFailed) as error:
+            raise self._refusal(key, error) from error
         self._sound[key] = True
         self._count(key, len(texts), time.perf_counter() - started, waited)
         return Answered(engine, values, rows)
@@ -104,16 +101,26 @@ class Answering:
         held = list(self._statistics.values())
         return sum(s.queue_seconds for s in held), sum(s.num_answered for s in held)
 
-    def totals(self) -> dict[str, float]:
-        """What the engine thread has done for all models, by what is counted."""
+    def samples(self) -> Iterator[tuple[Sample, float]]:
+        """What was done and what is held, for the meters."""
         meter = self.batcher.total
-        return {
-            "batches": meter.num_batches,
-            "batch_rows": meter.num_rows,
-            "tokens": meter.num_tokens,
-            "padded_tokens": meter.num_padded,
-            "busy_seconds": meter.busy_seconds,
-        }
+        yield ("bertha_batches_total", ()), meter.num_batches
+        yield ("bertha_batch_rows_total", ()), meter.num_rows
+        yield ("bertha_tokens_total", ()), meter.num_tokens
+        yield ("bertha_padded_tokens_total", ()), meter.num_padded
+        yield ("bertha_busy_seconds_total", ()), meter.busy_seconds
+        yield ("bertha_waiting_requests", ()), self.batcher.num_waiting
+        for (name, version), done in list(self._statistics.items()):
+            labels = (("model", name), ("version", version))
+            yield ("bertha_texts_total", labels), done.num_texts
+            yield ("bertha_answers_total", labels), done.num_answered
+            yield ("bertha_failures_total", labels), done.num_failed
+            yield ("bertha_model_seconds_total", labels), done.seconds
+            yield ("bertha_queue_seconds_total", labels), done.queue_seconds
+        for (name, version), size in self.pool.loaded.items():
+            labels = (("model", name), ("version", version))
+            yield ("bertha_model_loaded", labels), 1
+            yield ("bertha_model_bytes", labels), size
 
     async def sound(self, key: Key) -> bool:
         """Whether a version answers: it did last time, or it does now."""
@@ -131,13 +138,21 @@ class Answering:
         await self.batcher.close()
         self.pool.close()
 
+    async def encode(self, key: Key, texts: Sequence[str]) -> tuple[Engine, list[np.ndarray]]:
+        """The engine of a version, and texts as it reads them. Raises Refusal."""
+        engine = await self.engine(key)
+        return engine, await self._encode(engine, texts, truncate=True)
+
     async def _encode(
         self, engine: Engine, texts: Sequence[str], truncate: bool
     ) -> list[np.ndarray]:
-        if sum(map(len, texts)) < FEW_CHARACTERS:
-            samples, num_cut = engine.encode(texts)
-        else:
-            samples, num_cut = await asyncio.to_thread(engine.encode, texts)
+        try:
+            if sum(map(len, texts)) < FEW_CHARACTERS:
+                samples, num_cut = engine.encode(texts)
+            else:
+                samples, num_cut = await asyncio.to_thread(engine.encode, texts)
+        except EncodingError as error:
+            raise Refusal("unreadable", str(error)) from None
         if num_cut and not truncate:
             raise Refusal(
                 "too-long",
@@ -146,25 +161,19 @@ class Answering:
             )
         return split(samples)
 
-    def _refusal(self, key: Key, error: BaseException) -> Refusal | None:
-        """What the client is told of an error; None where that is not for it."""
+    def _refusal(self, key: Key, error: Overloaded | Late | Closed | BatchFailed) -> Refusal:
+        """What the client is told of an error of the batcher."""
         match error:
-            case Refusal():
-                return error
-            case EncodingError():
-                return Refusal("unreadable", str(error))
             case Overloaded():
                 return Refusal("overloaded", str(error), error.retry_after_seconds)
             case Late():
                 return Refusal("late", str(error))
             case Closed():
                 return Refusal("unready", str(error), 1)
-            case BatchFailed():
-                log.error("a batch of %s:%s failed", *key, exc_info=error)
-                self._sound[key] = False
-                self._statistics.setdefault(key, Statistics()).num_failed += 1
-                return Refusal("failed", str(error))
-        return None
+        log.error("a batch of %s:%s failed", *key, exc_info=error)
+        self._sound[key] = False
+        self._statistics.setdefault(key, Statistics()).num_failed += 1
+        return Refusal("failed", str(error))
 
     def _count(self, key: Key, num_texts: int, seconds: float, waited: float) -> None:
         held = self._statistics.setdefault(key, Statistics())

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import random
+import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -142,6 +143,15 @@ def _log_line(request_id: str, protocol: str, route: str, status: int, seconds: 
         "milliseconds": round(1000 * seconds, 2),
     }
     access.info(json.dumps(line))
+
+
+def show_requests() -> None:
+    """Let the line of each request go to standard output, and nowhere else."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access.handlers = [handler]
+    access.propagate = False
+    access.setLevel(logging.INFO)
 
 
 async def _rest(body: bytes, receive: Receive, most: int) -> bytes:

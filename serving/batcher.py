@@ -4,8 +4,8 @@ The engine thread takes its next batch itself the moment it is free, so it never
 loop, and an idle one starts a request at once: there is no timer. What nobody waits for any more,
 or what is past its deadline, is dropped before it costs anything. Knows no Ray, no HTTP, no model.
 
-    batcher = Batcher(token_budget=512, limits=Limits())
-    answers = await batcher.submit(engine, rows)
+    batcher = Batcher(token_budget=256, max_waiting_requests=32, max_waiting_tokens=32768)
+    answers, waited = await batcher.submit(engine, rows)
 """
 
 import asyncio

@@ -23,14 +23,10 @@ class Bench:
         self._registry = registry
         self._seen = Snapshot()
 
-    def tallies(self, of_replicas: Tallies) -> list[dict[str, Any]]:
-        """What all replicas together counted of each canary that runs."""
-        return [tally.to_json() for tally in self._summed(of_replicas)]
-
     def sit(self, of_replicas: Tallies) -> None:
         """Judge every canary that runs, and do what is decided. Raises what the registry raises."""
         self._seen = self._registry.read(self._seen)
-        for tally in self._summed(of_replicas):
+        for tally in self.summed(of_replicas):
             canary = self._seen.states[tally.name].canary
             assert canary is not None
             decision, reason = judge(tally, canary.rule, time.time() - canary.started)
@@ -43,7 +39,7 @@ class Bench:
             except ChangeRefused:  # somebody else was faster
                 log.info("%s:%s is no canary any more", tally.name, tally.canary)
 
-    def _summed(self, of_replicas: Tallies) -> list[Tally]:
+    def summed(self, of_replicas: Tallies) -> list[Tally]:
         """One tally for each canary that runs, be it empty."""
         held = [Tally.from_json(each) for tallies in of_replicas for each in tallies.values()]
         running = [

@@ -83,29 +83,8 @@ def table(found: Sequence[Candidate], card: Card) -> str:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `main_build` reads from the command line."""
-    parser.add_argument("bundle", type=Path, help="directory of a bundle")
-    parser.add_argument(
-        "--texts", type=Path, help="measure on these, a text a line; default: the recipe's own"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, help="least agreement: %(default)s"
-    )
-    parser.add_argument(
-        "--allow", action="append", default=[], metavar="NAME", help="serve this even if under it"
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", help="measure this and torch fp32; default: all"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="turns of each engine: %(default)s"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
-
-
 def main_build(options: argparse.Namespace) -> int:
-    """The command `build`; prints the table."""
+    """The command `build`, its options as `serving.__main__` reads them; prints the table."""
     card = read(options.bundle)
     encoder = bundle.load_encoder(options.bundle, card)
     rows = rows_of(card, encoder, options.texts)
@@ -122,8 +101,8 @@ def main_build(options: argparse.Namespace) -> int:
         options.bundle,
         candidates=options.only,
         rows=rows,
-        rounds=options.rounds,
-        threshold=options.threshold,
+        rounds=options.rounds or ROUNDS,
+        threshold=THRESHOLD if options.threshold is None else options.threshold,
         allow=options.allow,
         tell=lambda line: print(line, flush=True),
     )

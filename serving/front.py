@@ -19,6 +19,7 @@ from serving.bench import Bench
 from serving.haproxy import NUM_SLOTS, HAProxy, HAProxyError, Slot
 from serving.meters import Sample, merged
 from serving.registry import Registry
+from serving.tally import Tally
 
 SILENCE_SECONDS = 5.0  # without a beat, a replica is taken for lost
 
@@ -121,8 +122,8 @@ class Front:
         directory: str,
         host: str,
         port: int,
-        certificate: str | None = None,
-        registry: str | None = None,
+        certificate: str | None,
+        registry: str,
     ) -> None:
         self._haproxy = HAProxy.start(
             Path(directory),
@@ -132,7 +133,7 @@ class Front:
             while_lives=os.getppid(),  # Ray's: the front itself may be replaced
         )
         self._replicas = Replicas(self._haproxy)
-        self._bench = None if registry is None else Bench(Registry.open(registry))
+        self._bench = Bench(Registry.open(registry))
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, daemon=True, name="watch")
         self._watch.start()
@@ -153,9 +154,9 @@ class Front:
         """As `Replicas.counts`."""
         return self._replicas.counts()
 
-    def tallies(self) -> list[dict[str, Any]]:
-        """Of each canary, what all replicas together have counted."""
-        return [] if self._bench is None else self._bench.tallies(self._replicas.tallies())
+    def tallies(self) -> list[Tally]:
+        """Of each canary that runs, what all replicas together have counted."""
+        return self._bench.summed(self._replicas.tallies())
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the front when this raises."""
@@ -170,7 +171,6 @@ class Front:
         while not self._ended.wait(1.0):
             try:
                 self._replicas.bury()
-                if self._bench is not None:
-                    self._bench.sit(self._replicas.tallies())
+                self._bench.sit(self._replicas.tallies())
             except (BerthaError, OSError) as error:
                 log.warning("%s", error)

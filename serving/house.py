@@ -51,9 +51,10 @@ class House:
         self._registry, self._cache = registry, cache
         self.catalogue = Catalogue(registry)
         self.answering = Answering(self._load, limits, budget_bytes)
-        self.trials = Trials(self.answering, lambda key: self._start(self._preload(key)))
+        self.trials = Trials(self.answering, self._begin)
         self._explaining = Explaining(lambda key: registry.fetch(*key, cache))
         self._unfit: dict[str, int] = {}  # states whose live version could not be loaded
+        self._beginning: set[Key] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self.management = Manager(registry, self.refresh, self.find, self._hold, self._drop)
 
@@ -90,6 +91,9 @@ class House:
     ) -> Answer[tuple[tuple[Filling, ...], ...]]:
         """As `Models.fill`."""
         key, answered = await self._ask(model, texts, ("masked-lm",), True)
+        for number, logits in enumerate(answered.values, 1):
+            if not len(logits):
+                raise Refusal("unreadable", f"text {number} holds no mask to fill")
         filled = [
             answered.engine.fillings(text, row, logits, top_k, targets)
             for text, row, logits in zip(texts, answered.rows, answered.values, strict=True)
@@ -107,9 +111,9 @@ class House:
             names = ", ".join(info.labels)
             raise Refusal("malformed", f"label {label[:60]!r}: this model has {names}")
         key = (info.name, info.version)
-        answered = await self.answering.answer(key, texts, EXPLAINED)
+        engine, rows = await self.answering.encode(key, texts)
         found = await self._explaining.explain(key, texts, label)
-        return self._answer(key, Answered(answered.engine, found, answered.rows))
+        return self._answer(key, Answered(engine, found, rows))
 
     def find(self, model: str | None) -> ModelInfo:
         """As `Models.find`."""
@@ -204,6 +208,13 @@ class House:
             return False
         return True
 
+    def _begin(self, key: Key) -> None:
+        """Load a version in the background, once however often it is asked for meanwhile."""
+        if key not in self._beginning:
+            self._beginning.add(key)
+            task = self._start(self._preload(key))
+            task.add_done_callback(lambda _: self._beginning.discard(key))
+
     async def _hold(self, model: str) -> None:
         info = self.find(model)
         await self.answering.engine((info.name, info.version))
@@ -220,7 +231,8 @@ class House:
             except (BerthaError, OSError) as error:
                 log.warning("the registry cannot be read; what was served is served on: %s", error)
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task

@@ -30,7 +30,7 @@ class KeyFileError(BerthaError):
 class Key(Settings):
     """One line of the file."""
 
-    name: str = Field(description="who has it; shown in metrics and logs")
+    name: str = Field(description="who has it; named in refusals")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the key itself")
     scopes: tuple[Scope, ...] = Field(("inference",), description="what it may call")
     requests_per_second: float | None = Field(None, gt=0, description="of all replicas together")

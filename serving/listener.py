@@ -11,14 +11,14 @@ import concurrent.futures
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import uvicorn
 import uvloop
 
 from serving import operations, protocols
-from serving.asgi import Surface
+from serving.asgi import Surface, show_requests
 from serving.endpoint import Endpoint
 from serving.house import House
 from serving.keys import Keys, load
@@ -26,6 +26,7 @@ from serving.meters import Meters, Sample
 from serving.protocols.version import version
 from serving.registry import Registry
 from serving.spans import Traces
+from serving.tally import Tally
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 150  # longer than HAProxy keeps a connection, so that it is the one to close
@@ -34,7 +35,7 @@ KEEP_ALIVE_SECONDS = 150  # longer than HAProxy keeps a connection, so that it i
 class Listener:
     """A server of the models of an endpoint on one address.
 
-    counts: what all replicas counted; by default, this one.
+    counts, tallies: what all replicas counted; by default, this one.
     """
 
     def __init__(
@@ -43,13 +44,15 @@ class Listener:
         host: str,
         port: int = 0,
         counts: Callable[[], Awaitable[Mapping[Sample, float]]] | None = None,
+        tallies: Callable[[], Awaitable[Sequence[Tally]]] | None = None,
     ) -> None:
-        self.meters = Meters()
+        self._meters = Meters()
         self._endpoint = endpoint
         self._socket = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
-        self._counts = counts
+        self._counts = counts or self._own_counts
+        self._tallies = tallies or self._own_tallies
         self._accepting = True
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -85,16 +88,8 @@ class Listener:
         return self._thread.is_alive()
 
     def snapshot(self) -> dict[Sample, float]:
-        """What this replica has counted, its gauges fresh."""
-        answering = self._house.answering
-        for (name, held), size in list(answering.pool.loaded.items()):
-            labels = (("model", name), ("version", held))
-            self.meters.set("bertha_model_loaded", 1, *labels)
-            self.meters.set("bertha_model_bytes", size, *labels)
-        self.meters.set("bertha_waiting_requests", answering.batcher.num_waiting)
-        for name, number in answering.totals().items():
-            self.meters.set(f"bertha_{name}_total", number)
-        return self.meters.snapshot()
+        """What this replica has counted and holds."""
+        return self._meters.snapshot() | dict(self._house.answering.samples())
 
     def tallies(self) -> dict[str, dict[str, Any]]:
         """Of the canaries, by name."""
@@ -104,13 +99,15 @@ class Listener:
         """Now, and since the start: seconds computed, seconds that requests waited, requests."""
         answering = self._house.answering
         waited, answered = answering.waits()
-        return time.perf_counter(), answering.totals()["busy_seconds"], waited, answered
+        return time.perf_counter(), answering.batcher.total.busy_seconds, waited, answered
 
     def _run(self) -> None:
         uvloop.run(self._serve())
 
     async def _serve(self) -> None:
         endpoint = self._endpoint
+        if endpoint.log_requests:
+            show_requests()
         self._loop = asyncio.get_running_loop()
         try:
             self._house = House(
@@ -130,19 +127,23 @@ class Listener:
 
     def _surface(self) -> Surface:
         keys = self._endpoint.keys
-        counts = self._counts or self._own_counts
-        operators = operations.protocol(protocols.ALL, counts, lambda: self._accepting, version())
+        operators = operations.protocol(
+            protocols.ALL, self._counts, self._tallies, lambda: self._accepting, version()
+        )
         return Surface(
             [*protocols.ALL, operators],
             self._house,
             keys=Keys(load(keys), self._endpoint.max_replicas) if keys else Keys.open(),
-            meters=self.meters,
+            meters=self._meters,
             log_requests=self._endpoint.log_requests,
             traces=Traces.to(self._endpoint.traces) if self._endpoint.traces else None,
         )
 
     async def _own_counts(self) -> Mapping[Sample, float]:
         return self.snapshot()
+
+    async def _own_tallies(self) -> Sequence[Tally]:
+        return list(self._house.trials.tallies.values())
 
     def _configuration(self, surface: Surface) -> uvicorn.Config:
         return uvicorn.Config(

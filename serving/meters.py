@@ -5,6 +5,7 @@ Knows no model and no HTTP server.
 """
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,8 +19,10 @@ HELP = {
     "bertha_requests_total": ("counter", "Requests by protocol, route and status."),
     "bertha_request_seconds": ("histogram", "Seconds from the request line to the reply."),
     "bertha_texts_total": ("counter", "Texts answered, by model and version."),
-    "bertha_refusals_total": ("counter", "Texts of requests that were refused, by model and kind."),
-    "bertha_queue_seconds_total": ("counter", "Seconds that requests waited for a model."),
+    "bertha_answers_total": ("counter", "Requests answered, by model and version."),
+    "bertha_failures_total": ("counter", "Requests that a version failed."),
+    "bertha_model_seconds_total": ("counter", "Seconds until answers, by model and version."),
+    "bertha_queue_seconds_total": ("counter", "Those of them that were waiting for the engine."),
     "bertha_batches_total": ("counter", "Batches that ran."),
     "bertha_batch_rows_total": (
         "counter",
@@ -29,41 +32,34 @@ HELP = {
     "bertha_padded_tokens_total": ("counter", "Tokens computed, with padding."),
     "bertha_busy_seconds_total": ("counter", "Seconds that the engines computed."),
     "bertha_waiting_requests": ("gauge", "Requests without an answer yet."),
-    "bertha_model_loaded": ("gauge", "1 for each version of a model in memory."),
-    "bertha_model_bytes": ("gauge", "Memory of each version of a model."),
+    "bertha_model_loaded": ("gauge", "Replicas that have a version in memory."),
+    "bertha_model_bytes": ("gauge", "Their memory for it."),
     "bertha_replicas": ("gauge", "Replicas that answer."),
 }
 
 
 class Meters:
-    """Counters and gauges of one replica."""
+    """Requests of one replica, counted."""
 
     def __init__(self) -> None:
-        self.values: dict[Sample, float] = {}
+        self._requests: Counter[Labels] = Counter()
         self._histograms: dict[Labels, list[float]] = {}  # buckets, then sum
 
     def count(self, protocol: str, route: str, status: int, seconds: float) -> None:
         """One request that was answered, or left (499)."""
         who = (("protocol", protocol), ("route", route))
-        self.add("bertha_requests_total", 1, *who, ("status", str(status)))
+        self._requests[*who, ("status", str(status))] += 1
         held = self._histograms.get(who)
         if held is None:
             held = self._histograms[who] = [0.0] * (len(BUCKETS) + 2)
         held[bisect.bisect_left(BUCKETS, seconds)] += 1
         held[-1] += seconds
 
-    def add(self, name: str, number: float, *labels: tuple[str, str]) -> None:
-        """Let a counter grow."""
-        key = (name, labels)
-        self.values[key] = self.values.get(key, 0.0) + number
-
-    def set(self, name: str, number: float, *labels: tuple[str, str]) -> None:
-        """Set a gauge."""
-        self.values[name, labels] = number
-
     def snapshot(self) -> dict[Sample, float]:
         """Everything counted so far, histograms as the counters they are."""
-        found = dict(self.values)
+        found: dict[Sample, float] = {
+            ("bertha_requests_total", labels): number for labels, number in self._requests.items()
+        }
         for labels, held in self._histograms.items():
             total = 0.0
             for end, number in zip((*BUCKETS, float("inf")), held, strict=False):

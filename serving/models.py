@@ -144,7 +144,7 @@ class Management(Protocol):
     """Changes to what an endpoint serves. Every call raises `wire.Refusal` and nothing else."""
 
     async def register(self, url: str, name: str | None) -> ModelInfo:
-        """Add the bundle at a path or address as the next version of a name; by default its own."""
+        """Add the bundle in a directory as the next version of a name; by default its own."""
 
     async def set_default(self, name: str, version: str) -> None:
         """Make a version the one that answers for the bare name."""

@@ -3,15 +3,15 @@
 Speaks to people, Prometheus and HAProxy. Knows no wire protocol of predictions but their schema.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from serving.haproxy import READY_PATH
 from serving.meters import Sample, exposition
 from serving.models import Models
 from serving.openapi import document
+from serving.protocols.bodies import dump, said
+from serving.tally import Tally
 from serving.wire import Protocol, Refusal, Reply, Request, Route
 
 PAGES = Path(__file__).parent / "page"
@@ -31,17 +31,21 @@ PAGE_HEADERS = (
 def protocol(
     others: Sequence[Protocol],
     counts: Callable[[], Awaitable[Mapping[Sample, float]]],
+    tallies: Callable[[], Awaitable[Sequence[Tally]]],
     accepting: Callable[[], bool],
     version: str,
 ) -> Protocol:
     """The routes for operators, the documentation that of `others`.
 
-    counts: of all replicas. accepting: whether this replica wants requests.
+    counts, tallies: of all replicas. accepting: whether this replica wants requests.
     """
 
     async def metrics(_: Request, __: Models) -> Reply:
         text = exposition(await counts())
         return Reply(text.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def canaries(_: Request, __: Models) -> Reply:
+        return Reply(dump([tally.summary() for tally in await tallies()]))
 
     async def here(_: Request, __: Models) -> Reply:
         if not accepting():
@@ -56,10 +60,11 @@ def protocol(
         Route("GET", "/docs", _page("docs.html"), "This documentation", "open"),
         Route("GET", "/openapi.json", schema, "The OpenAPI document", "open"),
         Route("GET", "/metrics", metrics, "Counters for Prometheus, of all replicas", "open"),
+        Route("GET", "/canaries", canaries, "Canaries beside their live versions"),
         Route("GET", READY_PATH, here, "Whether this replica wants requests", "open"),
     )
-    found = Protocol("operations", routes, _word)
-    _schema = json.dumps(document([*others, found], "Bertha", version)).encode()
+    found = Protocol("operations", routes, said)
+    _schema = dump(document([*others, found], "Bertha", version))
     return found
 
 
@@ -70,8 +75,3 @@ def _page(file: str) -> Callable[[Request, Models], Awaitable[Reply]]:
         return Reply(html, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     return page
-
-
-def _word(refusal: Refusal, status: int) -> bytes:
-    said: dict[str, Any] = {"error": refusal.message}
-    return json.dumps(said, ensure_ascii=False).encode()

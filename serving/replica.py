@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -17,6 +17,7 @@ from serving.endpoint import Endpoint
 from serving.front import Beat
 from serving.listener import Listener
 from serving.meters import Sample
+from serving.tally import Tally
 
 BEAT_SECONDS = 1.0
 DRAIN_SECONDS = 0.3  # for HAProxy to have stopped sending
@@ -32,7 +33,9 @@ class Replica:
 
         torch.set_num_threads(1)
         self._front = front
-        self._listener = Listener(Endpoint(**endpoint), host, counts=self._all_counts)
+        self._listener = Listener(
+            Endpoint(**endpoint), host, counts=self._all_counts, tallies=self._all_tallies
+        )
         self._listener.start()
         self._ended = threading.Event()
         self._known: threading.Event = threading.Event()
@@ -94,8 +97,15 @@ class Replica:
             self._ended.wait(BEAT_SECONDS)
 
     async def _all_counts(self) -> Mapping[Sample, float]:
-        def ask() -> Mapping[Sample, float]:
-            counts: Mapping[Sample, float] = self._front.counts.remote().result(timeout_s=5)
-            return counts
+        counts: Mapping[Sample, float] = await self._ask_front("counts")
+        return counts
 
-        return await asyncio.to_thread(ask)
+    async def _all_tallies(self) -> Sequence[Tally]:
+        tallies: Sequence[Tally] = await self._ask_front("tallies")
+        return tallies
+
+    async def _ask_front(self, method: str) -> Any:
+        """What the front answers, asked in a thread: this loop is not Serve's."""
+        return await asyncio.to_thread(
+            lambda: getattr(self._front, method).remote().result(timeout_s=5)
+        )

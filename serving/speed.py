@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from serving.models import Limits
+
 Row = np.ndarray
 Batch = list[Row]
 Infer = Callable[[Sequence[Row]], object]
 
 SHORT = 32  # tokens
-BATCH_TOKENS, BATCH_TEXTS = 1024, 32  # of a batch, as the server composes them
+BATCH_TOKENS = Limits().max_batch_tokens  # of a batch, as the server composes them
+BATCH_TEXTS = BATCH_TOKENS // SHORT
 NUM_BATCHES = 8
 
 

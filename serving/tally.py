@@ -77,6 +77,14 @@ class Side:
         else:
             self.latencies.count(seconds)
 
+    def summary(self) -> dict[str, float]:
+        """Requests, errors, and quantiles of latency in milliseconds."""
+        quantiles = {
+            f"p{round(100 * share)}_ms": round(1000 * self.latencies.quantile(share), 2)
+            for share in (0.5, 0.95, 0.99)
+        }
+        return {"requests": self.requests, "errors": self.errors, **quantiles}
+
     def __add__(self, other: "Side") -> "Side":
         return Side(
             self.requests + other.requests,
@@ -137,6 +145,22 @@ class Tally:
         seen = sorted({label for pair in self.pairs for label in pair})
         names = tuple(dict.fromkeys([*labels, *seen]))
         return names, [[self.pairs[row, column] for column in names] for row in names]
+
+    def summary(self) -> dict[str, Any]:
+        """What a person compares: both sides, and which labels they gave the same texts."""
+        labels, rows = self.matrix()
+        return {
+            "name": self.name,
+            "started": self.started,
+            "live": {"version": self.live, **self.of_live.summary()},
+            "canary": {"version": self.canary, **self.of_canary.summary()},
+            "agreement": {
+                "texts": self.num_pairs,
+                "differ": self.num_disagreed,
+                "labels": list(labels),
+                "live_by_canary": rows,
+            },
+        }
 
     def to_json(self) -> dict[str, Any]:
         """This tally as JSON's values."""

@@ -1,7 +1,7 @@
 """Endpoints without Ray: registries of tiny bundles, and the surface of what they hold."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -10,9 +10,10 @@ from serving import operations, protocols
 from serving.asgi import Surface
 from serving.house import House
 from serving.keys import Keys
-from serving.meters import Meters
+from serving.meters import Meters, Sample
 from serving.models import Limits
 from serving.registry import Registry
+from serving.tally import Tally
 
 Scenario = Callable[[httpx.AsyncClient, House], Awaitable[None]]
 
@@ -39,10 +40,13 @@ def play(
         await house.open()
         meters = Meters()
 
-        async def counts() -> object:
-            return meters.snapshot()
+        async def counts() -> Mapping[Sample, float]:
+            return meters.snapshot() | dict(house.answering.samples())
 
-        operators = operations.protocol(protocols.ALL, counts, lambda: True, "0")
+        async def tallies() -> Sequence[Tally]:
+            return list(house.trials.tallies.values())
+
+        operators = operations.protocol(protocols.ALL, counts, tallies, lambda: True, "0")
         surface = Surface([*protocols.ALL, operators], house, keys=keys, meters=meters)
         transport = httpx.ASGITransport(surface, raise_app_exceptions=False)
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from clients import Load
 from houses import registry_of
 from tiny_bundle import write_tiny_bundle
 
@@ -157,12 +158,23 @@ def test_a_deployment_is_taken_up_without_a_restart(
 ) -> None:
     before = http.get("/v2/models/tiny").json()["versions"]
     version = registry.register(bundle, "tiny")
-    registry.deploy("tiny", version)
-    deadline = time.monotonic() + 20
-    while version not in http.get("/v2/models/tiny").json()["versions"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    with Load(str(http.base_url)) as load:
+        time.sleep(1)
+        registry.deploy("tiny", version)
+        deadline = time.monotonic() + 20
+        while _answering(http) != {version}:
+            assert time.monotonic() < deadline
+        time.sleep(1)
+    assert set(load.seen) == {200}, "every request is answered throughout"
+    assert load.seen[200] > 50
     assert version not in before
+
+
+def _answering(http: httpx.Client) -> set[str]:
+    """The versions that answered ten requests, so surely of both replicas."""
+    body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+    asked = [http.post("/v2/models/tiny/infer", json=body).json() for _ in range(10)]
+    return {answer["model_version"] for answer in asked}
 
 
 def test_a_killed_replica_loses_no_request_and_is_replaced(http: httpx.Client) -> None:

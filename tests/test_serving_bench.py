@@ -68,5 +68,5 @@ def test_what_was_counted_of_another_trial_does_not_count(registry: Registry) ->
     bench = Bench(registry)
     bench.sit([before])
     assert registry.read().states["tiny"].canary is not None
-    (tally,) = bench.tallies([before])
-    assert tally["of_canary"]["requests"] == 0
+    (tally,) = bench.summed([before])
+    assert tally.of_canary.requests == 0

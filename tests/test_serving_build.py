@@ -1,6 +1,5 @@
 """Building engines: each measured against torch fp32, the fastest faithful one answers."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -11,10 +10,12 @@ from tiny_bundle import LABELS, write_linear_bundle, write_tiny_bundle
 from transformers import AutoModelForSequenceClassification
 
 from serving import agreement, build, int8, networks, rounding, sensitivity, speed
+from serving.__main__ import main
 from serving.candidates import Candidate
 from serving.engine import Engine, split
 from serving.held_out import TextsError, rows_of
 from serving.kinds import KINDS
+from serving.models import Limits
 from trainers import bundle
 from trainers.card import CARD, Built, BundleError, read
 from trainers.sealed import digests
@@ -193,7 +194,7 @@ class TestCommand:
     ) -> None:
         place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
         before = digests(place)
-        assert build.main_build(options(str(place), "--dry-run")) == 0
+        assert main(["build", str(place), "--dry-run"]) == 0
         said = capsys.readouterr().out
         assert "classification, 50 texts to judge by and 190 to calibrate with" in said
         assert "  torch fp32: would be measured" in said
@@ -210,17 +211,11 @@ class TestCommand:
         place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
         only = [word for name in (*GRAPHS, INT8) for word in ("--only", name)]
         words = [str(place), "--texts", str(texts), "--rounds", "1", *only]
-        assert build.main_build(options(*words)) == 0
+        assert main(["build", *words]) == 0
         said = capsys.readouterr().out
         for name in ("torch fp32", *GRAPHS, INT8):
             assert f"\n{name}" in said
         assert said.count("<- chosen") == 1
-
-
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    build.add_arguments(parser)
-    return parser.parse_args(words)
 
 
 class TestAgreement:
@@ -294,7 +289,7 @@ class TestSpeed:
         rows = [np.arange(length, dtype=np.int32) for length in range(3, 90)]
         work = speed.workloads(rows, max_length=128)
         assert {len(row) for batch in work["long"] for row in batch} == {128}
-        assert len(work["long"][0]) == 8
+        assert len(work["long"][0]) == Limits().max_batch_tokens // 128
         assert max(len(row) for batch in work["short"] for row in batch) == speed.SHORT
         assert sum(map(len, work["short"])) == len(rows)
 

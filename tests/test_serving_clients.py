@@ -5,6 +5,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -16,13 +17,19 @@ from fake_models import TASKS, FakeModels, prediction, vector
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from listening import listening
+from tiny_bundle import write_tiny_bundle
 from tritonclient.utils import InferenceServerException
 
-from serving import protocols
+from serving import embedder, protocols
 from serving.asgi import Surface
+from serving.endpoint import Endpoint
+from serving.engine import Engine
 from serving.keys import Key, Keys
+from serving.listener import Listener
 from serving.models import Limits, Prediction
+from serving.registry import Registry
 
+ROUNDING = 1e-5  # what a text is batched with changes no more
 TEXTS = ["a warm, funny film", "ü\U0001f3ac zwei Stunden", 'a "dull" plot\nand cast']
 
 
@@ -48,8 +55,43 @@ class Served(NamedTuple):
             return json.load(response)
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+@pytest.fixture(scope="module", params=["made up", pytest.param("engines", marks=pytest.mark.slow)])
+def served(
+    request: pytest.FixtureRequest, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """An endpoint of models that are made up, and one of real engines, as it is deployed."""
+    if request.param == "engines":
+        yield from of_engines(tiny_bert, tmp_path_factory.mktemp("models"))
+    else:
+        yield from made_up()
+
+
+def of_engines(tiny_bert: Path, place: Path) -> Iterator[Served]:
+    registry, engines = Registry.open(str(place / "registry")), {}
+    for name, (task, _) in TASKS.items():
+        bundle = place / name / "bundle"
+        if task == "embedding":
+            embedder.write(tiny_bert, bundle, max_length=16)
+        else:
+            write_tiny_bundle(bundle, tiny_bert, task)
+        engines[name] = Engine.load(bundle)
+        registry.deploy(name, registry.register(bundle, name))
+    again = registry.register(place / "sentiment" / "bundle", "sentiment")
+    registry.deploy("sentiment", again)
+    registry.alias("sentiment", "best", again)
+    registry.make_default("sentiment")
+    listener = Listener(Endpoint(registry=registry.address), "127.0.0.1")
+    listener.start()
+    yield Served(
+        listener.address,
+        lambda name, texts: engines[name].predict(texts),
+        lambda texts: np.array(engines["mini"].predict(texts)),
+        lambda name: TASKS[name][1] or ("value",),
+    )
+    listener.end()
+
+
+def made_up() -> Iterator[Served]:
     def predict(name: str, texts: Sequence[str]) -> list[Prediction]:
         task, labels = TASKS[name]
         return [prediction(text, task, len(labels)) for text in texts]
@@ -78,7 +120,7 @@ def same(found: Sequence[Any], expected: Sequence[tuple[str, float]]) -> None:
     """Labels in the same order with the same scores."""
     assert [each["label"] for each in found] == [label for label, _ in expected]
     scores = [score for _, score in expected]
-    assert [each["score"] for each in found] == pytest.approx(scores, abs=1e-6)
+    assert [each["score"] for each in found] == pytest.approx(scores, abs=ROUNDING)
 
 
 @pytest.fixture
@@ -114,7 +156,7 @@ def test_tritonclient(
         response_compression_algorithm=compression,
     )
     expected = np.array([each.scores for each in served.predict("sentiment", TEXTS)], np.float32)
-    np.testing.assert_allclose(result.as_numpy("probabilities"), expected, atol=1e-6)
+    np.testing.assert_allclose(result.as_numpy("probabilities"), expected, atol=ROUNDING)
     likeliest = [served.labels("sentiment")[row.argmax()] for row in expected]
     said = [each.decode() if isinstance(each, bytes) else each for each in result.as_numpy("label")]
     assert said == likeliest
@@ -132,7 +174,7 @@ def test_tritonclients_classes(served: Served, client: triton.InferenceServerCli
 
 def test_tritonclients_vectors(served: Served, client: triton.InferenceServerClient) -> None:
     result = client.infer("mini", [tensor(TEXTS, True)])
-    np.testing.assert_allclose(result.as_numpy("embedding"), served.embed(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(result.as_numpy("embedding"), served.embed(TEXTS), atol=ROUNDING)
 
 
 def test_tritonclients_questions(client: triton.InferenceServerClient) -> None:
@@ -171,7 +213,7 @@ def test_tritonclient_loads_with_a_key_that_manages(client: triton.InferenceServ
 
 
 def test_tritonclient_hears_why_not(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="no model 'nobody'"):
+    with pytest.raises(InferenceServerException, match="nobody"):
         client.infer("nobody", [tensor(TEXTS, True)])
     with pytest.raises(InferenceServerException, match="at most 32"):
         client.infer("sentiment", [tensor(["a"] * 33, True)])
@@ -188,17 +230,19 @@ def test_hugging_face_labels(served: Served) -> None:
 def test_hugging_face_tasks(served: Served) -> None:
     filler = InferenceClient(model=served.url("/hf/filler"), token="none")
     first, second = filler.fill_mask("a [MASK] plot", top_k=2)
-    assert first["sequence"] == "a film plot"
+    assert first["sequence"] == f"a {first['token_str']} plot"
     assert first["score"] > second["score"]
-    (moon,) = filler.fill_mask("a [MASK]", targets=["moon"])
-    assert moon["token_str"] == "moon"
+    (film,) = filler.fill_mask("a [MASK]", targets=["film"])
+    assert film["token_str"] == "film"
+    with pytest.raises(HfHubHTTPError, match="text 1 holds no"):
+        filler.fill_mask("a film")
     mini = InferenceClient(model=served.url("/hf/mini"), token="none")
     vectors = served.embed(TEXTS)
-    np.testing.assert_allclose(mini.feature_extraction(TEXTS[0]), vectors[:1], atol=1e-6)
+    np.testing.assert_allclose(mini.feature_extraction(TEXTS[0]), vectors[:1], atol=ROUNDING)
     found = mini.feature_extraction(TEXTS, normalize=True, truncate=True)
-    np.testing.assert_allclose(found, vectors, atol=1e-6)
+    np.testing.assert_allclose(found, vectors, atol=ROUNDING)
     near = mini.sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
-    assert near == pytest.approx((vectors[1:] @ vectors[0]).tolist(), abs=1e-6)
+    assert near == pytest.approx((vectors[1:] @ vectors[0]).tolist(), abs=ROUNDING)
 
 
 def test_hugging_face_hears_why_not(served: Served) -> None:
@@ -213,9 +257,9 @@ def test_openai(served: Served) -> None:
     with openai.OpenAI(base_url=served.url("/v1"), api_key="none", max_retries=0) as api:
         found = api.embeddings.create(model="mini", input=TEXTS)
         vectors = [each.embedding for each in found.data]
-        np.testing.assert_allclose(vectors, served.embed(TEXTS), atol=1e-6)
+        np.testing.assert_allclose(vectors, served.embed(TEXTS), atol=ROUNDING)
         floats = api.embeddings.create(model="mini", input=TEXTS[0], encoding_format="float")
-        np.testing.assert_allclose(floats.data[0].embedding, served.embed(TEXTS)[0], atol=1e-6)
+        np.testing.assert_allclose(floats.data[0].embedding, served.embed(TEXTS)[0], atol=ROUNDING)
         short = api.embeddings.create(model="mini", input=TEXTS[0], dimensions=3)
         assert np.linalg.norm(short.data[0].embedding) == pytest.approx(1)
         assert found.usage.total_tokens > 0
@@ -240,12 +284,12 @@ def test_every_protocol_gives_one_answer(served: Served, name: str) -> None:
     )["data"]
     same(infinity, one)
     (vllm,) = served.post("/classify", {"model": name, "input": TEXTS[0]})["data"]
-    assert dict(zip(labels, vllm["probs"], strict=True)) == pytest.approx(dict(one), abs=1e-6)
+    assert dict(zip(labels, vllm["probs"], strict=True)) == pytest.approx(dict(one), abs=ROUNDING)
     plain = served.post(f"/predictions/{name}", TEXTS[0].encode(), content_type="text/plain")
     batch = served.post(f"/predictions/{name}", TEXTS)
     kserve = served.post(f"/v1/models/{name}:predict", {"instances": TEXTS})["predictions"]
     for found, pairs in [(plain, one), *zip(batch, expected, strict=True)]:
-        assert found == pytest.approx(pairs[0][1] if name == "stars" else dict(pairs), abs=1e-6)
+        assert found == pytest.approx(pairs[0][1] if name == "stars" else dict(pairs), abs=ROUNDING)
     assert kserve == batch
 
 
@@ -266,7 +310,7 @@ def test_forms_and_batches_with_httpx(served: Served) -> None:
         file = http.post("/predictions/sentiment", files={"data": TEXTS[0].encode()}).json()
         put = http.put("/predictions/sentiment/2", content=TEXTS[0].encode()).json()
         for found in (form, file, put):
-            assert found == pytest.approx(dict(expected[0]), abs=1e-6)
+            assert found == pytest.approx(dict(expected[0]), abs=ROUNDING)
         answers = http.post("/predict", json={"inputs": TEXTS}).json()
         for found, pairs in zip(answers, expected, strict=True):
             same(found, pairs)

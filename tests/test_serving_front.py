@@ -1,17 +1,20 @@
 """HAProxy and replicas that are processes: killed, drained, added; no request is lost."""
 
+import datetime
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from clients import Load
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from houses import registry_of
 from tiny_bundle import write_tiny_bundle
 
@@ -51,34 +54,6 @@ class Process:
 
     def end(self) -> None:
         self.process.communicate(timeout=60)
-
-
-class Load:
-    """Clients that ask without a pause, and count what they get."""
-
-    def __init__(self, url: str, num_clients: int = 4) -> None:
-        self.seen: Counter[object] = Counter()
-        self._url, self._over = url, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as client:
-            while not self._over.is_set():
-                try:
-                    response = client.post("/predict", json={"inputs": "a warm film"})
-                    self.seen[response.status_code] += 1
-                except httpx.HTTPError as error:
-                    self.seen[type(error).__name__] += 1
 
 
 @contextmanager
@@ -158,7 +133,31 @@ def test_haproxy_that_cannot_listen_says_so(short: Path) -> None:
             HAProxy.start(short, "127.0.0.1", holder.getsockname()[1])
 
 
-def test_tls_is_a_word_in_the_configuration(tmp_path: Path) -> None:
-    text = configuration(tmp_path, "::1", 8443, tmp_path / "cert.pem")
-    assert f"bind [::1]:8443 ssl crt {tmp_path}/cert.pem" in text
-    assert "ssl" not in configuration(tmp_path, "127.0.0.1", 80)
+def certified(place: Path) -> Path:
+    """A certificate of this machine's own, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    place.write_bytes(certificate.public_bytes(pem) + secret)
+    return place
+
+
+def test_tls(short: Path, tmp_path: Path) -> None:
+    port = free_port()
+    haproxy = HAProxy.start(short, "127.0.0.1", port, certified(tmp_path / "both.pem"))
+    try:
+        response = httpx.get(f"https://127.0.0.1:{port}/info", verify=False, trust_env=False)
+        assert response.json() == {"error": "no replica is ready; try again"}
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"https://127.0.0.1:{port}/info", trust_env=False)
+    finally:
+        haproxy.stop()
+    assert "bind [::1]:80\n" in configuration(tmp_path, "::1", 80)

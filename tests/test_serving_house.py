@@ -166,6 +166,24 @@ def test_a_canary_that_fails_costs_nobody_an_answer(
     play(registry, scenario)
 
 
+def test_a_canary_is_loaded_once_however_many_ask(
+    bundle: Path, opposite: Path, tmp_path: Path
+) -> None:
+    registry = registry_of(tmp_path, bundle)
+    registry.deploy("tiny", registry.register(opposite, "tiny"), share=1.0)
+    weights = tmp_path / "tiny" / "versions" / "2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")  # it cannot be loaded
+
+    async def scenario(_: httpx.AsyncClient, house: House) -> None:
+        await asyncio.gather(*(house.predict(None, ["a film"]) for _ in range(16)))
+        while house.answering.pool.state(("tiny", "2")) == "loading":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        assert house.trials.tallies["tiny"].of_canary.errors == 1
+
+    play(registry, scenario)
+
+
 def test_a_shadow_is_compared_and_never_heard(bundle: Path, opposite: Path, tmp_path: Path) -> None:
     registry = registry_of(tmp_path, bundle)
     version = registry.register(opposite, "tiny")
@@ -173,7 +191,7 @@ def test_a_shadow_is_compared_and_never_heard(bundle: Path, opposite: Path, tmp_
     one, two = labels(Engine.load(bundle)), labels(Engine.load(opposite))
     differing = sum(a != b for a, b in zip(one, two, strict=True))
 
-    async def scenario(_: httpx.AsyncClient, house: House) -> None:
+    async def scenario(client: httpx.AsyncClient, house: House) -> None:
         await loaded(house, ("tiny", "2"))
         tally = house.trials.tallies["tiny"]
         while house.trials.num_copies:
@@ -185,6 +203,13 @@ def test_a_shadow_is_compared_and_never_heard(bundle: Path, opposite: Path, tmp_
             await asyncio.sleep(0.01)
         assert tally.num_pairs - pairs == 10 * len(TEXTS)
         assert tally.num_disagreed - disagreed == 10 * differing
+        (said_of,) = (await client.get("/canaries")).json()
+        assert (said_of["live"]["version"], said_of["canary"]["version"]) == ("1", "2")
+        assert said_of["canary"]["errors"] == 0 < said_of["canary"]["p95_ms"]
+        agreement = said_of["agreement"]
+        assert (agreement["texts"], agreement["differ"]) == (tally.num_pairs, tally.num_disagreed)
+        assert agreement["labels"] == ["negative", "positive"]
+        assert sum(map(sum, agreement["live_by_canary"])) == tally.num_pairs
 
     play(registry, scenario)
 

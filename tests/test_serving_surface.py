@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tiny_bundle import write_tiny_bundle
 
 from serving import keys, protocols
-from serving.asgi import Surface
+from serving.asgi import Surface, show_requests
 from serving.engine import Engine
 from serving.house import House
 from serving.keys import Keys
@@ -226,6 +226,36 @@ def test_what_was_asked_is_counted(registry: Registry) -> None:
         assert 'route="/v2/models/{model}/infer",status="400"} 1' in text
         assert 'bertha_request_seconds_count{protocol="tei",route="/predict"} 2' in text
         assert text.count("# TYPE bertha_request_seconds histogram") == 1
+
+    play(registry, scenario)
+
+
+def test_a_request_leaves_a_line_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> None:
+        surface = Surface(protocols.ALL, FakeModels(), log_requests=True)
+        transport = httpx.ASGITransport(surface)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"x-request-id": "7", "authorization": "Bearer hidden"}
+            await client.post("/predict", json={"inputs": "secret"}, headers=headers)
+
+    show_requests()
+    asyncio.run(scenario())
+    said = capsys.readouterr().out
+    line = json.loads(said)
+    assert line.pop("milliseconds") > 0
+    assert line == {"request_id": "7", "protocol": "tei", "route": "/predict", "status": 200}
+
+
+def test_what_versions_did_is_counted(registry: Registry) -> None:
+    async def scenario(client: httpx.AsyncClient, house: House) -> None:
+        await client.post("/predict", json={"inputs": ["a film", "dull"]})
+        text = (await client.get("/metrics")).text
+        labels = '{model="tiny",version="1"}'
+        for name, number in (("texts", 2), ("answers", 1), ("failures", 0)):
+            assert f"bertha_{name}_total{labels} {number}\n" in text
+        assert f"bertha_model_loaded{labels} 1\n" in text
+        house.answering.pool.forget([("tiny", "1")])
+        assert "bertha_model_loaded{" not in (await client.get("/metrics")).text
 
     play(registry, scenario)
 

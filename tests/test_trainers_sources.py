@@ -3,9 +3,9 @@
 import bz2
 import gzip
 import http.server
-import importlib.util
 import json
 import lzma
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,8 +220,10 @@ def test_a_source_that_is_not_there_says_what_to_do(source: str, message: str) -
             sources.fingerprint(source, Data(source=source))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
-def test_s3_without_its_extra_says_which() -> None:
+def test_s3_without_its_extra_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    known = sys.modules["fsspec.registry"]._registry  # `fsspec.registry` is another thing
+    monkeypatch.delitem(known, "s3", raising=False)
     with pytest.raises(DataError, match=r"pip install \"bertha\[aws\]\""):
         read("s3://bucket/a.csv")
 

@@ -29,7 +29,7 @@ class Built(Settings):
     Speed and memory are those of one thread of the machine in `environment`.
     """
 
-    name: str = Field(description="as in `openvino int8`")
+    name: str = Field(description="as in `onnxruntime int8`")
     chosen: bool = Field(False, description="whether this engine answers unless another is named")
     directory: str = Field("", description="in the bundle; '' for an engine without files")
     files: dict[str, str] = Field({}, description="SHA-256 by file name")
@@ -37,7 +37,9 @@ class Built(Settings):
     max_logit_difference: float = Field(description="from torch fp32, over all rows")
     rows: int = Field(description="held-out texts, or masks of a masked language model")
     metrics: dict[str, Any] = Field({}, description="on the held-out rows, where they have labels")
-    texts_per_second: dict[str, float] = Field({}, description="of short and of long texts")
+    texts_per_second: dict[str, float] = Field(
+        {}, description="texts a CPU-second of one thread, short ones and long ones"
+    )
     num_bytes: int = Field(0, description="of memory")
     load_seconds: float = Field(0.0, description="until the first answer")
     trials: tuple[dict[str, Any], ...] = Field((), description="what was tried, in order")

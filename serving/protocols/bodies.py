@@ -47,6 +47,11 @@ def dump(value: Any) -> bytes:
     return text.encode(errors="replace")  # half a surrogate, in a name that is echoed
 
 
+def said(refusal: Refusal, _: int) -> bytes:
+    """The JSON of an error where a protocol has but words for it."""
+    return dump({"error": refusal.message})
+
+
 def schema(shape: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a body, for the documentation."""
     return shape.model_json_schema()

@@ -15,7 +15,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from serving.models import Models, Prediction, Vector
 from serving.protocols import plain
-from serving.protocols.bodies import Body, dump, parse, schema
+from serving.protocols.bodies import Body, dump, parse, said, schema
 from serving.protocols.labels import Function, applied, ranked
 from serving.protocols.nearness import cosines
 from serving.protocols.paths import model_of
@@ -126,17 +126,12 @@ def _are_texts(values: Sequence[Any]) -> TypeGuard[Sequence[str]]:
     return all(isinstance(each, str) for each in values)
 
 
-def word(refusal: Refusal, _: int) -> bytes:
-    """The JSON of an error."""
-    return dump({"error": refusal.message})
-
-
 PROTOCOL = Protocol(
     "hf",
     (
         Route("POST", "/hf/{model}", infer, "Ask a model", body=schema(InferenceRequest)),
         Route("POST", "/", infer, "Ask the default model", body=schema(InferenceRequest)),
     ),
-    word,
+    said,
     {"wrong-task": 400, "failed": 500},
 )

@@ -4,17 +4,18 @@ The answer to an instance is the plain one of the model's task. What a model is,
 `/v1/models/{model}`, is told with OpenAI's keys as well; the list of all models is OpenAI's.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 
 from serving.models import Models
 from serving.protocols import plain
-from serving.protocols.bodies import Body, dump, parse, schema
+from serving.protocols.bodies import Body, dump, parse, said, schema
 from serving.protocols.openai import described
 from serving.protocols.paths import model_of
 from serving.protocols.texts import checked
-from serving.wire import Protocol, Refusal, Reply, Request, Route
+from serving.wire import Protocol, Reply, Request, Route
 
 
 class Instance(Body):
@@ -36,7 +37,12 @@ class PredictRequest(Body):
     @property
     def texts(self) -> list[str]:
         """The texts in order."""
-        return [each if isinstance(each, str) else each.inputs for each in self.instances]
+        return texts_of(self.instances)
+
+
+def texts_of(instances: Sequence[str | Instance]) -> list[str]:
+    """The texts of instances in order."""
+    return [each if isinstance(each, str) else each.inputs for each in instances]
 
 
 async def predict(http: Request, models: Models) -> Reply:
@@ -62,11 +68,6 @@ async def model(http: Request, models: Models) -> Reply:
     return Reply(dump(ready | described(info, reference)))
 
 
-def word(refusal: Refusal, _: int) -> bytes:
-    """The JSON of an error."""
-    return dump({"error": refusal.message})
-
-
 PROTOCOL = Protocol(
     "kserve",
     (
@@ -86,6 +87,6 @@ PROTOCOL = Protocol(
         ),
         Route("GET", "/v1/models/{model}", model, "A model, and whether it is ready"),
     ),
-    word,
+    said,
     {"wrong-task": 400, "failed": 500},
 )

@@ -11,7 +11,7 @@ from pydantic import Field, StrictBool
 
 from serving.models import Management, Models
 from serving.protocols import oip_metadata
-from serving.protocols.bodies import Body, dump, parse, schema
+from serving.protocols.bodies import Body, dump, parse, said, schema
 from serving.protocols.oip_outputs import outputs, wanted
 from serving.protocols.oip_tensors import BINARY, InferRequest, read, reply
 from serving.protocols.paths import model_of
@@ -100,11 +100,6 @@ async def unload(http: Request, models: Models) -> Reply:
     return Reply()
 
 
-def word(refusal: Refusal, _: int) -> bytes:
-    """The JSON of an error."""
-    return dump({"error": refusal.message})
-
-
 def _management(models: Models) -> Management:
     if models.management is None:
         raise Refusal("no-method", "this endpoint serves one bundle; nothing is loaded or unloaded")
@@ -158,6 +153,6 @@ PROTOCOL = Protocol(
             "management",
         ),
     ),
-    word,
+    said,
     {"wrong-task": 400, "failed": 500},
 )

@@ -29,20 +29,25 @@ _TYPES = {
 }
 
 
-class EmbeddingsRequest(Body):
-    """The body of `/v1/embeddings`."""
+class TextsRequest(Body):
+    """What OpenAI's calls about texts have in common."""
 
     input: StrictStr | list[StrictStr] = Field(
         description="a text or a list of texts; token ids are not read, send the text"
     )
     model: StrictStr | None = Field(None, description="name, name:version or name@alias")
-    encoding_format: Literal["float", "base64"] = Field("float", description="of the vectors")
-    dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
 
     @property
     def texts(self) -> list[str]:
         """The texts in order."""
         return [self.input] if isinstance(self.input, str) else self.input
+
+
+class EmbeddingsRequest(TextsRequest):
+    """The body of `/v1/embeddings`."""
+
+    encoding_format: Literal["float", "base64"] = Field("float", description="of the vectors")
+    dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
 
 
 async def embeddings(http: Request, models: Models) -> Reply:

@@ -17,6 +17,7 @@ from serving.models import Models
 from serving.protocols import plain
 from serving.protocols.bodies import Body, dump, parse, schema
 from serving.protocols.forms import URL_ENCODED, media_type
+from serving.protocols.kserve import Instance, texts_of
 from serving.protocols.labels import ranked
 from serving.protocols.texts import checked, decoded
 from serving.wire import JSON, Protocol, Refusal, Reply, Request, Route
@@ -25,12 +26,6 @@ CSV = "text/csv"
 TEXT = "text/plain"
 
 _AS_JSON = (JSON, "", URL_ENCODED)  # the last is what curl says of whatever -d sends
-
-
-class Instance(Body):
-    """A text in an object."""
-
-    inputs: StrictStr
 
 
 class Invocation(Body):
@@ -77,8 +72,7 @@ def read(http: Request) -> Asked:
     request = parse(Invocation, http.body)
     options = (request.raw_scores, request.truncate is not False)
     if request.instances is not None:
-        texts = [each if isinstance(each, str) else each.inputs for each in request.instances]
-        return Asked(texts, False, "predictions", *options)
+        return Asked(texts_of(request.instances), False, "predictions", *options)
     if request.inputs is None:
         raise Refusal("malformed", "inputs is missing; expected a text or a list of texts")
     if isinstance(request.inputs, str):

@@ -1,7 +1,7 @@
 """TorchServe's management API below `/manage`, for keys that may manage.
 
 List, describe, register, unregister, choose the default version. A bundle takes the place of a
-model archive: `url` is a directory or an address in the store. `handler`, `runtime`, `batch_size`
+model archive: `url` is its directory, as the server sees it. `handler`, `runtime`, `batch_size`
 and the like are ignored, for the bundle and the measured engine decide them. `PUT` of workers
 changes nothing: Ray Serve scales replicas between the bounds that the endpoint was deployed with;
 the answer says so. `workers` are of the replica that answers.
@@ -53,7 +53,7 @@ async def register(http: Request, models: Models) -> Reply:
     """Add a bundle as the next version of a name."""
     url = http.query.get("url", "")
     if not url:
-        raise Refusal("malformed", "url is missing; expected the path or address of a bundle")
+        raise Refusal("malformed", "url is missing; expected the directory of a bundle")
     info = await _management(models).register(url, http.query.get("model_name") or None)
     return _status(f'Model "{info.name}" Version: {info.version} registered with 0 initial workers')
 
@@ -137,7 +137,7 @@ def _number(query: Mapping[str, str], key: str, default: int) -> int:
 
 _PAGING = {"limit": "models of a page", "next_page_token": "where the last page ended"}
 _REGISTERING = {
-    "url": "the path or address of a bundle",
+    "url": "a bundle's directory, as the server sees it",
     "model_name": "the name to register it under; by default the bundle's own",
 }
 _CUSTOMIZED = {"customized": "true: the task, labels and metrics too"}

@@ -8,12 +8,12 @@ import time
 import uuid
 from typing import Any
 
-from pydantic import Field, StrictBool, StrictStr
+from pydantic import Field, StrictBool
 
 from serving.models import Answer, Models, Prediction
-from serving.protocols.bodies import Body, dump, parse, schema
+from serving.protocols.bodies import dump, parse, schema
 from serving.protocols.labels import best, ranked
-from serving.protocols.openai import STATUSES, usage
+from serving.protocols.openai import STATUSES, TextsRequest, usage
 from serving.protocols.texts import checked
 from serving.wire import Protocol, Refusal, Reply, Request, Route
 
@@ -26,20 +26,11 @@ _TYPES = {
 }
 
 
-class ClassifyRequest(Body):
+class ClassifyRequest(TextsRequest):
     """The body of `/classify`, of either style."""
 
-    input: StrictStr | list[StrictStr] = Field(
-        description="a text or a list of texts; token ids are not read, send the text"
-    )
-    model: StrictStr | None = Field(None, description="name, name:version or name@alias")
     use_activation: StrictBool | None = Field(None, description="vLLM: logits where false")
     raw_scores: StrictBool = Field(False, description="infinity: logits where true")
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts in order."""
-        return [self.input] if isinstance(self.input, str) else self.input
 
     @property
     def raw(self) -> bool:
