@@ -79,13 +79,17 @@ class Person:
 
     def ask(self, text: str, other: str | None = None) -> str:
         """Type into the page and press Ctrl+Enter; the headline of the answer."""
+        self.type(text, other)
+        self.until(lambda: not self.named("ask").get_attribute("aria-disabled"))
+        return self.read("headline")
+
+    def type(self, text: str, other: str | None = None) -> None:
+        """Type into the page and press Ctrl+Enter."""
         for field, typed in (("text", text), ("other", other)):
             if typed is not None:
                 self.named(field).clear()
                 self.named(field).send_keys(typed)
         self.named("text").send_keys(Keys.CONTROL, Keys.ENTER)
-        self.until(lambda: not self.named("ask").get_attribute("aria-disabled"))
-        return self.read("headline")
 
     def bars(self) -> list[tuple[str, str]]:
         """Labels and what is written beside them."""

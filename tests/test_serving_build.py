@@ -291,7 +291,7 @@ class TestSpeed:
         assert {len(row) for batch in work["long"] for row in batch} == {128}
         assert len(work["long"][0]) == Limits().max_batch_tokens // 128
         assert max(len(row) for batch in work["short"] for row in batch) == speed.SHORT
-        assert sum(map(len, work["short"])) == len(rows)
+        assert [len(batch) for batch in work["short"]] == [speed.BATCH_TEXTS] * speed.NUM_BATCHES
 
     def test_the_median_of_turns(self) -> None:
         batches = {"short": [[np.zeros(3, dtype=np.int32)]]}

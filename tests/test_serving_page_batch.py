@@ -65,7 +65,10 @@ def serving(models: FakeModels, keys: ApiKeys | None = None) -> Iterator[str]:
     async def counts() -> dict[Any, float]:
         return {}
 
-    operators = operations.protocol(protocols.ALL, counts, lambda: True, "0")
+    async def tallies() -> list[Any]:
+        return []
+
+    operators = operations.protocol(protocols.ALL, counts, tallies, lambda: True, "0")
     with listening(Surface([*protocols.ALL, operators], models, keys=keys)) as address:
         yield f"http://{address}/"
 
@@ -326,7 +329,10 @@ def test_the_servers_own_time_is_told(person: Person) -> None:
     async def counts() -> dict[Any, float]:
         return {}
 
-    operators = operations.protocol(protocols.ALL, counts, lambda: True, "0")
+    async def tallies() -> list[Any]:
+        return []
+
+    operators = operations.protocol(protocols.ALL, counts, tallies, lambda: True, "0")
     with listening(Timed([*protocols.ALL, operators], FakeModels())) as address:
         person.visit(f"http://{address}/")
         person.ask("a film")
