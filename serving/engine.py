@@ -71,9 +71,14 @@ class Engine:
         """A text that a sound engine answers."""
         if self._num_features is not None:
             return " ".join("0" * self._num_features)
+        return f"fine {self.mask}".strip()
+
+    @property
+    def mask(self) -> str:
+        """What a text writes where a word is to be filled in; "" where none can be."""
         if isinstance(self._encoder, TextEncoder) and self._mask_id is not None:
-            return f"fine {self._encoder.tokenizer.mask_token}"
-        return "fine"
+            return str(self._encoder.tokenizer.mask_token)
+        return ""
 
     def encode(self, texts: Sequence[str]) -> tuple[Samples, int]:
         """Raw texts cleaned and encoded, and how many of them were cut at max_length.

@@ -93,7 +93,8 @@ class House:
         key, answered = await self._ask(model, texts, ("masked-lm",), True)
         for number, logits in enumerate(answered.values, 1):
             if not len(logits):
-                raise Refusal("unreadable", f"text {number} holds no mask to fill")
+                mask = answered.engine.mask
+                raise Refusal("unreadable", f"text {number} holds no {mask} to fill in")
         filled = [
             answered.engine.fillings(text, row, logits, top_k, targets)
             for text, row, logits in zip(texts, answered.rows, answered.values, strict=True)

@@ -1,8 +1,10 @@
 """Workers leave, join and change their layout: the losses stay those of the undisturbed run."""
 
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -118,9 +120,9 @@ def test_resumed_under_another_layout_it_ends_with_the_same_losses(
 
 @pytest.fixture
 def nodes() -> Iterator[Cluster]:
-    """A cluster of two nodes on this machine, with room for three workers and for one."""
+    """A cluster on this machine whose one node has room for two workers."""
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False}
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     yield cluster
@@ -129,37 +131,47 @@ def nodes() -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_a_node_leaves_and_the_run_goes_on_with_the_rest(
+def test_a_node_joins_and_leaves_and_the_losses_stay(
     settings: list[str],
-    undisturbed: list[float],
+    here: ClusterSpec,
     nodes: Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Two workers, three once Ray has seen the new node, and two when it is cut off."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    leaving = nodes.add_node(num_cpus=1)
+    long = ["stopping.max_steps=700", "stopping.epochs=100", "evaluation.every_steps=350"]
+    recipe = recipes.load("csv", [*settings, *long, "checkpoints.every_steps=25"])
+    fit.fit(recipe, here, tmp_path / "alone")
     path = tmp_path / "cluster.yaml"
-    provider = {"type": "local", "head_ip": "a", "worker_ips": ["b", "c", "d"]}
-    metadata = {"min_workers": 2, "cache": str(tmp_path / "cache"), "max_failures": 5}
+    provider = {"type": "local", "head_ip": "a", "worker_ips": ["b", "c"]}
+    metadata = {"min_workers": 2, "cache": str(here.cache), "max_failures": 5, "resize_seconds": 3}
     path.write_text(yaml.safe_dump({"provider": provider, "metadata": metadata}))
-    run, over = RunDirectory(tmp_path / "run"), threading.Event()
+    run = RunDirectory(tmp_path / "run")
 
-    def leave() -> None:
-        while len(losses(run)) < 7 and not over.wait(0.002):
-            pass
-        nodes.remove_node(leaving, allow_graceful=False)
+    def sizes() -> list[int]:
+        return [row["workers"] for row in run.rows("start")]
 
-    leaver = threading.Thread(target=leave)
-    leaver.start()
-    try:
-        fit.fit(recipes.load("csv", settings), spec.load(path), run.path)
-    finally:
-        over.set()
-        leaver.join()
-    assert losses(run) == pytest.approx(undisturbed, abs=2e-5)
-    first, *_, last = run.rows("start")
-    assert (first["step"], first["workers"], last["workers"]) == (0, 4, 3)
-    assert last["step"] >= 2 and last["lost_steps"] >= 0
-    assert run.record()["layout"] == Layout(dp_replicate=3).model_dump(mode="json")
-    assert f"going on from step {last['step']} with 3 workers" in capsys.readouterr().out
+    with ThreadPoolExecutor(1) as beside:
+        fitting = beside.submit(fit.fit, recipe, spec.load(path), run.path)
+        until(lambda: len(losses(run)) >= 5, fitting)
+        joined = nodes.add_node(num_cpus=1)
+        until(lambda: sizes() == [2, 3], fitting)
+        since = len(losses(run))
+        until(lambda: len(losses(run)) >= since + 40, fitting)
+        nodes.remove_node(joined, allow_graceful=False)
+        fitting.result()
+    assert losses(run) == pytest.approx(losses(RunDirectory(tmp_path / "alone")), abs=2e-5)
+    assert sizes() == [2, 3, 2]
+    *_, last = run.rows("start")
+    assert last["step"] >= 25 and 0 < last["lost_steps"] <= 25
+    assert run.record()["layout"] == Layout(dp_replicate=2).model_dump(mode="json")
+    assert f"going on from step {last['step']} with 2 workers" in capsys.readouterr().out
+
+
+def until(happened: Callable[[], bool], fitting: Future[Any]) -> None:
+    """Wait for something that happens while a run goes on."""
+    while not happened():
+        assert not fitting.done(), fitting.exception() or "it had not happened when the run ended"
+        time.sleep(0.02)
