@@ -1,7 +1,7 @@
 """What the cores compute with no server around them: a process a core, of one thread each.
 
-The texts that the servers are asked, encoded beforehand, sorted by length and cut into batches of
-the server's own token budget. All processes compute at once, for the same seconds.
+The texts that the servers are asked, encoded beforehand, in batches as Bertha fills them. All
+processes compute at once, for the same seconds.
 """
 
 import itertools
@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from serving import speed
 from serving.engine import Engine, split
-from serving.models import Limits
-
-BUDGET = Limits().max_batch_tokens
 
 
 def measured(
@@ -44,7 +42,7 @@ def _compute(
     bundle: Path, name: str, texts: list[str], seconds: float, barrier: Any, answers: Any
 ) -> None:
     engine = Engine.load(bundle, name)
-    batches = batches_of(split(engine.encode(texts)[0]), BUDGET)
+    batches = speed.batches(split(engine.encode(texts)[0]))
     for batch in batches[:: max(1, len(batches) // 8)]:  # every length is met once
         engine.infer_rows(batch)
     barrier.wait()
@@ -56,14 +54,3 @@ def _compute(
         if time.perf_counter() - started >= seconds:
             break
     answers.put((count, time.perf_counter() - started, time.process_time() - cpu))
-
-
-def batches_of(rows: Sequence[np.ndarray], budget: int) -> list[list[np.ndarray]]:
-    """Rows sorted by length, cut so that a batch with its padding is within the budget."""
-    batches: list[list[np.ndarray]] = []
-    for row in sorted(rows, key=len):
-        if batches and len(row) * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches

@@ -107,7 +107,6 @@ class Answering:
         yield ("bertha_batches_total", ()), meter.num_batches
         yield ("bertha_batch_rows_total", ()), meter.num_rows
         yield ("bertha_tokens_total", ()), meter.num_tokens
-        yield ("bertha_padded_tokens_total", ()), meter.num_padded
         yield ("bertha_busy_seconds_total", ()), meter.busy_seconds
         yield ("bertha_waiting_requests", ()), self.batcher.num_waiting
         for (name, version), done in list(self._statistics.items()):

@@ -76,13 +76,12 @@ class Ticket:
 class Meter:
     """What the engine thread has done, for one model or for all.
 
-    num_tokens: without padding; num_padded: with it. busy_seconds: inside the models.
+    busy_seconds: inside the models.
     """
 
     num_batches: int = 0
     num_rows: int = 0
     num_tokens: int = 0
-    num_padded: int = 0
     busy_seconds: float = 0.0
     num_failed: int = 0
 
@@ -90,7 +89,7 @@ class Meter:
 class Batcher:
     """Batches the rows of concurrent `submit` calls. Made in, and belongs to, one event loop.
 
-    token_budget: most tokens of a batch, padding included; a longer row goes alone.
+    token_budget: most tokens of a batch; a longer row goes alone.
     max_waiting_requests, max_waiting_tokens: beyond either, `submit` raises Overloaded, unless
     nothing waits at all.
     """
@@ -220,13 +219,11 @@ class Batcher:
             self._closed = True
 
     def _count(self, model: Infers, batch: list[Row], seconds: float, failed: bool = False) -> None:
-        lengths = [len(row.values) for row in batch]
-        num_tokens = sum(lengths)
+        num_tokens = sum(len(row.values) for row in batch)
         for meter in (self.total, self.meters.setdefault(model, Meter())):
             meter.num_batches += 1
             meter.num_rows += len(batch)
             meter.num_tokens += num_tokens
-            meter.num_padded += max(lengths) * len(batch)
             meter.busy_seconds += seconds
             meter.num_failed += failed
         speed = seconds / max(1, num_tokens)

@@ -17,7 +17,7 @@ from typing import Any
 
 from serving import speed
 from serving.candidates import Bench, Candidate
-from serving.engine import num_features, split
+from serving.engine import config_of, split
 from serving.held_out import Rows, rows_of
 from serving.kinds import KINDS, REFERENCE
 from trainers import bundle, provenance
@@ -139,7 +139,7 @@ def _race(
     """Measure the speed of all that were made, and choose the fastest that may serve."""
     made = {each.name: each for each in found if each.engine is not None}
     infer = {name: each.engine.infer_rows for name, each in made.items() if each.engine}
-    width = num_features(directory)  # a linear model reads texts of one length
+    width = config_of(directory).get("num_features")  # a linear model reads texts of one length
     lengths = (card.max_length,) if width is None else (width, width)
     work = speed.workloads(split(rows.held_out), *lengths)
     for name, speeds in speed.interleaved(infer, work, rounds, seconds).items():

@@ -14,7 +14,8 @@ import numpy as np
 
 from serving import export, int8, networks
 from serving.agreement import agreeing, deviation_of, metrics_of
-from serving.engine import Engine, num_features
+from serving.backends.backend import Backend
+from serving.engine import Engine, config_of, split
 from serving.held_out import Rows
 from serving.kinds import INT8, KINDS, REFERENCE, Place
 from serving.models import Prediction
@@ -97,14 +98,14 @@ class Bench:
             return
         place.mkdir()
         if held == "onnx":
-            export.save_onnx(self._network, self._masked_lm, place)
+            export.save_onnx(self._network, place)
         else:
-            graph = export.to_openvino(self._network, self._masked_lm)
-            export.save_openvino(graph, place)
+            export.save_openvino(export.to_openvino(self._network), place)
 
     def _quantize(self, threshold: float) -> list[dict[str, Any]]:
         """Write the first int8 graph at `threshold`, else the most faithful; what was tried."""
-        batches = int8.calibration(self._rows.calibration, self._encoder, self._masked_lm)
+        reference, _ = self._load(REFERENCE)
+        batches = [reference.packed([row]) for row in split(self._rows.calibration)]
         place, best = self._place(INT8), -1.0
         tried: list[dict[str, Any]] = []
         self._export("onnx")
@@ -113,7 +114,7 @@ class Bench:
             attempt.mkdir()
             export.write_onnx(graph, attempt)
             backend = KINDS[INT8].load(Place(self._directory, self._card, attempt, 1))
-            outputs = self._outputs(Engine(self._card, self._encoder, backend))
+            outputs = self._outputs(self._engine(backend))
             agreement, difference = self._compared(outputs)
             tried.append(
                 {"trial": name, "agreement": agreement, "max_logit_difference": difference}
@@ -130,10 +131,12 @@ class Bench:
         """The engine `name`, and the seconds until its first answer."""
         started = time.perf_counter()
         place = Place(self._directory, self._card, self._place(name), 1)
-        features = num_features(self._directory)
-        engine = Engine(self._card, self._encoder, KINDS[name].load(place), features)
+        engine = self._engine(KINDS[name].load(place))
         engine.predict([engine.probe])
         return engine, time.perf_counter() - started
+
+    def _engine(self, backend: Backend) -> Engine:
+        return Engine(self._card, self._encoder, backend, config_of(self._directory))
 
     def _outputs(self, engine: Engine) -> np.ndarray:
         """What an engine computes of the held-out rows: [n, width], of masks [num_masks, width]."""

@@ -7,8 +7,9 @@ their meaning. Knows no Ray and no HTTP.
     engine.predict(["A warm, funny film."])[0].scores
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,30 @@ from serving.backends.backend import Backend
 from serving.fillings import fillings
 from serving.kinds import KINDS, REFERENCE, Place
 from serving.models import Filling, Prediction, Vector
+from serving.packed import Packed
 from trainers import bundle
-from trainers.batching import Cost, cut
 from trainers.card import Built, BundleError, Card, read
-from trainers.device import DEVICES
 from trainers.encoding import Encoder, EncodingError, Samples, TextEncoder
+from trainers.families import positions_of
 from trainers.sealed import flaw
 
 Value = Prediction | Vector | np.ndarray
 
-_CPU = DEVICES["cpu"]
+AT_ONCE = 512  # tokens, about, that `infer` computes together
 
 
 class Engine:
     """A loaded bundle. Nothing changes it; `infer_rows` is called from one thread at a time."""
 
     def __init__(
-        self, card: Card, encoder: Encoder, backend: Backend, num_features: int | None = None
+        self, card: Card, encoder: Encoder, backend: Backend, config: Mapping[str, Any]
     ) -> None:
-        """num_features: numbers in every text of a linear model, else None."""
+        """config: the model's own, of Transformers' `config.json`."""
         self.card = card
         self._encoder = encoder
         self._backend = backend
-        self._num_features = num_features
+        self._config = config
+        self._num_features: int | None = config.get("num_features")  # of a linear model
         self._mask_id: int | None = None
         if card.task == "masked-lm" and isinstance(encoder, TextEncoder):
             self._mask_id = encoder.tokenizer.mask_token_id
@@ -54,7 +56,7 @@ class Engine:
         card = read(directory)
         encoder = bundle.load_encoder(directory, card)
         loaded = load_backend(directory, card, backend, num_threads)
-        return cls(card, encoder, loaded, num_features(directory))
+        return cls(card, encoder, loaded, config_of(directory))
 
     @property
     def backend(self) -> str:
@@ -95,16 +97,21 @@ class Engine:
         return samples, num_cut
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
-        """The answers to samples that were `split`, padded and computed together, in order.
+        """The answers to samples that were `split`, computed together end to end, in order.
 
         A Prediction each; of an embedder a Vector; of a masked language model the logits
         [num_masks, vocabulary] of its masks. What a sample is batched with changes only rounding.
         Raises FloatingPointError where the model answers no number.
         """
-        ids, mask = _padded(rows, self._encoder.pad)
+        packed = self.packed(rows)
+        if self._mask_id is not None and not len(packed.reads):
+            return [np.empty((0, 0), dtype=np.float32) for _ in rows]
+        outputs = self._backend.run(packed)
+        if not np.isfinite(outputs).all():
+            raise FloatingPointError("the model answered infinity or no number")
         if self._mask_id is not None:
-            return self._at_masks(ids, mask)
-        outputs = self._run(ids, mask, None)
+            of_text = np.bincount(packed.texts[packed.reads], minlength=len(rows))
+            return list(np.split(outputs, np.cumsum(of_text)[:-1]))
         if self.card.task == "embedding":
             return list(outputs)
         scores = _scores(self.card.task, outputs)
@@ -113,19 +120,20 @@ class Engine:
             for of_text, raw in zip(scores.tolist(), outputs.tolist(), strict=True)
         ]
 
+    def packed(self, rows: Sequence[np.ndarray]) -> Packed:
+        """What a backend computes of samples that were `split`."""
+        positions = [positions_of(self._config, row) for row in rows]
+        if self._mask_id is None:
+            return Packed.of(rows, positions)
+        return Packed.of(rows, positions, np.flatnonzero(np.concatenate(rows) == self._mask_id))
+
     def infer(self, samples: Samples) -> list[Value]:
-        """The answers to any number of samples, in order, batched by length."""
-        rows = split(samples)
-        budget = max(_CPU.token_budget, int(samples.lengths.max(initial=1)))
-        (batches,) = cut(
-            np.arange(len(rows)), samples.lengths, 1, budget, Cost(_CPU.overhead_tokens)
-        )
-        answers: dict[int, Value] = {}
-        for batch in batches:
-            members = batch.rows.tolist()
-            values = self.infer_rows([rows[row] for row in members])
-            answers.update(zip(members, values, strict=True))
-        return [answers[row] for row in range(len(rows))]
+        """The answers to any number of samples, in order, some at a time."""
+        rows, answers = split(samples), list[Value]()
+        ends = np.flatnonzero(np.diff(samples.offsets[1:] // AT_ONCE, append=np.inf)) + 1
+        for start, end in itertools.pairwise([0, *ends.tolist()]):
+            answers += self.infer_rows(rows[start:end])
+        return answers
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         """One value a text, in order: of a classifier or a regression, a Prediction."""
@@ -146,25 +154,6 @@ class Engine:
         assert isinstance(self._encoder, TextEncoder)
         cleaned, tokenizer = self._encoder.clean(text), self._encoder.tokenizer
         return fillings(tokenizer, cleaned, row, logits, top_k, targets)
-
-    def _run(
-        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
-    ) -> np.ndarray:
-        outputs = self._backend.run(ids, mask, positions)
-        if not np.isfinite(outputs).all():
-            raise FloatingPointError("the model answered infinity or no number")
-        return outputs
-
-    def _at_masks(self, ids: np.ndarray, mask: np.ndarray | None) -> list[Value]:
-        """The logits at the masks of each row; only they meet the vocabulary."""
-        masked = ids == self._mask_id
-        if mask is not None:
-            masked &= mask
-        positions = np.flatnonzero(masked)
-        counts = masked.sum(axis=1)
-        if not len(positions):
-            return [np.empty((0, 0), dtype=np.float32) for _ in ids]
-        return list(np.split(self._run(ids, mask, positions), np.cumsum(counts)[:-1]))
 
 
 def load_backend(directory: Path, card: Card, name: str | None, num_threads: int) -> Backend:
@@ -203,9 +192,9 @@ def _verify(directory: Path, name: str, entry: Built | None) -> None:
         )
 
 
-def num_features(directory: Path) -> int | None:
-    """Numbers in every text of a linear model's bundle; None of any other."""
-    found: int | None = json.loads((directory / "config.json").read_text()).get("num_features")
+def config_of(directory: Path) -> dict[str, Any]:
+    """The model's configuration in a bundle."""
+    found: dict[str, Any] = json.loads((directory / "config.json").read_text())
     return found
 
 
@@ -218,19 +207,6 @@ def join(rows: Sequence[np.ndarray]) -> Samples:
     """Samples of the values of each; the inverse of `split`."""
     offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
     return Samples(np.concatenate(rows), offsets)
-
-
-def _padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows side by side [b, s], and which of it they are [b, s]; None where all of it."""
-    lengths = np.array([len(row) for row in rows])
-    longest = int(lengths.max())
-    dtype = np.int64 if rows[0].dtype.kind == "i" else rows[0].dtype
-    ids = np.full((len(rows), longest), pad, dtype=dtype)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-    if (lengths == longest).all():
-        return ids, None
-    return ids, np.arange(longest) < lengths[:, None]
 
 
 def _scores(task: str, logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A network leaves torch: as a graph of OpenVINO or of ONNX, for any batch and any length.
+"""A network leaves torch: as a graph of OpenVINO or of ONNX, for any texts.
 
 The graph is traced from the very modules that torch runs, so it too computes [CLS] alone in the
 last layer of a classifier. Knows no texts, and nothing of speed or agreement.
@@ -10,26 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from serving.backends import onnx, openvino
 from serving.backends.libraries import library
-from serving.networks import Masked
+from serving.packed import INPUTS, Packed
 from trainers.architecture import quiet
 
 OPSET = 18
-EXAMPLE = (2, 8)  # batch and length of what is traced; neither stays in the graph
+# What is traced; neither the number of texts nor a length stays in the graph.
+EXAMPLE = Packed.of([np.arange(5, 14), np.arange(5, 12)], [np.arange(9), np.arange(7)])
 
 
-def to_openvino(network: nn.Module, takes_positions: bool) -> Any:
+def to_openvino(network: nn.Module) -> Any:
     """The `openvino.Model` of a network, fp32."""
     module = library("openvino")
     with _tracing():
-        model = module.convert_model(Masked(network), example_input=_example(takes_positions))
-    shapes = [[-1, -1], [-1, -1], [-1]][: len(model.inputs)]
-    model.reshape({index: module.PartialShape(shape) for index, shape in enumerate(shapes)})
-    return model
+        return module.convert_model(network, example_input=_example())
 
 
 def save_openvino(model: Any, directory: Path) -> None:
@@ -37,24 +36,19 @@ def save_openvino(model: Any, directory: Path) -> None:
     library("openvino").save_model(model, directory / openvino.FILE, compress_to_fp16=False)
 
 
-def save_onnx(network: nn.Module, takes_positions: bool, directory: Path) -> None:
+def save_onnx(network: nn.Module, directory: Path) -> None:
     """Write a network, fp32, as `OnnxBackend` reads it."""
-    names = ["ids", "mask", "positions"][: 2 + takes_positions]
-    axes: dict[str, dict[int, str]] = {
-        "ids": {0: "batch", 1: "length"},
-        "mask": {0: "batch", 1: "length"},
-        "positions": {0: "masks"},
-        "outputs": {0: "rows"},
-    }
+    names = (*INPUTS, "outputs")
+    axes = zip(names, ("tokens", "tokens", "tokens", "reads", "reads"), strict=True)
     with _tracing():
         # The tracing exporter needs no more than `onnx`, and follows shapes as OpenVINO's does.
         torch.onnx.export(
-            Masked(network),
-            _example(takes_positions),
+            network,
+            _example(),
             str(directory / onnx.FILE),
-            input_names=names,
+            input_names=list(INPUTS),
             output_names=["outputs"],
-            dynamic_axes={name: axes[name] for name in (*names, "outputs")},
+            dynamic_axes={name: {0: axis} for name, axis in axes},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -65,12 +59,8 @@ def write_onnx(model: Any, directory: Path) -> None:
     library("onnx").save(model, str(directory / onnx.FILE))
 
 
-def _example(takes_positions: bool) -> tuple[Tensor, ...]:
-    """Inputs to trace with; what they hold does not matter."""
-    ids = torch.arange(EXAMPLE[0] * EXAMPLE[1]).view(EXAMPLE) % 4 + 5
-    mask = torch.ones(EXAMPLE, dtype=torch.bool)
-    mask[-1, -1] = False
-    return (ids, mask, torch.tensor([1, 9])) if takes_positions else (ids, mask)
+def _example() -> tuple[Tensor, ...]:
+    return tuple(map(torch.from_numpy, EXAMPLE.arrays))
 
 
 @contextmanager

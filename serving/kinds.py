@@ -66,8 +66,8 @@ def _eager(dtype: torch.dtype, name: str) -> Callable[[Place], Backend]:
 
 
 def _compiled(place: Place) -> Backend:
-    network, masked_lm = networks.load(place.bundle, place.card), place.card.task == "masked-lm"
-    return CompiledBackend(network, "torch compiled", place.num_threads, masked_lm)
+    network = networks.load(place.bundle, place.card)
+    return CompiledBackend(network, "torch compiled", place.num_threads)
 
 
 def _openvino(precision: str, name: str) -> Callable[[Place], Backend]:

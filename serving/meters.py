@@ -29,7 +29,6 @@ HELP = {
         "Texts in these batches; by batches: how full they are.",
     ),
     "bertha_tokens_total": ("counter", "Tokens computed, without padding."),
-    "bertha_padded_tokens_total": ("counter", "Tokens computed, with padding."),
     "bertha_busy_seconds_total": ("counter", "Seconds that the engines computed."),
     "bertha_waiting_requests": ("gauge", "Requests without an answer yet."),
     "bertha_model_loaded": ("gauge", "Replicas that have a version in memory."),

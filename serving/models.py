@@ -128,7 +128,7 @@ class Statistics:
 class Limits:
     """What one request, and all of them together, may ask of a replica.
 
-    max_texts: of a request. max_batch_tokens: computed at once, padding included.
+    max_texts: of a request. max_batch_tokens: computed at once.
     max_waiting_requests, max_waiting_tokens: beyond either, a request is refused at once, so that
     those accepted are answered soon. max_body_bytes: of a request, decompressed.
     """

@@ -1,7 +1,10 @@
-"""The torch network of a bundle, whatever its task. Knows no texts.
+"""The torch network of a bundle, whatever its task, over texts that lie end to end.
 
-network = networks.load(directory, card)
-outputs = network(ids, mask, None, positions)
+Embeddings, norms and linear layers see one row of tokens, and attention keeps each text to itself.
+Knows no words.
+
+    network = networks.load(directory, card)
+    outputs = network(*map(torch.from_numpy, packed.arrays), packed.spans)
 """
 
 from pathlib import Path
@@ -14,64 +17,90 @@ from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
 from trainers import bundle
 from trainers.architecture import ModelError, from_hub
-from trainers.bert import ClsOnlyLayer, attend
+from trainers.bert import ClsOnlyLayer, Spans, attend
 from trainers.card import Card
 from trainers.families import FAMILIES, Family
+from trainers.model import LinearModel
 
 
-class EmbeddingModel(nn.Module):
-    """An encoder whose hidden states become one vector of length 1 a text.
+class PackedNetwork(nn.Module):
+    """A BERT over texts that lie end to end; what it gives of the tokens that are read.
 
-    pooling: "mean" over the tokens, or "cls", where the last layer computes [CLS] alone.
+    gives: "labels" or "words", logits of either; "cls" or "mean", vectors of length 1, of the token
+    that is read or over its whole text.
     """
 
-    def __init__(self, encoder: PreTrainedModel, pooling: str) -> None:
+    def __init__(self, family: Family, net: nn.Module, gives: str) -> None:
         super().__init__()
-        AttentionInterface.register("bertha", attend)
-        encoder.config._attn_implementation = "bertha"
-        self.family: Family = FAMILIES[encoder.config.model_type]
-        self.pooling = pooling
-        self.net = nn.Module()
-        self.net.add_module(self.family.encoder, encoder)
-        layers = self.family.layers_of(self.net)
-        if pooling == "cls" and self.family.bert_shaped:
-            layers[-1] = ClsOnlyLayer(layers[-1])
+        self.family, self.net, self.gives = family, net, gives
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, *_: Tensor | None) -> Tensor:
-        """Vectors [b, width] of token ids [b, s]. mask: [b, s] bool; None: nothing is padded."""
-        spread = None if mask is None else mask[:, None, None, :]
-        hidden = self.family.embed(self.net, ids)
+    def forward(
+        self,
+        ids: Tensor,
+        texts: Tensor,
+        positions: Tensor,
+        reads: Tensor,
+        spans: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """Outputs [n, width] of a `Packed`, its arrays as tensors.
+
+        spans: its own, where attention may go text by text; None, as in a graph, for attention over
+        all tokens under a mask, which computes the more in vain the more texts there are.
+        """
+        mask = (texts[:, None] == texts)[None, None] if spans is None else Spans(spans)
+        hidden, only_read = self.family.embed(self.net, ids[None], positions[None]), False
         for layer in self.family.layers_of(self.net):
-            hidden = layer(hidden, spread)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        elif mask is None:
-            pooled = hidden.mean(dim=1)
-        else:
-            weight = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-        return F.normalize(pooled, dim=-1)
+            only_read = isinstance(layer, ClsOnlyLayer)
+            hidden = layer(hidden, mask, reads) if only_read else layer(hidden, mask)
+        read = hidden[0] if only_read else hidden[0, reads]
+        if self.gives == "words":
+            return self.family.predict(self.net, read)
+        if self.gives == "labels":
+            return self.family.classify(self.net, read[:, None])
+        if self.gives == "mean":
+            of_text = (texts[reads][:, None] == texts).to(hidden.dtype)
+            read = of_text @ hidden[0] / of_text.sum(dim=1, keepdim=True)
+        return F.normalize(read, dim=-1)
 
 
-class Masked(nn.Module):
-    """A network as it is exported: every input is a tensor and none is left out."""
+class PackedLinear(nn.Module):
+    """A linear model over texts of numbers that lie end to end, all of one length."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, model: LinearModel) -> None:
         super().__init__()
-        self.network = network
-        self.train(network.training)  # an exporter gives every part the mode of the whole back
+        self.model = model
 
-    def forward(self, ids: Tensor, mask: Tensor, *positions: Tensor) -> Tensor:
-        """Outputs of ids [b, s] and mask [b, s], and of positions [n] where there are any."""
-        outputs: Tensor = self.network(ids, mask, None, *positions)
+    def forward(
+        self, ids: Tensor, texts: Tensor, positions: Tensor, reads: Tensor, *_: object
+    ) -> Tensor:
+        """Outputs [n, width]; only the numbers and how many texts they are of matter."""
+        outputs: Tensor = self.model(ids.view(reads.shape[0], -1))
         return outputs
 
 
 def load(directory: Path, card: Card) -> nn.Module:
     """The network of a bundle in evaluation mode, fp32."""
-    if card.task != "embedding":
-        return bundle.load_model(directory, card)
-    return EmbeddingModel(encoder_of(str(directory)), card.pooling or "mean").eval()
+    if card.task == "embedding":
+        return embedder(encoder_of(str(directory)), card.pooling or "mean").eval()
+    model = bundle.load_model(directory, card)
+    if isinstance(model, LinearModel):
+        return PackedLinear(model).eval()
+    gives = "words" if model.masked_lm else "labels"
+    return PackedNetwork(model.family, model.net, gives).eval()
+
+
+def embedder(encoder: PreTrainedModel, pooling: str) -> PackedNetwork:
+    """An encoder that gives vectors. pooling: "mean", or "cls", and then its last layer computes
+    [CLS] alone.
+    """
+    AttentionInterface.register("bertha", attend)
+    encoder.config._attn_implementation = "bertha"
+    family, net = FAMILIES[encoder.config.model_type], nn.Module()
+    net.add_module(family.encoder, encoder)
+    layers = family.layers_of(net)
+    if pooling == "cls" and family.bert_shaped:
+        layers[-1] = ClsOnlyLayer(layers[-1])
+    return PackedNetwork(family, net, pooling)
 
 
 def encoder_of(source: str) -> Any:

@@ -16,12 +16,11 @@ from torch import nn
 
 from serving.backends.libraries import library
 from serving.backends.onnx import FILE
+from serving.packed import INPUTS, Packed
 from serving.rounding import Rounding, Seen, best
 
 NUM_TOKENS = 1500  # of the calibration texts, that roundings are chosen by
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
-
-Batch = list[np.ndarray]  # inputs of the graph
 
 
 class Graph:
@@ -47,7 +46,7 @@ class Graph:
                 if name is not None:
                     self.layers[name], self.weights[name] = node, weight
 
-    def roundings(self, batches: Sequence[Batch]) -> dict[str, Rounding]:
+    def roundings(self, batches: Sequence[Packed]) -> dict[str, Rounding]:
         """The best rounding of each layer's inputs; layers that share an input share it."""
         sharing: dict[str, list[str]] = {}
         for name, node in self.layers.items():
@@ -65,7 +64,7 @@ class Graph:
         mean: np.ndarray = rounding.error(seen.sample, self.weights[name]).mean(axis=0)
         return -mean.astype(np.float32)
 
-    def _seen(self, tensors: list[str], batches: Sequence[Batch]) -> dict[str, Seen]:
+    def _seen(self, tensors: list[str], batches: Sequence[Packed]) -> dict[str, Seen]:
         """What the `tensors` hold on `batches`."""
         onnxruntime, helper = library("onnxruntime"), library("onnx").helper
         watched = type(self.model)()
@@ -80,7 +79,8 @@ class Graph:
         found: dict[str, list[Seen]] = {name: [] for name in tensors}
         each = max(2, NUM_TOKENS // len(batches))
         for batch in batches:
-            arrays = session.run(tensors, dict(zip(inputs, batch, strict=True)))
+            values = dict(zip(INPUTS, batch.arrays, strict=True))
+            arrays = session.run(tensors, {name: values[name] for name in inputs})
             for name, array in zip(tensors, arrays, strict=True):
                 found[name].append(Seen.of(array.reshape(-1, array.shape[-1]), each))
         return {name: Seen.joined(parts) for name, parts in found.items()}

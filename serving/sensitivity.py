@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from serving.packed import Packed
 from serving.rounding import Rounding
-
-Inputs = tuple[Tensor, ...]  # of one call of the network
 
 
 def ranked(
-    network: nn.Module, batches: Sequence[Inputs], roundings: Mapping[str, Rounding]
+    network: nn.Module, batches: Sequence[Packed], roundings: Mapping[str, Rounding]
 ) -> list[str]:
     """The linear layers of `roundings`, the most sensitive first: those whose rounding alone moves
     the outputs furthest, in the mean square.
     """
     moved = {}
+    tensors = [tuple(map(torch.from_numpy, batch.arrays)) for batch in batches]
     with torch.inference_mode():
-        exact = [network(*inputs) for inputs in batches]
+        exact = [network(*inputs) for inputs in tensors]
         for name, rounding in roundings.items():
             hook = network.get_submodule(name).register_forward_hook(_rounded(rounding))
-            rounded = [network(*inputs) for inputs in batches]
+            rounded = [network(*inputs) for inputs in tensors]
             hook.remove()
             moved[name] = sum(
                 float((there - here).square().mean())

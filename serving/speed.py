@@ -20,19 +20,27 @@ Infer = Callable[[Sequence[Row]], object]
 
 SHORT = 32  # tokens
 BATCH_TOKENS = Limits().max_batch_tokens  # of a batch, as the server composes them
-BATCH_TEXTS = BATCH_TOKENS // SHORT
-NUM_BATCHES = 8
+NUM_SHORT = 64  # texts
 
 
 def workloads(
     rows: Sequence[Row], max_length: int, short_length: int = SHORT
 ) -> dict[str, list[Batch]]:
-    """Batches of "short" and "long" texts, sorted by length as the server's are."""
-    short = sorted((row[:short_length] for row in rows[: NUM_BATCHES * BATCH_TEXTS]), key=len)
-    size = max(1, min(BATCH_TEXTS, BATCH_TOKENS // max_length))
+    """Batches of "short" and "long" texts, as many at once as the server takes."""
     endless = np.concatenate([rows[i % len(rows)] for i in range(max(64, len(rows)))])
-    long = [np.resize(np.roll(endless, -7 * i), max_length) for i in range(size)]
-    return {"short": _batches(short, BATCH_TEXTS), "long": [long]}
+    num_long = max(1, BATCH_TOKENS // max_length)
+    long = [np.resize(np.roll(endless, -7 * i), max_length) for i in range(num_long)]
+    return {"short": batches([row[:short_length] for row in rows[:NUM_SHORT]]), "long": [long]}
+
+
+def batches(rows: Sequence[Row]) -> list[Batch]:
+    """Rows in their order, as many together as a batch of the server holds."""
+    found: list[Batch] = [[]]
+    for row in rows:
+        if found[-1] and sum(map(len, found[-1])) + len(row) > BATCH_TOKENS:
+            found.append([])
+        found[-1].append(row)
+    return found
 
 
 def interleaved(
@@ -74,7 +82,3 @@ def turn(infer: Infer, batches: Sequence[Batch], seconds: float) -> float:
         elapsed = time.process_time() - started
         if elapsed >= seconds:
             return texts / elapsed
-
-
-def _batches(rows: Sequence[Row], size: int) -> list[Batch]:
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

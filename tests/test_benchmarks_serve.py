@@ -18,7 +18,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from bundles import broken, plain
-from ceiling import batches_of
 from load import moments_of
 from outcomes import Outcome, Tally, quantiles, summary
 from report import failed, table
@@ -143,13 +142,6 @@ def test_quantiles_and_throughput() -> None:
     found = summary(tally, 1.0, by_second=False)
     assert found["requests_per_second"] == 1  # what came too late is no throughput
     assert found["statuses"] == {"200": 2, "500": 1}
-
-
-def test_the_ceilings_batches_are_within_the_budget_and_whole() -> None:
-    rows = [np.arange(length) for length in (3, 9, 3, 8, 20, 4)]
-    batches = batches_of(rows, 16)
-    assert sorted(len(row) for batch in batches for row in batch) == [3, 3, 4, 8, 9, 20]
-    assert all(len(b) == 1 or max(map(len, b)) * len(b) <= 16 for b in batches)
 
 
 def test_the_table_compares_rounds_in_pairs() -> None:

@@ -9,7 +9,7 @@ import torch
 from tiny_bundle import LABELS, write_linear_bundle, write_tiny_bundle
 from transformers import AutoModelForSequenceClassification
 
-from serving import agreement, build, int8, networks, rounding, sensitivity, speed
+from serving import agreement, build, networks, rounding, sensitivity, speed
 from serving.__main__ import main
 from serving.candidates import Candidate
 from serving.engine import Engine, split
@@ -265,18 +265,16 @@ class TestInt8:
     ) -> None:
         place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
         card = read(place)
-        network = networks.Masked(networks.load(place, card))
-        rows = Engine.load(place).encode(TEXTS)[0]
-        batches = int8.calibration(rows, bundle.load_encoder(place, card), masked_lm=False)
-        tensors = [tuple(map(torch.from_numpy, batch)) for batch in batches]
+        network, engine = networks.load(place, card), Engine.load(place)
+        batches = [engine.packed([row]) for row in split(engine.encode(TEXTS)[0])]
         linears = {n: m for n, m in network.named_modules() if is_linear(m) and "encoder" in n}
         roundings = {
             name: rounding.Rounding(np.ones(each.in_features, dtype=np.float32), 0.05, 128)
             for name, each in linears.items()
         }
-        hurt = "network.net.bert.encoder.layer.0.output.dense"
+        hurt = "net.bert.encoder.layer.0.output.dense"
         coarse = rounding.Rounding(roundings[hurt].factor, 8.0, 128)
-        names = sensitivity.ranked(network, tensors, roundings | {hurt: coarse})
+        names = sensitivity.ranked(network, batches, roundings | {hurt: coarse})
         assert names[0] == hurt and set(names) == set(linears)
 
 
@@ -291,7 +289,15 @@ class TestSpeed:
         assert {len(row) for batch in work["long"] for row in batch} == {128}
         assert len(work["long"][0]) == Limits().max_batch_tokens // 128
         assert max(len(row) for batch in work["short"] for row in batch) == speed.SHORT
-        assert [len(batch) for batch in work["short"]] == [speed.BATCH_TEXTS] * speed.NUM_BATCHES
+        assert sum(map(len, work["short"])) == speed.NUM_SHORT
+        filled = [sum(map(len, batch)) for batch in work["short"]]
+        assert max(filled) <= Limits().max_batch_tokens < min(filled[:-1]) + speed.SHORT
+
+    def test_batches_are_filled_in_order_within_the_budget(self) -> None:
+        lengths = [100, 150, 7, 300, 9]
+        rows = [np.arange(length, dtype=np.int32) for length in lengths]
+        filled = [[len(row) for row in batch] for batch in speed.batches(rows)]
+        assert filled == [[100, 150], [7], [300], [9]]
 
     def test_the_median_of_turns(self) -> None:
         batches = {"short": [[np.zeros(3, dtype=np.int32)]]}

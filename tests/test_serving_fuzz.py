@@ -31,7 +31,7 @@ BINARY = (
 )
 SEEDS: list[tuple[str, str, bytes, dict[str, str]]] = [
     ("POST", "/predict", json.dumps({"inputs": [TEXT, "dull"]}).encode(), {}),
-    ("POST", "/predict", gzip.compress(b'{"inputs":"a"}'), {"content-encoding": "gzip"}),
+    ("POST", "/predict", gzip.compress(b'{"inputs":"a"}', mtime=0), {"content-encoding": "gzip"}),
     ("POST", "/", json.dumps({"inputs": TEXT, "parameters": {"top_k": 1}}).encode(), {}),
     ("POST", "/hf/tiny:1", json.dumps({"inputs": [TEXT]}).encode(), {}),
     ("POST", "/hf/mask", json.dumps({"inputs": "a [MASK] film"}).encode(), {}),

@@ -107,8 +107,8 @@ def test_a_compressed_body_is_read(registry: Registry, coding: str, pack: object
     ("body", "coding", "status", "words"),
     [
         (b"not gzip", "gzip", 400, "is not gzip"),
-        (gzip.compress(b"x" * 100)[:-9], "gzip", 400, "ends too early"),
-        (gzip.compress(b" " * 50_000_000), "gzip", 413, "larger than"),
+        (gzip.compress(b"x" * 100, mtime=0)[:-9], "gzip", 400, "ends too early"),
+        (gzip.compress(b" " * 50_000_000, mtime=0), "gzip", 413, "larger than"),
         (b"{}", "br", 400, "'br'"),
     ],
 )

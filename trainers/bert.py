@@ -11,6 +11,7 @@ Knows nothing of recipes, optimizers or layouts.
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -156,8 +157,18 @@ class TextModel(nn.Module):
             self.net.save_pretrained(directory)
 
 
+class Spans(tuple[int, ...]):
+    """The lengths of texts that lie end to end in one row: in place of a mask, it lets each text
+    attend to itself alone, and nothing is padded.
+    """
+
+
 class ClsOnlyLayer(nn.Module):
-    """A last BertLayer that computes its output [b, 1, h] for [CLS] alone."""
+    """A last BertLayer that computes its output for what is read alone.
+
+    That is [CLS] of every row: [b, 1, h]; in a row of texts end to end the tokens `reads` [n]:
+    [1, n, h].
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -168,10 +179,17 @@ class ClsOnlyLayer(nn.Module):
         )
         self.whole, self.cls = nn.Identity(), nn.Identity()  # where tensor parallel takes hold
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | Spans | None = None,
+        reads: Tensor | None = None,
+    ) -> Tensor:
         attention: Any = self.attention
         heads, hidden = attention.self, self.whole(hidden)
-        first = hidden[:, :1]
+        first = hidden[:, :1] if reads is None else hidden[:, reads]
+        if reads is not None and isinstance(mask, Tensor):
+            mask = mask[:, :, reads]
 
         def split(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], -1, heads.attention_head_size).transpose(1, 2)
@@ -192,7 +210,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Spans | None,
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -200,6 +218,8 @@ def attend(
 
     Dropping attention weights needs them in memory, so a rate above 0 costs the fused kernel.
     """
+    if isinstance(attention_mask, Spans):
+        return _apart(query, key, value, attention_mask, scaling).transpose(1, 2), None
     dropout: Any = module.dropout
     if dropout.p and module.training:
         scores = (query @ key.transpose(2, 3)) * scaling
@@ -211,3 +231,18 @@ def attend(
             query, key, value, attn_mask=attention_mask, scale=scaling
         )
     return context.transpose(1, 2), None
+
+
+def _apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float) -> Tensor:
+    """Attention of each text to itself: [1, heads, s, d] of texts end to end.
+
+    query: of all tokens, or of one token a text.
+    """
+    own = list(spans)
+    asking = own if query.shape[2] == key.shape[2] else [1] * len(own)
+    parts = (torch.split(t, n, 2) for t, n in ((query, asking), (key, own), (value, own)))
+    attended = [
+        F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(attended, dim=2)

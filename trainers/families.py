@@ -5,10 +5,11 @@ by output, `rows` those it splits by input; a family without them keeps its laye
 mesh and no recipe.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,10 +44,13 @@ class Family:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    def embed(self, net: nn.Module, ids: Tensor) -> Tensor:
-        """Hidden states [b, s, h] of token ids [b, s], before the first layer."""
+    def embed(self, net: nn.Module, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Hidden states [b, s, h] of token ids [b, s], before the first layer.
+
+        positions: [b, s] int64, as `positions_of` numbers them; None: each row is one text.
+        """
         encoder = self.encoder_of(net)
-        hidden: Tensor = encoder.embeddings(input_ids=ids)
+        hidden: Tensor = encoder.embeddings(input_ids=ids, position_ids=positions)
         project = getattr(encoder, "embeddings_project", None)
         return hidden if project is None else project(hidden)
 
@@ -116,3 +120,15 @@ FAMILIES = {
         predict=_distilled_tokens,
     ),
 }
+
+
+def positions_of(config: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
+    """Which row of the position table each of a text's tokens `ids` [n] reads: [n] int64.
+
+    config: of Transformers. RoBERTa begins behind its pad, and does not count pads.
+    """
+    if config["model_type"] != "roberta":
+        return np.arange(len(ids))
+    pad = int(config["pad_token_id"])
+    real = ids != pad
+    return np.where(real, np.cumsum(real) + pad, pad)

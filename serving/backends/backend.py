@@ -1,8 +1,10 @@
-"""What computes: a padded batch in, the model's outputs back. Knows no texts, labels or tasks."""
+"""What computes: texts end to end in, the model's outputs back. Knows no words, labels or tasks."""
 
 from typing import Protocol
 
 import numpy as np
+
+from serving.packed import Packed
 
 
 class Backend(Protocol):
@@ -14,12 +16,5 @@ class Backend(Protocol):
     name: str
     num_bytes: int
 
-    def run(
-        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
-    ) -> np.ndarray:
-        """Outputs [b, width] float32 of ids [b, s] int64 (of a linear model: numbers float32).
-
-        mask: [b, s] bool, true where a token is; None where nothing is padded. positions: [n]
-        int64, flat indices into b * s, of a masked language model alone, whose outputs are
-        [n, vocabulary].
-        """
+    def run(self, packed: Packed) -> np.ndarray:
+        """Outputs [n, width] float32 of the n tokens that are read."""

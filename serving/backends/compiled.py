@@ -1,7 +1,7 @@
 """PyTorch compiled to C++ by torch.compile: needs a C++ compiler where it runs.
 
-Compiled once for any batch and any length, and once more for a single text, which torch treats
-apart; both before the first request. Knows no texts and no tasks.
+Compiled once for any number of tokens and of reads, and once more for a single read, which torch
+treats apart; both before the first request. Knows no texts and no tasks.
 """
 
 import warnings
@@ -11,39 +11,28 @@ import torch
 from torch import nn
 
 from serving.backends.eager import num_bytes_of
+from serving.packed import Packed
 
-WARM_UP = ((2, 8), (1, 8))  # batches and lengths: torch compiles a size of 1 apart
+WARM_UP = ((9, 7), (8,))  # lengths of texts: torch compiles a size of 1 apart
 
 
 class CompiledBackend:
     """A network of `networks.py`, compiled."""
 
-    def __init__(
-        self, network: nn.Module, name: str, num_threads: int, takes_positions: bool
-    ) -> None:
+    def __init__(self, network: nn.Module, name: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)  # of the whole process
         self.name = name
         self.num_bytes = num_bytes_of(network)
         self._network = torch.compile(network, dynamic=True)
-        for batch, length in WARM_UP:
-            ids = np.ones((batch, length), dtype=np.int64)
-            positions = np.arange(2, dtype=np.int64) if takes_positions else None
+        for lengths in WARM_UP:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's, about itself
-                self.run(ids, None, positions)
+                rows = [np.ones(length, dtype=np.int64) for length in lengths]
+                self.run(Packed.of(rows, list(map(np.arange, lengths))))
 
-    def run(
-        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
-    ) -> np.ndarray:
-        """As `Backend.run`."""
-        if mask is None:
-            mask = np.ones(ids.shape, dtype=bool)  # one graph is compiled, not two
+    def run(self, packed: Packed) -> np.ndarray:
+        """As `Backend.run`; attention goes over all tokens under a mask."""
         with torch.inference_mode():
-            outputs = self._network(
-                torch.from_numpy(ids),
-                torch.from_numpy(mask),
-                None,
-                None if positions is None else torch.from_numpy(positions),
-            )
+            outputs = self._network(*map(torch.from_numpy, packed.arrays))
             array: np.ndarray = outputs.float().numpy()
             return array

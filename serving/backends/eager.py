@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from serving.packed import Packed
+
 
 class EagerBackend:
     """A network of `networks.py`, in `dtype`."""
@@ -19,18 +21,11 @@ class EagerBackend:
         self.network = network.to(dtype)
         self.num_bytes = num_bytes_of(network)
 
-    def run(
-        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
-    ) -> np.ndarray:
-        """As `Backend.run`."""
+    def run(self, packed: Packed) -> np.ndarray:
+        """As `Backend.run`; attention goes text by text."""
         with torch.inference_mode():
-            outputs = self.network(
-                torch.from_numpy(ids),
-                None if mask is None else torch.from_numpy(mask),
-                None,
-                None if positions is None else torch.from_numpy(positions),
-            )
-            array: np.ndarray = outputs.float().numpy()
+            tensors = map(torch.from_numpy, packed.arrays)
+            array: np.ndarray = self.network(*tensors, packed.spans).float().numpy()
             return array
 
 

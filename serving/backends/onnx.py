@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.backends.libraries import library
+from serving.packed import INPUTS, Packed
 
 FILE = "model.onnx"
 
@@ -26,14 +27,10 @@ class OnnxBackend:
         self._names = [each.name for each in self._session.get_inputs()]
         self.num_bytes = sum(path.stat().st_size for path in directory.iterdir())
 
-    def run(
-        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
-    ) -> np.ndarray:
+    def run(self, packed: Packed) -> np.ndarray:
         """As `Backend.run`."""
-        if mask is None:
-            mask = np.ones(ids.shape, dtype=bool)
-        values = (ids, mask) if positions is None else (ids, mask, positions)
-        outputs: np.ndarray = self._session.run(None, dict(zip(self._names, values, strict=True)))[
+        values = dict(zip(INPUTS, packed.arrays, strict=True))
+        outputs: np.ndarray = self._session.run(None, {name: values[name] for name in self._names})[
             0
         ]
         return outputs

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.backends.libraries import library
+from serving.packed import INPUTS, Packed
 
 FILE = "model.xml"
 
@@ -27,16 +28,15 @@ class OpenVinoBackend:
         }
         self.name = name
         compiled = library("openvino").Core().compile_model(directory / FILE, "CPU", settings)
+        # An input may have a name of the tracer's beside its own, and one that is not read is gone.
+        self._names = [next(iter(each.names & {*INPUTS})) for each in compiled.inputs]
         self._request = compiled.create_infer_request()
         self.num_bytes = sum(path.stat().st_size for path in directory.iterdir())
 
-    def run(
-        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None
-    ) -> np.ndarray:
+    def run(self, packed: Packed) -> np.ndarray:
         """As `Backend.run`."""
-        if mask is None:
-            mask = np.ones(ids.shape, dtype=bool)
-        values = [ids, mask] if positions is None else [ids, mask, positions]
-        self._request.infer(values, share_inputs=True, share_outputs=True)
+        values = dict(zip(INPUTS, packed.arrays, strict=True))
+        inputs = [values[name] for name in self._names]
+        self._request.infer(inputs, share_inputs=True, share_outputs=True)
         outputs: np.ndarray = self._request.get_output_tensor(0).data.copy()
         return outputs
