@@ -13,11 +13,14 @@ demo: $(READY)
 	  --ask "Two hours of my life that I will never get back." \
 	  --ask "The plot is thin, but the cast makes it a joy to watch."
 
+# Two files at a time: half of the time is waiting for processes to start.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -81,14 +81,15 @@ class Surface:
             log.exception("request %s to %s failed", request_id, route_path)
             internal = Refusal("internal", f"an error of the server's own; its id is {request_id}")
             reply = protocol.refuse(internal)
-        await _send(send, reply, request_id, method == "HEAD")
         seconds = time.perf_counter() - started
+        told = ("x-request-id", request_id), ("server-timing", f"total;dur={1000 * seconds:.2f}")
+        await _send(send, reply._replace(headers=(*told, *reply.headers)), method == "HEAD")
         self._meters.count(protocol.name, route_path, reply.status, seconds)
         if self._log_requests:
             _log_line(request_id, protocol.name, route_path, reply.status, seconds)
         if self._traces is not None:
-            told = {"protocol": protocol.name, "status": reply.status, "request_id": request_id}
-            self._traces.record(headers, route_path, seconds, told)
+            facts = {"protocol": protocol.name, "status": reply.status, "request_id": request_id}
+            self._traces.record(headers, route_path, seconds, facts)
 
     async def _answer(
         self, match: Match, scope: Mapping[str, Any], headers: dict[str, str], receive: Receive
@@ -196,15 +197,18 @@ def _too_large(most: int) -> NoReturn:
     raise Refusal("too-large", f"the body is larger than {most} bytes; send less at once")
 
 
-async def _send(send: Send, reply: Reply, request_id: str, only_head: bool) -> None:
+async def _send(send: Send, reply: Reply, only_head: bool) -> None:
     headers = [
         (b"content-type", reply.media_type.encode("latin-1")),
         (b"content-length", str(len(reply.body)).encode()),
-        (b"x-request-id", request_id.encode("latin-1", "replace")),
-        *((key.encode("latin-1"), value.encode("latin-1")) for key, value in reply.headers),
+        *((name.encode("latin-1"), _latin(value)) for name, value in reply.headers),
     ]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if only_head else reply.body})
+
+
+def _latin(value: str) -> bytes:
+    return value.encode("latin-1", "replace")
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -177,6 +177,8 @@ def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(registry: Registr
     async def scenario(client: httpx.AsyncClient, _: House) -> None:
         named = await client.get("/info", headers={"x-request-id": "abc"})
         assert named.headers["x-request-id"] == "abc"
+        total = named.headers["server-timing"].removeprefix("total;dur=")
+        assert 0 < float(total) < 1000 * named.elapsed.total_seconds()
         ids = {(await client.get("/info")).headers["x-request-id"] for _ in range(5)}
         assert len(ids) == 5
 
