@@ -29,7 +29,8 @@ def commands(start: str) -> list[str]:
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
-    known = ("make ", "python -m trainers ", "python -m serving ", "curl ", "python benchmarks/")
+    known = ("make ", "curl ", "python benchmarks/")
+    known += tuple(f"python -m {package} " for package in ("cluster", "trainers", "serving"))
     assert [command for command in COMMANDS if not command.startswith(known)] == []
     assert all(commands(kind) for kind in known)
 
@@ -63,6 +64,12 @@ def test_the_tree_is_the_tree() -> None:
     )
 
 
+def test_planning_commands(tmp_path: Path) -> None:
+    for command in commands("python -m cluster "):
+        said = run(command, tmp_path)
+        assert "  =>* " in said and "why " in said, command
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the user's own file that the README speaks of."""
@@ -92,7 +99,7 @@ def run(command: str, place: Path) -> str:
 
 
 @pytest.mark.slow
-def test_planning_and_training_commands(place: Path) -> None:
+def test_training_commands(place: Path) -> None:
     """The first training command as it is; the others in one process, without Ray's start."""
     metadata = "metadata: {devices_per_node: 0}"
     (place / "here.yaml").write_text(f"provider: {{type: local}}\n{metadata}\n")
