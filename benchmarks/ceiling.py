@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from serving import speed
 from serving.engine import Engine, split
+from serving.engine import batches as batches_of
 
 
 def measured(
@@ -42,7 +42,7 @@ def _compute(
     bundle: Path, name: str, texts: list[str], seconds: float, barrier: Any, answers: Any
 ) -> None:
     engine = Engine.load(bundle, name)
-    batches = speed.batches(split(engine.encode(texts)[0]))
+    batches = batches_of(split(engine.encode(texts)[0]), engine.batch_tokens)
     for batch in batches[:: max(1, len(batches) // 8)]:  # every length is met once
         engine.infer_rows(batch)
     barrier.wait()

@@ -58,7 +58,7 @@ def override(settings: dict[str, Any], assignment: str) -> None:
     *groups, last = key.split(".")
     for group in groups:
         inner = settings.setdefault(group, {})
-        if inner == "auto":
+        if inner in ("auto", None):
             inner = settings[group] = {}
         if not isinstance(inner, dict):
             raise SettingsError(f"{assignment}: {group} is a value, not a group of settings")

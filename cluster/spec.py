@@ -43,6 +43,8 @@ class Metadata(Settings):
     )
     tpu_type: str | None = Field(None, description="of a TPU slice, as Ray names it: TPU-V6E")
     tpu_topology: str | None = Field(None, description="of a TPU slice, as 4x4")
+    price_usd_per_hour: float | None = Field(None, ge=0, description="of a node, while it is held")
+    power_watts: float | None = Field(None, ge=0, description="of a node under load")
 
 
 @dataclass(frozen=True)

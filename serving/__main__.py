@@ -170,7 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     builds.add_argument("--threshold", type=float, help="least agreement; default: 0.995")
     builds.add_argument("--allow", action="append", default=[], metavar="NAME", help="even below")
     builds.add_argument("--only", action="append", metavar="NAME", help="this and torch fp32")
-    builds.add_argument("--rounds", type=int, help="turns of each engine; default: 5")
+    builds.add_argument(
+        "--student", type=Path, metavar="BUNDLE", help="a distilled model: one more candidate"
+    )
+    builds.add_argument("--rounds", type=int, help="turns of each engine; default: 3")
     builds.add_argument("--dry-run", action="store_true", help="say what would be measured")
     builds.set_defaults(command=build)
 

@@ -42,9 +42,7 @@ class Answering:
 
     def __init__(self, load: Callable[[Key], Engine], limits: Limits, budget_bytes: int) -> None:
         self.pool = Pool(load, budget_bytes)
-        self.batcher = Batcher(
-            limits.max_batch_tokens, limits.max_waiting_requests, limits.max_waiting_tokens
-        )
+        self.batcher = Batcher(limits.max_waiting_requests, limits.max_waiting_tokens)
         self._statistics: dict[Key, Statistics] = {}
         self._sound: dict[Key, bool] = {}  # whether the last batch of each succeeded
 

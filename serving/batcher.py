@@ -4,7 +4,7 @@ The engine thread takes its next batch itself the moment it is free, so it never
 loop, and an idle one starts a request at once: there is no timer. What nobody waits for any more,
 or what is past its deadline, is dropped before it costs anything. Knows no Ray, no HTTP, no model.
 
-    batcher = Batcher(token_budget=256, max_waiting_requests=32, max_waiting_tokens=32768)
+    batcher = Batcher(max_waiting_requests=32, max_waiting_tokens=32768)
     answers, waited = await batcher.submit(engine, rows)
 """
 
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,12 @@ _SMOOTHING = 0.2  # of the speed, by batch
 
 
 class Infers(Hashable, Protocol):
-    """A model: rows of one batch to as many answers, in order."""
+    """A model: rows of one batch to as many answers, in order.
+
+    batch_tokens: most tokens of a batch; a longer row goes alone.
+    """
+
+    batch_tokens: int
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> Sequence[Any]:
         """Called in the engine thread, one call at a time."""
@@ -89,17 +95,14 @@ class Meter:
 class Batcher:
     """Batches the rows of concurrent `submit` calls. Made in, and belongs to, one event loop.
 
-    token_budget: most tokens of a batch; a longer row goes alone.
     max_waiting_requests, max_waiting_tokens: beyond either, `submit` raises Overloaded, unless
     nothing waits at all.
     """
 
-    def __init__(
-        self, token_budget: int, max_waiting_requests: int, max_waiting_tokens: int
-    ) -> None:
+    def __init__(self, max_waiting_requests: int, max_waiting_tokens: int) -> None:
         self.meters: WeakKeyDictionary[Infers, Meter] = WeakKeyDictionary()  # by model
         self.total = Meter()
-        self._lanes = Lanes(token_budget)
+        self._lanes = Lanes(attrgetter("batch_tokens"))
         self._max_requests, self._max_tokens = max_waiting_requests, max_waiting_tokens
         self._num_requests = 0
         self._seconds_per_token = 1e-4

@@ -5,7 +5,7 @@ the bundle answers with from then on; all figures go into its card. A candidate 
 refused unless it is allowed by name.
 
     python -m serving build runs/reviews/bundle [--texts FILE] [--threshold 0.995]
-        [--allow "onnxruntime int8"] [--only NAME] [--rounds 5] [--dry-run]
+        [--allow "onnxruntime int8"] [--only NAME] [--student BUNDLE] [--rounds 3] [--dry-run]
 """
 
 import argparse
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from serving import speed
+from serving import student as distilled
 from serving.candidates import Bench, Candidate
 from serving.engine import config_of, split
 from serving.held_out import Rows, rows_of
-from serving.kinds import KINDS, REFERENCE
+from serving.kinds import KINDS, REFERENCE, STUDENT
 from trainers import bundle, provenance
 from trainers.card import CARD, Built, BundleError, Card, read, written
 from trainers.recipe import METRICS
 from trainers.sealed import begin, sha256, write_file
 
 THRESHOLD = 0.995
-ROUNDS, SECONDS = 5, 1.0  # of each engine's turns at each length of text
+ROUNDS, SECONDS = 3, 0.5  # of each engine's turns at each length of text and number of tokens
 
 Tell = Callable[[str], None]
 
@@ -35,6 +36,7 @@ def build(
     directory: Path,
     *,
     candidates: Sequence[str] | None = None,
+    student: Path | None = None,
     rows: Rows | None = None,
     threshold: float = THRESHOLD,
     allow: Collection[str] = (),
@@ -44,17 +46,22 @@ def build(
 ) -> list[Candidate]:
     """Make and measure engines of the bundle in `directory` and write them into it.
 
-    candidates: names of `KINDS`; default: all but those on request. rows: to measure on; default:
+    candidates: names of `KINDS`; default: all but those on request. student: the bundle of one more
+    candidate, distilled from this one. rows: to measure on; default:
     those the recipe held out. threshold: the least agreement with torch fp32. allow: candidates
     that may serve with less. rounds, seconds: how often and how long the speed of each is measured.
     Raises BundleError and TextsError.
     """
     card = read(directory)
-    names = _names(card, candidates, allow)
+    names = _names(card, candidates, allow, student)
     encoder = bundle.load_encoder(directory, card)
+    if student is not None:
+        distilled.check(card, encoder, student)
     rows = rows or rows_of(card, encoder)
     aside = begin(directory / "engines")
     try:
+        if student is not None:
+            distilled.copy(student, aside / KINDS[STUDENT].directory)
         bench = Bench(directory, card, encoder, rows, aside, tell)
         found = []
         for name in names:
@@ -71,7 +78,8 @@ def build(
 def table(found: Sequence[Candidate], card: Card) -> str:
     """One line a candidate, the chosen one marked."""
     metric = METRICS[card.task][0] if card.task != "embedding" else ""
-    header = ("engine", "agree", "max diff", metric or "-", "short/s", "long/s", "MB", "load s", "")
+    speeds = ("short/s", "long/s", "at once")
+    header = ("engine", "agree", "max diff", metric or "-", *speeds, "MB", "load s", "")
     lines = [header, *(_line(each, metric) for each in found)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
@@ -87,6 +95,8 @@ def main_build(options: argparse.Namespace) -> int:
     """The command `build`, its options as `serving.__main__` reads them; prints the table."""
     card = read(options.bundle)
     encoder = bundle.load_encoder(options.bundle, card)
+    if options.student is not None:
+        distilled.check(card, encoder, options.student)
     rows = rows_of(card, encoder, options.texts)
     print(
         f"{options.bundle}: {card.task}, {len(rows.held_out)} texts to judge by and "
@@ -94,12 +104,13 @@ def main_build(options: argparse.Namespace) -> int:
         flush=True,
     )
     if options.dry_run:
-        for name in _names(card, options.only, options.allow):
+        for name in _names(card, options.only, options.allow, options.student):
             print(f"  {name}: {KINDS[name].lacking(to_make=True) or 'would be measured'}")
         return 0
     found = build(
         options.bundle,
         candidates=options.only,
+        student=options.student,
         rows=rows,
         rounds=options.rounds or ROUNDS,
         threshold=THRESHOLD if options.threshold is None else options.threshold,
@@ -110,15 +121,21 @@ def main_build(options: argparse.Namespace) -> int:
     return 0
 
 
-def _names(card: Card, candidates: Sequence[str] | None, allow: Collection[str]) -> list[str]:
-    """The candidates by name, the reference first."""
+def _names(
+    card: Card, candidates: Sequence[str] | None, allow: Collection[str], student: Path | None
+) -> list[str]:
+    """The candidates by name, the reference first, a student last."""
     unknown = sorted({*(candidates or ()), *allow} - KINDS.keys())
     if unknown:
         raise BundleError(f"no engine is called {unknown[0]!r}; there is {', '.join(KINDS)}")
-    if card.recipe["model"]["name"] == "linear":
-        return [REFERENCE]
+    if student is None and STUDENT in (candidates or ()):
+        raise BundleError(f"{STUDENT!r} is of another bundle; name it with --student BUNDLE")
     usual = [name for name, kind in KINDS.items() if not kind.on_request]
-    return list(dict.fromkeys([REFERENCE, *(candidates or usual)]))
+    if card.recipe["model"]["name"] == "linear":
+        candidates, usual = None, []
+    others = [name for name in candidates or usual if name != STUDENT]
+    students = [] if student is None else [STUDENT]
+    return list(dict.fromkeys([REFERENCE, *others, *students]))
 
 
 def _judge(found: Candidate, threshold: float, allow: Collection[str]) -> None:
@@ -136,15 +153,23 @@ def _race(
     rounds: int,
     seconds: float,
 ) -> None:
-    """Measure the speed of all that were made, and choose the fastest that may serve."""
-    made = {each.name: each for each in found if each.engine is not None}
-    infer = {name: each.engine.infer_rows for name, each in made.items() if each.engine}
+    """Measure the speed of all that were made, computing as much at once as suits each, and choose
+    the fastest that may serve.
+    """
+    made = {each.name: (each, each.engine) for each in found if each.engine is not None}
     width = config_of(directory).get("num_features")  # a linear model reads texts of one length
     lengths = (card.max_length,) if width is None else (width, width)
-    work = speed.workloads(split(rows.held_out), *lengths)
-    for name, speeds in speed.interleaved(infer, work, rounds, seconds).items():
-        made[name].texts_per_second = speeds
-    max((each for each in made.values() if not each.reason), key=lambda c: c.speed).chosen = True
+    texts = split(rows.held_out)
+    works = {budget: speed.workload(texts, budget, *lengths) for budget in speed.BUDGETS}
+    tried = {
+        (name, budget): (engine.infer_rows, work)
+        for name, (_, engine) in made.items()
+        for budget, work in works.items()
+    }
+    for (name, budget), speeds in speed.interleaved(tried, rounds, seconds).items():
+        made[name][0].offer(budget, speeds)
+    served = [each for each, _ in made.values() if not each.reason]
+    max(served, key=lambda each: each.speed).chosen = True
 
 
 def _write(
@@ -181,6 +206,7 @@ def _entry(directory: Path, found: Candidate, num_rows: int) -> Built:
         rows=num_rows,
         metrics=found.metrics,
         texts_per_second=found.texts_per_second,
+        batch_tokens=found.batch_tokens,
         num_bytes=found.num_bytes,
         load_seconds=found.load_seconds,
         trials=tuple(found.trials),
@@ -195,7 +221,7 @@ def _environment(name: str) -> dict[str, Any]:
 
 def _line(found: Candidate, metric: str) -> tuple[str, ...]:
     if found.engine is None:
-        return (found.name, *["-"] * 7, found.reason)
+        return (found.name, *["-"] * 8, found.reason)
     speeds = found.texts_per_second
     value = found.metrics.get(metric)
     return (
@@ -205,6 +231,7 @@ def _line(found: Candidate, metric: str) -> tuple[str, ...]:
         "-" if value is None else f"{value:.4f}",
         f"{speeds.get('short', 0):.0f}",
         f"{speeds.get('long', 0):.1f}",
+        str(found.batch_tokens),
         f"{found.size_bytes / 1e6:.0f}",
         f"{found.load_seconds:.1f}",
         "<- chosen" if found.chosen else found.reason,

@@ -17,7 +17,7 @@ from serving.agreement import agreeing, deviation_of, metrics_of
 from serving.backends.backend import Backend
 from serving.engine import Engine, config_of, split
 from serving.held_out import Rows
-from serving.kinds import INT8, KINDS, REFERENCE, Place
+from serving.kinds import INT8, KINDS, REFERENCE, STUDENT, Place
 from serving.models import Prediction
 from trainers.card import Card
 from trainers.encoding import Encoder
@@ -40,6 +40,7 @@ class Candidate:
     max_logit_difference: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     texts_per_second: dict[str, float] = field(default_factory=dict)
+    batch_tokens: int = 0
     load_seconds: float = 0.0
     num_bytes: int = 0
     size_bytes: int = 0
@@ -49,12 +50,18 @@ class Candidate:
     @property
     def speed(self) -> float:
         """One number for short and long texts: their geometric mean."""
-        speeds = list(self.texts_per_second.values())
-        return float(np.prod(speeds) ** (1 / len(speeds))) if speeds else 0.0
+        return _mean(self.texts_per_second)
+
+    def offer(self, batch_tokens: int, texts_per_second: dict[str, float]) -> None:
+        """Take so many tokens at once, where that is the fastest so far."""
+        if _mean(texts_per_second) > self.speed:
+            self.batch_tokens, self.texts_per_second = batch_tokens, texts_per_second
 
 
 class Bench:
-    """Makes and compares the engines of one bundle. aside: where files are made."""
+    """Makes and compares the engines of one bundle. aside: where files are made, and where a
+    student's lie already.
+    """
 
     def __init__(
         self, directory: Path, card: Card, encoder: Encoder, rows: Rows, aside: Path, tell: Tell
@@ -136,7 +143,8 @@ class Bench:
         return engine, time.perf_counter() - started
 
     def _engine(self, backend: Backend) -> Engine:
-        return Engine(self._card, self._encoder, backend, config_of(self._directory))
+        holder = self._aside if backend.name == STUDENT else self._directory
+        return Engine(self._card, self._encoder, backend, config_of(holder, backend.name))
 
     def _outputs(self, engine: Engine) -> np.ndarray:
         """What an engine computes of the held-out rows: [n, width], of masks [num_masks, width]."""
@@ -159,3 +167,8 @@ def _size(directory: Path) -> int:
     """Bytes of the model's files in a directory."""
     kinds = ("*.safetensors", "*.onnx", "*.xml", "*.bin")
     return sum(path.stat().st_size for kind in kinds for path in directory.glob(kind))
+
+
+def _mean(speeds: dict[str, float]) -> float:
+    """Their geometric mean; of none, 0."""
+    return float(np.prod(list(speeds.values())) ** (1 / len(speeds))) if speeds else 0.0

@@ -93,4 +93,5 @@ def _facts(name: str, version: str, state: State, card: Card) -> ModelInfo:
         weights_sha256=card.files.get("model.safetensors"),
         created=state.versions[version].created,
         pooling=card.pooling or "",
+        batch_tokens=card.batch_tokens(chosen),
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.backends.backend import Backend
 from serving.fillings import fillings
-from serving.kinds import KINDS, REFERENCE, Place
+from serving.kinds import KINDS, REFERENCE, STUDENT, Place
 from serving.models import Filling, Prediction, Vector
 from serving.packed import Packed
 from trainers import bundle
@@ -28,8 +28,6 @@ from trainers.sealed import flaw
 
 Value = Prediction | Vector | np.ndarray
 
-AT_ONCE = 512  # tokens, about, that `infer` computes together
-
 
 class Engine:
     """A loaded bundle. Nothing changes it; `infer_rows` is called from one thread at a time."""
@@ -39,6 +37,7 @@ class Engine:
     ) -> None:
         """config: the model's own, of Transformers' `config.json`."""
         self.card = card
+        self.batch_tokens = card.batch_tokens(backend.name)
         self._encoder = encoder
         self._backend = backend
         self._config = config
@@ -56,7 +55,7 @@ class Engine:
         card = read(directory)
         encoder = bundle.load_encoder(directory, card)
         loaded = load_backend(directory, card, backend, num_threads)
-        return cls(card, encoder, loaded, config_of(directory))
+        return cls(card, encoder, loaded, config_of(directory, loaded.name))
 
     @property
     def backend(self) -> str:
@@ -129,11 +128,8 @@ class Engine:
 
     def infer(self, samples: Samples) -> list[Value]:
         """The answers to any number of samples, in order, some at a time."""
-        rows, answers = split(samples), list[Value]()
-        ends = np.flatnonzero(np.diff(samples.offsets[1:] // AT_ONCE, append=np.inf)) + 1
-        for start, end in itertools.pairwise([0, *ends.tolist()]):
-            answers += self.infer_rows(rows[start:end])
-        return answers
+        values = map(self.infer_rows, batches(split(samples), self.batch_tokens))
+        return list(itertools.chain.from_iterable(values))
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         """One value a text, in order: of a classifier or a regression, a Prediction."""
@@ -180,9 +176,10 @@ def _verify(directory: Path, name: str, entry: Built | None) -> None:
     """Raise a BundleError unless the bundle holds the files of an engine as they were written."""
     if entry is None or not entry.files:
         why = "was never built" if entry is None else f"was refused at {entry.agreement:.2%}"
+        how = f"build {directory}" + (" --student BUNDLE" if name == STUDENT else "")
         raise BundleError(
-            f"{directory}: {name!r} {why}; python -m serving build {directory}, with --allow where "
-            f"it is to serve all the same, or name {REFERENCE!r}"
+            f"{directory}: {name!r} {why}; python -m serving {how}, with --allow where it is to "
+            f"serve all the same, or name {REFERENCE!r}"
         )
     damage = flaw(directory, entry.files)
     if damage is not None:
@@ -192,15 +189,26 @@ def _verify(directory: Path, name: str, entry: Built | None) -> None:
         )
 
 
-def config_of(directory: Path) -> dict[str, Any]:
-    """The model's configuration in a bundle."""
-    found: dict[str, Any] = json.loads((directory / "config.json").read_text())
+def config_of(directory: Path, engine: str = REFERENCE) -> dict[str, Any]:
+    """The configuration of the model that an engine of a bundle computes."""
+    place = directory / KINDS[STUDENT].directory if engine == STUDENT else directory
+    found: dict[str, Any] = json.loads((place / "config.json").read_text())
     return found
 
 
 def split(samples: Samples) -> list[np.ndarray]:
     """The values of each sample."""
     return np.split(samples.values, samples.offsets[1:-1])
+
+
+def batches(rows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:
+    """Rows in their order, as many together as `num_tokens` hold, but at least one."""
+    found: list[list[np.ndarray]] = [[]]
+    for row in rows:
+        if found[-1] and sum(map(len, found[-1])) + len(row) > num_tokens:
+            found.append([])
+        found[-1].append(row)
+    return found
 
 
 def join(rows: Sequence[np.ndarray]) -> Samples:

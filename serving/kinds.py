@@ -22,6 +22,7 @@ from trainers.device import DEVICES
 
 REFERENCE = "torch fp32"  # what evaluation measured
 INT8 = "onnxruntime int8"
+STUDENT = "student fp32"  # another model: see `student.py`
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Kind:
 
     module: what it runs on. load: a Backend of a Place. directory: in the bundle, "" where it needs
     no more than the bundle itself. makers: modules that write the files. machine: why this machine
-    cannot run it, or None. on_request: measured only where it is named, as it loads for minutes.
+    cannot run it, or None. on_request: measured only where it is named, as it loads for minutes, or
+    is of another bundle.
     """
 
     name: str
@@ -68,6 +70,11 @@ def _eager(dtype: torch.dtype, name: str) -> Callable[[Place], Backend]:
 def _compiled(place: Place) -> Backend:
     network = networks.load(place.bundle, place.card)
     return CompiledBackend(network, "torch compiled", place.num_threads)
+
+
+def _student(place: Place) -> Backend:
+    network = networks.load(place.directory, place.card)
+    return EagerBackend(network, STUDENT, place.num_threads)
 
 
 def _openvino(precision: str, name: str) -> Callable[[Place], Backend]:
@@ -102,5 +109,6 @@ KINDS = {
             "openvino",
             machine=_no_bf16,
         ),
+        Kind(STUDENT, "torch", _student, "student", on_request=True),
     )
 }

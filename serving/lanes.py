@@ -1,17 +1,17 @@
 """The order of waiting rows: which go next into the model, together. Pure; knows no clock.
 
 Rows wait in lanes, one for each owner. The next batch is headed by the row that is due first, and
-filled from its lane, in order, while its tokens are within a budget: nothing is padded, so texts of
-any length may go together. A row is due some multiple of its request's own work after it came:
-little work overtakes much, and much never starves.
+filled from its lane, in order, while its tokens are within the owner's budget: nothing is padded,
+so texts of any length may go together. A row is due some multiple of its request's own work after
+it came: little work overtakes much, and much never starves.
 
-    lanes = Lanes(token_budget=256)
+    lanes = Lanes({"sentiment": 256}.__getitem__)
     lanes.add(Row("sentiment", values, due=12.5, ticket=request))
     for row in lanes.take(): ...
 """
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -38,10 +38,13 @@ _Heap = list[tuple[float, int, Row]]  # the row due first on top; rows due at on
 
 
 class Lanes:
-    """Waiting rows. Not safe for threads; whoever shares it holds a lock."""
+    """Waiting rows. Not safe for threads; whoever shares it holds a lock.
 
-    def __init__(self, token_budget: int) -> None:
-        self.token_budget = token_budget
+    budget_of: the most tokens of a batch of an owner.
+    """
+
+    def __init__(self, budget_of: Callable[[Any], int]) -> None:
+        self._budget_of = budget_of
         self.num_rows = 0
         self.num_tokens = 0
         self._lanes: dict[Hashable, _Heap] = {}
@@ -63,7 +66,8 @@ class Lanes:
             return []
         owner = min(self._lanes, key=lambda each: self._lanes[each][0][:2])
         lane, batch, num_tokens = self._lanes[owner], list[Row](), 0
-        while lane and (not batch or num_tokens + len(lane[0][2].values) <= self.token_budget):
+        budget = self._budget_of(owner)
+        while lane and (not batch or num_tokens + len(lane[0][2].values) <= budget):
             row = heapq.heappop(lane)[2]
             num_tokens += len(row.values)
             batch.append(row)

@@ -69,7 +69,8 @@ class ModelInfo:
     task: "classification", "multi-label", "regression", "masked-lm" or "embedding". width: of an
     embedding, else 0. engine: the backend that answers, as "onnxruntime int8". metrics: measured on
     held-out texts. created: seconds since 1970. state: "ready", "loading" or "cold" (loaded when
-    first asked). pooling: of an embedding, "mean" or "cls", where it is known.
+    first asked). pooling: of an embedding, "mean" or "cls", where it is known. batch_tokens: that
+    the engine computes at once.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ModelInfo:
     aliases: tuple[str, ...] = ()
     state: str = "ready"
     pooling: str = ""
+    batch_tokens: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,13 +130,12 @@ class Statistics:
 class Limits:
     """What one request, and all of them together, may ask of a replica.
 
-    max_texts: of a request. max_batch_tokens: computed at once.
-    max_waiting_requests, max_waiting_tokens: beyond either, a request is refused at once, so that
-    those accepted are answered soon. max_body_bytes: of a request, decompressed.
+    max_texts: of a request. max_waiting_requests, max_waiting_tokens: beyond either, a request is
+    refused at once, so that those accepted are answered soon. max_body_bytes: of a request,
+    decompressed.
     """
 
     max_texts: int = 32
-    max_batch_tokens: int = 256
     max_waiting_requests: int = 32
     max_waiting_tokens: int = 32768
     max_body_bytes: int = 2 * 1024 * 1024

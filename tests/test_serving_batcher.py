@@ -19,7 +19,8 @@ class Engine:
     Rows are strings: a batcher asks no more of them than a length.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch_tokens: int = 64) -> None:
+        self.batch_tokens = batch_tokens
         self.batches: list[list[Row]] = []
         self.free = threading.Event()
         self.free.set()
@@ -60,10 +61,10 @@ def play(
     max_waiting_requests: int = 1000,
 ) -> Engine:
     """Run a scenario against a fresh batcher; the engine with the batches it saw."""
-    engine = Engine()
+    engine = Engine(token_budget)
 
     async def run() -> None:
-        batcher = Batcher(token_budget, max_waiting_requests, max_waiting_tokens)
+        batcher = Batcher(max_waiting_requests, max_waiting_tokens)
         await scenario(engine, batcher)
         await batcher.close()
 

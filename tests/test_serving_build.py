@@ -1,23 +1,31 @@
 """Building engines: each measured against torch fp32, the fastest faithful one answers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_bundle import LABELS, write_linear_bundle, write_tiny_bundle
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizerFast,
+    RobertaConfig,
+)
 
 from serving import agreement, build, networks, rounding, sensitivity, speed
 from serving.__main__ import main
 from serving.candidates import Candidate
 from serving.engine import Engine, split
 from serving.held_out import TextsError, rows_of
-from serving.kinds import KINDS
-from serving.models import Limits
+from serving.kinds import KINDS, REFERENCE, STUDENT
 from trainers import bundle
 from trainers.card import CARD, Built, BundleError, read
+from trainers.encoding import load_encoder
+from trainers.model import build as make_model
+from trainers.recipe import parse
 from trainers.sealed import digests
 
 pytestmark = pytest.mark.slow
@@ -125,6 +133,112 @@ def test_an_altered_engine_is_refused(tmp_path: Path, tiny_bert: Path, corpus: P
     with pytest.raises(BundleError, match=r"openvino/model\.bin is not the file that was written"):
         Engine.load(place, "openvino fp32")
     assert Engine.load(place, "torch fp32").predict(TEXTS)
+
+
+class TestStudent:
+    """A distilled model in its teacher's bundle."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, tiny_bert: Path, corpus: Path) -> Path:
+        return write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
+
+    @pytest.fixture
+    def student(self, tmp_path: Path, tiny_bert: Path) -> Path:
+        """Of another family, which counts positions in its own way."""
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+        config = RobertaConfig(**sizes, vocab_size=40, num_hidden_layers=1, initializer_range=1.0)
+        config.update({"max_position_embeddings": 64, "num_labels": 2})
+        torch.manual_seed(1)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "roberta")
+        names = {"name": str(tmp_path / "roberta"), "tokenizer": str(tiny_bert)}
+        made = parse({"model": names, "data": {"source": "x"}, "batch": {"max_length": 16}})
+        model = make_model(made, LABELS["classification"], 0)
+        card = read(write_tiny_bundle(tmp_path / "like", tiny_bert))
+        encoder = load_encoder(str(tiny_bert), card.cleaning, card.max_length)
+        bundle.write(tmp_path / "student", model, model.state_dict().items(), encoder, card)
+        return tmp_path / "student"
+
+    def test_it_is_refused_until_it_is_allowed(self, place: Path, student: Path) -> None:
+        quick = QUICK | {"candidates": [REFERENCE], "student": student, "threshold": 1.01}
+        found = build.build(place, **quick)
+        assert [each.name for each in found] == [REFERENCE, STUDENT]
+        assert found[0].chosen and found[1].reason == "refused: under 101.0%"
+        with pytest.raises(BundleError, match=r"'student fp32' was refused at .*--allow"):
+            Engine.load(place, STUDENT)
+        assert not (place / "student").exists()
+        (_, entry) = build.build(place, **quick, allow=[STUDENT])
+        assert entry.reason == ""
+        engine, alone, teacher = (Engine.load(place, STUDENT), *map(Engine.load, (student, place)))
+        assert engine.backend == STUDENT and engine.num_bytes == alone.num_bytes
+        for ours, theirs in zip(engine.predict(TEXTS), alone.predict(TEXTS), strict=True):
+            np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-5)
+        card = read(place)
+        rows = rows_of(card, bundle.load_encoder(place, card))
+        told, found_ = (
+            np.array([value.logits for value in each.infer(rows.held_out)])
+            for each in (Engine.load(place, REFERENCE), engine)
+        )
+        same = (told.argmax(axis=1) == found_.argmax(axis=1)).mean()
+        assert card.engines[1].agreement == entry.agreement == pytest.approx(same)
+        assert set(card.engines[1].files) == {"student/config.json", "student/model.safetensors"}
+        assert card.engines[1].metrics["accuracy"] > 0 and teacher.card == card
+
+    def test_a_build_without_it_forgets_it(self, place: Path, student: Path) -> None:
+        quick = QUICK | {"candidates": [REFERENCE], "allow": [STUDENT]}
+        build.build(place, student=student, **quick)
+        assert (place / "student").is_dir()
+        (place / "student" / "model.safetensors").write_bytes(b"")
+        with pytest.raises(BundleError, match=r"student/model\.safetensors is not the file"):
+            Engine.load(place, STUDENT)
+        build.build(place, **quick)
+        assert not (place / "student").exists()
+        assert [each.name for each in read(place).engines] == [REFERENCE]
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("task", "multi-label"),
+            ("labels", ["positive", "negative"]),
+            ("cleaning", "none"),
+            ("max_length", 12),
+        ],
+    )
+    def test_one_that_reads_or_answers_otherwise_is_refused(
+        self, place: Path, student: Path, key: str, value: object
+    ) -> None:
+        settings = json.loads((student / CARD).read_text()) | {key: value}
+        (student / CARD).write_text(json.dumps(settings))
+        with pytest.raises(BundleError, match=f"--student .*: its {key} is .* that of the bundle"):
+            build.build(place, student=student, **QUICK)
+
+    def test_another_tokenizer_is_refused(
+        self, place: Path, tmp_path: Path, tiny_bert: Path
+    ) -> None:
+        shutil.copytree(tiny_bert, tmp_path / "bert")
+        words = AutoTokenizer.from_pretrained(tiny_bert).get_vocab()
+        words["good"], words["bad"] = words["bad"], words["good"]
+        BertTokenizerFast(vocab=words).save_pretrained(tmp_path / "bert")
+        other = write_tiny_bundle(tmp_path / "other", tmp_path / "bert", layers=[0])
+        with pytest.raises(BundleError, match="its tokenizer is not that of the bundle; train"):
+            build.build(place, student=other, **QUICK)
+
+    def test_a_task_without_students_and_a_student_without_a_name_are_refused(
+        self, place: Path, tmp_path: Path, tiny_bert: Path
+    ) -> None:
+        words = write_tiny_bundle(tmp_path / "words", tiny_bert, "masked-lm")
+        with pytest.raises(BundleError, match="is for masked-lm, which has no students"):
+            build.build(words, student=words, **QUICK)
+        with pytest.raises(BundleError, match="of another bundle; name it with --student BUNDLE"):
+            build.build(place, candidates=[STUDENT], **QUICK)
+
+    def test_the_command_takes_one(
+        self, place: Path, student: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["build", str(place), "--student", str(student), "--only", REFERENCE]
+        assert main([*words, "--dry-run"]) == 0
+        assert "  student fp32: would be measured" in capsys.readouterr().out
+        assert main([*words, "--rounds", "1", "--allow", STUDENT]) == 0
+        assert "\nstudent fp32" in capsys.readouterr().out
 
 
 def test_a_linear_model_needs_no_other_engine(tmp_path: Path) -> None:
@@ -283,35 +397,33 @@ def is_linear(module: torch.nn.Module) -> bool:
 
 
 class TestSpeed:
-    def test_short_and_long_texts(self) -> None:
+    def test_short_and_long_texts_fill_what_is_computed_at_once(self) -> None:
         rows = [np.arange(length, dtype=np.int32) for length in range(3, 90)]
-        work = speed.workloads(rows, max_length=128)
-        assert {len(row) for batch in work["long"] for row in batch} == {128}
-        assert len(work["long"][0]) == Limits().max_batch_tokens // 128
+        work = speed.workload(rows, 256, max_length=128)
+        assert [[len(row) for row in batch] for batch in work["long"]] == [[128, 128]] * 2
         assert max(len(row) for batch in work["short"] for row in batch) == speed.SHORT
         assert sum(map(len, work["short"])) == speed.NUM_SHORT
         filled = [sum(map(len, batch)) for batch in work["short"]]
-        assert max(filled) <= Limits().max_batch_tokens < min(filled[:-1]) + speed.SHORT
-
-    def test_batches_are_filled_in_order_within_the_budget(self) -> None:
-        lengths = [100, 150, 7, 300, 9]
-        rows = [np.arange(length, dtype=np.int32) for length in lengths]
-        filled = [[len(row) for row in batch] for batch in speed.batches(rows)]
-        assert filled == [[100, 150], [7], [300], [9]]
+        assert max(filled) <= 256 < min(filled[:-1]) + speed.SHORT
 
     def test_the_median_of_turns(self) -> None:
-        batches = {"short": [[np.zeros(3, dtype=np.int32)]]}
+        work = {"short": [[np.zeros(3, dtype=np.int32)]]}
         slow = torch.nn.Linear(2000, 2000)
         found = speed.interleaved(
             {
-                "slow": lambda rows: slow(torch.zeros(64, 2000)),
-                "fast": lambda rows: None,
+                ("slow", 64): (lambda rows: slow(torch.zeros(64, 2000)), work),
+                ("fast", 64): (lambda rows: None, work),
             },
-            batches,
             rounds=3,
             seconds=0.01,
         )
-        assert found["fast"]["short"] > found["slow"]["short"] > 0
+        assert found["fast", 64]["short"] > found["slow", 64]["short"] > 0
+
+    def test_a_candidate_takes_at_once_what_is_fastest(self) -> None:
+        found = Candidate("torch fp32")
+        for budget, short in ((64, 100.0), (128, 120.0), (256, 90.0)):
+            found.offer(budget, {"short": short, "long": 10.0})
+        assert found.batch_tokens == 128 and found.texts_per_second["short"] == 120
 
 
 def test_the_table_shows_what_could_not_run() -> None:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from serving import embedder
-from serving.engine import Engine, join, split
+from serving.engine import Engine, batches, join, split
 from trainers.architecture import ModelError
 from trainers.card import BundleError
 from trainers.encoding import EncodingError
@@ -103,6 +103,16 @@ def test_rows_of_several_requests_are_answered_as_one(engine: Engine) -> None:
     np.testing.assert_array_equal(join(rows).offsets, samples.offsets)
     for one, other in zip(engine.infer_rows(rows), engine.infer(samples), strict=True):
         np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)  # type: ignore[union-attr]
+
+
+def test_batches_are_filled_in_order_as_far_as_tokens_go() -> None:
+    rows = [np.arange(length) for length in (100, 150, 7, 300, 9)]
+    assert [[len(row) for row in batch] for batch in batches(rows, 256)] == [
+        [100, 150],
+        [7],
+        [300],
+        [9],
+    ]
 
 
 def test_a_model_that_answers_no_number_says_so(directory: Path) -> None:

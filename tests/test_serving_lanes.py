@@ -29,7 +29,7 @@ def drained(lanes: Lanes) -> list[list[Row]]:
 def test_every_row_is_taken_once_and_within_the_budget(
     rows: list[tuple[str, int, float]], budget: int
 ) -> None:
-    lanes = Lanes(budget)
+    lanes = Lanes(lambda _: budget)
     added = [row(*each) for each in rows]
     for each in added:
         lanes.add(each)
@@ -46,7 +46,7 @@ def test_every_row_is_taken_once_and_within_the_budget(
 def test_a_batch_is_headed_by_what_is_due_first(
     rows: list[tuple[str, int, float]], budget: int
 ) -> None:
-    lanes = Lanes(budget)
+    lanes = Lanes(lambda _: budget)
     waiting = [row(*each) for each in rows]
     for each in waiting:
         lanes.add(each)
@@ -57,7 +57,7 @@ def test_a_batch_is_headed_by_what_is_due_first(
 
 @given(rows=st.lists(st.tuples(st.integers(1, 99), st.integers(0, 3)), max_size=40))
 def test_what_is_discarded_never_comes(rows: list[tuple[int, int]]) -> None:
-    lanes, tickets = Lanes(200), [object() for _ in range(4)]
+    lanes, tickets = Lanes(lambda _: 200), [object() for _ in range(4)]
     for length, number in rows:
         lanes.add(row("a", length, 0.0, tickets[number]))
     lanes.discard(tickets[0])
@@ -68,7 +68,7 @@ def test_what_is_discarded_never_comes(rows: list[tuple[int, int]]) -> None:
 
 
 def test_texts_of_any_length_fill_the_budget_together() -> None:
-    lanes = Lanes(64)
+    lanes = Lanes(lambda _: 64)
     for number, length in enumerate((30, 17, 15, 60, 3, 31)):
         lanes.add(row("a", length, float(number)))
     batches = [[len(each.values) for each in batch] for batch in drained(lanes)]
@@ -76,7 +76,7 @@ def test_texts_of_any_length_fill_the_budget_together() -> None:
 
 
 def test_what_is_due_later_waits_though_it_came_first() -> None:
-    lanes = Lanes(64)
+    lanes = Lanes(lambda _: 64)
     lanes.add(row("a", 64, due=9.0))
     for _ in range(5):
         lanes.add(row("a", 20, due=1.0))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cluster.layout import Layout
-from cluster.settings import SettingsError
+from cluster.settings import SettingsError, override
 from trainers import recipe as recipes
 
 SHIPPED = sorted(path.name for path in recipes.SHIPPED.glob("*.yaml"))
@@ -90,6 +90,12 @@ def test_wrong_combinations() -> None:
         recipes.load("csv", ["data.validation=0"])
     with pytest.raises(SettingsError, match=r"data.labels names classes.*regression"):
         recipes.load("csv", ["task=regression", "data.labels=[a, b]"])
+
+
+def test_a_group_that_was_written_out_as_nothing_is_filled() -> None:
+    settings = {"distillation": None}
+    override(settings, "distillation.weight=0.3")
+    assert settings == {"distillation": {"weight": 0.3}}
 
 
 def test_a_layout_is_auto_or_explicit() -> None:

@@ -23,16 +23,20 @@ LABELS = {
 
 
 def write_tiny_bundle(
-    directory: Path, bert: Path | str, task: str = "classification", source: str = "reviews.csv"
+    directory: Path,
+    bert: Path | str,
+    task: str = "classification",
+    source: str = "reviews.csv",
+    layers: Sequence[int] | None = None,
 ) -> Path:
     """Write a bundle for `task` of the BERT in the directory `bert`; where it is.
 
-    source: of the data that its recipe names.
+    source: of the data that its recipe names. layers: of the BERT, that are kept; default: all.
     """
     if task == "embedding":
         embedder.write(bert, directory, max_length=MAX_LENGTH)
         return directory
-    recipe = _recipe(task, str(bert), MAX_LENGTH, source)
+    recipe = _recipe(task, str(bert), MAX_LENGTH, source, layers)
     model = build(recipe, LABELS[task], num_features=0)
     assert isinstance(model, TextModel)
     if task != "masked-lm":
@@ -51,11 +55,13 @@ def write_linear_bundle(directory: Path, weights: Sequence[float]) -> Path:
     return _seal(directory, recipe, model, "linear")
 
 
-def _recipe(task: str, model: str, max_length: int, source: str) -> Recipe:
+def _recipe(
+    task: str, model: str, max_length: int, source: str, layers: Sequence[int] | None = None
+) -> Recipe:
     return parse(
         {
             "task": task,
-            "model": {"name": model},
+            "model": {"name": model, "layers": layers},
             "data": {"source": source},
             "batch": {"max_length": max_length},
         }

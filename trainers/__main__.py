@@ -38,14 +38,16 @@ def _train(options: argparse.Namespace) -> int:
         for line in describe(recipe, cluster):
             print(line)
         return 0
-    from trainers import data, fit, progress, summary
+    from trainers import data, fit, progress, summary, teacher
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     storage = Path(cluster.metadata.storage)
     run = Path(options.run) if options.run else storage / f"{Path(options.recipe).stem}-{stamp}"
     print(f"run: {run}")
-    for line in data.prepare(recipe, cluster.cache, progress.encoding()).report.lines():
+    prepared = data.prepare(recipe, cluster.cache, progress.encoding())
+    for line in prepared.report.lines():
         print(line)
+    teacher.taught(recipe, prepared, cluster.cache, progress.asking())
     outcome = fit.fit(recipe, cluster, run, options.resume)
     for line in summary.lines(outcome.result, outcome.seconds, run):
         print(line)

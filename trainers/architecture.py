@@ -31,17 +31,21 @@ def config_of(
 
     Raises ModelError when it cannot be had or used.
     """
-    settings: dict[str, Any] = {}
-    if recipe.task != "masked-lm":
-        names = labels or ("value",)
-        settings = {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": PROBLEM_TYPES[recipe.task],
-        }
     if recipe.model.name == "random":
-        return _fresh_config(recipe, settings | _dropouts(recipe, "bert"), encoder)
+        settings = _head(recipe, labels) | _dropouts(recipe, "bert")
+        return _fresh_config(recipe, settings, encoder)
+    config = whole_config_of(recipe, labels)
+    if recipe.model.layers is not None:
+        config.num_hidden_layers = len(recipe.model.layers)
+    return config
+
+
+def whole_config_of(recipe: Recipe, labels: tuple[str, ...]) -> PreTrainedConfig:
+    """The configuration of the model that the recipe names, with all the layers it has.
+
+    Raises ModelError when it cannot be had or used.
+    """
+    settings = _head(recipe, labels)
     with from_hub(recipe.model.name) as source:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
     if config.model_type not in FAMILIES:
@@ -58,7 +62,26 @@ def config_of(
             f"batch.max_length = {recipe.batch.max_length}: {recipe.model.name} has positions for "
             f"{longest} tokens; set batch.max_length={longest}"
         )
+    most = config.num_hidden_layers - 1
+    if recipe.model.layers is not None and recipe.model.layers[-1] > most:
+        raise ModelError(
+            f"model.layers = {list(recipe.model.layers)}: {recipe.model.name} has "
+            f"{config.num_hidden_layers} layers; name some of 0 to {most}"
+        )
     return config
+
+
+def _head(recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of what reads the last layer."""
+    if recipe.task == "masked-lm":
+        return {}
+    names = labels or ("value",)
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": PROBLEM_TYPES[recipe.task],
+    }
 
 
 def _dropouts(recipe: Recipe, model_type: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from trainers.sealed import flaw
 
 FORMAT = 1
 CARD = "bundle.json"
+BATCH_TOKENS = 256  # computed at once by an engine that was not measured
 
 
 class BundleError(BerthaError):
@@ -40,6 +41,7 @@ class Built(Settings):
     texts_per_second: dict[str, float] = Field(
         {}, description="texts a CPU-second of one thread, short ones and long ones"
     )
+    batch_tokens: int = Field(BATCH_TOKENS, description="tokens computed at once, as was fastest")
     num_bytes: int = Field(0, description="of memory")
     load_seconds: float = Field(0.0, description="until the first answer")
     trials: tuple[dict[str, Any], ...] = Field((), description="what was tried, in order")
@@ -65,6 +67,11 @@ class Card(Settings):
     environment: dict[str, Any]
     files: dict[str, str] = Field({}, description="SHA-256 by file name, without the engines")
     engines: tuple[Built, ...] = Field((), description="made from this bundle, each measured")
+
+    def batch_tokens(self, engine: str) -> int:
+        """Tokens that an engine computes at once."""
+        measured = (each.batch_tokens for each in self.engines if each.name == engine)
+        return next(measured, BATCH_TOKENS)
 
 
 def read(directory: Path) -> Card:

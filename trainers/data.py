@@ -29,8 +29,8 @@ from trainers.samples import Samples, joined
 from trainers.splits import spread
 from trainers.vocabulary import with_tokenizer
 
-__all__ = ["Data", "DataError", "DataReport", "Sketch", "Split", "encoder_of", "prepare", "sketch"]
-__all__ += ["with_tokenizer"]
+__all__ = ["Data", "DataError", "DataReport", "Sketch", "Split", "encoder_of", "fingerprint"]
+__all__ += ["prepare", "sketch", "with_tokenizer"]
 
 FORMAT = 1  # of what a cache entry holds; a new number makes strangers of the old entries
 SKETCHED = 1000  # training texts that a sketch encodes
@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, cache: Path, progress: Progress | None = None) -> Da
     not the source. Raises DataError, or EncodingError where there is no tokenizer.
     """
     encoder = encoder_of(recipe, cache)
-    key = _key(recipe, encoder)
+    key = fingerprint(recipe, encoder)
     data = prepared.load(cache / key)
     if data is not None:
         return data
@@ -85,7 +85,7 @@ def sketch(recipe: Recipe, cache: Path) -> Sketch:
     A vocabulary that the recipe asks for is trained and kept.
     """
     encoder = encoder_of(recipe, cache)
-    data = prepared.load(cache / _key(recipe, encoder))
+    data = prepared.load(cache / fingerprint(recipe, encoder))
     if data is not None:
         return Sketch(data.report, data.labels, len(data.train), data.train.samples.lengths)
     corpus = gather(recipe, encoder.clean)
@@ -110,8 +110,8 @@ def encoder_of(recipe: Recipe, cache: Path | None = None) -> Encoder:
     )
 
 
-def _key(recipe: Recipe, encoder: Encoder) -> str:
-    """The name of a cache entry: a hash of all that decides what is in it."""
+def fingerprint(recipe: Recipe, encoder: Encoder) -> str:
+    """A hash of all that decides what `prepare` gives: the name of its cache entry."""
     everything = [FORMAT, *identity(recipe), encoder.fingerprint]
     if recipe.task == "masked-lm":
         everything.append(f"packed by rules {packing.FORMAT}")
@@ -120,7 +120,7 @@ def _key(recipe: Recipe, encoder: Encoder) -> str:
 
 def _build(recipe: Recipe, encoder: Encoder, key: str, progress: Progress | None) -> Data:
     corpus = gather(recipe, encoder.clean)
-    if _key(recipe, encoder) != key:
+    if fingerprint(recipe, encoder) != key:
         raise DataError(f"{recipe.data.source}: changed while it was read; start again")
     texts = {part: corpus.sides[part].texts for part in PARTS}
     total, done = sum(map(len, texts.values())), 0
@@ -135,7 +135,8 @@ def _build(recipe: Recipe, encoder: Encoder, key: str, progress: Progress | None
     report = _report(corpus, splits["train"].samples, num_cut["train"], len(texts["train"]))
     if recipe.task == "masked-lm":
         report = replace(report, sequences={part: len(splits[part]) for part in PARTS})
-    return Data(**splits, labels=corpus.names, report=report, fingerprint=key)
+    train, validation, test = (splits[part] for part in PARTS)
+    return Data(train, validation, test, corpus.names, report, fingerprint=key)
 
 
 def _after(done: int, total: int, progress: Progress | None) -> Callable[[int], None]:

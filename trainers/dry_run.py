@@ -23,6 +23,7 @@ from trainers.batching import (
 from trainers.device import DEVICES, Device, autocast_dtype
 from trainers.planned import Planned, planned, sizes
 from trainers.recipe import Recipe
+from trainers.teacher import of as teacher_of
 
 TRIED = 20  # global batches cut to show what the cut is like
 
@@ -36,18 +37,32 @@ def describe(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     sketch = data.sketch(recipe, cluster.cache)
     yield from sketch.report.lines()
     shape = sizes(recipe, sketch.labels, int(sketch.lengths[0]), cluster.cache)
-    yield _model(recipe, shape)
+    yield from _model(recipe, shape, sketch.labels)
     plan = planned(recipe, shape, cluster)
     yield from plan.lines
     cost = Cost(device.overhead_tokens, shape.hidden_size) if shape.num_layers else Cost()
     yield from _batches(recipe, sketch, plan, device, cost)
 
 
-def _model(recipe: Recipe, shape: Shape) -> str:
+def _model(recipe: Recipe, shape: Shape, labels: tuple[str, ...]) -> Iterator[str]:
+    """What is trained, and where there is a teacher, from what it is distilled."""
+    kept = recipe.model.layers
+    of_which = "" if kept is None else f"; layers {', '.join(map(str, kept))} of it"
+    yield f"model     {recipe.model.name}: {_sizes(shape)}{of_which}"
+    teacher = teacher_of(recipe, labels)
+    if teacher is None or recipe.distillation is None:
+        return
+    told = recipe.distillation
+    yield f"teacher   {told.teacher}: {_sizes(teacher.shape)}"
+    warm = "" if recipe.task == "regression" else f", at temperature {told.temperature:g}"
+    yield f"          its answers are {told.weight:.0%} of the loss{warm}"
+
+
+def _sizes(shape: Shape) -> str:
     if shape.head == "linear":
-        return f"model     linear: {shape.num_parameters} parameters"
+        return f"{shape.num_parameters} parameters"
     return (
-        f"model     {recipe.model.name}: {shape.num_layers} layers, {shape.hidden_size} wide, "
+        f"{shape.num_layers} layers, {shape.hidden_size} wide, "
         f"{shape.num_parameters / 1e6:.1f} M parameters"
     )
 

@@ -24,13 +24,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The validation metrics after `step`, and whether they are the best so far."""
+    """The validation metrics after `step`, and whether they are the best so far.
+
+    tokens: of the texts trained on since the start of the run.
+    """
 
     step: int
     epoch: int
     metrics: Metrics
     best: bool
     seconds: float
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Progress:
     best_value: float | None = None
     evaluations_without_better: int = 0
     stopped: bool = False
+    tokens: int = 0
 
     def after(self, step: int, value: float, metric: str, patience: int | None) -> "Progress":
         """The progress after an evaluation that gave `value`."""

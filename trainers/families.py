@@ -5,7 +5,7 @@ by output, `rows` those it splits by input; a family without them keeps its laye
 mesh and no recipe.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,12 @@ class Family:
         layers = self.encoder_of(net).get_submodule(self.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def keep(self, net: nn.Module, layers: Sequence[int]) -> None:
+        """Leave only the layers of those numbers inside `net`, a model of Transformers."""
+        held, encoder = self.layers_of(net), self.encoder_of(net)
+        encoder.set_submodule(self.layers, nn.ModuleList(held[number] for number in layers))
+        encoder.config.num_hidden_layers = len(layers)
 
     def embed(self, net: nn.Module, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Hidden states [b, s, h] of token ids [b, s], before the first layer.

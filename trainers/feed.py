@@ -68,6 +68,7 @@ class Feed:
             positions=positions,
             targets=targets,
             weight=micro_batch.weight,
+            teacher=None if split.teacher is None else self._on(split.teacher[rows]),
         )
 
     def _on(self, array: np.ndarray) -> Tensor:

@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
-from trainers import data, provenance
+from trainers import data, provenance, teacher
 from trainers.connection import Connection
 from trainers.device import DEVICES, Device
 from trainers.elastic import Elastic
@@ -30,7 +30,7 @@ from trainers.progress import Follower
 from trainers.recipe import Recipe
 from trainers.record import RunDirectory, RunError
 from trainers.sealed import write_file
-from trainers.worker import Assignment, work
+from trainers.worker import Assignment, Report, work
 
 START_SECONDS = 1800  # that workers may take to start: machines, images, packages
 
@@ -43,23 +43,32 @@ class Outcome:
     seconds: float
 
 
-def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -> Outcome:
+def fit(
+    recipe: Recipe,
+    cluster: ClusterSpec,
+    run: Path,
+    resume: bool = False,
+    judged: bool = True,
+    report: Report = ray.train.report,
+) -> Outcome:
     """Train `recipe` on `cluster` in the directory `run`, which all nodes see.
 
     A finished run is not repeated. Workers that die are restarted up to the cluster's
-    `max_failures`. Raises RunError when the directory or the cluster cannot be used, and what a
-    worker raised when it cannot go on.
+    `max_failures`. judged: whether the test rows are looked at and a bundle is made; a run that was
+    not judged can be resumed for just that. report: what every worker calls in its own process
+    after each evaluation. Raises RunError when the directory or the cluster cannot be used, and
+    what a worker raised when it cannot go on.
     """
     started, recipe = time.monotonic(), recipe.rooted()
     directory = RunDirectory(run.resolve())
     directory.claim(recipe, resume)
     result = directory.result()
-    if result is None:
-        assignment = _assignment(recipe, directory, cluster)
+    if result is None or (judged and result["test"] is None):
+        assignment = _assignment(recipe, directory, cluster, judged)
         connect(cluster)
         directory.refusal.unlink(missing_ok=True)
         with _told(cluster), Follower(directory):
-            _trainer(assignment, cluster).fit()
+            _trainer(assignment, cluster, report).fit()
         if directory.refusal.is_file():
             raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
         result = directory.result()
@@ -71,9 +80,17 @@ def fit(recipe: Recipe, cluster: ClusterSpec, run: Path, resume: bool = False) -
     return Outcome(result, time.monotonic() - started)
 
 
-def _assignment(recipe: Recipe, run: RunDirectory, cluster: ClusterSpec) -> Assignment:
+def _assignment(
+    recipe: Recipe, run: RunDirectory, cluster: ClusterSpec, judged: bool
+) -> Assignment:
     """What the workers are told: the layout is decided here, before anything starts."""
-    prepared = data.prepare(recipe, cluster.cache)
+    prepared = teacher.taught(recipe, data.prepare(recipe, cluster.cache), cluster.cache)
+    if run.record().get("teacher") not in (None, prepared.teacher):
+        assert recipe.distillation is not None
+        raise RunError(
+            f"cannot resume {run.path}: distillation.teacher = {recipe.distillation.teacher!r} is "
+            "not the bundle it began with; put that one back, or name another directory with --run"
+        )
     num_features = int(prepared.train.samples.lengths[0])
     shape = sizes(recipe, prepared.labels, num_features, cluster.cache)
     elastic = Elastic.of(shape, cluster) if cluster.is_elastic else None
@@ -89,15 +106,19 @@ def _assignment(recipe: Recipe, run: RunDirectory, cluster: ClusterSpec) -> Assi
         plan.layout,
         plan.token_budget,
         elastic,
+        judged,
     )
 
 
-def connect(cluster: ClusterSpec) -> None:
-    """Join the cluster this process was submitted to, or start one on this machine."""
+def connect(cluster: ClusterSpec, dashboard: bool = False) -> None:
+    """Join the cluster this process was submitted to, or start one on this machine.
+
+    dashboard: whether one that is started here has it.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized() or not cluster.num_workers:
         return
-    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": dashboard}
     if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
         ray.init(address="local", **quiet)
     else:
@@ -124,7 +145,7 @@ def _told(cluster: ClusterSpec) -> Iterator[None]:
             del os.environ[name]
 
 
-def _trainer(assignment: Assignment, cluster: ClusterSpec) -> TorchTrainer:
+def _trainer(assignment: Assignment, cluster: ClusterSpec, report: Report) -> TorchTrainer:
     """The trainer of `assignment`; a cluster without workers trains in this process."""
     device, metadata = DEVICES[assignment.device], cluster.metadata
     run_config = RunConfig(
@@ -132,7 +153,7 @@ def _trainer(assignment: Assignment, cluster: ClusterSpec) -> TorchTrainer:
         storage_path=str(assignment.run.path / "ray"),
         failure_config=FailureConfig(max_failures=metadata.max_failures),
     )
-    config = {"assignment": assignment}
+    config = {"assignment": assignment, "report": report}
     if not cluster.num_workers:
         alone = ScalingConfig(num_workers=0, use_gpu=device.resource == "GPU")
         return TorchTrainer(
@@ -147,7 +168,7 @@ def _trainer(assignment: Assignment, cluster: ClusterSpec) -> TorchTrainer:
             num_workers=(numbers[0], numbers[-1]) if cluster.is_elastic else numbers[-1],
             use_gpu=device.resource == "GPU",
             use_tpu=device.resource == "TPU",
-            resources_per_worker=_resources(cluster, device),
+            resources_per_worker=resources(cluster, device),
             elastic_resize_monitor_interval_s=metadata.resize_seconds,
             accelerator_type=metadata.tpu_type,
             topology=metadata.tpu_topology,
@@ -156,7 +177,7 @@ def _trainer(assignment: Assignment, cluster: ClusterSpec) -> TorchTrainer:
     )
 
 
-def _resources(cluster: ClusterSpec, device: Device) -> dict[str, float]:
+def resources(cluster: ClusterSpec, device: Device) -> dict[str, float]:
     """What each worker asks Ray for: its device, and an even share of a node's cores.
 
     Raises RunError when the cluster lacks the devices that its file names.
@@ -179,6 +200,6 @@ def _worker(config: dict[str, Any]) -> None:
     """One worker. What only a user can mend ends the run; anything else is worth a restart."""
     assignment: Assignment = config["assignment"]
     try:
-        work(assignment, report=ray.train.report)
+        work(assignment, config["report"])
     except BerthaError as error:
         write_file(assignment.run.refusal, str(error))

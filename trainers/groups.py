@@ -24,6 +24,11 @@ class Model(Settings):
         description="a hub name, a directory, `package:all-minilm-l6-v2`, `random` (a BERT of the "
         "sizes given here) or `linear` (the text is read as numbers)"
     )
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="which layers of a named model are kept, by number from 0, the usual start of "
+        "a student; default: all",
+    )
     tokenizer: str | None = Field(
         None, description="hub name, directory or `package:`; default: the model's own"
     )
@@ -40,6 +45,23 @@ class Model(Settings):
     attention_dropout: Fraction = Field(
         0.0, description="dropout of attention weights; above 0 it costs the fused attention"
     )
+
+    @model_validator(mode="after")
+    def _layers_are_of_a_named_model(self) -> "Model":
+        if self.layers is None:
+            return self
+        given = list(self.layers)
+        if self.name in ("random", "linear"):
+            raise ValueError(
+                f"layers = {given} keeps layers of a named model, but name is {self.name}; remove "
+                "layers, or name a model"
+            )
+        if given[0] < 0 or given != sorted(set(given)):
+            raise ValueError(
+                f"layers = {given}: layers are numbered from 0 and kept once each, in their order; "
+                "write them so, as in [0, 2, 4]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_belong_to_random(self) -> "Model":
@@ -172,6 +194,20 @@ class Optimizer(Settings):
                 f"momentum belongs to sgd, not to {self.name}; use betas, or name: sgd"
             )
         return self
+
+
+class Distillation(Settings):
+    """A trained model whose answers are learned beside the labels."""
+
+    teacher: str = Field(description="directory of the teacher's bundle")
+    temperature: Positive = Field(
+        2.0,
+        description="what the logits of both are divided by, so that the teacher's doubts are "
+        "heard; regression has no use for it",
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="the teacher's share of the loss; the labels have the rest"
+    )
 
 
 class Schedule(Settings):

@@ -35,7 +35,7 @@ from trainers.encoding import Encoder
 from trainers.events import Evaluation, Event, Progress, Save, Step
 from trainers.feed import Feed
 from trainers.metrics import Metrics, Tally
-from trainers.objective import sample_losses
+from trainers.objective import training_losses
 from trainers.optimization import build_optimizer, learning_rate
 from trainers.parallelize import Parallel
 from trainers.pipeline import Batch, Pipeline
@@ -128,7 +128,8 @@ class Loop:
                     f"the gradients of step {done.step} overflow fp16 however small the loss is "
                     "scaled; set precision: fp32, or bf16 where the device has it"
                 )
-            self.progress = replace(self.progress, step=step + 1)
+            tokens = self.progress.tokens + done.tokens
+            self.progress = replace(self.progress, step=step + 1, tokens=tokens)
             last = self.progress.step == self.total_steps
             evaluated = self.progress.step % every == 0 or last
             if evaluated and len(self.data.validation):
@@ -141,6 +142,7 @@ class Loop:
         tally = Tally(self.recipe.task, max(1, len(self.data.labels)))
         shares = self._shares(np.arange(len(split)), split.samples.lengths)
         share = shares[self.mesh.dp_rank]
+        deviation = 0.0 if split.teacher is None else float(np.std(split.targets))
 
         def count(logits: Tensor, batch: Batch) -> None:
             if self.recipe.task == "masked-lm":
@@ -149,6 +151,8 @@ class Loop:
                     tally.add_tokens(losses, right)
             elif batch.weight and self.mesh.counts:
                 tally.add(logits, batch.targets)
+                if batch.teacher is not None:
+                    tally.compare(logits, batch.teacher, deviation)
 
         self.parallel.train(False)
         for start in range(0, len(share), AT_ONCE):
@@ -174,7 +178,7 @@ class Loop:
         )
         best = self.progress.best_step == self.progress.step
         seconds = time.perf_counter() - started
-        return Evaluation(self.progress.step, epoch, metrics, best, seconds)
+        return Evaluation(self.progress.step, epoch, metrics, best, seconds, self.progress.tokens)
 
     def _step(self, step: int, epoch: int, rows: np.ndarray) -> Step:
         started = time.perf_counter()
@@ -221,7 +225,7 @@ class Loop:
             if self.recipe.task == "masked-lm":
                 losses, _ = token_losses(logits, batch.targets, self.parallel.vocabulary)
             else:
-                losses = sample_losses(self.recipe.task, logits, batch.targets)
+                losses = training_losses(self.recipe, logits, batch.targets, batch.teacher)
             return losses.sum() * (batch.weight * factor)
 
         total = self._pipeline.train(batches, loss_of)

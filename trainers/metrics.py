@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainers.answers import agreeing
 from trainers.objective import sample_losses
 from trainers.recipe import Task
 
@@ -38,6 +39,7 @@ class Tally:
         }
         self._sums = torch.zeros(shapes[task], dtype=torch.float64)
         self._totals = torch.zeros(3, dtype=torch.float64)  # rows, loss, rows wholly right
+        self._compared = torch.zeros(2, dtype=torch.float64)  # rows, those answered alike
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Count predictions from logits [b, num_labels] against targets of the task's shape."""
@@ -51,10 +53,19 @@ class Tally:
         found = [losses.double().sum().item(), float(right.sum().item())]
         self._totals += torch.tensor([len(losses), *found], dtype=torch.float64)
 
+    def compare(self, logits: Tensor, teacher: Tensor, deviation: float) -> None:
+        """Count how often logits [b, num_labels] mean what those of a teacher do.
+
+        deviation: the standard deviation of a regression's targets.
+        """
+        told, found = (each.float().cpu().numpy() for each in (teacher, logits))
+        same = agreeing(self.task, told, found, deviation)
+        self._compared += torch.tensor([len(same), float(same.sum())], dtype=torch.float64)
+
     def all_reduce(self, device: torch.device) -> None:
         """Add up the tallies of all ranks. fp64 sums on devices that have it, else fp32."""
         dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        for sums in (self._sums, self._totals):
+        for sums in (self._sums, self._totals, self._compared):
             if not sums.numel():
                 continue
             moved = sums.to(device, dtype)
@@ -65,21 +76,26 @@ class Tally:
         """The figures of all rows counted, by name; precision, recall and f1 are macro averages.
 
         A ratio with nothing to divide by is 0, as in scikit-learn's zero_division=0. For masked-lm:
-        tokens guessed, loss, accuracy and perplexity, which is exp(loss).
+        tokens guessed, loss, accuracy and perplexity, which is exp(loss). Where there was something
+        to compare with: teacher_agreement, the share of rows answered alike.
         """
         rows, loss, right = self._totals.tolist()
         if self.task == "masked-lm":
             return _guesses(int(rows), loss, right)
+        compared, alike = self._compared.tolist()
+        shared = {"teacher_agreement": alike / compared} if compared else {}
         found: Metrics = {"rows": int(rows), "loss": loss / rows}
         if self.task == "regression":
             absolute, target, square = self._sums.tolist()
             spread = square - target * target / rows
-            return found | {"mae": absolute / rows, "r2": 1 - loss / spread if spread else 0.0}
+            r2 = 1 - loss / spread if spread else 0.0
+            return found | {"mae": absolute / rows, "r2": r2} | shared
         counts = self._sums.numpy()
         per_class = _per_class(counts, self.task)
         found["accuracy"] = right / rows
         for index, name in enumerate(("precision", "recall", "f1")):
             found[name] = float(per_class[index].mean())
+        found |= shared
         found["per_class"] = {
             label: dict(zip(("precision", "recall", "f1"), figures[:3], strict=True))
             | {"support": int(figures[3])}

@@ -5,6 +5,7 @@ are drawn fresh from the recipe's seed. Knows nothing of optimizers, Ray or layo
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from transformers import (
 )
 
 from trainers import initial
-from trainers.architecture import config_of, from_hub
+from trainers.architecture import config_of, from_hub, whole_config_of
 from trainers.batching import Cost, cut
 from trainers.bert import TextModel
 from trainers.device import DEVICES
 from trainers.encoding import Encoder, Samples
+from trainers.families import FAMILIES
 from trainers.recipe import Recipe
 
 
@@ -77,8 +79,11 @@ def outline(
     if recipe.model.name in ("random", "linear"):
         return shapes_of(recipe, labels, num_features, encoder)
     torch.manual_seed(recipe.seed)
-    config, kind = config_of(recipe, labels), KINDS[recipe.task == "masked-lm"]
-    return TextModel(_pretrained(recipe.model.name, kind, config)).train()
+    config, kind = whole_config_of(recipe, labels), KINDS[recipe.task == "masked-lm"]
+    net = _pretrained(recipe.model.name, kind, config)
+    if recipe.model.layers is not None:
+        FAMILIES[config.model_type].keep(net, recipe.model.layers)
+    return TextModel(net).train()
 
 
 def shapes_of(
@@ -120,8 +125,12 @@ def predict(
     pad: int,
     token_budget: int,
     device: torch.device | None = None,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Logits [n, num_labels] float32 of `samples`, in their order, computed length-sorted."""
+    """Logits [n, num_labels] float32 of `samples`, in their order, computed length-sorted.
+
+    tell: called with how many are done, again and again.
+    """
     device = device or torch.device("cpu")
     (micro_batches,) = cut(
         np.arange(len(samples)),
@@ -131,12 +140,15 @@ def predict(
         Cost(DEVICES[device.type].overhead_tokens),
     )
     logits: np.ndarray | None = None
+    done = 0
     with torch.inference_mode():
         for micro_batch in micro_batches:
             of_rows = model(*tensors(samples, micro_batch.rows, pad, device)).float().cpu().numpy()
             if logits is None:
                 logits = np.empty((len(samples), of_rows.shape[1]), dtype=np.float32)
             logits[micro_batch.rows] = of_rows
+            done += len(micro_batch.rows)
+            tell(done)
     assert logits is not None
     return logits
 

@@ -25,6 +25,7 @@ class Batch:
     """One micro-batch on its device: what `TextModel.forward` takes, and what the loss needs.
 
     inputs: [b, s] token ids, or [b, f] numbers. weight: of each sample or token in the loss.
+    teacher: [b, num_labels], the logits of another model.
     """
 
     inputs: Tensor
@@ -33,6 +34,7 @@ class Batch:
     positions: Tensor | None
     targets: Tensor
     weight: float
+    teacher: Tensor | None = None
 
 
 LossOf = Callable[[Tensor, Batch], Tensor]

@@ -26,11 +26,13 @@ _SHOWN = 20
 class Split:
     """Rows on one side. targets: `[n]` int64 class indices, `[n, num_labels]` float32 of 0 and 1,
     or `[n]` float32; for masked-lm, whose rows are packed sequences, unused zeros `[n]` int64.
-    Arrays from a cache are read-only.
+    teacher: `[n, num_labels]` float32, a teacher's logits (`teacher.py`). Arrays from a cache are
+    read-only.
     """
 
     samples: Samples
     targets: np.ndarray
+    teacher: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -116,7 +118,8 @@ class DataReport:
 @dataclass(frozen=True)
 class Data:
     """All that a run reads. labels: class names by index, () for regression and masked-lm.
-    fingerprint: of the sources, the settings and the encoder that made it.
+    fingerprint: of the sources, the settings and the encoder that made it. teacher: the digest of
+    the one whose answers the splits carry.
     """
 
     train: Split
@@ -125,6 +128,7 @@ class Data:
     labels: tuple[str, ...]
     report: DataReport
     fingerprint: str
+    teacher: str | None = None
 
 
 def write(directory: Path, data: Data) -> None:

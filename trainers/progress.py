@@ -101,13 +101,26 @@ def encoding(
     say: Callable[[str], None] = print, every_seconds: float = 5.0
 ) -> Callable[[int, int], None]:
     """What to call with (texts encoded, of how many): says so every few seconds."""
+    return _counting("encoding texts", say, every_seconds)
+
+
+def asking(
+    say: Callable[[str], None] = print, every_seconds: float = 5.0
+) -> Callable[[int, int], None]:
+    """What to call with (texts a teacher answered, of how many): says so every few seconds."""
+    return _counting("asking the teacher", say, every_seconds)
+
+
+def _counting(
+    what: str, say: Callable[[str], None], every_seconds: float
+) -> Callable[[int, int], None]:
     said_at = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal said_at
         if time.monotonic() - said_at >= every_seconds:
             said_at = time.monotonic()
-            say(f"encoding texts: {done:,} of {total:,}")
+            say(f"{what}: {done:,} of {total:,}")
 
     return tell
 

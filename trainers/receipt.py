@@ -8,7 +8,7 @@ gradients are compared and written into record.json. Nothing that trains is chan
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -156,8 +156,13 @@ def _tiny(data: Data, recipe: Recipe, encoder: Encoder) -> Data:
     samples, words = data.train.samples, recipe.model.name != "linear"
     values, mask = samples.collate(rows, encoder.pad)
     texts = [row[kept][: TOKENS if words else None] for row, kept in zip(values, mask, strict=True)]
-    train = Split(ragged(texts, samples.values.dtype.type), data.train.targets[rows])
-    return Data(train, data.validation, data.test, data.labels, data.report, data.fingerprint)
+    taught = data.train.teacher
+    train = Split(
+        ragged(texts, samples.values.dtype.type),
+        data.train.targets[rows],
+        None if taught is None else taught[rows],
+    )
+    return replace(data, train=train)
 
 
 def _largest_difference(

@@ -21,6 +21,7 @@ from trainers.groups import (
     Batch,
     Checkpoints,
     Data,
+    Distillation,
     Evaluation,
     Masking,
     Model,
@@ -31,11 +32,13 @@ from trainers.groups import (
 
 __all__ = [
     "METRICS",
+    "RANGES",
     "SHIPPED",
     "SIZES",
     "Batch",
     "Checkpoints",
     "Data",
+    "Distillation",
     "Evaluation",
     "Masking",
     "Model",
@@ -47,10 +50,12 @@ __all__ = [
     "load",
     "lower_is_better",
     "parse",
+    "read",
     "schema",
 ]
 
 SHIPPED = Path(__file__).parent / "recipes"
+RANGES = "tune"  # what a recipe file may hold beside its settings: see tuning/space.py
 
 Task = Literal["classification", "multi-label", "regression", "masked-lm"]
 METRICS: dict[Task, tuple[str, ...]] = {
@@ -75,6 +80,9 @@ class Recipe(Settings):
     data: Data
     batch: Batch = Batch()
     masking: Masking = Masking()
+    distillation: Distillation | None = Field(
+        None, description="a teacher to learn from beside the labels; null: the labels alone"
+    )
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -117,6 +125,11 @@ class Recipe(Settings):
                 f"masking belongs to masked-lm, but task is {self.task}; remove masking, or set "
                 "task: masked-lm"
             )
+        if self.task == "masked-lm" and self.distillation is not None:
+            raise ValueError(
+                f"distillation.teacher = {self.distillation.teacher!r}: task masked-lm has no "
+                "teacher; remove distillation, or set the teacher's task"
+            )
         if not self.data.validation and self.stopping.patience is not None:
             raise ValueError(
                 "stopping.patience waits for evaluations, but data.validation is 0; "
@@ -138,6 +151,7 @@ class Recipe(Settings):
             update={
                 "model": _rooted(self.model, "name", "tokenizer"),
                 "data": _rooted(self.data, "source", "validation", "test"),
+                "distillation": self.distillation and _rooted(self.distillation, "teacher"),
             }
         )
 
@@ -154,13 +168,24 @@ def lower_is_better(metric: str) -> bool:
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe `name`, a file or the name of a shipped one, and apply `key=value` overrides.
 
-    Raises SettingsError for a missing file, broken YAML, or anything wrong in the settings.
+    Its ranges to search (`tune:`) are left alone. Raises SettingsError for a missing file, broken
+    YAML, or anything wrong in the settings.
+    """
+    settings, origin = read(name, overrides)
+    settings.pop(RANGES, None)
+    return parse(settings, origin)
+
+
+def read(name: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """The plain settings of recipe `name` with its overrides, `tune:` among them, and its origin.
+
+    Raises SettingsError for a missing file or broken YAML; what is in it is not checked.
     """
     path = _find(name)
     settings = read_yaml(path)
     for assignment in overrides:
         override(settings, assignment)
-    return parse(settings, path.name if path.parent == SHIPPED else str(path))
+    return settings, path.name if path.parent == SHIPPED else str(path)
 
 
 def parse(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -170,7 +195,13 @@ def parse(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 def schema() -> str:
     """The JSON schema of a recipe, for editors."""
-    return json.dumps(Recipe.model_json_schema(), indent=2)
+    described = Recipe.model_json_schema()
+    described["properties"][RANGES] = {
+        "type": "object",
+        "description": "ranges that `python -m tuning` searches, by dotted key: `log 1e-6..1e-3`, "
+        "`1..5` or a list",
+    }
+    return json.dumps(described, indent=2)
 
 
 def _rooted(group: Settings, *names: str) -> Settings:

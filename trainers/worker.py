@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.layout import Layout
-from trainers import bundle, checkpoint, data, plots, provenance, receipt
+from trainers import bundle, checkpoint, data, plots, provenance, receipt, teacher
 from trainers.agreement import num_ranks, on_first
 from trainers.card import FORMAT, Card
 from trainers.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from trainers.encoding import Encoder
 from trainers.events import Evaluation, Save
 from trainers.loop import Loop, TrainingError
 from trainers.mesh import Mesh
+from trainers.metrics import Metrics
 from trainers.model import materialize, outline, shapes_of
 from trainers.parallelize import parallelize
 from trainers.recipe import Recipe
@@ -37,7 +38,8 @@ class Assignment:
     """What every worker of a run is told. cache: a directory of this node.
 
     layout: over all ranks. token_budget: None for the recipe's or the device's. elastic: what gives
-    another layout while there are fewer ranks.
+    another layout while there are fewer ranks. judged: whether the test rows are looked at and a
+    bundle is made, once the run has trained to its end.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Assignment:
     layout: Layout
     token_budget: int | None = None
     elastic: Elastic | None = None
+    judged: bool = True
 
     def on(self, num_workers: int) -> "Assignment":
         """The same with the layout for `num_workers`. Raises LayoutError where there is none."""
@@ -58,13 +61,14 @@ class Assignment:
 
 
 def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
-    """Train to the end and leave bundle and result in the run directory.
+    """Train to the end and leave the result, and where asked for the bundle, in the run directory.
 
-    `report` is called on every rank after each evaluation.
+    `report` is called on every rank after each evaluation, once its checkpoint is there, with its
+    single numbers, the step, and the tokens seen.
     """
     assignment = assignment.on(num_ranks())
     recipe, run = assignment.recipe, assignment.run
-    prepared = data.prepare(recipe, assignment.cache)
+    prepared = teacher.taught(recipe, data.prepare(recipe, assignment.cache), assignment.cache)
     encoder = data.encoder_of(recipe, assignment.cache)
     loop = _loop(assignment, prepared, encoder)
     newest = checkpoint.latest(run.checkpoints)
@@ -83,16 +87,28 @@ def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
             layout=str(loop.mesh.layout),
             lost_steps=recorder.lost_steps,
         )
+    try:
+        _train(loop, run, recorder, report)
+    finally:
+        if recorder is not None:
+            recorder.close()
+    _finish(assignment, prepared, loop, encoder)
+
+
+def _train(loop: Loop, run: RunDirectory, recorder: Recorder | None, report: Report) -> None:
+    """Record, save and report what happens until the run ends."""
+    unreported: dict[str, float] = {}
     for event in loop.run():
         if isinstance(event, Save):
             _save(loop, run)
         elif recorder is not None:
             recorder.record(event)
         if isinstance(event, Evaluation):
-            report({k: v for k, v in event.metrics.items() if isinstance(v, float)})
-    if recorder is not None:
-        recorder.close()
-    _finish(assignment, prepared, loop, encoder)
+            single = {k: v for k, v in event.metrics.items() if isinstance(v, float)}
+            unreported = {**single, "step": event.step, "tokens": event.tokens}
+        elif isinstance(event, Save) and unreported:
+            report(unreported)
+            unreported = {}
 
 
 def _loop(assignment: Assignment, prepared: data.Data, encoder: Encoder) -> Loop:
@@ -134,6 +150,7 @@ def _describe(
     record = {
         "data_fingerprint": prepared.fingerprint,
         "data": prepared.report.to_json(),
+        "teacher": prepared.teacher,
         "revision": assignment.revision,
         "environment": provenance.environment(),
         "workers": layout.world_size,
@@ -145,21 +162,44 @@ def _describe(
 
 
 def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: Encoder) -> None:
-    """Judge the best weights once on the test rows; write bundle, plots and result."""
-    recipe, run, last = assignment.recipe, assignment.run, loop.progress.step
-    best_step = loop.progress.best_step or last
-    best = checkpoint.find(run.checkpoints, best_step)
-    if best is None:
-        best_step, best = last, checkpoint.find(run.checkpoints, last)
+    """Write the result; where the run is judged, first look at the test rows and make a bundle."""
+    run, progress = assignment.run, loop.progress
+    best_step, test = progress.best_step or progress.step, None
+    if assignment.judged:
+        best = _best(run, best_step, progress.step)
+        best_step, test = best.step, _judge(assignment, prepared, loop, encoder, best)
+    if loop.rank != 0:
+        return
+    result: dict[str, Any] = {
+        "steps": progress.step,
+        "best_step": best_step,
+        "stopped_early": progress.stopped,
+        "validation": {loop.recipe.metric: progress.best_value},
+        "test": test,
+    }
+    write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _best(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
+    """The best checkpoint, or the last one where that is gone. Raises TrainingError without."""
+    best = checkpoint.find(run.checkpoints, best_step) or checkpoint.find(run.checkpoints, last)
     if best is None:
         raise TrainingError(
             f"{run.checkpoints}: the last checkpoint is gone or damaged; go on with --resume"
         )
-    if best_step != last:
+    return best
+
+
+def _judge(
+    assignment: Assignment, prepared: data.Data, loop: Loop, encoder: Encoder, best: Checkpoint
+) -> Metrics:
+    """The metrics of the best weights on the test rows; writes bundle and plots."""
+    recipe, run = assignment.recipe, assignment.run
+    if best.step != loop.progress.step:
         best.restore(loop.parallel)
     test = loop.evaluate(prepared.test) if len(prepared.test) else {}
     if loop.rank != 0:
-        return
+        return test
     card = Card(
         format=FORMAT,
         task=recipe.task,
@@ -177,11 +217,4 @@ def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: En
     shapes = shapes_of(recipe, prepared.labels, num_features, encoder)
     bundle.write(run.bundle, shapes, best.tensors(), encoder, card)
     plots.draw(run, recipe.metric, prepared.labels, test)
-    result: dict[str, Any] = {
-        "steps": last,
-        "best_step": best_step,
-        "stopped_early": loop.progress.stopped,
-        "validation": {recipe.metric: loop.progress.best_value},
-        "test": test,
-    }
-    write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    return test

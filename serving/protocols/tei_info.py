@@ -18,7 +18,7 @@ def info(model: ModelInfo, limits: Limits) -> dict[str, Any]:
         "model_type": _model_type(model),
         "max_concurrent_requests": None,
         "max_input_length": model.max_length,
-        "max_batch_tokens": limits.max_batch_tokens,
+        "max_batch_tokens": model.batch_tokens,
         "max_batch_requests": None,
         "max_client_batch_size": limits.max_texts,
         "auto_truncate": True,
