@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "cluster": {"cluster"},
     "trainers": {"cluster", "trainers"},
+    "tuning": {"cluster", "trainers", "tuning"},
     "serving": {"cluster", "trainers", "serving"},
 }
 

@@ -30,7 +30,9 @@ def commands(start: str) -> list[str]:
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
     known = ("make ", "curl ", "python benchmarks/")
-    known += tuple(f"python -m {package} " for package in ("cluster", "trainers", "serving"))
+    known += tuple(
+        f"python -m {package} " for package in ("cluster", "trainers", "tuning", "serving")
+    )
     assert [command for command in COMMANDS if not command.startswith(known)] == []
     assert all(commands(kind) for kind in known)
 
@@ -51,10 +53,10 @@ def test_the_benchmarks_know_their_options() -> None:
 def test_the_tree_is_the_tree() -> None:
     named = set(re.findall(r"^  (\w[\w/.-]*)  ", TEXT, flags=re.MULTILINE))
     packages = re.findall(r"^(\w+)/  ", TEXT, flags=re.MULTILINE)
-    assert {"cluster", "trainers", "serving"} <= set(packages)
+    assert {"cluster", "trainers", "tuning", "serving"} <= set(packages)
     there = {
         str(path.relative_to(ROOT / package))
-        for package in ("cluster", "trainers", "serving")
+        for package in ("cluster", "trainers", "tuning", "serving")
         for path in (ROOT / package).rglob("*.py")
         if path.name not in ("__init__.py", "__main__.py")
     }
@@ -111,6 +113,16 @@ def test_training_commands(place: Path) -> None:
             said = run(f"{command} {SHORT} {here}", place)
             here = "--cluster here.yaml"
             assert "held out" in said and "bundle: " in said
+
+
+@pytest.mark.slow
+def test_tuning_commands(tmp_path: Path) -> None:
+    """What they would do; what they do, `tests/test_tuning_search.py` shows on tiny models."""
+    *searches, resume = commands("python -m tuning ")
+    for command in searches:
+        said = run(f"{command.removesuffix(' --dry-run')} --dry-run", tmp_path)
+        assert "optimizer.learning_rate" in said and "batch.global_size" in said
+    assert resume.split()[3] == "resume" and f"--run {resume.split()[4]}" in searches[-1]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,84 @@
+"""What a user can get wrong is one clear error, before any trial starts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuning.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Path) -> list[str]:
+    """A search that would do, on a cluster of one device."""
+    place = tmp_path_factory.mktemp("place")
+    metadata = {"devices_per_node": 1, "cache": str(place / "cache")}
+    cluster = place / "cluster.yaml"
+    cluster.write_text(yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata}))
+    tiny = [f"model.name={tiny_bert}", f"data.source={corpus}", "batch.max_length=32"]
+    return ["csv", *tiny, "--cluster", str(cluster)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["tune.optimizer.learning_rate=log 1e-3..1e-6"], "upside down; write 1e-6..1e-3"),
+        (["tune.optimizer.learning_rte=1e-6..1e-3"], "did you mean optimizer.learning_rate"),
+        (["evaluation.metric=f2"], "evaluation.metric = 'f2'"),
+        (["evaluation.metric=perplexity"], "'perplexity' does not exist for classification"),
+        (["--sampler", "grid", "--trials", "9"], "the grid has 21 points"),
+        (["--sampler", "pbt"], "tune.batch.global_size cannot change"),
+        (["--sampler", "pbt", "tune.model.dropout=0..0.5"], "give --trials 3 or more"),
+        (["--trials", "0"], "trials = 0"),
+        (["--seeds", "0"], "seeds = 0"),
+        (["--budget", "soon"], "2h, 50USD, 3kWh"),
+        (["--budget", "5USD"], "names no metadata.price_usd_per_hour"),
+        (["data.validation=0", "stopping.patience=null"], "a search decides by validation rows"),
+        (["data.source=nowhere.csv"], "nowhere.csv"),
+        (["layout.pp=3"], "not one trial fits on the 1 device"),
+        (["--run", "s3://bucket/search"], "a directory that all nodes see"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_error_and_nothing_begun(
+    words: list[str],
+    wrong: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "search"
+    status = main([*words, "--run", str(run), *wrong])
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith("error: ") and said in error
+    assert error.count("error:") == 1 and not run.exists()
+
+
+def test_storage_that_cannot_be_written(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    status = main([*words, "--run", str(tmp_path / "file" / "search")])
+    assert status == 2 and "cannot be written" in capsys.readouterr().err
+
+
+def test_a_directory_that_holds_a_search_or_none(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "holds no search" in capsys.readouterr().err
+    assert main(["resume"]) == 2
+    (tmp_path / "plan.yaml").touch()
+    assert main([*words, "--run", str(tmp_path)]) == 2
+    assert "`python -m tuning resume" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "search"
+    assert main([*words, "--run", str(run), "--budget", "2h", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for part in ("learning_rate", "global_size", "square root", "f1", "16 by tpe", "1 trial(s)"):
+        assert part in said
+    assert "asha" in said and "tokens" in said and "2h00m" in said and not run.exists()

@@ -1,0 +1,69 @@
+"""What a search would do, without starting anything.
+
+python -m tuning reviews.yaml --dry-run
+"""
+
+from collections.abc import Iterator
+
+from tuning import finals, population, scheduler
+from tuning.prior import RATE
+from tuning.space import value_of
+from tuning.study import Setting
+
+
+def describe(made: Setting) -> Iterator[str]:
+    """Lines for a person."""
+    terms, cluster = made.terms, made.cluster
+    plan, pace = terms.plan, terms.pace
+    width = max(len(key) for key in terms.space)
+    for index, (key, dimension) in enumerate(terms.space.items()):
+        own = value_of(plan.recipe, key)
+        yield f"{'' if index else 'space':<9} {key:<{width}}  {dimension}  (the recipe: {own})"
+    yield from _rule(made)
+    yield f"metric    {plan.recipe.metric}, on the validation rows"
+    yield f"trials    {plan.trials} by {plan.sampler}, the first with the recipe's own settings"
+    yield from _stops(made)
+    repeated = (plan.seeds - 1) * (finals.FINALISTS + 1)
+    if repeated:
+        yield (
+            f"seeds     the best {finals.FINALISTS} and the recipe's own are trained with "
+            f"{plan.seeds - 1} other seed(s): up to {repeated} runs more"
+        )
+    yield (
+        f"capacity  {terms.slots} trial(s) at once, {made.capacity.devices} device(s) each, on "
+        f"cluster {cluster.name}"
+    )
+    yield (
+        f"a trial   {pace.total_tokens:,.0f} tokens to its end, in {pace.total_samples:,} samples; "
+        f"all: at most {(plan.trials + repeated) * pace.total_tokens:,.0f}"
+    )
+    if made.budget is not None:
+        yield f"budget    {plan.budget}: the cluster is held for at most {made.budget}"
+
+
+def _rule(made: Setting) -> Iterator[str]:
+    terms = made.terms
+    if terms.prior.reference is None:
+        return
+    name = terms.plan.recipe.optimizer.name
+    how = "linearly" if name == "sgd" else "with the square root"
+    yield (
+        f"rule      {RATE} is that at batch size {terms.prior.reference}; it grows {how} of the "
+        "batch size (--no-scaling-rule)"
+    )
+
+
+def _stops(made: Setting) -> Iterator[str]:
+    pace, kind = made.terms.pace, made.terms.plan.scheduler
+    yield f"looks     {pace.looks} a trial, after equal shares of its samples"
+    if made.terms.plan.sampler == "pbt":
+        yield (
+            f"rounds    {population.ROUNDS} of equal tokens, {made.terms.plan.trials - 1} members; "
+            "after each, the worst quarter go on from the best"
+        )
+        return
+    if kind == "none":
+        return
+    shares = ", ".join(f"{rung / pace.total_tokens:.1%}" for rung in pace.rungs)
+    how = f"one in {scheduler.REDUCTION} goes on" if kind == "asha" else "the better half goes on"
+    yield f"stops     {kind}: compared after {shares} of the tokens; {how}"

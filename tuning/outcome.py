@@ -1,0 +1,156 @@
+"""What a search came to: the winner judged once on the test rows, its bundle, `RUN/result.json`.
+
+The search decides by validation rows alone. Only the winner, and the recipe's own settings to
+compare with, are then shown the test rows, once: a trial that has been judged is not judged again.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainers.fit import fit
+from trainers.recipe import lower_is_better
+from trainers.sealed import write_file, written_aside
+from tuning import budget, finals
+from tuning.budget import Spend
+from tuning.finals import Standing, Verdict
+from tuning.search import Search, SearchError
+from tuning.trial import Trial, searched
+
+RESULT = "result.json"
+
+
+def conclude(search: Search, run: Path) -> dict[str, Any]:
+    """Name and judge the winner; leave its bundle and the result in `run`.
+
+    Raises SearchError where no trial trained to its end.
+    """
+    director = search.director
+    if (run / RESULT).is_file() and not search.clock.spans:
+        return dict(json.loads((run / RESULT).read_text(encoding="utf-8")))  # it had ended before
+    verdict = finals.verdict(director.trials)
+    if verdict is None:
+        why = next((trial.reason for trial in director.trials if trial.reason), "")
+        raise SearchError(f"{run}: no trial trained to its end; the first said: {why}")
+    judged = {
+        number: _judge(search, number)
+        for number in sorted({verdict.winner, 0})
+        if director.trials[number].state == "complete"
+    }
+    bundle = search.directory(verdict.winner) / "bundle"
+    with written_aside(run / "bundle") as aside:
+        shutil.copytree(bundle, aside, copy_function=_link, dirs_exist_ok=True)
+    result = _result(search, verdict, judged)
+    write_file(run / RESULT, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def spend(search: Search) -> dict[str, Any]:
+    """What the search has cost, and what the next improvement is expected to cost."""
+    director, cluster = search.director, search.cluster
+    own = [trial for trial in searched(director.trials) if trial.state != "running"]
+    paid = Spend.of(director.held, cluster)
+    after = budget.next_improvement([t.seconds for t in own], cluster, director.terms.slots)
+    return {
+        "seconds": paid.seconds,
+        "usd": paid.usd,
+        "kwh": paid.kwh,
+        "trial_seconds": sum(trial.seconds for trial in director.trials),
+        "tokens": sum(trial.tokens for trial in director.trials),
+        "whole_run_tokens": director.terms.pace.total_tokens,
+        "tune_overhead": search.clock.overhead(director.terms.slots),
+        "even_chance_of_better": {"seconds": after.seconds, "usd": after.usd, "kwh": after.kwh},
+    }
+
+
+def _judge(search: Search, number: int) -> dict[str, Any]:
+    """The metrics of a trial's best weights on the test rows, with a bundle of them."""
+    director = search.director
+    trial = director.trials[number]
+    cluster = search.capacity.cluster(search.cluster)
+    if not search.cluster.is_this_machine:
+        cluster = cluster.at(search.capacity.devices)  # the device may be on another machine
+    print(f"judging trial {number} on the test rows")
+    outcome = fit(director.recipe(trial), cluster, search.directory(number), resume=True)
+    return dict(outcome.result["test"])
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _result(search: Search, verdict: Verdict, judged: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Everything that a report needs, as plain values; metrics as they are, not as scores."""
+    director, terms = search.director, search.director.terms
+    metric = terms.plan.recipe.metric
+    sign = -1 if lower_is_better(metric) else 1
+    winner = verdict.winner
+    recipe = search.directory(winner) / "recipe.yaml"
+    return {
+        "metric": metric,
+        "lower_is_better": sign < 0,
+        "space": {key: str(dimension) for key, dimension in terms.space.items()},
+        "sampler": terms.plan.sampler,
+        "scheduler": terms.plan.scheduler,
+        "scaling_rule": terms.prior.reference is not None,
+        "rungs": list(terms.pace.rungs),
+        "winner": winner,
+        "default_stands": verdict.default_stands,
+        "margin": verdict.margin,
+        "margin_standard_error": verdict.error,
+        "is_sure": verdict.is_sure,
+        "verdict": verdict.words(),
+        "standings": [_standing(standing, sign) for standing in verdict.standings],
+        "test": {str(number): metrics for number, metrics in judged.items()},
+        "trials": [_trial(trial, sign) for trial in director.trials],
+        "spend": spend(search),
+        "lineage": _lineage(director.trials, winner),
+        "repeat": f"python -m trainers {recipe} --run {search.directory(winner)}-again",
+        "bundle": str(recipe.parents[2] / "bundle"),
+    }
+
+
+def _lineage(trials: Sequence[Trial], number: int) -> list[dict[str, Any]]:
+    """The settings that a trial was trained with, and from which token on; one but in a population.
+
+    Where there are several, the command that repeats the last alone repeats only its settings.
+    """
+    line: list[dict[str, Any]] = []
+    at: int | None = number
+    while at is not None:
+        trial = trials[at]
+        at, tokens = (None, 0) if trial.parent is None else trial.parent
+        line.append({"trial": trial.number, "settings": trial.point, "from_tokens": tokens})
+    return line[::-1]
+
+
+def _standing(standing: Standing, sign: int) -> dict[str, Any]:
+    return {
+        "trial": standing.number,
+        "by_seed": {str(seed): sign * score for seed, score in standing.scores.items()},
+        "mean": sign * standing.mean,
+        "spread": standing.spread,
+    }
+
+
+def _trial(trial: Trial, sign: int) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "settings": trial.point,
+        "seed": trial.seed,
+        "state": trial.state,
+        "reason": trial.reason,
+        "repeats": trial.repeats,
+        "parent": trial.parent,
+        "best": None if trial.score is None else sign * trial.score,
+        "curve": [[look.tokens, sign * look.score] for look in trial.curve],
+        "tokens": trial.tokens,
+        "seconds": trial.seconds,
+    }

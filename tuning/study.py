@@ -1,0 +1,137 @@
+"""A search on disk: made from a recipe, or found again. Everything is checked before it starts.
+
+RUN/plan.yaml        what was asked for
+RUN/study.journal    every decision
+RUN/trials/0007/     the run directory of a trial, as `python -m trainers` leaves it
+RUN/bundle           the winner        RUN/result.json   what a report needs
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import spec
+from cluster.settings import SettingsError
+from cluster.spec import ClusterSpec
+from trainers import data, progress
+from trainers import recipe as recipes
+from trainers.planned import sizes
+from trainers.recipe import Recipe, lower_is_better
+from tuning import plan as plans
+from tuning import population
+from tuning import space as spaces
+from tuning.budget import Budget
+from tuning.capacity import Capacity
+from tuning.director import Director, Terms
+from tuning.journal import Journal, JournalError
+from tuning.pace import Pace
+from tuning.plan import Plan
+from tuning.prior import Prior
+from tuning.sampler import grid
+from tuning.search import Search
+from tuning.space import Space
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What follows from a plan: the cluster, the terms, and how trials share the devices."""
+
+    cluster: ClusterSpec
+    terms: Terms
+    capacity: Capacity
+    budget: Budget | None
+
+
+def setting(plan: Plan, sketched: bool = False) -> Setting:
+    """Everything that can be known, and be wrong, before a search starts.
+
+    sketched: data that is not encoded yet is looked at and not encoded. Raises BerthaError.
+    """
+    cluster, recipe = spec.load(plan.cluster), plan.recipe
+    budget = None if plan.budget is None else Budget.parse(plan.budget, cluster)
+    if not recipe.data.validation:
+        raise SettingsError(
+            "data.validation is 0, but a search decides by validation rows; hold some out"
+        )
+    pace, labels, num_features = _measured(recipe, cluster, sketched)
+    shape = sizes(recipe, labels, num_features, cluster.cache)
+    settings = recipe.model_dump(mode="json") | {recipes.RANGES: plan.ranges}
+    space = spaces.of(settings, recipe, shape.num_parameters, "recipe")
+    _check_size(plan, space)
+    prior = Prior.of(space, recipe.batch.global_size, recipe.optimizer.name, plan.scaling_rule)
+    capacity = Capacity.of(recipe, shape, cluster)
+    seconds = None if budget is None else budget.seconds
+    terms = Terms(plan, space, prior, pace, capacity.slots, seconds)
+    return Setting(cluster, terms, capacity, budget)
+
+
+def create(plan: Plan, run: Path) -> Setting:
+    """Make the search `run`. Raises BerthaError for whatever is wrong, and then leaves nothing."""
+    if (run / plans.PLAN).exists():
+        raise JournalError(
+            f"{run} holds a search already; `python -m tuning resume {run}` goes on with it, --run "
+            "names another"
+        )
+    made = setting(plan)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        plan.save(run)
+    except OSError as error:
+        raise JournalError(f"{run}: cannot be written: {error}; name another with --run") from None
+    return made
+
+
+@contextmanager
+def opened(run: Path, made: Setting) -> Iterator[Search]:
+    """The search in `run`, held by this process while the block runs."""
+    terms = made.terms
+    recipe = terms.plan.recipe
+    sign = -1 if lower_is_better(recipe.metric) else 1
+    default = spaces.point_of(recipe, terms.space)
+    journal = Journal(run, terms.prior.shown(terms.space), default, sign)
+    journal.note({"metric": recipe.metric, "sampler": terms.plan.sampler})
+    try:
+        yield Search(Director(terms, journal), made.capacity, made.cluster, run)
+    finally:
+        journal.close()
+        shutil.rmtree(run / "ray", ignore_errors=True)
+
+
+def _measured(
+    recipe: Recipe, cluster: ClusterSpec, sketched: bool
+) -> tuple[Pace, tuple[str, ...], int]:
+    """The pace, the labels, and the features of a linear model."""
+    if sketched:
+        sketch = data.sketch(recipe, cluster.cache)
+        rows, lengths = sketch.num_train, sketch.lengths
+        tokens = int(lengths.mean() * rows)
+        held_out = sketch.report.sequences or sketch.report.rows
+        pace = Pace.of(recipe, rows, tokens, held_out["validation"])
+        return pace, sketch.labels, int(lengths[0])
+    prepared = data.prepare(recipe, cluster.cache, progress.encoding())
+    lengths = prepared.train.samples.lengths
+    pace = Pace.of(recipe, len(prepared.train), int(lengths.sum()), len(prepared.validation))
+    return pace, prepared.labels, int(lengths[0])
+
+
+def _check_size(plan: Plan, space: Space) -> None:
+    """Raise SettingsError where the sampler cannot search this space with so many trials."""
+    if plan.sampler == "pbt":
+        population.check(space)
+        if plan.seeds != 1 or plan.trials < 3:
+            raise SettingsError(
+                f"--sampler pbt with --trials {plan.trials} --seeds {plan.seeds}: give --trials 3 "
+                "or more, a population of two beside the recipe's own, and --seeds 1: a schedule "
+                "that was found while training is not repeated with another seed"
+            )
+    if plan.sampler != "grid":
+        return
+    own = spaces.point_of(plan.recipe, space)
+    points = 1 + sum(point != own for point in grid(space))
+    if points > plan.trials:
+        raise SettingsError(
+            f"--trials {plan.trials}: the grid has {points} points, the recipe's own among them; "
+            f"raise --trials to {points}, shorten the lists, or choose another --sampler"
+        )

@@ -1,0 +1,138 @@
+"""One trial as Ray Tune runs it: a run of the one trainer, its evaluations told to Tune.
+
+A trial on one device trains in this very process. One on several trains in workers of its own, and
+this process reads their evaluations from the run directory. Either stands still after an evaluation
+until the search has decided whether it goes on, and either begins with the run directory's newest
+checkpoint, so whoever starts it again repeats no step that was saved.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from filelock import FileLock, Timeout
+
+from cluster.errors import BerthaError
+from cluster.spec import ClusterSpec
+from trainers.fit import fit
+from trainers.loop import TrainingError
+from trainers.recipe import Recipe
+from trainers.record import RunDirectory, RunError
+from tuning.gate import Gate
+from tuning.lineage import inherit
+
+HELD_SECONDS = 300  # that the last process of a killed search may take to let go of a trial
+LOOK_SECONDS = 0.5  # between looks at what workers wrote
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a trial is told. path: its run directory. parent: the run directory, and the tokens seen
+    there, of the checkpoint it begins with.
+    """
+
+    number: int
+    recipe: Recipe
+    cluster: ClusterSpec
+    path: Path
+    parent: tuple[Path, int] | None = None
+
+
+def carry_out(config: Mapping[str, Any]) -> None:
+    """Train the trial of `config["order"]`; Tune calls this in a process of its own."""
+    # A process is used again for the next trial, once this one's thread has ended.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    train(config["order"], ray.tune.report)
+
+
+def train(order: Order, tell: Tell) -> None:
+    """Train `order`, telling each evaluation and at last how it ended."""
+    started = time.monotonic()
+
+    def told(facts: Mapping[str, Any]) -> None:
+        tell({**facts, "seconds": time.monotonic() - started})
+
+    try:
+        with _held(order.path):
+            _fit(order, told)
+    except TrainingError as error:
+        told({"ended": "failed", "reason": str(error)})
+    except BerthaError as error:
+        told({"ended": "refused", "reason": str(error)})
+    else:
+        told({"ended": "complete"})
+
+
+def _fit(order: Order, told: Tell) -> None:
+    metric = order.recipe.metric
+
+    def report(metrics: Mapping[str, float]) -> None:
+        told({"tokens": int(metrics["tokens"]), "value": metrics[metric]})
+
+    gate = Gate(order.path)
+
+    def report_and_wait(metrics: Mapping[str, float]) -> None:
+        report(metrics)
+        gate(metrics)
+
+    for metrics in evaluations(order.path):  # that were told to a search that was killed
+        report(metrics)
+    if order.parent is not None:
+        inherit(order.path, *order.parent)
+    if order.cluster.num_workers:
+        with _watched(order, report):
+            fit(order.recipe, order.cluster, order.path, True, False, gate)
+    else:
+        fit(order.recipe, order.cluster, order.path, True, False, report_and_wait)
+    for metrics in evaluations(order.path):  # the last of workers, which nobody watches any more
+        report(metrics)
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """The evaluations in a run directory, as the trainer reports them."""
+    rows = RunDirectory(path).rows("evaluation")
+    return [{**row["metrics"], "step": row["step"], "tokens": row["tokens"]} for row in rows]
+
+
+@contextmanager
+def _watched(order: Order, report: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
+    """Report what workers evaluate, as it comes, while the block runs."""
+    over = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not over.wait(LOOK_SECONDS):
+            for metrics in evaluations(order.path):
+                if metrics["tokens"] > seen:
+                    seen = metrics["tokens"]
+                    report(metrics)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold the run directory: a trial of a search that was killed may take a moment to die."""
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock", timeout=HELD_SECONDS)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise RunError(
+            f"{path}: another process has trained this trial for {HELD_SECONDS} seconds; end it"
+        ) from None
