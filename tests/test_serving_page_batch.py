@@ -336,7 +336,7 @@ def test_the_servers_own_time_is_told(person: Person) -> None:
     with listening(Timed([*protocols.ALL, operators], FakeModels())) as address:
         person.visit(f"http://{address}/")
         person.ask("a film")
-        assert "in the server: queue 0.25 ms, model 3.5 ms" in person.read("latency")
+        assert "queue 0.25 ms, model 3.5 ms" in person.read("latency")
 
 
 def test_many_labels_are_shown_when_all_are_wanted(person: Person) -> None:
