@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from serving.build import build
+from serving.kinds import KINDS
 from trainers import bundle, provenance
 from trainers.card import CARD, Card, read, written
 from trainers.encoding import load_encoder
@@ -22,6 +23,7 @@ RUN_BUNDLE = Path("runs/reviews/bundle")
 MAX_LENGTH = 256  # so that 180 words are not cut
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer_config.json"
+ENGINES = shutil.ignore_patterns(*filter(None, (kind.directory for kind in KINDS.values())))
 
 
 def plain(source: Path | None, out: Path, max_length: int = MAX_LENGTH) -> Path:
@@ -32,7 +34,7 @@ def plain(source: Path | None, out: Path, max_length: int = MAX_LENGTH) -> Path:
     if source is None:
         return _random(out, max_length)
     card = read(source)
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("engines", "openvino*", "onnx*"))
+    shutil.copytree(source, out, ignore=ENGINES)
     settings = json.loads((out / TOKENIZER).read_text())
     settings |= {"model_max_length": max_length, "max_length": max_length}
     (out / TOKENIZER).write_text(json.dumps(settings, indent=2) + "\n")
@@ -53,7 +55,7 @@ def built(source: Path, out: Path, only: list[str] | None = None) -> Path:
 
 def broken(source: Path, out: Path) -> Path:
     """A copy of `source` at `out` that is whole and answers no number."""
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("engines", "openvino*", "onnx*"))
+    shutil.copytree(source, out, ignore=ENGINES)
     weights = load_file(out / WEIGHTS)
     bias = next(name for name in weights if name.endswith("classifier.bias"))
     save_file(weights | {bias: weights[bias] * float("nan")}, out / WEIGHTS, {"format": "pt"})

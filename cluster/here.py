@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cluster import probe
+from cluster.calibration import NINE_IN_TEN
 from cluster.catalogue import Catalogue
 from cluster.cost import Work, step
 from cluster.demand import Demand
@@ -22,7 +23,7 @@ from cluster.hardware import Accelerator, Place
 from cluster.layout import Layout
 from cluster.placing import TOKENS_AT_ONCE, work_of
 from cluster.plan import hours
-from cluster.probe import NINE_IN_TEN_PROBED, Probe, ProbeError
+from cluster.probe import Probe, ProbeError
 
 PROBE_SECONDS = 60.0
 CPU_TOKENS_AT_ONCE = 2048  # a processor's token budget unless the recipe says otherwise
@@ -43,13 +44,16 @@ def probed(path: Path | None = None) -> Probe:
 
 
 def lines(demand: Demand, known: Probe) -> Iterator[str]:
-    """How long the run takes on the probed devices, for each number of them that was tried."""
+    """How long the run takes on the probed devices, for each number of them that was tried.
+
+    Between the ends of what holds without a probe: how much one narrows them was not measured yet.
+    """
     for workers in known.workers:
         local = known.local(workers)
         seconds = demand.steps * local.step(_work(local.place, demand, known)).total
         yield (
             f"here      {workers} x {known.name} ({known.kind}): {hours(seconds)} "
-            f"({hours(seconds / NINE_IN_TEN_PROBED)} to {hours(seconds * NINE_IN_TEN_PROBED)}), "
+            f"({hours(seconds / NINE_IN_TEN)} to {hours(seconds * NINE_IN_TEN)}), "
             "by a probe"
         )
 

@@ -23,8 +23,6 @@ from cluster.hardware import Accelerator, Kind, Place
 from cluster.layout import Layout
 from cluster.workload import Shape
 
-# After a probe nine in ten steps should lie within this factor; benchmarks/probe.py measures it.
-NINE_IN_TEN_PROBED = 1.2
 # Where fitting begins, for a core of a processor: FLOP/s, bytes/s of memory and between processes.
 BEGINNING = {
     "peak": 60e9,

@@ -86,6 +86,9 @@ def test_the_card_tells_what_was_measured(tmp_path: Path, tiny_bert: Path, corpu
     (chosen,) = [each for each in card.engines if each.chosen]
     assert chosen.name == max(found, key=lambda each: each.speed).name
     assert Engine.load(place).backend == chosen.name
+    measured = {each.name: each.batch_tokens for each in found}
+    assert set(measured.values()) <= set(speed.BUDGETS)
+    assert {name: Engine.load(place, name).batch_tokens for name in measured} == measured
     for entry in card.engines:
         assert entry.agreement == 1.0 and entry.rows == 50
         assert entry.metrics["accuracy"] == card.engines[0].metrics["accuracy"]

@@ -7,8 +7,6 @@ Ray places the workers, connects them and starts them again when one dies; every
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from trainers import data, provenance, teacher
 from trainers.connection import Connection
 from trainers.device import DEVICES, Device
 from trainers.elastic import Elastic
+from trainers.environment import environment
 from trainers.loop import TrainingError
 from trainers.planned import planned, sizes
 from trainers.progress import Follower
@@ -67,7 +66,7 @@ def fit(
         assignment = _assignment(recipe, directory, cluster, judged)
         connect(cluster)
         directory.refusal.unlink(missing_ok=True)
-        with _told(cluster), Follower(directory):
+        with environment(_told(cluster)), Follower(directory):
             _trainer(assignment, cluster, report).fit()
         if directory.refusal.is_file():
             raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
@@ -125,9 +124,8 @@ def connect(cluster: ClusterSpec, dashboard: bool = False) -> None:
         ray.init(**quiet)
 
 
-@contextmanager
-def _told(cluster: ClusterSpec) -> Iterator[None]:
-    """What Ray Train reads from the environment when a run starts, unless its user has set it."""
+def _told(cluster: ClusterSpec) -> dict[str, str]:
+    """What Ray Train reads from the environment when a run starts."""
     told = {}
     if not cluster.is_elastic:
         # Ray's minute is too short for machines that are being launched. An elastic run counts its
@@ -136,13 +134,7 @@ def _told(cluster: ClusterSpec) -> Iterator[None]:
     if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
         # The watcher for nodes about to leave takes a tenth of a core, and here no node can.
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    told = {name: value for name, value in told.items() if name not in os.environ}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name in told:
-            del os.environ[name]
+    return told
 
 
 def _trainer(assignment: Assignment, cluster: ClusterSpec, report: Report) -> TorchTrainer:

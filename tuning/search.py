@@ -6,11 +6,8 @@ from its own newest checkpoint.
 """
 
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from ray.tune.search import Searcher
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 from trainers.device import DEVICES
+from trainers.environment import environment
 from trainers.fit import connect, resources
 from trainers.recipe import lower_is_better
 from trainers.record import RunDirectory
@@ -37,6 +35,8 @@ from tuning.trial import Look, completed
 # What the process that watches a trial's workers reserves: something, for Tune reserves no nothing,
 # and no part of a core, for the workers may need them all.
 WATCHER = {"memory": 2**20}
+# Without Tune's own loggers and tables, which say what the journal says.
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 NO_LIMIT = -1  # of trials, to Tune; the director says when there are enough
 
 
@@ -71,7 +71,8 @@ class Search:
         per_trial, slots = self._resources()
         self.clock = Clock()
         name = f"attempt-{time.time_ns()}"
-        with _quiet_tune():
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        with environment(QUIET):
             Tuner(
                 ray.tune.with_resources(carry_out, per_trial),
                 tune_config=TuneConfig(
@@ -220,17 +221,3 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]
         attempt = f"{trial.trial_id} {trial.num_failures}"
         self._search.told(attempt, order.number, result)
         return str(self.CONTINUE)
-
-
-@contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Without Tune's own loggers and tables, which say what the journal says."""
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    told = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-    told = {name: value for name, value in told.items() if name not in os.environ}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name in told:
-            del os.environ[name]
