@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from serving.build import build
-from serving.kinds import KINDS
+from serving.build.engines import build
+from serving.engine.kinds import KINDS
 from trainers import bundle, provenance
 from trainers.card import CARD, Card, read, written
 from trainers.encoding import load_encoder

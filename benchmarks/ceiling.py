@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.engine import Engine, split
-from serving.engine import batches as batches_of
+from serving.engine.engine import Engine, split
+from serving.engine.engine import batches as batches_of
 
 
 def measured(

@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
         self._due = self._sent = 0.0
         self.busy = False
+        self._parser = httptools.HttpResponseParser(self)
 
     def ask(self, request: bytes, due: float) -> None:
         """Send a request that was due then."""
@@ -52,6 +53,9 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if not self.busy:  # a server gives up a connection that was never used: 408
+            self._transport.abort()
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:

@@ -108,7 +108,7 @@ def main() -> None:
     engine = bundles.engine_of(bench.built)
     stored = {
         "environment": provenance.environment(),
-        "options": {key: str(value) for key, value in vars(options).items() if key != "out"},
+        "options": {k: str(value) for k, value in vars(options).items() if k != "out"},
         "engine": engine,
         "settings": {name: each.settings for name, each in CONTENDERS.items()},
         "missing": missing,

@@ -21,8 +21,8 @@ from report import failed
 from servers import Server, begin_load, finish_load, megabytes
 
 from serving import client
-from serving.judge import Rule
-from serving.registry import Registry
+from serving.registry.judge import Rule
+from serving.registry.registry import Registry
 
 NAME, PATH = "reviews", "/predict"
 MOST_WAIT_SECONDS = 90.0  # for something to take effect

@@ -1,19 +1,20 @@
-"""The layout for a model on given devices: the cheapest one that fits, and why.
+"""The layout for a model on given devices: the fastest one that fits, by the cost model, and why.
 
-Every layout of a small grid is weighed by the extra time it costs over computing alone, and by the
-memory it needs. Knows no torch.
+A short list is weighed: whole layers first (copies, shards in a node, shards over all), each with
+as much computed again as need be; layers are divided only where nothing else fits, as small
+operations and waiting cost more there than formulas say. A run with `layout: auto` and a plan both
+ask here. Knows no torch and no prices.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from cluster.cost import Step
 from cluster.job import Job
 from cluster.layout import Layout, LayoutError, check
 from cluster.memory import peak
-from cluster.overhead import cost
 from cluster.workload import Recompute
 
 GIB = 2**30
@@ -21,23 +22,35 @@ FREE = 0.1  # of a device's memory is left to the allocator, libraries and what 
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
+# Of a step, what each further kind of parallelism must gain at least: less is within the error of
+# the model, and more kinds cost what no formula counts.
+COMPLEXITY = 0.05
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A layout that was weighed. layout: resolved. token_budget: tokens computed at once.
 
-    memory: bytes on the fullest device. cost: extra time, as a share of computing alone.
+    memory: bytes on the fullest device. step: its seconds.
     """
 
     layout: Layout
     token_budget: int
     memory: float
-    cost: float
+    step: Step
     fits: bool
+
+    @property
+    def weight(self) -> float:
+        """What the fastest has least of."""
+        layout = self.layout
+        kinds = (layout.dp_shard > 1) + (layout.tp > 1) + (layout.pp > 1)
+        return self.step.total * (1 + COMPLEXITY * kinds)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen candidate, all that were weighed, cheapest first, and the reason in words."""
+    """The chosen candidate, all that were weighed, in their order, and the reason in words."""
 
     chosen: Candidate
     considered: tuple[Candidate, ...]
@@ -55,74 +68,101 @@ class Choice:
 
 
 def choose(job: Job) -> Choice:
-    """The cheapest layout that fits. Raises LayoutError when none does, with the way out.
-
-    Layers are divided, by tp or pp, only where no layout of whole layers fits: small operations and
-    waiting cost more there than formulas say.
+    """The fastest layout that fits. Raises LayoutError when none does, with the way out.
 
     With unknown memory, and for a linear model, every device holds a copy. Where only smaller
     micro-batches fit, the token budget is lowered: that changes speed, never the result.
     """
     if job.device_memory is None or job.shape.head == "linear":
         return _copies(job)
-    candidates: list[Candidate] = []
-    for layout in layouts(job):
-        candidates.extend(_weigh(job, layout))
+    candidates = weighed(job)
     if not candidates:
         check(Layout(), job.shape, job.num_devices, job.devices_per_node, job.global_batch_size)
         raise LayoutError(_no_layout(job))
-    candidates.sort(key=lambda c: (_divided(c.layout), c.cost, -c.token_budget))
-    fitting = [candidate for candidate in candidates if candidate.fits]
-    if not fitting:
+    chosen = fastest(candidates)
+    if chosen is None:
         raise LayoutError(_nothing_fits(job, candidates))
-    chosen = fitting[0]
     return Choice(chosen, tuple(candidates), _why(job, chosen, candidates))
 
 
-def layouts(job: Job) -> Iterator[Layout]:
-    """Every layout of the grid that can run, resolved: degrees that divide, recompute each way."""
-    for tp in _divisors(min(job.devices_per_node, job.num_devices)):
-        for pp in _divisors(job.num_devices // tp):
-            for dp_shard in _divisors(job.num_devices // tp // pp):
-                for recompute, split in itertools.product(
-                    RECOMPUTES, (False, True)[: 1 + (tp > 1)]
-                ):
-                    layout = Layout(
-                        dp_replicate=job.num_devices // (tp * pp * dp_shard),
-                        dp_shard=dp_shard,
-                        pp=pp,
-                        tp=tp,
-                        sequence_parallel=split,
-                        recompute=recompute,
-                    )
-                    if tp <= job.max_tp and _runs(job, layout):
-                        yield layout
+def weighed(job: Job) -> list[Candidate]:
+    """The candidates, whole layers first, each kind by its speed."""
+    found: list[Candidate] = []
+    for layouts in (whole(job), divided(job)):
+        candidates = [each for layout in layouts for each in _weigh(job, layout)]
+        found += sorted(candidates, key=lambda c: (c.weight, -c.token_budget))
+        if any(candidate.fits for candidate in candidates):
+            break
+    return found
+
+
+def fastest(candidates: Iterable[Candidate]) -> Candidate | None:
+    """The first of `weighed` that fits."""
+    return next((candidate for candidate in candidates if candidate.fits), None)
+
+
+def whole(job: Job) -> Iterator[Layout]:
+    """Layouts that can run of whole layers: copies, shards inside a node, shards over all."""
+    devices = job.num_devices
+    inside = job.devices_per_node if devices % job.devices_per_node == 0 else devices
+    for dp_shard in dict.fromkeys((1, min(devices, inside), devices)):
+        for recompute in RECOMPUTES:
+            layout = Layout(
+                dp_replicate=devices // dp_shard, dp_shard=dp_shard, recompute=recompute
+            )
+            if _runs(job, layout):
+                yield layout
+
+
+def divided(job: Job) -> Iterator[Layout]:
+    """Layouts that can run of layers divided by tp inside a node and by pp, the rest shards."""
+    devices = job.num_devices
+    for tp in _divisors(min(job.devices_per_node, devices)):
+        for pp in _divisors(devices // tp) if tp <= job.max_tp and devices % tp == 0 else ():
+            if tp * pp == 1:
+                continue
+            for recompute in RECOMPUTES:
+                layout = Layout(
+                    dp_replicate=1,
+                    dp_shard=devices // tp // pp,
+                    pp=pp,
+                    tp=tp,
+                    sequence_parallel=tp > 1,
+                    recompute=recompute,
+                )
+                if _runs(job, layout):
+                    yield layout
 
 
 def _weigh(job: Job, layout: Layout) -> Iterator[Candidate]:
-    """The layout with the whole token budget, and the cheapest that fits with less of it.
+    """The layout with the whole token budget, and the fastest that fits with less of it.
 
     Budgets are halved down to one longest sample; a pipeline may gain by more micro-batches.
     """
-    budgets = [job.token_budget]
-    while job.may_lower_budget and budgets[-1] // 2 >= job.max_length:
-        budgets.append(budgets[-1] // 2)
-    candidates = [_candidate(job, layout, budget) for budget in budgets]
-    yield candidates[0]
-    smaller = [candidate for candidate in candidates[1:] if candidate.fits]
-    if smaller:
-        best = min(smaller, key=lambda c: c.cost)
-        if not candidates[0].fits or best.cost < candidates[0].cost:
+    largest = _candidate(job, layout, job.token_budget)
+    yield largest
+    if (largest.fits and layout.pp == 1) or not job.may_lower_budget:
+        return
+    smaller, budget = [], job.token_budget // 2
+    while budget >= job.max_length:
+        smaller.append(_candidate(job, layout, budget))
+        if smaller[-1].fits and layout.pp == 1:
+            break
+        budget //= 2
+    fitting = [candidate for candidate in smaller if candidate.fits]
+    if fitting:
+        best = min(fitting, key=lambda c: c.weight)
+        if not largest.fits or best.weight < largest.weight:
             yield best
-    elif not candidates[0].fits and len(candidates) > 1:
-        yield candidates[-1]
+    elif not largest.fits and smaller:
+        yield smaller[-1]
 
 
 def _candidate(job: Job, layout: Layout, budget: int) -> Candidate:
     assert job.device_memory is not None
     memory = peak(job.shape, layout, job.regime(layout, budget))
     fits = memory <= job.device_memory * (1 - FREE)
-    return Candidate(layout, budget, memory, cost(job, layout, budget), fits)
+    return Candidate(layout, budget, memory, job.step(layout, budget), fits)
 
 
 def _copies(job: Job) -> Choice:
@@ -135,7 +175,8 @@ def _copies(job: Job) -> Choice:
         else "the memory of a device is unknown (metadata.device_memory_gib), so every device "
         "holds a copy of the model"
     )
-    chosen = Candidate(layout, job.token_budget, memory, 0.0, True)
+    step = job.step(layout, job.token_budget)
+    chosen = Candidate(layout, job.token_budget, memory, step, True)
     return Choice(chosen, (chosen,), reason)
 
 
@@ -148,19 +189,20 @@ def _runs(job: Job, layout: Layout) -> bool:
 
 
 def _why(job: Job, chosen: Candidate, candidates: list[Candidate]) -> str:
-    """Plain words: the cheapest fits, or how many cheaper ones do not."""
+    """Plain words: the fastest fits, or how many faster ones do not."""
     assert job.device_memory is not None
     told = f"needs {chosen.memory / GIB:.2f} of {job.device_memory / GIB:.2f} GiB a device"
-    cheaper = candidates[: candidates.index(chosen)]
-    if not cheaper:
-        return f"the cheapest layout, {chosen.layout}, {told}"
-    first = cheaper[0]
+    before = candidates[: candidates.index(chosen)]
+    if not before:
+        return f"the fastest layout, {chosen.layout}, {told}"
+    first = before[0]
     lowered = ""
     if chosen.token_budget < job.token_budget:
         lowered = f" with micro-batches of {chosen.token_budget:,} tokens"
     return (
-        f"{chosen.layout}{lowered} {told}; {len(cheaper)} cheaper, {first.layout} first, would "
-        f"need {min(c.memory for c in cheaper) / GIB:.2f} GiB or more, and a tenth stays free"
+        f"{chosen.layout}{lowered} {told}; {len(before)} considered before it, {first.layout} "
+        f"first, would need {min(c.memory for c in before) / GIB:.2f} GiB or more, and a tenth "
+        "stays free"
     )
 
 
@@ -187,10 +229,6 @@ def _no_layout(job: Job) -> str:
         f"layout: no layout of {job.num_devices} devices suits the model; "
         "give the number of devices another divisor"
     )
-
-
-def _divided(layout: Layout) -> bool:
-    return layout.tp > 1 or layout.pp > 1
 
 
 def _divisors(number: int) -> list[int]:

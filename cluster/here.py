@@ -21,7 +21,7 @@ from cluster.cost import Work, step
 from cluster.demand import Demand
 from cluster.hardware import Accelerator, Place
 from cluster.layout import Layout
-from cluster.placing import TOKENS_AT_ONCE, work_of
+from cluster.placing import TOKENS_AT_ONCE, job_of
 from cluster.plan import hours
 from cluster.probe import Probe, ProbeError
 
@@ -71,7 +71,7 @@ def speeds(demand: Demand, catalogue: Catalogue, known: Probe) -> Mapping[str, f
 
 def _work(place: Place, demand: Demand, known: Probe) -> Work:
     at_once = CPU_TOKENS_AT_ONCE if known.kind == "cpu" else TOKENS_AT_ONCE
-    return work_of(place, demand, demand.token_budget or max(at_once, demand.max_length))
+    return job_of(place, demand).work(demand.token_budget or max(at_once, demand.max_length))
 
 
 def _in_catalogue(catalogue: Catalogue, known: Probe) -> Accelerator | None:

@@ -124,6 +124,12 @@ class Local:
         return step(work, layout, self.place, self.stack, self.constants)
 
 
+def assumed(workers: int) -> Local:
+    """A processor of which nothing was measured, `workers` of its cores training."""
+    unknown = Probe("cpu", "a core of a processor", "fp32", None, ())
+    return _local(unknown, workers, BEGINNING)
+
+
 def fitted(probe: Probe, measurements: Sequence[Measurement], workers: int) -> Local:
     """The accelerator and constants that explain `measurements` best.
 

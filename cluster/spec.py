@@ -22,6 +22,9 @@ class Metadata(Settings):
     accelerator: Literal["cpu", "cuda", "neuron", "tpu"] = Field(
         "cpu", description="the kind of device that trains"
     )
+    accelerator_name: str | None = Field(
+        None, description="as the catalogue has it: A100-SXM4-80GB"
+    )
     devices_per_node: int = Field(1, ge=0, description="training workers a node")
     device_memory_gib: float | None = Field(
         None,

@@ -21,9 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.errors import BerthaError
-from serving import client, deploying, keys
-from serving.endpoint import memory_gib, replicas_for
-from serving.naming import name_of
+from serving import client, deploying
+from serving.endpoint.settings import memory_gib, replicas_for
+from serving.http import keys
+from serving.registry.naming import name_of
 from trainers.card import read
 
 
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             replicas = f"{number} replica{'s' if number > 1 else ''} of one thread"
             print(f"would be served at {url}, on {replicas}")
             return 0
-        from serving import app  # Ray, which `predict` must not pay for
+        from serving.endpoint import app  # Ray, which `predict` must not pay for
 
         print(f"starting Ray and loading {name} …", flush=True)
         with app.running(endpoint):
@@ -69,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     """The registry to serve, the name in it that is meant, and its task: of a bundle, its own."""
-    from serving.reference import Reference
-    from serving.registry import Registry
+    from serving.registry.reference import Reference
+    from serving.registry.registry import Registry
 
     directory = Path(options.what)
     if not (directory.exists() or "/" in options.what):
@@ -100,7 +101,7 @@ def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 def predict(options: argparse.Namespace) -> int:
     """Answer texts in this process."""
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
     from serving.models import Prediction
     from serving.protocols.labels import ranked
 
@@ -126,7 +127,7 @@ def key(options: argparse.Namespace) -> int:
 
 def embedder(options: argparse.Namespace) -> int:
     """Write a bundle that answers embeddings."""
-    from serving import embedder
+    from serving.build import embedder
 
     card = embedder.write(options.model, options.out, options.pooling, options.max_length)
     print(f"{options.out}: embeddings of texts of up to {card.max_length} tokens")
@@ -135,7 +136,7 @@ def embedder(options: argparse.Namespace) -> int:
 
 def build(options: argparse.Namespace) -> int:
     """Measure engines and choose one."""
-    from serving.build import main_build
+    from serving.build.engines import main_build
 
     return main_build(options)
 

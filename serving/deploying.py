@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.settings import validated
-from serving.endpoint import Endpoint
-from serving.judge import Rule
-from serving.naming import name_of
-from serving.registry import Registry
-from serving.state import State
+from serving.endpoint.settings import Endpoint
+from serving.registry.judge import Rule
+from serving.registry.naming import name_of
+from serving.registry.registry import Registry
+from serving.registry.state import State
 
 REGISTRY = "registry"
 
@@ -95,7 +95,7 @@ def deploy(options: argparse.Namespace) -> int:
     after = registry.deploy(name, version, options.canary, options.shadow, rule, options.note)
     print(_line(after))
     if options.address:
-        from serving import app  # Ray, which a change of the registry must not pay for
+        from serving.endpoint import app  # Ray, which a change of the registry must not pay for
 
         app.deploy(endpoint_of(options, options.registry), options.address)
         print(f"served at {options.host}:{options.port} of the cluster's head node")

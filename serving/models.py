@@ -136,7 +136,7 @@ class Limits:
     """
 
     max_texts: int = 32
-    max_waiting_requests: int = 32
+    max_waiting_requests: int = 24
     max_waiting_tokens: int = 32768
     max_body_bytes: int = 2 * 1024 * 1024
 

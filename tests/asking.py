@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, unquote
 from fake_models import FakeModels
 
 from serving import protocols
-from serving.routing import Routes
-from serving.wire import Refusal, Reply, Request
+from serving.http.routing import Routes
+from serving.http.wire import Refusal, Reply, Request
 
 
 @cache

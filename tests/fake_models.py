@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.http.wire import Refusal
 from serving.models import (
     Answer,
     Attribution,
@@ -20,7 +21,6 @@ from serving.models import (
     Statistics,
     Vector,
 )
-from serving.wire import Refusal
 
 WIDTH = 8
 TASKS = {

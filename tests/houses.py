@@ -6,14 +6,15 @@ from pathlib import Path
 
 import httpx
 
-from serving import operations, protocols
-from serving.asgi import Surface
-from serving.house import House
-from serving.keys import Keys
-from serving.meters import Meters, Sample
+from serving import protocols
+from serving.answers.house import House
+from serving.endpoint import operations
+from serving.http.asgi import Surface
+from serving.http.keys import Keys
+from serving.http.meters import Meters, Sample
 from serving.models import Limits
-from serving.registry import Registry
-from serving.tally import Tally
+from serving.registry.registry import Registry
+from serving.registry.tally import Tally
 
 Scenario = Callable[[httpx.AsyncClient, House], Awaitable[None]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serving.endpoint import Endpoint
-from serving.listener import Listener
+from serving.endpoint.listener import Listener
+from serving.endpoint.settings import Endpoint
 
 
 def main(registry: str) -> None:

@@ -24,7 +24,7 @@ from report import failed, table
 from servers import Server, Usage, megabytes
 from tiny_bundle import write_tiny_bundle
 
-from serving.engine import Engine
+from serving.engine.engine import Engine
 
 LOAD = Path(__file__).parents[1] / "benchmarks" / "load.py"
 Answer = Callable[[int], tuple[int, float]]  # of the nth request: its status, after how long

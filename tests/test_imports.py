@@ -58,13 +58,26 @@ def test_there_is_no_cycle() -> None:
     assert graph == {}
 
 
+def test_the_rooms_of_serving_have_an_order() -> None:
+    room = {name: ".".join(name.split(".")[:2]) for name in modules() if name != "serving"}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        if name.startswith("serving.") and name != "serving.__main__":
+            wants = {room[other] for other in imported(path, at_the_top=False) if other in room}
+            graph.setdefault(room[name], set()).update(wants - {room[name]})
+    while leaves := [name for name, wants in graph.items() if not wants & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}
+
+
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("cluster.spec", {"torch", "ray", "transformers"}),
         ("trainers.recipe", {"torch", "ray", "transformers"}),
         pytest.param("trainers.worker", {"ray"}, marks=pytest.mark.slow),
-        pytest.param("serving.listener", {"ray"}, marks=pytest.mark.slow),
+        pytest.param("serving.endpoint.listener", {"ray"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_light_door_stays_light(module: str, heavy: set[str]) -> None:

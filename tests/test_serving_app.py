@@ -16,11 +16,12 @@ from clients import Load
 from houses import registry_of
 from tiny_bundle import write_tiny_bundle
 
-from serving import app, client
-from serving.endpoint import Endpoint
-from serving.engine import Engine
+from serving import client
+from serving.endpoint import app
+from serving.endpoint.settings import Endpoint
+from serving.engine.engine import Engine
 from serving.models import Limits
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
 

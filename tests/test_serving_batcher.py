@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from serving.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
+from serving.answers.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
 
 Row = str
 Scenario = Callable[["Engine", Batcher], Awaitable[None]]

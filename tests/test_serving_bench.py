@@ -8,10 +8,10 @@ import pytest
 from houses import registry_of
 from tiny_bundle import write_tiny_bundle
 
-from serving.bench import Bench
-from serving.judge import Rule
-from serving.registry import Registry
-from serving.tally import Tally
+from serving.endpoint.bench import Bench
+from serving.registry.judge import Rule
+from serving.registry.registry import Registry
+from serving.registry.tally import Tally
 
 
 @pytest.fixture

@@ -15,12 +15,14 @@ from transformers import (
     RobertaConfig,
 )
 
-from serving import agreement, build, networks, rounding, sensitivity, speed
 from serving.__main__ import main
-from serving.candidates import Candidate
-from serving.engine import Engine, split
-from serving.held_out import TextsError, rows_of
-from serving.kinds import KINDS, REFERENCE, STUDENT
+from serving.build import agreement, rounding, sensitivity, speed
+from serving.build import engines as build
+from serving.build.candidates import Candidate
+from serving.build.held_out import TextsError, rows_of
+from serving.engine import networks
+from serving.engine.engine import Engine, split
+from serving.engine.kinds import KINDS, REFERENCE, STUDENT
 from trainers import bundle
 from trainers.card import CARD, Built, BundleError, read
 from trainers.encoding import load_encoder

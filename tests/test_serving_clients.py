@@ -20,14 +20,15 @@ from listening import listening
 from tiny_bundle import write_tiny_bundle
 from tritonclient.utils import InferenceServerException
 
-from serving import embedder, protocols
-from serving.asgi import Surface
-from serving.endpoint import Endpoint
-from serving.engine import Engine
-from serving.keys import Key, Keys
-from serving.listener import Listener
+from serving import protocols
+from serving.build import embedder
+from serving.endpoint.listener import Listener
+from serving.endpoint.settings import Endpoint
+from serving.engine.engine import Engine
+from serving.http.asgi import Surface
+from serving.http.keys import Key, Keys
 from serving.models import Limits, Prediction
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 ROUNDING = 1e-5  # what a text is batched with changes no more
 TEXTS = ["a warm, funny film", "ü\U0001f3ac zwei Stunden", 'a "dull" plot\nand cast']

@@ -20,8 +20,8 @@ from transformers import (
     RobertaModel,
 )
 
-from serving import embedder
-from serving.engine import Engine, batches, join, split
+from serving.build import embedder
+from serving.engine.engine import Engine, batches, join, split
 from trainers.architecture import ModelError
 from trainers.card import BundleError
 from trainers.encoding import EncodingError

@@ -15,9 +15,9 @@ from tiny_bundle import write_linear_bundle, write_tiny_bundle
 from torch import nn
 from transformers import AutoModel
 
-from serving.engine import Engine
-from serving.explain import TOLERANCE, Explainer, Unexplainable
-from serving.tracing import trace
+from serving.answers.explain import TOLERANCE, Explainer, Unexplainable
+from serving.answers.tracing import trace
+from serving.engine.engine import Engine
 from trainers.cleaning import CLEANINGS
 
 FUZZED = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
@@ -82,7 +82,7 @@ class TestTracing:
 
     def test_an_unknown_cleaning_is_matched_by_words(self, monkeypatch: pytest.MonkeyPatch) -> None:
         shout = {"shout": lambda raw: " ".join(raw.replace("film", "MOVIE").split())}
-        monkeypatch.setattr("serving.tracing.CLEANINGS", shout)
+        monkeypatch.setattr("serving.answers.tracing.CLEANINGS", shout)
         raw = "a  warm   film of note"
         traced = trace("shout", raw)
         assert traced.text == "a warm MOVIE of note"

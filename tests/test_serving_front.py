@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from houses import registry_of
 from tiny_bundle import write_tiny_bundle
 
-from serving import front
-from serving.front import Beat, Replicas
-from serving.haproxy import HAProxy, HAProxyError, configuration
+from serving.endpoint import front
+from serving.endpoint.front import Beat, Replicas
+from serving.endpoint.haproxy import HAProxy, HAProxyError, configuration
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from tiny_bundle import write_tiny_bundle
 
-from serving.endpoint import Endpoint
-from serving.listener import Listener
-from serving.registry import Registry
+from serving.endpoint.listener import Listener
+from serving.endpoint.settings import Endpoint
+from serving.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
 

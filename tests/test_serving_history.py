@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from registries import KINDS, empty, objects, three_versions, ticking
 from tiny_bundle import write_linear_bundle
 
-from serving.history import History
-from serving.reference import NoModel
-from serving.registry import Registry, RegistryError
-from serving.snapshot import Snapshot
-from serving.state import ChangeRefused, State
-from serving.store import DirectoryStore, Store
+from serving.registry.history import History
+from serving.registry.reference import NoModel
+from serving.registry.registry import Registry, RegistryError
+from serving.registry.snapshot import Snapshot
+from serving.registry.state import ChangeRefused, State
+from serving.registry.store import DirectoryStore, Store
 from trainers.card import read
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +106,7 @@ class TestDamage:
 
 WRITER = """
 import sys
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 address, writer, changes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 registry = Registry.open(address)

@@ -11,11 +11,11 @@ from houses import play, registry_of
 from safetensors.torch import load_file, save_file
 from tiny_bundle import write_tiny_bundle
 
-from serving.engine import Engine
-from serving.house import House
-from serving.judge import Rule
-from serving.registry import Registry
-from serving.wire import Refusal
+from serving.answers.house import House
+from serving.engine.engine import Engine
+from serving.http.wire import Refusal
+from serving.registry.judge import Rule
+from serving.registry.registry import Registry
 from trainers.card import CARD, read, written
 from trainers.sealed import digests
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.settings import SettingsError, validated
-from serving.judge import Rule, Verdict, at_least, at_most, interval, judge
-from serving.tally import PER_OCTAVE, Histogram, Side, Tally, merged
+from serving.registry.judge import Rule, Verdict, at_least, at_most, interval, judge
+from serving.registry.tally import PER_OCTAVE, Histogram, Side, Tally, merged
 
 HALF_A_BUCKET = 2 ** (0.5 / PER_OCTAVE) * (1 + 1e-9)
 

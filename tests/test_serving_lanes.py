@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.lanes import Lanes, Row
+from serving.answers.lanes import Lanes, Row
 
 ROWS = st.lists(
     st.tuples(st.sampled_from("ab"), st.integers(1, 700), st.floats(0, 100)), max_size=60

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from serving.networks import PackedNetwork, embedder, load
-from serving.packed import Packed
+from serving.engine.networks import PackedNetwork, embedder, load
+from serving.engine.packed import Packed
 from trainers.bert import TextModel
 from trainers.card import read
 from trainers.families import FAMILIES, positions_of

@@ -8,7 +8,7 @@ import pytest
 from asking import answer, error
 from fake_models import FakeModels, prediction, vector
 
-from serving.wire import Refusal
+from serving.http.wire import Refusal
 
 SCORES = prediction("a film", "classification", 2).scores
 

@@ -19,13 +19,13 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from tiny_bundle import LABELS, write_tiny_bundle
 
-from serving.endpoint import Endpoint
-from serving.engine import Engine
-from serving.explain import Explainer
-from serving.listener import Listener
+from serving.answers.explain import Explainer
+from serving.endpoint.listener import Listener
+from serving.endpoint.settings import Endpoint
+from serving.engine.engine import Engine
 from serving.models import Prediction
 from serving.protocols.vectors import cosine
-from serving.registry import Registry
+from serving.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
 

@@ -21,16 +21,17 @@ from selenium.webdriver.common.keys import Keys
 from tiny import BAD, GOOD, PLAIN
 from tiny_bundle import LABELS, write_tiny_bundle
 
-from serving import operations, protocols
-from serving.asgi import Surface
-from serving.endpoint import Endpoint
-from serving.engine import Engine
-from serving.keys import Key
-from serving.keys import Keys as ApiKeys
-from serving.listener import Listener
+from serving import protocols
+from serving.endpoint import operations
+from serving.endpoint.listener import Listener
+from serving.endpoint.settings import Endpoint
+from serving.engine.engine import Engine
+from serving.http.asgi import Surface
+from serving.http.keys import Key
+from serving.http.keys import Keys as ApiKeys
+from serving.http.wire import Refusal
 from serving.models import Answer, Limits, Prediction
 from serving.protocols.vectors import cosine
-from serving.wire import Refusal
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving import protocols
-from serving.openapi import document
+from serving.http.openapi import document
+from serving.http.wire import STATUSES, Protocol, Refusal, Reply, Request, Route
 from serving.protocols.bodies import dump
-from serving.wire import STATUSES, Protocol, Refusal, Reply, Request, Route
 
 ROUTES = [(protocol, route) for protocol in protocols.ALL for route in protocol.routes]
 ASKED = [(protocol, route) for protocol, route in ROUTES if route.body is not None]

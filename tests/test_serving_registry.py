@@ -12,12 +12,12 @@ from registries import KINDS, empty, objects, three_versions, ticking
 from tiny_bundle import write_linear_bundle
 
 from cluster.errors import BerthaError
-from serving.judge import Rule
-from serving.object_store import ObjectStore
-from serving.reference import BadReference, NoModel, Reference
-from serving.registry import Registry
-from serving.state import ChangeRefused
-from serving.store import Absent, DirectoryStore, Store
+from serving.registry.judge import Rule
+from serving.registry.object_store import ObjectStore
+from serving.registry.reference import BadReference, NoModel, Reference
+from serving.registry.registry import Registry
+from serving.registry.state import ChangeRefused
+from serving.registry.store import Absent, DirectoryStore, Store
 from trainers.card import Built, BundleError, read, written
 from trainers.sealed import sha256
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_bundle import write_linear_bundle
 
-from serving.registry import Registry
-from serving.store import Absent, StoreError, open_store
+from serving.registry.registry import Registry
+from serving.registry.store import Absent, StoreError, open_store
 from trainers.card import read
 
 pytestmark = pytest.mark.slow

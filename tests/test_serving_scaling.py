@@ -2,8 +2,8 @@
 
 import pytest
 
-from serving.endpoint import replicas_for
-from serving.scaling import wanted
+from serving.endpoint.scaling import wanted
+from serving.endpoint.settings import replicas_for
 
 
 @pytest.mark.parametrize(

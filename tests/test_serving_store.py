@@ -9,8 +9,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from registries import KINDS, empty
 
-from serving.object_store import ObjectStore
-from serving.store import Absent, DirectoryStore, Store, StoreError, open_store
+from serving.registry.object_store import ObjectStore
+from serving.registry.store import Absent, DirectoryStore, Store, StoreError, open_store
 
 
 @pytest.fixture(params=KINDS)

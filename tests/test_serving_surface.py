@@ -16,14 +16,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tiny_bundle import write_tiny_bundle
 
-from serving import keys, protocols
-from serving.asgi import Surface, show_requests
-from serving.engine import Engine
-from serving.house import House
-from serving.keys import Keys
+from serving import protocols
+from serving.answers.house import House
+from serving.engine.engine import Engine
+from serving.http import keys
+from serving.http.asgi import Surface, show_requests
+from serving.http.keys import Keys
+from serving.http.spans import Traces
 from serving.models import Limits
-from serving.registry import Registry
-from serving.spans import Traces
+from serving.registry.registry import Registry
 
 LIMITS = Limits()
 

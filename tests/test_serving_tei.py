@@ -10,10 +10,10 @@ from fake_models import FakeModels, prediction, vector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.http.wire import Refusal
 from serving.models import Limits, Prediction
 from serving.protocols import tei
 from serving.protocols.tei_bodies import PredictRequest, read
-from serving.wire import Refusal
 
 LIMITS = Limits(max_texts=3)
 LABELS = ("negative", "positive")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.judge import Rule
-from serving.reference import (
+from serving.registry.judge import Rule
+from serving.registry.reference import (
     BadReference,
     NoModel,
     Reference,
@@ -16,8 +16,8 @@ from serving.reference import (
     checked_name,
     suggestion,
 )
-from serving.state import Canary, State, Version
-from serving.traffic import Choice, Turns, route, sticky
+from serving.registry.state import Canary, State, Version
+from serving.registry.traffic import Choice, Turns, route, sticky
 
 FUZZED = settings(deadline=None)
 SHARES = st.floats(0, 1)

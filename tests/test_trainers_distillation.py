@@ -24,7 +24,7 @@ from transformers import (
 
 from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec, Metadata
-from serving.engine import Engine
+from serving.engine.engine import Engine
 from serving.models import Prediction
 from trainers import data, fit, teacher
 from trainers import recipe as recipes

@@ -35,9 +35,9 @@ def cluster_of(tmp_path: Path, num_nodes: int = 1, **metadata: Any) -> ClusterSp
 def test_auto_shows_the_candidates_and_why(tiny_bert: Path, corpus: Path, tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, devices_per_node=2, device_memory_gib=1)
     said = "\n".join(describe(recipe_of(tiny_bert, corpus), cluster))
-    assert "layout    auto: the cheapest layout, dp_replicate 2, needs 0.0" in said
+    assert "layout    auto: the fastest layout, dp_replicate 2, needs 0.0" in said
     assert "memory    at most 0.0" in said
-    assert "considered" in said and "chosen" in said
+    assert "s a step" in said and "chosen" in said and "which is assumed" in said
     assert "dp_shard 2" in said
     assert "token budget 2,048" in said
 

@@ -12,7 +12,7 @@ import yaml
 from crew import assigned, work_together
 from ray.cluster_utils import Cluster
 
-from cluster import spec
+from cluster import spec, spot
 from cluster.layout import Layout, LayoutError
 from cluster.spec import ClusterSpec, Metadata
 from cluster.workload import Shape
@@ -139,10 +139,11 @@ def test_a_node_joins_and_leaves_and_the_losses_stay(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One worker, two once Ray has seen the new node, and one when it is cut off."""
+    """One worker, two once Ray has seen the new node, and one when it is cut off, after notice."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     # Long enough for Ray to look for nodes, which it does every 20 seconds.
-    long = ["stopping.max_steps=450", "stopping.epochs=100", "evaluation.every_steps=450"]
+    long = ["stopping.max_steps=700", "stopping.epochs=100", "evaluation.every_steps=700"]
     saved = ["batch.global_size=30", "checkpoints.every_steps=25"]
     recipe = recipes.load("csv", [*settings, *long, *saved])
     fit.fit(recipe, here, tmp_path / "alone")
@@ -160,16 +161,22 @@ def test_a_node_joins_and_leaves_and_the_losses_stay(
         until(lambda: len(losses(run)) >= 5, fitting)
         joined = nodes.add_node(num_cpus=1)
         until(lambda: sizes() == [1, 2], fitting)
-        since = len(losses(run))
-        until(lambda: len(losses(run)) >= since + 40, fitting)
+        assert not list(run.rows("notice"))
+        (head,) = (node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+        (second,) = (node["NodeID"] for node in ray.nodes() if node["NodeID"] != head["NodeID"])
+        spot.drain(nodes.address, second, "it will be taken away", 10)
+        until(lambda: bool(list(run.rows("notice"))), fitting)
         nodes.remove_node(joined, allow_graceful=False)
         fitting.result()
     assert losses(run) == pytest.approx(losses(RunDirectory(tmp_path / "alone")), abs=2e-5)
     assert sizes() == [1, 2, 1]
     *_, last = run.rows("start")
-    assert last["step"] >= 25 and 0 < last["lost_steps"] <= 25
+    (notice, *_) = run.rows("notice")
+    assert last["step"] >= notice["step"] and last["lost_steps"] <= 25
     assert run.record()["layout"] == Layout(dp_replicate=1).model_dump(mode="json")
-    assert f"going on from step {last['step']} with 1 worker" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"going on from step {last['step']} with 1 worker" in said
+    assert f"about to be taken away; step {notice['step']} is saved" in said
 
 
 def until(happened: Callable[[], bool], fitting: Future[Any]) -> None:

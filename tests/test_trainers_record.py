@@ -42,20 +42,27 @@ def test_a_recorder_knows_what_was_lost(tmp_path: Path) -> None:
     for resumed_at, lost in ((5, 0), (3, 2), (3, 0)):  # what was lost is told once
         recorder = Recorder(run, resumed_at)
         assert recorder.lost_steps == lost
+        assert recorder.lost_seconds == sum(step(4).seconds for _ in range(lost))
         recorder.close()
 
 
 @pytest.mark.parametrize(
     ("row", "line"),
     [
-        ({"step": 4, "workers": 3, "lost_steps": 2}, "from step 4 with 3 workers (2 steps lost)"),
-        ({"step": 4, "workers": 1, "lost_steps": 1}, "from step 4 with 1 worker (1 step lost)"),
+        (
+            {"step": 4, "workers": 3, "lost_steps": 2, "lost_seconds": 90},
+            "from step 4 with 3 workers (2 steps lost, 1m30s of training or $0.50)",
+        ),
+        (
+            {"step": 4, "workers": 1, "lost_steps": 1, "lost_seconds": 2},
+            "from step 4 with 1 worker (1 step lost, 2s of training or $0.01)",
+        ),
         ({"step": 4, "workers": 2, "lost_steps": 0}, "from step 4 with 2 workers"),
         ({"step": 4}, "from step 4"),
     ],
 )
 def test_a_start_that_goes_on_says_from_where(row: dict[str, int], line: str) -> None:
-    assert start_line(row) == f"going on {line}"
+    assert start_line(row, 20.0) == f"going on {line}"
 
 
 def test_a_tail_reads_what_is_new_and_survives_a_restart(tmp_path: Path) -> None:

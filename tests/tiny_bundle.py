@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from serving import embedder
+from serving.build import embedder
 from trainers import bundle
 from trainers.card import Card
 from trainers.encoding import load_encoder

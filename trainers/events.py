@@ -39,9 +39,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Save:
-    """The moment to write a checkpoint of `step`."""
+    """The moment to write a checkpoint of `step`.
+
+    leaving: because a machine of the run is about to be taken away.
+    """
 
     step: int
+    leaving: bool = False
 
 
 Event = Step | Evaluation | Save

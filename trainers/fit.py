@@ -16,6 +16,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cluster import spot
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 from trainers import data, provenance, teacher
@@ -66,7 +67,7 @@ def fit(
         assignment = _assignment(recipe, directory, cluster, judged)
         connect(cluster)
         directory.refusal.unlink(missing_ok=True)
-        with environment(_told(cluster)), Follower(directory):
+        with environment(_told(cluster)), Follower(directory, _price(cluster)):
             _trainer(assignment, cluster, report).fit()
         if directory.refusal.is_file():
             raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
@@ -131,10 +132,28 @@ def _told(cluster: ClusterSpec) -> dict[str, str]:
         # Ray's minute is too short for machines that are being launched. An elastic run counts its
         # machines first, and should count again soon if one of them is gone.
         told["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
-    if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
+    if not _may_leave(cluster):
         # The watcher for nodes about to leave takes a tenth of a core, and here no node can.
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return told
+
+
+def _price(cluster: ClusterSpec) -> float | None:
+    """Dollars an hour of all nodes, where the cluster file says."""
+    of_a_node = cluster.metadata.price_usd_per_hour
+    return None if of_a_node is None else of_a_node * cluster.num_nodes
+
+
+def _may_leave(cluster: ClusterSpec) -> bool:
+    """Whether there are nodes that can be taken away, one by one."""
+    return bool(cluster.num_workers) and not (
+        cluster.is_this_machine and "RAY_ADDRESS" not in os.environ
+    )
+
+
+def _is_leaving() -> bool:
+    """Whether Ray knows that a node of this run will be taken away. All workers call it at once."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _trainer(assignment: Assignment, cluster: ClusterSpec, report: Report) -> TorchTrainer:
@@ -145,7 +164,12 @@ def _trainer(assignment: Assignment, cluster: ClusterSpec, report: Report) -> To
         storage_path=str(assignment.run.path / "ray"),
         failure_config=FailureConfig(max_failures=metadata.max_failures),
     )
-    config = {"assignment": assignment, "report": report}
+    config = {
+        "assignment": assignment,
+        "report": report,
+        "leaving": _is_leaving if _may_leave(cluster) else None,
+        "is_on_aws": cluster.provider == "aws",
+    }
     if not cluster.num_workers:
         alone = ScalingConfig(num_workers=0, use_gpu=device.resource == "GPU")
         return TorchTrainer(
@@ -191,7 +215,9 @@ def resources(cluster: ClusterSpec, device: Device) -> dict[str, float]:
 def _worker(config: dict[str, Any]) -> None:
     """One worker. What only a user can mend ends the run; anything else is worth a restart."""
     assignment: Assignment = config["assignment"]
+    if config["is_on_aws"] and ray.train.get_context().get_local_rank() == 0:
+        spot.beside()
     try:
-        work(assignment, config["report"])
+        work(assignment, config["report"], config["leaving"])
     except BerthaError as error:
         write_file(assignment.run.refusal, str(error))

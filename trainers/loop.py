@@ -7,7 +7,7 @@ same loop and sees the same events, whatever part of the model it holds.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster.errors import BerthaError
+from trainers import agreement
 from trainers.batching import (
     Cost,
     Demands,
@@ -43,6 +44,7 @@ from trainers.recipe import Recipe
 from trainers.scaling import Scale, unscale
 from trainers.sharded_softmax import token_losses
 
+LOOK_SECONDS = 5.0  # of training between two looks whether a machine is about to leave
 AT_ONCE = 64  # micro-batches of an evaluation that are on the device together
 
 
@@ -70,6 +72,7 @@ class Loop:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.optimizer = build_optimizer(parallel, recipe, fused=device.fused)
         self.progress = Progress()
+        self._clock = Clock()
         self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.batch.global_size)
         self.total_steps = self.steps_per_epoch * recipe.stopping.epochs
         if recipe.stopping.max_steps is not None:
@@ -102,10 +105,12 @@ class Loop:
         if self.scale is not None and "scale" in state:
             self.scale = Scale(**state["scale"])
 
-    def run(self) -> Iterator[Event]:
+    def run(self, leaving: Callable[[], bool] | None = None) -> Iterator[Event]:
         """Train to the end, yielding each step, evaluation, and moment to save.
 
-        Raises TrainingError when the loss is no longer a number.
+        leaving: whether a machine of the run is about to be taken away; called now and then, by
+        all ranks at the same step, and while it is so every look is a moment to save. Raises
+        TrainingError when the loss is no longer a number.
         """
         every = self.recipe.evaluation.every_steps or self.steps_per_epoch
         save_every = self.recipe.checkpoints.every_steps or every
@@ -136,6 +141,8 @@ class Loop:
                 yield self._judge(epoch)
             if evaluated or self.progress.step % save_every == 0:
                 yield Save(self.progress.step)
+            elif leaving is not None and self._clock.is_due() and leaving():
+                yield Save(self.progress.step, leaving=True)
 
     def evaluate(self, split: Split) -> Metrics:
         """The metrics of all rows of `split`, exact over all ranks, in fp32 as it is served."""
@@ -195,7 +202,7 @@ class Loop:
         return Step(
             step=step + 1,
             epoch=epoch,
-            loss=self._sum_over_ranks(loss),
+            loss=self._together(loss),
             learning_rate=rate,
             grad_norm=norm,
             samples=len(rows),
@@ -254,10 +261,39 @@ class Loop:
             return nullcontext()
         return torch.autocast(self._place.type, dtype=self._autocast)
 
+    def _together(self, loss: float) -> float:
+        """The loss that all ranks saw; on the way they agree on the time."""
+        seconds = time.perf_counter() - self._clock.started
+        loss, seconds = self._sums_over_ranks(loss, seconds)
+        self._clock.set(seconds / agreement.num_ranks())
+        return loss
+
     def _sum_over_ranks(self, value: float) -> float:
+        return self._sums_over_ranks(value)[0]
+
+    def _sums_over_ranks(self, *values: float) -> list[float]:
         if self.mesh.devices is None:
-            return value
-        total = torch.tensor(value, dtype=torch.float64 if self._place.type == "cpu" else None)
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64 if self._place.type == "cpu" else None)
         total = total.to(self._place)
         dist.all_reduce(total)
-        return total.item()
+        return [float(value) for value in total.tolist()]
+
+
+class Clock:
+    """Seconds since the start as all ranks agree on them: what one does by it, all do."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self._now = self._looked = 0.0
+
+    def set(self, seconds: float) -> None:
+        """The mean over the ranks, the same on each."""
+        self._now = seconds
+
+    def is_due(self) -> bool:
+        """Whether LOOK_SECONDS have passed since this last said so."""
+        due = self._now - self._looked >= LOOK_SECONDS
+        if due:
+            self._looked = self._now
+        return due

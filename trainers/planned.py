@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from cluster import devices
 from cluster.choice import FREE, GIB, Candidate, Choice, choose
-from cluster.job import FLOPS_A_BYTE, Job
+from cluster.job import Job
 from cluster.layout import Layout, LayoutError, check
 from cluster.memory import Memory, needs
 from cluster.spec import ClusterSpec
@@ -23,9 +24,6 @@ from trainers.recipe import Recipe
 from trainers.shape import shape_of
 
 SHOWN = 6  # candidates of a table
-# FLOPs a processor's core share computes while a byte moves: 100 GFLOP/s, and 1 GB/s over the
-# loopback or a network.
-CPU_FLOPS_A_BYTE = (100.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,8 @@ def planned(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10
     budget = recipe.batch.token_budget
     if choice.token_budget != job.token_budget:
         budget = choice.token_budget
-    return Planned(choice.layout, budget, tuple(_automatic(job, choice)))
+    told = devices.of(cluster).told
+    return Planned(choice.layout, budget, tuple(_automatic(job, choice, told)))
 
 
 def job_of(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10**9) -> Job:
@@ -83,11 +82,12 @@ def job_of(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10*
     share = recipe.masking.share
     momentum = recipe.optimizer.name == "sgd" and recipe.optimizer.momentum > 0
     length = recipe.batch.max_length
+    known = devices.of(cluster)
     return Job(
         shape=shape,
+        place=known.place,
         num_devices=max(1, cluster.num_workers),
-        devices_per_node=max(1, cluster.metadata.devices_per_node),
-        device_memory=cluster.device_memory,
+        device_memory=cluster.device_memory or known.memory,
         global_batch_size=recipe.batch.global_size,
         max_length=length,
         token_budget=recipe.batch.token_budget or max(device.token_budget, length),
@@ -96,9 +96,9 @@ def job_of(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10*
         attention_dropout=recipe.model.attention_dropout > 0,
         masked=max(1, round(share * length)) if recipe.task == "masked-lm" else None,
         max_tp=max_tp,
-        overhead_tokens=device.overhead_tokens,
-        flops_a_byte=CPU_FLOPS_A_BYTE if device.kind == "cpu" else FLOPS_A_BYTE,
         may_lower_budget=recipe.batch.token_budget is None,
+        constants=known.constants,
+        stack=known.stack,
     )
 
 
@@ -125,29 +125,29 @@ def _explicit(job: Job, layout: Layout) -> Iterator[str]:
         )
 
 
-def _automatic(job: Job, choice: Choice) -> Iterator[str]:
-    """The chosen layout and why, then the cheapest of those considered."""
+def _automatic(job: Job, choice: Choice, told: str) -> Iterator[str]:
+    """The chosen layout and why, then the first of those considered and how long a step takes."""
     layout = choice.layout
     yield f"layout    auto: {choice.reason}"
     yield from _parts(layout, needs(job.shape, layout, job.regime(layout, choice.token_budget)))
     if len(choice.considered) == 1:
         return
-    yield f"          {'considered':<56} {'tokens':>9} {'GiB':>8} {'extra time':>11}"
+    yield f"          {'considered':<56} {'tokens':>9} {'GiB':>8} {'s a step':>9}"
     shown = list(choice.considered[:SHOWN])
     if choice.chosen not in shown:
         shown.append(choice.chosen)
     for candidate in shown:
         yield _row(candidate, candidate is choice.chosen)
     hidden = len(choice.considered) - len(shown)
-    if hidden:
-        yield f"          and {hidden} more"
+    more = f"and {hidden} more; " if hidden else ""
+    yield f"          {more}longest samples throughout, {told}"
 
 
 def _row(candidate: Candidate, chosen: bool) -> str:
     verdict = "chosen" if chosen else "" if candidate.fits else "does not fit"
     return (
         f"          {candidate.layout!s:<56} {candidate.token_budget:>9,} "
-        f"{candidate.memory / GIB:>8.2f} {candidate.cost:>11.1%}   {verdict}"
+        f"{candidate.memory / GIB:>8.2f} {candidate.step.total:>9.3g}   {verdict}"
     ).rstrip()
 
 

@@ -48,14 +48,21 @@ class Tail:
 
 
 class Follower:
-    """Prints a line every few seconds while its `with` block runs."""
+    """Prints a line every few seconds while its `with` block runs.
+
+    usd_per_hour: as of `start_line`.
+    """
 
     def __init__(
-        self, run: RunDirectory, say: Callable[[str], None] = print, every_seconds: float = 5.0
+        self,
+        run: RunDirectory,
+        usd_per_hour: float | None = None,
+        say: Callable[[str], None] = print,
+        every_seconds: float = 5.0,
     ) -> None:
         self._tail = Tail(run.metrics)
         self._tail.rows()  # what an earlier start left
-        self._say, self._every = say, every_seconds
+        self._say, self._every, self._price = say, every_seconds, usd_per_hour
         self._total_steps = 0
         self._pending: list[dict[str, Any]] = []
         self._said_at = 0.0
@@ -90,9 +97,11 @@ class Follower:
             self._total_steps = row["total_steps"]
             self._pending.clear()
             if row["step"] or row.get("lost_steps"):
-                self._say(start_line(row))
+                self._say(start_line(row, self._price))
         elif row["kind"] == "step":
             self._pending.append(row)
+        elif row["kind"] == "notice":
+            self._say(f"a machine is about to be taken away; step {row['step']} is saved")
         else:
             self._say(evaluation_line(row))
 
@@ -140,13 +149,22 @@ def steps_line(rows: list[dict[str, Any]], total_steps: int) -> str:
     )
 
 
-def start_line(row: dict[str, Any]) -> str:
-    """One line for a start that is not the first."""
+def start_line(row: dict[str, Any], usd_per_hour: float | None = None) -> str:
+    """One line for a start that is not the first, with what was lost.
+
+    usd_per_hour: of all nodes together, where it is known.
+    """
     line = f"going on from step {row['step']}"
     if "workers" in row:
         line += f" with {_counted(row['workers'], 'worker')}"
     lost = row.get("lost_steps", 0)
-    return f"{line} ({_counted(lost, 'step')} lost)" if lost else line
+    if not lost:
+        return line
+    seconds = row.get("lost_seconds", 0.0)
+    told = f"{_counted(lost, 'step')} lost, {duration(seconds)} of training"
+    if usd_per_hour is not None:
+        told += f" or ${seconds / 3600 * usd_per_hour:,.2f}"
+    return f"{line} ({told})"
 
 
 def evaluation_line(row: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
     recipe.yaml       every setting, defaults written out
     record.json       data fingerprint and report, code revision, versions, hardware, workers,
                       layout and the receipt of its parity with one device
-    metrics.jsonl     one row a start, step or evaluation; a start says what was lost
+    metrics.jsonl     one row a start, step, evaluation, or notice that a machine is about to leave;
+                      a start says what was lost
     tensorboard/      the same as events          plots/    the same as pictures
     checkpoints/      to go on from               bundle/   the trained model
     result.json       the outcome; there when the run has ended
@@ -118,13 +119,16 @@ class Recorder:
     """Writes metrics.jsonl and TensorBoard events while a run goes on.
 
     lost_steps: that were computed beyond the checkpoint it goes on from, and are computed again.
+    lost_seconds: that they took.
     """
 
     def __init__(self, run: RunDirectory, resumed_at: int) -> None:
         """Open for appending; rows after step `resumed_at` belong to a lost future and go."""
         rows = list(run.rows())
         kept = [row for row in rows if row["step"] <= resumed_at]
-        self.lost_steps = max([0, *(row["step"] - resumed_at for row in rows)])
+        lost = [row for row in rows if row["kind"] == "step" and row["step"] > resumed_at]
+        self.lost_steps = max([0, *(row["step"] - resumed_at for row in lost)])
+        self.lost_seconds = float(sum(row["seconds"] for row in lost))
         write_file(run.metrics, "".join(json.dumps(row) + "\n" for row in kept))
         self._lines = run.metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run.path / "tensorboard"), purge_step=resumed_at + 1)
@@ -155,6 +159,10 @@ class Recorder:
         for name, value in evaluation.metrics.items():
             if isinstance(value, float):
                 self._events.add_scalar(f"validation/{name}", value, evaluation.step)
+
+    def notice(self, step: int) -> None:
+        """A row that says that a machine is about to leave, and that `step` is saved."""
+        self._write("notice", {"step": step})
 
     def close(self) -> None:
         """Flush everything."""

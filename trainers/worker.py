@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.layout import Layout
-from trainers import bundle, checkpoint, data, plots, provenance, receipt, teacher
+from trainers import bundle, checkpoint, data, provenance, receipt, teacher
 from trainers.agreement import num_ranks, on_first
 from trainers.card import FORMAT, Card
 from trainers.checkpoint import Checkpoint
@@ -60,11 +60,15 @@ class Assignment:
         return replace(self, layout=plan.layout, token_budget=plan.token_budget)
 
 
-def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
+def work(
+    assignment: Assignment,
+    report: Report = lambda metrics: None,
+    leaving: Callable[[], bool] | None = None,
+) -> None:
     """Train to the end and leave the result, and where asked for the bundle, in the run directory.
 
     `report` is called on every rank after each evaluation, once its checkpoint is there, with its
-    single numbers, the step, and the tokens seen.
+    single numbers, the step, and the tokens seen. leaving: as of `Loop.run`.
     """
     assignment = assignment.on(num_ranks())
     recipe, run = assignment.recipe, assignment.run
@@ -86,21 +90,30 @@ def work(assignment: Assignment, report: Report = lambda metrics: None) -> None:
             workers=loop.mesh.layout.world_size,
             layout=str(loop.mesh.layout),
             lost_steps=recorder.lost_steps,
+            lost_seconds=recorder.lost_seconds,
         )
     try:
-        _train(loop, run, recorder, report)
+        _train(loop, run, recorder, report, leaving)
     finally:
         if recorder is not None:
             recorder.close()
     _finish(assignment, prepared, loop, encoder)
 
 
-def _train(loop: Loop, run: RunDirectory, recorder: Recorder | None, report: Report) -> None:
+def _train(
+    loop: Loop,
+    run: RunDirectory,
+    recorder: Recorder | None,
+    report: Report,
+    leaving: Callable[[], bool] | None,
+) -> None:
     """Record, save and report what happens until the run ends."""
     unreported: dict[str, float] = {}
-    for event in loop.run():
+    for event in loop.run(leaving):
         if isinstance(event, Save):
             _save(loop, run)
+            if recorder is not None and event.leaving:
+                recorder.notice(event.step)
         elif recorder is not None:
             recorder.record(event)
         if isinstance(event, Evaluation):
@@ -194,6 +207,8 @@ def _judge(
     assignment: Assignment, prepared: data.Data, loop: Loop, encoder: Encoder, best: Checkpoint
 ) -> Metrics:
     """The metrics of the best weights on the test rows; writes bundle and plots."""
+    from trainers import plots  # a second of every start, and needed at the end
+
     recipe, run = assignment.recipe, assignment.run
     if best.step != loop.progress.step:
         best.restore(loop.parallel)

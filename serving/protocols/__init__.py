@@ -1,5 +1,6 @@
 """The wire protocols. Where two claim an address, the first in `ALL` has it."""
 
+from serving.http.wire import Protocol
 from serving.protocols import (
     hf,
     kserve,
@@ -11,7 +12,6 @@ from serving.protocols import (
     torchserve_management,
     vllm,
 )
-from serving.wire import Protocol
 
 ALL: tuple[Protocol, ...] = (
     tei.PROTOCOL,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from serving.wire import Refusal
+from serving.http.wire import Refusal
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 

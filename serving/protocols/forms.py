@@ -6,9 +6,9 @@ fields('multipart/form-data; boundary=x', body)["data"]
 import re
 from urllib.parse import parse_qsl
 
+from serving.http.wire import Refusal
 from serving.protocols.bodies import shown
 from serving.protocols.texts import decoded
-from serving.wire import Refusal
 
 URL_ENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"

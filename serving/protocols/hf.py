@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from serving.http.wire import Protocol, Refusal, Reply, Request, Route
 from serving.models import Models, Prediction, Vector
 from serving.protocols import plain
 from serving.protocols.bodies import Body, dump, parse, said, schema
@@ -22,7 +23,6 @@ from serving.protocols.paths import model_of
 from serving.protocols.tei_bodies import Direction
 from serving.protocols.texts import checked
 from serving.protocols.vectors import shaped
-from serving.wire import Protocol, Refusal, Reply, Request, Route
 
 MAX_TOP_K = 1000
 DEFAULT_TOP_K = 5  # tokens for a mask

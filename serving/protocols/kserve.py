@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 
+from serving.http.wire import Protocol, Reply, Request, Route
 from serving.models import Models
 from serving.protocols import plain
 from serving.protocols.bodies import Body, dump, parse, said, schema
 from serving.protocols.openai import described
 from serving.protocols.paths import model_of
 from serving.protocols.texts import checked
-from serving.wire import Protocol, Reply, Request, Route
 
 
 class Instance(Body):

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from serving.http.wire import Refusal
 from serving.models import Models
 from serving.protocols.texts import checked
 from serving.protocols.vectors import cosine
-from serving.wire import Refusal
 
 
 async def cosines(

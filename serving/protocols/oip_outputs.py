@@ -13,10 +13,10 @@ from itertools import chain
 
 import numpy as np
 
+from serving.http.wire import Refusal
 from serving.models import Answer, Filling, ModelInfo, Models, Prediction, Vector
 from serving.protocols.labels import best, ranked
 from serving.protocols.oip_tensors import InferRequest, Tensor
-from serving.wire import Refusal
 
 DEFAULT_TOP_K = 5  # tokens for a mask
 

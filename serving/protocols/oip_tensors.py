@@ -12,10 +12,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from serving.http.wire import Refusal, Reply, Request
 from serving.models import Limits
 from serving.protocols.bodies import Body, dump, parse, shown
 from serving.protocols.texts import checked, decoded
-from serving.wire import Refusal, Reply, Request
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, StrictInt, StrictStr
 
+from serving.http.wire import Kind, Protocol, Refusal, Reply, Request, Route
 from serving.models import Answer, ModelInfo, Models, Vector
 from serving.protocols.bodies import Body, dump, parse, schema
 from serving.protocols.texts import checked
 from serving.protocols.vectors import shaped
-from serving.wire import Kind, Protocol, Refusal, Reply, Request, Route
 
 OWNER = "bertha"
 STATUSES: dict[Kind, int] = {"wrong-task": 400, "too-long": 400, "failed": 500}

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from serving.http.wire import Refusal
 from serving.models import Explanation, Filling, ModelInfo, Models, Prediction
 from serving.protocols.bodies import shown
 from serving.protocols.labels import ranked
-from serving.wire import Refusal
 
 
 async def answers(models: Models, model: str | None, texts: Sequence[str]) -> list[Any]:

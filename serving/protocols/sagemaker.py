@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, StrictBool, StrictStr
 
+from serving.http.wire import JSON, Protocol, Refusal, Reply, Request, Route
 from serving.models import Models
 from serving.protocols import plain
 from serving.protocols.bodies import Body, dump, parse, schema
@@ -20,7 +21,6 @@ from serving.protocols.forms import URL_ENCODED, media_type
 from serving.protocols.kserve import Instance, texts_of
 from serving.protocols.labels import ranked
 from serving.protocols.texts import checked, decoded
-from serving.wire import JSON, Protocol, Refusal, Reply, Request, Route
 
 CSV = "text/csv"
 TEXT = "text/plain"

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from serving.http.wire import Kind, Protocol, Refusal, Reply, Request, Route
 from serving.models import Models, Prediction, Vector
 from serving.protocols import tei_info
 from serving.protocols.bodies import dump, parse, schema
@@ -31,7 +32,6 @@ from serving.protocols.tei_bodies import (
 )
 from serving.protocols.texts import checked
 from serving.protocols.vectors import shaped
-from serving.wire import Kind, Protocol, Refusal, Reply, Request, Route
 
 _ERROR_TYPES: dict[Kind, str] = {
     "empty": "Empty",

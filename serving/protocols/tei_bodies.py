@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from serving.http.wire import Refusal
 from serving.models import Limits
 from serving.protocols.bodies import Body, parse
 from serving.protocols.texts import checked
-from serving.wire import Refusal
 
 _SHAPES = "a text, a list of texts, or a list of lists of one text"
 

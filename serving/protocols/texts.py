@@ -5,8 +5,8 @@ Knows no protocol and no model.
 
 from collections.abc import Sequence
 
+from serving.http.wire import Refusal
 from serving.models import Limits
-from serving.wire import Refusal
 
 
 def checked(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]:

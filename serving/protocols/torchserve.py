@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from pydantic import Field, RootModel, StrictInt, StrictStr, ValidationError
 
+from serving.http.openapi import document
+from serving.http.wire import JSON, Handler, Kind, Protocol, Refusal, Reply, Request, Route
 from serving.models import Models
-from serving.openapi import document
 from serving.protocols import forms, plain
 from serving.protocols.bodies import Body, dump, parse, schema, shown
 from serving.protocols.paths import model_of
 from serving.protocols.texts import checked, decoded
 from serving.protocols.version import version
-from serving.wire import JSON, Handler, Kind, Protocol, Refusal, Reply, Request, Route
 
 STATUSES: dict[Kind, int] = {"wrong-task": 400, "failed": 500}
 
