@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo test test-fast test-cluster check clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -21,6 +21,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow"
+
+# `up` to `down` on three hosts made of namespaces; needs root and `ip netns`, skips elsewhere.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -x -v --durations=0 tests/onprem/scenario.py
 
 check: $(READY)
 	$(BIN)/ruff check .

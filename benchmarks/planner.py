@@ -22,10 +22,10 @@ from typing import Any
 from fitting import fitted, left_out, predicted
 from published import DATA, Row, mlperf, serving, training
 
-from cluster import catalogue, demand, energy
-from cluster.calibration import CALIBRATED
-from cluster.hardware import GIGA, Machine
-from cluster.plan import plan
+from cluster.planning import catalogue, demand, energy
+from cluster.planning.calibration import CALIBRATED
+from cluster.planning.hardware import GIGA, Machine
+from cluster.planning.plan import plan
 
 RESULTS = Path(__file__).parent / "results" / "planner.json"
 TABLES = {"mlperf": mlperf, "training": training, "serving": serving}
@@ -53,7 +53,7 @@ def main() -> int:
     predictions = left_out(rows)
     _print(rows, predictions)
     shipped = fitted(rows)
-    print("\nconstants fitted to all rows (cluster/calibration.py ships them):")
+    print("\nconstants fitted to all rows (cluster/planning/calibration.py ships them):")
     for name, value in asdict(shipped).items():
         print(f"  {name:<18} {value:12.4g}   shipped {getattr(CALIBRATED, name):.4g}")
     record = {

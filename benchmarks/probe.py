@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from cluster import demand, spec
-from cluster.cost import Work
+from cluster import spec
 from cluster.layout import Layout
-from cluster.probe import Local
+from cluster.planning import demand
+from cluster.planning.cost import Work
+from cluster.planning.probe import Local
 from trainers import data, probe, provenance
 from trainers import recipe as recipes
 from trainers.device import DEVICES

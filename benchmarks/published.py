@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.calibration import STACKS, SUSTAINED, Stack
-from cluster.catalogue import Catalogue
-from cluster.cost import Work
-from cluster.hardware import GIGA, Accelerator, Place
+from cluster.planning.calibration import STACKS, SUSTAINED, Stack
+from cluster.planning.catalogue import Catalogue
+from cluster.planning.cost import Work
+from cluster.planning.hardware import GIGA, Accelerator, Place
 from cluster.workload import Head, Shape
 
 DATA = Path(__file__).parent / "data"

@@ -5,10 +5,12 @@ Our own keys live under `metadata:`, which Ray leaves alone. Knows no torch and 
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field
 
 from cluster.settings import Settings, SettingsError, read_yaml, validated
@@ -46,6 +48,15 @@ class Metadata(Settings):
     )
     tpu_type: str | None = Field(None, description="of a TPU slice, as Ray names it: TPU-V6E")
     tpu_topology: str | None = Field(None, description="of a TPU slice, as 4x4")
+    bucket: str | None = Field(
+        None,
+        description="of S3, made by `up`, which the nodes may use: a name, in which {account} and "
+        "{region} stand for yours",
+    )
+    ssh_from: str = Field(
+        "auto",
+        description="addresses that may reach port 22, as 203.0.113.7/32; auto: this machine's own",
+    )
     price_usd_per_hour: float | None = Field(None, ge=0, description="of a node, while it is held")
     power_watts: float | None = Field(None, ge=0, description="of a node under load")
 
@@ -105,11 +116,8 @@ class ClusterSpec:
         return Path(self.metadata.cache).expanduser()
 
 
-def load(name: str | Path) -> ClusterSpec:
-    """Read a cluster YAML, a file or the name of a shipped one.
-
-    Raises SettingsError for a missing file, broken YAML, or wrong metadata.
-    """
+def find(name: str | Path) -> Path:
+    """A cluster file, or the shipped one of that name. Raises SettingsError for neither."""
     path = Path(name)
     if not path.is_file():
         path = SHIPPED / path.with_suffix(".yaml").name
@@ -118,7 +126,20 @@ def load(name: str | Path) -> ClusterSpec:
         raise SettingsError(
             f"no cluster file {str(name)!r}: give a file, or one of {', '.join(names)}"
         )
-    settings = read_yaml(path)
+    return path
+
+
+def load(name: str | Path) -> ClusterSpec:
+    """Read a cluster YAML, a file or the name of a shipped one.
+
+    Raises SettingsError for a missing file, broken YAML, or wrong metadata.
+    """
+    path = find(name)
+    return read(path, read_yaml(path))
+
+
+def read(path: Path, settings: dict[str, Any]) -> ClusterSpec:
+    """The settings of `path` as a cluster. Raises SettingsError for what `load` cannot use."""
     metadata = validated(Metadata, settings.get("metadata") or {}, f"{path}: metadata")
     provider = settings.get("provider")
     if not isinstance(provider, dict) or "type" not in provider:
@@ -131,6 +152,16 @@ def load(name: str | Path) -> ClusterSpec:
     )
     _check(cluster, path)
     return cluster
+
+
+def dump(settings: Mapping[str, Any]) -> str:
+    """Settings as the YAML of a cluster file, in their order, nothing by reference."""
+    return yaml.dump(dict(settings), Dumper=_Plain, sort_keys=False, width=100)
+
+
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _check(cluster: ClusterSpec, path: Path) -> None:

@@ -4,6 +4,7 @@ python -m serving run BUNDLE [--port 8000] [--ask TEXT ...]     on this machine,
 python -m serving predict BUNDLE TEXT...                        in this process
 python -m serving build BUNDLE                                  measure and choose an engine
 python -m serving deploy BUNDLE|NAME[:VERSION] [--canary 0.1]   in a registry, and on a cluster
+python -m serving register BUNDLE --as NAME                     keep it there, answering nothing yet
 python -m serving promote|rollback|list|history ...             in a registry
 python -m serving key NAME                                      an API key
 python -m serving embedder MODEL OUT                            a bundle of embeddings

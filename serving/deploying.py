@@ -1,4 +1,4 @@
-"""Commands that change what a registry serves: deploy, promote, rollback, list, history.
+"""Commands for what a registry holds and serves: register, deploy, promote, rollback, list.
 
 Whatever endpoint looks at the registry takes a change up within a second; `deploy --address` also
 starts an endpoint on a Ray cluster where none of ours runs.
@@ -14,7 +14,8 @@ from cluster.settings import validated
 from serving.endpoint.settings import Endpoint
 from serving.registry.judge import Rule
 from serving.registry.naming import name_of
-from serving.registry.registry import Registry
+from serving.registry.reference import checked_alias, checked_name
+from serving.registry.registry import Registry, RegistryError
 from serving.registry.state import State
 
 REGISTRY = "registry"
@@ -68,6 +69,14 @@ def add_commands(commands: Any) -> None:
     deploys.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="a Ray cluster")
     add_endpoint_arguments(deploys, 1)
     deploys.set_defaults(command=deploy)
+    registers = commands.add_parser("register", help="keep a bundle under a name; it answers later")
+    registers.add_argument("what", metavar="BUNDLE", type=Path)
+    registers.add_argument("--as", dest="name", help="name of the bundle; default: of its run")
+    registers.add_argument("--alias", help="of the version, as best")
+    registers.add_argument("--note", default="", help="for the history")
+    registers.add_argument("--registry", default=REGISTRY, help="default: %(default)s")
+    registers.add_argument("--dry-run", action="store_true", help="only whether it could be done")
+    registers.set_defaults(command=register)
     for name, command, text in (
         ("promote", promote, "make the canary live"),
         ("rollback", rollback, "end the canary, or go back to the live version before"),
@@ -100,6 +109,39 @@ def deploy(options: argparse.Namespace) -> int:
         app.deploy(endpoint_of(options, options.registry), options.address)
         print(f"served at {options.host}:{options.port} of the cluster's head node")
     return 0
+
+
+def register(options: argparse.Namespace) -> int:
+    """Keep a bundle as the next version of a name, which changes nothing of what answers."""
+    name = checked_name(options.name or name_of(options.what))
+    alias = checked_alias(options.alias) if options.alias else None
+    _check_place(options.registry)
+    try:
+        registry = Registry.open(options.registry)
+        snapshot = registry.read()
+    except OSError as error:
+        raise RegistryError(
+            f"--registry {options.registry}: {error}; name a directory, or s3://BUCKET/PREFIX"
+        ) from None
+    if options.dry_run:
+        print(f"{options.registry}: {len(snapshot.states)} names; {name} can be registered")
+        return 0
+    version = registry.register(options.what, name, options.note)
+    if alias:
+        registry.alias(name, alias, version, options.note)
+    print(f"{name}:{version}")
+    return 0
+
+
+def _check_place(registry: str) -> None:
+    """Raise RegistryError unless `registry` can be written: a directory, or what can become one."""
+    if "://" in registry:
+        return
+    path = Path(registry)
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "cannot be written" if there.is_dir() else "is not a directory"
+        raise RegistryError(f"--registry {registry}: {there} {what}; name another")
 
 
 def promote(options: argparse.Namespace) -> int:

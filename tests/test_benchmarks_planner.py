@@ -12,8 +12,8 @@ from fitting import FREE, fitted, left_out, predicted
 from planner import RESULTS, summary
 from published import BINNED, DATA, Row, mlperf, serving, training
 
-from cluster import catalogue
-from cluster.calibration import CALIBRATED, NINE_IN_TEN
+from cluster.planning import catalogue
+from cluster.planning.calibration import CALIBRATED, NINE_IN_TEN
 
 KNOWN = catalogue.load()
 MLPERF, TRAINING = list(mlperf(KNOWN)), list(training(KNOWN))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster import catalogue
-from cluster.catalogue import CatalogueError
+from cluster.planning import catalogue
+from cluster.planning.catalogue import CatalogueError
 from cluster.settings import SettingsError
 
 NAMED = [

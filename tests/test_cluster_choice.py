@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import catalogue, devices
-from cluster.choice import FREE, GIB, Choice, choose, divided, weighed, whole
-from cluster.cost import step
-from cluster.hardware import Place
-from cluster.job import Job
 from cluster.layout import Layout, LayoutError, check
 from cluster.memory import peak
+from cluster.planning import catalogue, devices
+from cluster.planning.choice import FREE, GIB, Choice, choose, divided, weighed, whole
+from cluster.planning.cost import step
+from cluster.planning.hardware import Place
+from cluster.planning.job import Job
 from cluster.spec import ClusterSpec, Metadata
 from cluster.workload import Shape
 

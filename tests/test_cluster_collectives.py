@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import catalogue
-from cluster.calibration import (
+from cluster.planning import catalogue
+from cluster.planning.calibration import (
     CALIBRATED,
     FAR_LATENCY,
     FAR_ROUNDS,
@@ -16,8 +16,8 @@ from cluster.calibration import (
     NEAR_LATENCY,
     NETWORK_SHARE,
 )
-from cluster.collectives import across, all_reduce, gather, link_rate, send
-from cluster.hardware import Place
+from cluster.planning.collectives import across, all_reduce, gather, link_rate, send
+from cluster.planning.hardware import Place
 
 A100 = catalogue.load().accelerator("A100-SXM4-80GB")
 L40 = catalogue.load().accelerator("L40")

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import catalogue, energy
-from cluster.calibration import CALIBRATED, MEMORY_SHARE, STACKS, SUSTAINED, TORCH
-from cluster.collectives import all_reduce
-from cluster.compute import AUTOCAST_WIDTH, Batch, Processor, forward, sustained
-from cluster.cost import OPTIMIZER_BYTES, Step, Work, step
-from cluster.hardware import Machine, Ownership, Place
-from cluster.interruptions import RESTART_SECONDS, expected_seconds, mean_seconds_between
 from cluster.layout import Layout
-from cluster.money import HOURS_A_YEAR, owned_an_hour, price
-from cluster.serving_cost import UTILISATION, answer_seconds, service
+from cluster.planning import catalogue, energy
+from cluster.planning.calibration import CALIBRATED, MEMORY_SHARE, STACKS, SUSTAINED, TORCH
+from cluster.planning.collectives import all_reduce
+from cluster.planning.compute import AUTOCAST_WIDTH, Batch, Processor, forward, sustained
+from cluster.planning.cost import OPTIMIZER_BYTES, Step, Work, step
+from cluster.planning.hardware import Machine, Ownership, Place
+from cluster.planning.interruptions import RESTART_SECONDS, expected_seconds, mean_seconds_between
+from cluster.planning.money import HOURS_A_YEAR, owned_an_hour, price
+from cluster.planning.serving_cost import UTILISATION, answer_seconds, service
 from cluster.workload import Shape
 
 KNOWN = catalogue.load()

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
-from cluster import demand, sketch
-from cluster.catalogue import table
-from cluster.demand import DemandError
+from cluster.planning import demand, sketch
+from cluster.planning.catalogue import table
+from cluster.planning.demand import DemandError
+from cluster.planning.sizes import SizesError, shape_of
+from cluster.planning.sketch import Sketch
 from cluster.settings import SettingsError
-from cluster.sizes import SizesError, shape_of
-from cluster.sketch import Sketch
 from trainers import recipe as recipes
 from trainers.recipe import Recipe
 from trainers.shape import shape_of as shape_of_config

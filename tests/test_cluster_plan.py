@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster import __main__, catalogue, demand, figures
-from cluster.calibration import CALIBRATED, NINE_IN_TEN
-from cluster.catalogue import Catalogue
-from cluster.choice import FREE
-from cluster.hardware import Place
-from cluster.placing import place_on
-from cluster.plan import BOOT_SECONDS, Offer, PlanError, Wishes, broken, offers_of, plan
+from cluster import __main__
+from cluster.planning import catalogue, demand, figures
+from cluster.planning.calibration import CALIBRATED, NINE_IN_TEN
+from cluster.planning.catalogue import Catalogue
+from cluster.planning.choice import FREE
+from cluster.planning.hardware import Place
+from cluster.planning.placing import place_on
+from cluster.planning.plan import BOOT_SECONDS, Offer, PlanError, Wishes, broken, offers_of, plan
 
 KNOWN = catalogue.load()
 IMDB, LARGE = demand.read("imdb"), demand.read("bert-large-pretrain")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import catalogue, demand, here, probe
-from cluster.calibration import CALIBRATED, TORCH
-from cluster.cost import step
-from cluster.hardware import Accelerator, Place
 from cluster.layout import Layout
-from cluster.plan import Wishes, plan
-from cluster.probe import Local, Measurement, Probe, ProbeError, Trial
+from cluster.planning import catalogue, demand, here, probe
+from cluster.planning.calibration import CALIBRATED, TORCH
+from cluster.planning.cost import step
+from cluster.planning.hardware import Accelerator, Place
+from cluster.planning.plan import Wishes, plan
+from cluster.planning.probe import Local, Measurement, Probe, ProbeError, Trial
 from trainers.device import DEVICES
 from trainers.probe import TRIALS, at_hand, measured
 

@@ -5,19 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster import spec
-from cluster.settings import SettingsError
-
-SHIPPED = sorted(path.name for path in spec.SHIPPED.glob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_is_one_that_ray_up_accepts(name: str) -> None:
-    settings = yaml.safe_load((spec.SHIPPED / name).read_text())
-    validate_config(prepare_config(settings))
-    assert spec.load(name).name == settings["cluster_name"]
+from cluster.settings import SettingsError, read_yaml
 
 
 def test_the_default_is_this_machine() -> None:
@@ -113,5 +103,17 @@ def test_mistakes_are_named(tmp_path: Path, settings: dict[str, object], said: s
 
 
 def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no cluster file .*one of local"):
+    with pytest.raises(SettingsError, match=r"no cluster file .*one of aws-gpu, .*, local, onprem"):
         spec.load(tmp_path / "none.yaml")
+
+
+def test_a_rented_cluster_says_who_may_log_in_and_which_bucket_is_its() -> None:
+    metadata = spec.load("aws-gpu").metadata
+    assert metadata.ssh_from == "auto" and metadata.bucket == "bertha-{account}-{region}"
+
+
+def test_settings_are_written_as_they_are_read(tmp_path: Path) -> None:
+    settings = read_yaml(spec.find("aws-gpu"))
+    (tmp_path / "c.yaml").write_text(spec.dump(settings))
+    assert read_yaml(tmp_path / "c.yaml") == settings
+    assert "&id" not in spec.dump(settings) and next(iter(settings)) == "cluster_name"

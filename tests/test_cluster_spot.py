@@ -10,9 +10,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster import spot
 from cluster.__main__ import main
-from cluster.spot import Metadata, Notice, WatchError, read, watch
+from cluster.launch import spot
+from cluster.launch.spot import Metadata, Notice, WatchError, read, watch
 
 AT = datetime(2026, 11, 20, 8, 22, 0, tzinfo=UTC)
 NOTICE = json.dumps({"action": "terminate", "time": "2026-11-20T08:22:00Z"})

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster import __main__ as cluster_line
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
@@ -69,9 +71,17 @@ def test_the_tree_is_the_tree() -> None:
 
 
 def test_planning_commands(tmp_path: Path) -> None:
-    for command in commands("python -m cluster "):
+    for command in commands("python -m cluster plan "):
         said = run(command, tmp_path)
         assert "  =>* " in said and "why " in said, command
+    assert (tmp_path / "my-cluster.yaml").is_file()
+
+
+def test_cluster_commands(tmp_path: Path) -> None:
+    """All can be read; those that need a cluster or an account run in tests of their own."""
+    told = [c for c in commands("python -m cluster ") if c.split()[3] != "plan"]
+    kinds = {cluster_line._parse(shlex.split(command)[3:]).command for command in told}
+    assert kinds == {"check", "up", "doctor", "offers", "spent", "down"}
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +149,15 @@ def test_training_commands(place: Path, here: Run) -> None:
 @pytest.mark.slow
 def test_tuning_commands(tmp_path: Path, here: Run) -> None:
     """What they would do; what they do, `tests/test_tuning_search.py` shows on tiny models."""
-    *searches, resume = commands("python -m tuning ")
+    asked = commands("python -m tuning ")
+    searches = [command for command in asked if command.split()[3].endswith(".yaml")]
+    others = {command.split()[3]: command.split()[4:] for command in asked[len(searches) :]}
+    assert searches == asked[: len(searches)] and len(searches) == 2
     for command in searches:
         said = here(f"{command.removesuffix(' --dry-run')} --dry-run", tmp_path)
         assert "optimizer.learning_rate" in said and "batch.global_size" in said
-    assert resume.split()[3] == "resume" and f"--run {resume.split()[4]}" in searches[-1]
+    assert others.keys() == {"resume", "dashboard", "report"}
+    assert all(f"--run {run}" in searches[-1] for (run,) in others.values())
 
 
 @pytest.fixture(scope="module")

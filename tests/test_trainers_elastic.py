@@ -12,7 +12,8 @@ import yaml
 from crew import assigned, work_together
 from ray.cluster_utils import Cluster
 
-from cluster import spec, spot
+from cluster import spec
+from cluster.launch import spot
 from cluster.layout import Layout, LayoutError
 from cluster.spec import ClusterSpec, Metadata
 from cluster.workload import Shape

@@ -37,6 +37,9 @@ def words(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Pat
         (["data.source=nowhere.csv"], "nowhere.csv"),
         (["layout.pp=3"], "not one trial fits on the 1 device"),
         (["--run", "s3://bucket/search"], "a directory that all nodes see"),
+        (["tune.model.layers=[null, [[0]]]"], "a list of such"),
+        (["tune.model.layers=[null, [1, 0]]"], "kept once each, in their order"),
+        (["--register", "Best Of All"], "'Best Of All' is no name of a model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -67,7 +70,8 @@ def test_a_directory_that_holds_a_search_or_none(
 ) -> None:
     assert main(["resume", str(tmp_path)]) == 2
     assert "holds no search" in capsys.readouterr().err
-    assert main(["resume"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["resume"])
     (tmp_path / "plan.yaml").touch()
     assert main([*words, "--run", str(tmp_path)]) == 2
     assert "`python -m tuning resume" in capsys.readouterr().err

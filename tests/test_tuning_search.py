@@ -15,9 +15,12 @@ import psutil
 import pytest
 import ray
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from serving.registry.registry import Registry
 from trainers import card
 from trainers.record import RunDirectory
+from tuning import engines
 from tuning.__main__ import main
 
 pytestmark = pytest.mark.slow
@@ -102,8 +105,48 @@ def test_a_search_ends_with_a_bundle_and_looks_at_the_test_rows_once(
             [row["tokens"], row["metrics"]["f1"]] for row in trial(run, number).rows("evaluation")
         ]
         assert found["trials"][number]["curve"] == looks
+    assert (run / "report.html").is_file() and found["repeat"] in (run / "report.md").read_text()
+    for number, each in enumerate(found["trials"]):
+        assert compared_by(run, number) == {"_hparams_/experiment"} | {
+            f"_hparams_/session_{moment}_info" for moment in ("start", "end")
+        }, each
     assert main(["resume", str(run)]) == 0
     assert result(run)["trials"] == found["trials"], "an ended search is not repeated"
+
+
+def compared_by(run: Path, number: int) -> set[str]:
+    """What TensorBoard's HParams finds of a trial."""
+    events = EventAccumulator(str(trial(run, number).path / "tensorboard")).Reload()
+    return set(events.PluginTagToContent("hparams"))
+
+
+def test_what_could_be_deployed_is_measured_and_the_winner_registered(
+    place: Path, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The engines are built and measured in earnest, but few and not for long.
+    few = ("--rounds", "1", "--only", "onnxruntime fp32")
+    monkeypatch.setattr(engines, "OPTIONS", few)
+    run, registry = tmp_path / "search", tmp_path / "registry"
+    only = ["tune.optimizer.learning_rate=null", "tune.batch.global_size=null"]
+    models = ["tune.model.layers=[null, [0]]", "--sampler", "grid", "--trials", "2"]
+    where = ["--deployment", "--register", "tiny", "--registry", str(registry), "--seeds", "1"]
+    assert main(words(place, run, 2, *only, *models, *where)) == 0
+    found = result(run)
+    assert [t["settings"]["model.layers"] for t in found["trials"]] == [None, "[0]"]
+    assert [t["state"] for t in found["trials"]] == ["complete", "complete"]
+    by_trial = {each["trial"]: each for each in found["variants"] if not each["refused"]}
+    assert set(by_trial) == {0, 1} and set(found["test"]) == {"0", "1"}
+    for each in found["variants"]:
+        assert 0 <= each["metric"] <= 1 and each["p95_seconds"] > 0 and each["cpu_seconds"] > 0
+    assert found["registered"] == "tiny:1"
+    state = Registry.open(str(registry)).state("tiny")
+    bundle = Registry.open(str(registry)).fetch("tiny", state.aliases["best"], tmp_path / "cache")
+    measured = {each.name for each in card.read(bundle).engines}
+    assert measured == {e["engine"] for e in found["variants"] if e["trial"] == found["winner"]}
+    page = (run / "report.html").read_text()
+    assert "For deployment" in page and "tiny:1" in page
+    assert main(["resume", str(run)]) == 0, "which registers nothing again"
+    assert list(Registry.open(str(registry)).state("tiny").versions) == ["1"]
 
 
 def has_seen_the_test(run: Path, number: int) -> bool:

@@ -47,6 +47,16 @@ def test_keys_may_be_nested_and_a_range_may_be_taken_back() -> None:
     assert spaces.of(SETTINGS | {"tune": overridden}, RECIPE, 1, "recipe") == space
 
 
+def test_a_list_may_be_a_choice() -> None:
+    space = space_of(model__layers=[None, [0, 2, 4]])
+    assert space["model.layers"].ends == (None, "[0, 2, 4]"), "a word, as samplers want it"
+    base = RECIPE.model_dump(mode="json")
+    student = spaces.with_point(base, {"model.layers": "[0, 2, 4]"})
+    assert student.model.layers == (0, 2, 4)
+    assert spaces.point_of(student, space) == {"model.layers": "[0, 2, 4]"}
+    assert spaces.with_point(base, {"model.layers": None}) == RECIPE
+
+
 @pytest.mark.parametrize(
     ("ranges", "said"),
     [
@@ -61,7 +71,8 @@ def test_keys_may_be_nested_and_a_range_may_be_taken_back() -> None:
         ({"batch__global_size": "16.5..64.5"}, "global_size = 16.5"),
         ({"batch__global_size": []}, "names no choice"),
         ({"batch__global_size": [16, 16]}, "names a choice twice"),
-        ({"optimizer__betas": [[0.9, 0.99]]}, "a choice is a number, a word"),
+        ({"optimizer__betas": [[[0.9], [0.99]]]}, "a choice is a number, a word"),
+        ({"optimizer__betas": [[0.9, 0.99], [0.9]]}, "betas"),
         ({"optimizer__name": ["adamw", "adamx"]}, "adamx"),
         ({"optimizer__name": ["adamw", "sgd"], "optimizer__momentum": [0.0, 0.9]}, "momentum"),
         ({"model__name__size": [1, 2]}, "name is no group of settings"),

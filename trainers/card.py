@@ -36,6 +36,7 @@ class Built(Settings):
     files: dict[str, str] = Field({}, description="SHA-256 by file name")
     agreement: float = Field(description="share of the rows answered as torch fp32 answers them")
     max_logit_difference: float = Field(description="from torch fp32, over all rows")
+    refused: str = Field("", description="why it may not serve; '' where it may")
     rows: int = Field(description="held-out texts, or masks of a masked language model")
     metrics: dict[str, Any] = Field({}, description="on the held-out rows, where they have labels")
     texts_per_second: dict[str, float] = Field(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from cluster.choice import FREE, GIB
 from cluster.layout import LayoutError
 from cluster.memory import needs
+from cluster.planning.choice import FREE, GIB
 from cluster.spec import ClusterSpec, Metadata
 from trainers.architecture import config_of, quiet
 from trainers.batching import Cost

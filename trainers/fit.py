@@ -16,8 +16,8 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cluster import spot
 from cluster.errors import BerthaError
+from cluster.launch import spot
 from cluster.spec import ClusterSpec
 from trainers import data, provenance, teacher
 from trainers.connection import Connection
@@ -33,6 +33,7 @@ from trainers.sealed import write_file
 from trainers.worker import Assignment, Report, work
 
 START_SECONDS = 1800  # that workers may take to start: machines, images, packages
+RECOUNT_SECONDS = 25  # Ray counts machines every 20
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,11 @@ def connect(cluster: ClusterSpec, dashboard: bool = False) -> None:
 
 def _told(cluster: ClusterSpec) -> dict[str, str]:
     """What Ray Train reads from the environment when a run starts."""
-    told = {}
-    if not cluster.is_elastic:
-        # Ray's minute is too short for machines that are being launched. An elastic run counts its
-        # machines first, and should count again soon if one of them is gone.
-        told["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
+    # How long the workers' places are waited for before machines are counted again. An elastic run
+    # takes those that are there, so that one it waits for is one that was counted and is gone;
+    # another run waits for machines that are being launched, for which Ray's minute is too short.
+    seconds = RECOUNT_SECONDS if cluster.is_elastic else START_SECONDS
+    told = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(seconds)}
     if not _may_leave(cluster):
         # The watcher for nodes about to leave takes a tenth of a core, and here no node can.
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"

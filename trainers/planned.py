@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from cluster import devices
-from cluster.choice import FREE, GIB, Candidate, Choice, choose
-from cluster.job import Job
 from cluster.layout import Layout, LayoutError, check
 from cluster.memory import Memory, needs
+from cluster.planning import devices
+from cluster.planning.choice import FREE, GIB, Candidate, Choice, choose
+from cluster.planning.job import Job
 from cluster.spec import ClusterSpec
 from cluster.workload import Shape
 from trainers import data

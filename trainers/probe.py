@@ -22,9 +22,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster import probe
 from cluster.layout import Layout
-from cluster.probe import Measurement, Probe, Trial
+from cluster.planning import probe
+from cluster.planning.probe import Measurement, Probe, Trial
 from trainers import recipe as recipes
 from trainers.device import DEVICES, Device, autocast_dtype
 from trainers.encoding import TextEncoder
@@ -38,7 +38,7 @@ from trainers.recipe import Recipe
 from trainers.samples import Samples
 
 # Two widths, short and long sequences, one and several micro-batches, a small and a large table of
-# words: what the constants of cluster/probe.py differ by. Few layers: time is the same for each.
+# words: what the constants of cluster/planning/probe.py differ by. Few layers: each takes as long.
 TRIALS = (
     Trial(384, 2, 1536, 30522, 64, 16, 2048),
     Trial(384, 2, 1536, 1000, 32, 8, 2048),

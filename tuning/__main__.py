@@ -2,6 +2,8 @@
 
 python -m tuning reviews.yaml data.max_rows=2000 'tune.optimizer.learning_rate=log 1e-5..1e-3'
 python -m tuning resume runs/tuning-reviews
+python -m tuning dashboard runs/tuning-reviews
+python -m tuning report runs/tuning-reviews
 """
 
 import argparse
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Everything a user can get wrong ends in one line."""
-    options = _parse(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = {"resume": _resume, "dashboard": _dashboard, "report": _report}.get(
+        "".join(words[:1])
+    )
     try:
-        return _resume(options) if options.recipe == "resume" else _start(options)
+        return _start(_parse(words)) if command is None else command(words[1:])
     except BerthaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,7 +45,7 @@ def _start(options: argparse.Namespace) -> int:
     if options.dry_run:
         from tuning.dry_run import describe
 
-        for line in describe(study.setting(plan, sketched=True)):
+        for line in describe(study.setting(plan, sketched=True), options.probed):
             print(line)
         return 0
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -52,26 +57,40 @@ def _start(options: argparse.Namespace) -> int:
     return _go(run, made)
 
 
-def _resume(options: argparse.Namespace) -> int:
-    if len(options.overrides) != 1 or options.run:
-        raise SettingsError("name the search to go on with: python -m tuning resume RUN")
+def _resume(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tuning resume", description="go on with it")
+    parser.add_argument("run", type=Path, help="the directory of the search")
+    run = parser.parse_args(words).run
     from tuning import study
 
-    run = Path(options.overrides[0])
     _local(run)
     return _go(run, study.setting(load(run)))
 
 
+def _dashboard(words: list[str]) -> int:
+    from tuning import dashboard
+
+    return dashboard.main(words)
+
+
+def _report(words: list[str]) -> int:
+    from tuning import report
+
+    return report.main(words)
+
+
 def _go(run: Path, made: "Setting") -> int:
     """Search to the end and show the outcome."""
-    from tuning import outcome, study
+    from tuning import outcome, report, study
     from tuning.summary import lines
 
     with study.opened(run, made) as search:
+        print(f"look at it: python -m tuning dashboard {run}", flush=True)
         search.go()
         result = outcome.conclude(search, run)
     for line in lines(result, made.cluster):
         print(line)
+    print(f"report: {report.write(run)[0]}")
     return 0
 
 
@@ -80,7 +99,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     settings, origin = recipes.read(options.recipe, options.overrides)
     ranges = settings.pop(recipes.RANGES, None)
     recipe = recipes.parse(settings, origin).rooted()
-    cluster = options.cluster or "local.yaml"
+    cluster, registry = options.cluster or "local.yaml", options.registry
     asked = {
         "recipe": recipe.model_dump(mode="json"),
         "ranges": ranges,
@@ -91,6 +110,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         "seeds": options.seeds,
         "budget": options.budget,
         "scaling_rule": options.scaling_rule,
+        "deployment": options.deployment,
+        "register_as": options.register,
+        "registry": registry if "://" in registry else str(Path(registry).resolve()),
     }
     return validated(Plan, asked, "search")
 
@@ -103,13 +125,13 @@ def _local(run: Path) -> None:
         )
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tuning",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe file, the name of a shipped one, or `resume`")
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--trials", type=int, default=16, help="of the search (16)")
     parser.add_argument("--run", help="the directory of the search; default: a new one")
@@ -124,7 +146,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_false",
         help="search the learning rate itself, not that at the recipe's batch size",
     )
+    parser.add_argument(
+        "--deployment",
+        action="store_true",
+        help="measure every engine of the best of each model: metric, p95 latency, price",
+    )
+    parser.add_argument("--register", metavar="NAME", help="the winner, as NAME@best")
+    parser.add_argument("--registry", default="registry", help="directory or s3://: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
+    parser.add_argument(
+        "--probed",
+        metavar="FILE",
+        type=Path,
+        help="what `python -m trainers.probe --out FILE` measured, for the time of a dry run",
+    )
     return parser.parse_intermixed_args(arguments)
 
 

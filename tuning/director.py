@@ -19,6 +19,7 @@ from tuning.plan import Plan
 from tuning.prior import Prior
 from tuning.space import Space, point_of, with_point, words
 from tuning.trial import Look, State, Trial, searched
+from tuning.variants import rivals
 
 Say = Callable[[str], None]
 QUIET_SECONDS = 20  # after which an evaluation is worth a line
@@ -154,7 +155,8 @@ class Director:
             last = trial.number > self.members * (population.ROUNDS - 1)
             self.ended(trial.number, "complete" if last else "stopped", seconds)
             return False
-        if scheduler.goes_on(plan.scheduler, trial, self.trials, pace.rungs):
+        among = rivals(trial, self.trials) if plan.deployment else self.trials
+        if scheduler.goes_on(plan.scheduler, trial, among, pace.rungs):
             return True
         self.ended(trial.number, "stopped", seconds)
         return False

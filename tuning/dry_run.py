@@ -4,15 +4,21 @@ python -m tuning reviews.yaml --dry-run
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from cluster.planning.calibration import NINE_IN_TEN
+from cluster.planning.catalogue import CatalogueError
 from tuning import finals, population, scheduler
+from tuning.budget import Spend
+from tuning.forecast import ForecastError, forecast
 from tuning.prior import RATE
+from tuning.registration import ALIAS
 from tuning.space import value_of
 from tuning.study import Setting
 
 
-def describe(made: Setting) -> Iterator[str]:
-    """Lines for a person."""
+def describe(made: Setting, probed: Path | None = None) -> Iterator[str]:
+    """Lines for a person. probed: what a probe of the devices has measured."""
     terms, cluster = made.terms, made.cluster
     plan, pace = terms.plan, terms.pace
     width = max(len(key) for key in terms.space)
@@ -37,8 +43,35 @@ def describe(made: Setting) -> Iterator[str]:
         f"a trial   {pace.total_tokens:,.0f} tokens to its end, in {pace.total_samples:,} samples; "
         f"all: at most {(plan.trials + repeated) * pace.total_tokens:,.0f}"
     )
+    yield from _forecast(made, probed)
     if made.budget is not None:
         yield f"budget    {plan.budget}: the cluster is held for at most {made.budget}"
+    if plan.deployment:
+        yield "engines   of the best of each model are measured: metric, p95 latency, price"
+    if plan.register_as is not None:
+        yield f"register  the winner as {plan.register_as}@{ALIAS} in {plan.registry}"
+
+
+def _forecast(made: Setting, probed: Path | None) -> Iterator[str]:
+    """Time and dollars, and how wrong they may be."""
+    try:
+        found = forecast(made, probed)
+    except (ForecastError, CatalogueError) as error:
+        yield f"time      not known: {error}"
+        return
+    cluster = made.cluster
+
+    def between(seconds: float) -> str:
+        low, high = (
+            Spend.of(seconds / NINE_IN_TEN, cluster),
+            Spend.of(seconds * NINE_IN_TEN, cluster),
+        )
+        return f"{Spend.of(seconds, cluster)} (nine in ten: {low} to {high})"
+
+    slots = f"on {made.terms.slots} trial(s) at once"
+    yield f"time      a trial {between(found.trial_seconds)}, by {found.origin}"
+    yield f"          the search, {slots}, {between(found.expected_seconds)} as trials are stopped"
+    yield f"          at most {between(found.search_seconds)}, if none is"
 
 
 def _rule(made: Setting) -> Iterator[str]:

@@ -2,9 +2,8 @@
 
 Each line is on the disk before the search goes on, so a search that is killed at any moment knows
 all it had decided; a line that was half written is taken back when the journal is opened again. The
-same file is what optuna-dashboard reads. One process writes it: the one that holds `RUN/lock`.
-
-    optuna-dashboard RUN/study.journal
+same file is what the dashboard reads (`reading.py`). One process writes it: the one that holds
+`RUN/lock`.
 
 A directory that all nodes see; not s3://, where there is no appending: that would take a journal
 of one object a line. Knows no Ray.
@@ -31,23 +30,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cluster.errors import BerthaError
+from tuning.reading import JOURNAL, SESSION, STATES, STUDY, JournalError, held, trial_of
 from tuning.space import Choices, Dimension, Point, Space, Value
 from tuning.trial import Look, State, Trial
 
-JOURNAL = "study.journal"
-STUDY = "search"
-STATES: dict[State, TrialState] = {
-    "running": TrialState.RUNNING,
-    "complete": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
-NAMES = {kept: state for state, kept in STATES.items()}
-
-
-class JournalError(BerthaError):
-    """A search that cannot be written down or read; the text says the way out."""
+METRIC_NAMES = "study:metric_names"  # where `optuna.Study.set_metric_names` keeps them
 
 
 class Journal:
@@ -78,13 +65,9 @@ class Journal:
             direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE
             studies[STUDY] = self._storage.create_new_study([direction], STUDY)
         self._study = studies[STUDY]
-        self._trials = [self._read(trial) for trial in self._kept()]
-        sessions = self._storage.get_study_user_attrs(self._study).items()
-        self._before: float = sum(
-            until - float(key.removeprefix("session "))
-            for key, until in sessions
-            if key.startswith("session ")
-        )
+        kept = self._storage.get_all_trials(self._study)
+        self._trials = [trial_of(trial, sign) for trial in kept]
+        self._before = held(self._storage.get_study_user_attrs(self._study))
         self._began = time.time()
 
     def trials(self) -> list[Trial]:
@@ -151,7 +134,7 @@ class Journal:
 
     def hold(self) -> None:
         """Write down that the cluster is held until now."""
-        self._storage.set_study_user_attr(self._study, f"session {self._began}", time.time())
+        self._storage.set_study_user_attr(self._study, f"{SESSION}{self._began}", time.time())
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Write down facts of the whole search, for who reads the journal alone."""
@@ -160,31 +143,18 @@ class Journal:
             if known.get(key) != value:
                 self._storage.set_study_user_attr(self._study, key, value)
 
+    def measures(self, metric: str) -> None:
+        """Write down what scores are called."""
+        known = self._storage.get_study_system_attrs(self._study)
+        if known.get(METRIC_NAMES) != [metric]:
+            self._storage.set_study_system_attr(self._study, METRIC_NAMES, [metric])
+
     def close(self) -> None:
         """Let another process go on."""
         self._lock.release()
 
-    def _kept(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._study)
-
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study, number)
-
-    def _read(self, kept: FrozenTrial) -> Trial:
-        facts, looks = kept.user_attrs, sorted(kept.intermediate_values.items())
-        parent = facts["parent"]
-        return Trial(
-            number=kept.number,
-            point=kept.params,
-            seed=facts["seed"],
-            state=NAMES[kept.state],
-            curve=tuple(Look(tokens, self.sign * value) for tokens, value in looks),
-            repeats=facts["repeats"],
-            parent=None if parent is None else (parent[0], parent[1]),
-            reason=facts.get("reason", ""),
-            seconds=facts.get("seconds", 0.0),
-            searched=facts["searched"],
-        )
 
 
 def _has_null(distribution: BaseDistribution) -> bool:

@@ -2,6 +2,7 @@
 
 The search decides by validation rows alone. Only the winner, and the recipe's own settings to
 compare with, are then shown the test rows, once: a trial that has been judged is not judged again.
+With `deployment`, so are the best of each other model, whose engines are measured.
 """
 
 import json
@@ -14,13 +15,14 @@ from typing import Any
 from trainers.fit import fit
 from trainers.recipe import lower_is_better
 from trainers.sealed import write_file, written_aside
-from tuning import budget, finals
+from tuning import budget, finals, variants
 from tuning.budget import Spend
 from tuning.finals import Standing, Verdict
+from tuning.reading import RESULT
+from tuning.registration import register
 from tuning.search import Search, SearchError
 from tuning.trial import Trial, searched
-
-RESULT = "result.json"
+from tuning.variants import Variant
 
 
 def conclude(search: Search, run: Path) -> dict[str, Any]:
@@ -35,15 +37,21 @@ def conclude(search: Search, run: Path) -> dict[str, Any]:
     if verdict is None:
         why = next((trial.reason for trial in director.trials if trial.reason), "")
         raise SearchError(f"{run}: no trial trained to its end; the first said: {why}")
+    plan = director.terms.plan
+    trials, winner = director.trials, verdict.winner
+    offered = variants.candidates(trials, winner) if plan.deployment else []
     judged = {
         number: _judge(search, number)
-        for number in sorted({verdict.winner, 0})
-        if director.trials[number].state == "complete"
+        for number in sorted({winner, 0, *offered})
+        if trials[number].state == "complete"
     }
-    bundle = search.directory(verdict.winner) / "bundle"
+    measured = _measured(search, offered)
+    bundle = search.directory(winner) / "bundle"
     with written_aside(run / "bundle") as aside:
         shutil.copytree(bundle, aside, copy_function=_link, dirs_exist_ok=True)
-    result = _result(search, verdict, judged)
+    result = result_of(search, verdict, judged)
+    result["variants"] = [vars(variant) for variant in measured]
+    result["registered"] = _registered(search, run / "bundle", verdict)
     write_file(run / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
@@ -78,6 +86,29 @@ def _judge(search: Search, number: int) -> dict[str, Any]:
     return dict(outcome.result["test"])
 
 
+def _measured(search: Search, offered: Sequence[int]) -> list[Variant]:
+    """Every engine of the trials `offered`, left in their bundles."""
+    if not offered:
+        return []
+    from tuning.engines import measured  # loads every backend
+
+    metric = search.director.terms.plan.recipe.metric
+    return [
+        variant
+        for number in offered
+        for variant in measured(number, search.directory(number) / "bundle", metric, search.cluster)
+    ]
+
+
+def _registered(search: Search, bundle: Path, verdict: Verdict) -> str | None:
+    """Where the winner is registered now; None where nobody asked for it."""
+    plan = search.director.terms.plan
+    if plan.register_as is None:
+        return None
+    note = f"the winner of {bundle.resolve().parent}: {verdict.words()}"
+    return register(bundle, plan.register_as, plan.registry, note)
+
+
 def _link(source: str, target: str) -> None:
     """A second name for a file, or a copy where the file system has none."""
     try:
@@ -86,8 +117,13 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _result(search: Search, verdict: Verdict, judged: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Everything that a report needs, as plain values; metrics as they are, not as scores."""
+def result_of(
+    search: Search, verdict: Verdict, judged: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything that a report needs, as plain values; metrics as they are, not as scores.
+
+    judged: metrics on the test rows, by the number of the trial.
+    """
     director, terms = search.director, search.director.terms
     metric = terms.plan.recipe.metric
     sign = -1 if lower_is_better(metric) else 1

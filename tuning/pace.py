@@ -24,13 +24,14 @@ class Pace:
     """The rhythm of a search.
 
     reference: the recipe's own, trial 0, by which `total_tokens` and rungs are counted. samples and
-    tokens: of all training rows. looks: evaluations of a whole run.
+    tokens: of all training rows. looks: evaluations of a whole run, on so many validation samples.
     """
 
     reference: Recipe
     train_samples: int
     train_tokens: int
     looks: int
+    validation_samples: int = 0
 
     @classmethod
     def of(
@@ -39,7 +40,7 @@ class Pace:
         """As many looks as a tenth of the training work pays, at least the fewest."""
         once = validation_samples * EVALUATED / _samples(reference, train_samples)
         looks = next((looks for looks in LOOKS if looks * once <= SHARE), LOOKS[-1])
-        return cls(reference, train_samples, train_tokens, looks)
+        return cls(reference, train_samples, train_tokens, looks, validation_samples)
 
     @property
     def total_samples(self) -> int:

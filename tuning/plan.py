@@ -38,6 +38,15 @@ class Plan(Settings):
     scaling_rule: bool = Field(
         True, description="whether learning rate and batch size are searched together"
     )
+    deployment: bool = Field(
+        False,
+        description="whether the best of each model is measured on every engine, for the front of "
+        "metric, p95 latency and price; trials then compete within their model alone",
+    )
+    register_as: str | None = Field(
+        None, description="the name that the winner is registered under"
+    )
+    registry: str = Field("registry", description="the directory or URL where that is done")
 
     def save(self, run: Path) -> None:
         """Write it into the directory of the search."""

@@ -25,12 +25,13 @@ from trainers.environment import environment
 from trainers.fit import connect, resources
 from trainers.recipe import lower_is_better
 from trainers.record import RunDirectory
-from tuning import finals, gate
+from tuning import finals, gate, hparams
 from tuning.capacity import Capacity
 from tuning.clock import Clock
 from tuning.director import Director
 from tuning.trainable import Order, carry_out
 from tuning.trial import Look, completed
+from tuning.variants import candidates
 
 # What the process that watches a trial's workers reserves: something, for Tune reserves no nothing,
 # and no part of a core, for the workers may need them all.
@@ -125,7 +126,15 @@ class Search:
             self.director.refused(number, facts["reason"])
         else:
             self.director.ended(number, facts["ended"], seconds, facts.get("reason", ""))
+            self._compare(number)
         self.tidy()
+
+    def _compare(self, number: int) -> None:
+        """Let TensorBoard compare an ended trial with others."""
+        trial, recipe = self.director.trials[number], self.director.terms.plan.recipe
+        if trial.score is not None:
+            sign = -1 if lower_is_better(recipe.metric) else 1
+            hparams.write(self.directory(number), trial.point, recipe.metric, sign * trial.score)
 
     def lost(self, number: int) -> None:
         """The process of trial `number` died more often than the cluster's max_failures allows."""
@@ -137,6 +146,8 @@ class Search:
         """Delete the checkpoints of trials that cannot win any more."""
         trials = self.director.trials
         keep = {trial.number for trial in completed(trials)[: finals.FINALISTS]} | {0}
+        if self.director.terms.plan.deployment:
+            keep |= set(candidates(trials))
         # What the next round of a population may go on from.
         keep |= set(range(len(trials) - 2 * self.director.members, len(trials)))
         for trial in trials:

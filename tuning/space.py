@@ -21,6 +21,7 @@ from typing import Any
 from cluster.settings import SettingsError
 from trainers import recipe as recipes
 from trainers.recipe import Recipe
+from tuning import listed
 
 Value = float | int | str | bool | None
 Point = dict[str, Value]
@@ -185,7 +186,7 @@ def with_point(base: Mapping[str, Any], point: Mapping[str, Any], origin: str = 
             inner = inner.setdefault(group, {})
             if not isinstance(inner, dict):
                 raise SettingsError(f"{origin}.{key}: {group} is no group of settings")
-        inner[last] = value
+        inner[last] = listed.meant(value)
     return recipes.parse(settings, origin)
 
 
@@ -194,7 +195,7 @@ def value_of(recipe: Recipe, key: str) -> Value:
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)
-    return value  # type: ignore[no-any-return]
+    return listed.word(value)  # type: ignore[no-any-return]
 
 
 def point_of(recipe: Recipe, space: Space) -> Point:
@@ -225,9 +226,11 @@ def _parsed(key: str, given: Any, origin: str) -> Dimension:
             raise SettingsError(f"{where}: names no choice")
         if len(set(map(repr, given))) != len(given):
             raise SettingsError(f"{where}: names a choice twice")
-        if any(isinstance(choice, (list, dict)) for choice in given):
-            raise SettingsError(f"{where}: a choice is a number, a word, true, false or null")
-        return Choices(tuple(given))
+        if not all(listed.is_choice(choice) for choice in given):
+            raise SettingsError(
+                f"{where}: a choice is a number, a word, true, false, null, or a list of such"
+            )
+        return Choices(tuple(map(listed.word, given)))
     match = RANGE.fullmatch(given.strip()) if isinstance(given, str) else None
     if match is None:
         raise SettingsError(

@@ -3,7 +3,8 @@
 RUN/plan.yaml        what was asked for
 RUN/study.journal    every decision
 RUN/trials/0007/     the run directory of a trial, as `python -m trainers` leaves it
-RUN/bundle           the winner        RUN/result.json   what a report needs
+RUN/bundle           the winner        RUN/result.json   the outcome
+RUN/report.html      for people        RUN/report.md
 """
 
 import shutil
@@ -15,20 +16,22 @@ from pathlib import Path
 from cluster import spec
 from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
+from cluster.workload import Shape
 from trainers import data, progress
 from trainers import recipe as recipes
 from trainers.planned import sizes
 from trainers.recipe import Recipe, lower_is_better
 from tuning import plan as plans
-from tuning import population
+from tuning import population, registration
 from tuning import space as spaces
 from tuning.budget import Budget
 from tuning.capacity import Capacity
 from tuning.director import Director, Terms
-from tuning.journal import Journal, JournalError
+from tuning.journal import Journal
 from tuning.pace import Pace
 from tuning.plan import Plan
 from tuning.prior import Prior
+from tuning.reading import JournalError
 from tuning.sampler import grid
 from tuning.search import Search
 from tuning.space import Space
@@ -36,12 +39,15 @@ from tuning.space import Space
 
 @dataclass(frozen=True)
 class Setting:
-    """What follows from a plan: the cluster, the terms, and how trials share the devices."""
+    """What follows from a plan: the cluster, the terms, how trials share the devices, and the sizes
+    of the recipe's own model.
+    """
 
     cluster: ClusterSpec
     terms: Terms
     capacity: Capacity
     budget: Budget | None
+    shape: Shape
 
 
 def setting(plan: Plan, sketched: bool = False) -> Setting:
@@ -50,6 +56,8 @@ def setting(plan: Plan, sketched: bool = False) -> Setting:
     sketched: data that is not encoded yet is looked at and not encoded. Raises BerthaError.
     """
     cluster, recipe = spec.load(plan.cluster), plan.recipe
+    if plan.register_as is not None:
+        registration.check(plan.register_as, plan.registry)
     budget = None if plan.budget is None else Budget.parse(plan.budget, cluster)
     if not recipe.data.validation:
         raise SettingsError(
@@ -64,7 +72,7 @@ def setting(plan: Plan, sketched: bool = False) -> Setting:
     capacity = Capacity.of(recipe, shape, cluster)
     seconds = None if budget is None else budget.seconds
     terms = Terms(plan, space, prior, pace, capacity.slots, seconds)
-    return Setting(cluster, terms, capacity, budget)
+    return Setting(cluster, terms, capacity, budget, shape)
 
 
 def create(plan: Plan, run: Path) -> Setting:
@@ -91,7 +99,9 @@ def opened(run: Path, made: Setting) -> Iterator[Search]:
     sign = -1 if lower_is_better(recipe.metric) else 1
     default = spaces.point_of(recipe, terms.space)
     journal = Journal(run, terms.prior.shown(terms.space), default, sign)
-    journal.note({"metric": recipe.metric, "sampler": terms.plan.sampler})
+    facts = {"total_tokens": terms.pace.total_tokens, "slots": terms.slots}
+    journal.note({"sampler": terms.plan.sampler, **facts})
+    journal.measures(recipe.metric)
     try:
         yield Search(Director(terms, journal), made.capacity, made.cluster, run)
     finally:

@@ -6,6 +6,7 @@ from cluster.spec import ClusterSpec
 from trainers.progress import duration
 from tuning.budget import Spend
 from tuning.space import words
+from tuning.variants import Variant, front
 
 
 def lines(result: dict[str, Any], cluster: ClusterSpec) -> list[str]:
@@ -24,7 +25,25 @@ def lines(result: dict[str, Any], cluster: ClusterSpec) -> list[str]:
             f"{mark} trial {number:<3} {metric} {standing['mean']:.4f}{spread} ({seeds} seed(s))"
             f"{tested}  {words(settings)}"
         )
-    return [*said, *_cost(result, cluster), f"bundle: {result['bundle']}"]
+    return [*said, *_cost(result, cluster), *_deployed(result), f"bundle: {result['bundle']}"]
+
+
+def _deployed(result: dict[str, Any]) -> list[str]:
+    """The engines on the front, and where the winner is registered."""
+    sign = -1 if result["lower_is_better"] else 1
+    variants = [Variant(**each) for each in result.get("variants", ())]
+    said = [
+        f"on the front: trial {each.trial} by {each.engine}, {result['metric']} {each.metric:.4f}, "
+        f"p95 {1000 * each.p95_seconds:.0f} ms, {each.price()} a million predictions"
+        for each in front(variants, sign)
+    ]
+    if result.get("registered"):
+        name = result["registered"].partition(":")[0]
+        said.append(
+            f"registered as {result['registered']}: python -m serving deploy {name}@best makes it "
+            "the one that answers"
+        )
+    return said
 
 
 def _cost(result: dict[str, Any], cluster: ClusterSpec) -> list[str]:

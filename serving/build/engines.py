@@ -202,6 +202,7 @@ def _entry(directory: Path, found: Candidate, num_rows: int) -> Built:
         directory=held,
         files={str(path.relative_to(directory)): sha256(path) for path in files},
         agreement=found.agreement,
+        refused=found.reason,
         max_logit_difference=found.max_logit_difference,
         rows=num_rows,
         metrics=found.metrics,

@@ -62,7 +62,7 @@ def running(endpoint: Endpoint) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
         )
         ending.callback(ray.shutdown)
-        _start(endpoint)
+        _start(endpoint, host="127.0.0.1")
         ending.callback(serve.delete, APPLICATION)
         yield
 
@@ -73,11 +73,12 @@ def deploy(endpoint: Endpoint, address: str) -> None:
     _start(endpoint)
 
 
-def _start(endpoint: Endpoint) -> None:
-    """Deploy the front and the replicas on the Ray at hand; returns when one answers."""
+def _start(endpoint: Endpoint, host: str = "") -> None:
+    """Deploy the front and the replicas on the Ray at hand; returns when one answers.
+
+    host: where replicas listen for HAProxy; default: each at the address of its node.
+    """
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
-    alone = len(ray.nodes()) == 1
-    host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
     front = serve.deployment(
         name="front",
         num_replicas=1,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray
 from ray.serve.handle import DeploymentHandle
 
 from serving.endpoint.front import Beat
@@ -26,7 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Replica:
-    """The Serve deployment around `Listener`. front: the handle of `Front`."""
+    """The Serve deployment around `Listener`.
+
+    host: where it listens; "" for the address of its node. front: the handle of `Front`.
+    """
 
     def __init__(self, endpoint: dict[str, Any], host: str, front: DeploymentHandle) -> None:
         import torch  # seconds, which whoever deploys must not wait for
@@ -34,7 +38,10 @@ class Replica:
         torch.set_num_threads(1)
         self._front = front
         self._listener = Listener(
-            Endpoint(**endpoint), host, counts=self._all_counts, tallies=self._all_tallies
+            Endpoint(**endpoint),
+            host or ray.util.get_node_ip_address(),
+            counts=self._all_counts,
+            tallies=self._all_tallies,
         )
         self._listener.start()
         self._ended = threading.Event()

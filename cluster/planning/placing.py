@@ -1,0 +1,68 @@
+"""A run on a given place: the layout that `layout: auto` would take there, and its speed.
+
+Knows no prices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.layout import Layout
+from cluster.planning.calibration import CALIBRATED, Constants
+from cluster.planning.choice import fastest, weighed
+from cluster.planning.cost import Step
+from cluster.planning.demand import Demand
+from cluster.planning.hardware import Place
+from cluster.planning.job import Job
+
+TOKENS_AT_ONCE = 32768  # a device's token budget unless the recipe says otherwise
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layout on a place. token_budget: tokens, padding included, that a device takes at once.
+
+    memory: bytes of the fullest device. precision: what `auto` comes to there.
+    """
+
+    layout: Layout
+    token_budget: int
+    precision: str
+    memory: float
+    step: Step
+
+
+def place_on(place: Place, demand: Demand, constants: Constants = CALIBRATED) -> Placed | None:
+    """The fastest of the layouts that fit; None where none does, or a device gets no sample."""
+    job = job_of(place, demand, constants)
+    chosen = fastest(weighed(job))
+    if chosen is None:
+        return None
+    return Placed(chosen.layout, chosen.token_budget, job.precision, chosen.memory, chosen.step)
+
+
+def job_of(place: Place, demand: Demand, constants: Constants = CALIBRATED) -> Job:
+    """A run on a place."""
+    return Job(
+        shape=demand.shape,
+        place=place,
+        num_devices=place.devices,
+        device_memory=place.accelerator.memory,
+        global_batch_size=demand.global_batch,
+        max_length=demand.max_length,
+        token_budget=demand.token_budget or max(TOKENS_AT_ONCE, demand.max_length),
+        precision=precision_on(place, demand),
+        optimizer=demand.optimizer,
+        attention_dropout=demand.attention_dropout,
+        masked=demand.masked or None,
+        may_lower_budget=demand.token_budget is None,
+        computed_tokens=demand.computed_tokens,
+        attended=demand.attended,
+        evaluated=demand.evaluated,
+        constants=constants,
+    )
+
+
+def precision_on(place: Place, demand: Demand) -> str:
+    """The recipe's precision, or what mixed precision uses on the accelerator."""
+    return place.accelerator.half_precision if demand.precision == "auto" else demand.precision

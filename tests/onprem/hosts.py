@@ -1,0 +1,232 @@
+"""Hosts made of namespaces on one machine: a network of their own, each with its own sshd.
+
+A host has its own network, PID, mount, UTS and IPC namespace, a writable layer over this machine's
+root, its own /tmp, /root, /run and /dev/shm, and one directory, /mnt/shared, that all of them
+mount. Its power can be cut and its cable slowed. Needs root and the commands of NEEDED.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+VENV = Path(sys.prefix)
+STATE = Path("/var/tmp/bertha-onprem")
+PREFIX = "bertha"  # of network namespaces and cards, whose names have 15 letters at most
+BRIDGE = f"{PREFIX}-br"
+SUBNET = "10.77.7"
+NEEDED = ("ip", "tc", "unshare", "nsenter", "pivot_root", "setsid", "sshd", "ssh", "rsync", "curl")
+BOOT_SECONDS = 20.0
+# What a host needs of the kernel, tried once in namespaces that end at once.
+TRIAL = """
+ip link add trial0 type veth peer name trial1 && ip link add trial2 type bridge &&
+mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work /mnt/root &&
+mount -t overlay none -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+"""
+
+
+def missing() -> str:
+    """What this machine lacks to make hosts; "" if nothing."""
+    if os.geteuid() != 0:
+        return "hosts are made by root only"
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    lacking = [name for name in NEEDED if shutil.which(name, path=path) is None]
+    if lacking:
+        return f"no {', '.join(lacking)}: apt-get install iproute2 openssh-server rsync curl"
+    namespaces = ("unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork")
+    done = subprocess.run([*namespaces, "sh", "-c", TRIAL], capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"no namespaces or overlays: {done.stderr.strip()}"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host. number: the last part of its address. login: whether it takes SSH."""
+
+    name: str
+    number: int
+    login: bool = True
+
+    @property
+    def address(self) -> str:
+        """On the hosts' network."""
+        return f"{SUBNET}.{self.number}"
+
+    @property
+    def link(self) -> str:
+        """Its network namespace, and the near end of its cable."""
+        return f"{PREFIX}-{self.name}"
+
+    def power_on(self, others: str) -> None:
+        """Boot; the disk is as it was left. others: lines of /etc/hosts. Raises RuntimeError."""
+        own = STATE / self.name
+        (own / "layer").mkdir(parents=True, exist_ok=True)
+        if not os.path.ismount(own / "layer"):
+            _do("mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(own / "layer"))
+        if self.link not in _do("ip", "netns", "list"):
+            self._cable()
+        _do("ip", "link", "set", self.link, "up")
+        console = own / "console"
+        told = {
+            "NAME": self.name,
+            "ADDRESS": self.address,
+            "STATE": str(STATE),
+            "SHARED": str(STATE / "shared"),
+            "HOSTS": others,
+            "ROOT": str(ROOT),
+            "VENV": str(VENV),
+            "PYTHON": str(Path(sys.executable).resolve().parent.parent),
+            "LOGIN": "yes" if self.login else "no",
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+        apart = ("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
+        boot = ("setsid", "--fork", "ip", "netns", "exec", self.link, *apart, "bash")
+        with console.open("w") as screen:
+            subprocess.run(
+                [*boot, str(HERE / "boot.sh")],
+                stdin=subprocess.DEVNULL,
+                stdout=screen,
+                stderr=screen,
+                env=told,
+                check=True,
+            )
+        give_up = time.monotonic() + BOOT_SECONDS
+        while "up" not in console.read_text().split():
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"{self.name} does not boot: {console.read_text()}")
+            time.sleep(0.05)
+
+    @property
+    def first_process(self) -> str:
+        """The process that is number 1 in the host, by its number here."""
+        for pid in _do("ip", "netns", "pids", self.link).split():
+            status = Path(f"/proc/{pid}/status").read_text()
+            numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
+            if numbers.split()[-1] == "1":
+                return pid
+        raise RuntimeError(f"{self.name} is not on")
+
+    def _cable(self) -> None:
+        """A namespace with one card, on the bridge."""
+        _do("ip", "netns", "add", self.link)
+        _do("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.link)
+        _do("ip", "link", "set", self.link, "master", BRIDGE)
+        _do("ip", "-n", self.link, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        _do("ip", "-n", self.link, "link", "set", "lo", "up")
+        _do("ip", "-n", self.link, "link", "set", "eth0", "up")
+        # Nothing is forwarded. Ray finds its address by asking how it would reach the internet.
+        _do("ip", "-n", self.link, "route", "add", "default", "via", f"{SUBNET}.1")
+
+    def cut_power(self) -> None:
+        """The cable first, so that no farewell gets out; then every process at once."""
+        _do("ip", "link", "set", self.link, "down")
+        self._kill()
+
+    def slow_down(self, rate: str) -> None:
+        """Limit what reaches the host, as in 100mbit."""
+        limit = ("rate", rate, "burst", "128kb", "latency", "100ms")
+        _do("tc", "qdisc", "replace", "dev", self.link, "root", "tbf", *limit)
+
+    def speed_up(self) -> None:
+        """As it was before."""
+        _do("tc", "qdisc", "del", "dev", self.link, "root")
+
+    def command(self, *words: str) -> list[str]:
+        """What runs `words` in the host, as root's login would."""
+        enter = ["nsenter", "-t", self.first_process, "-m", "-u", "-i", "-n", "-p", "-r"]
+        clean = ["env", "-i", "HOME=/root", "USER=root", "SHELL=/bin/bash", "TERM=dumb"]
+        return [*enter, *clean, "bash", "-c", '. ~/.profile; cd; exec "$@"', "-", *words]
+
+    def run(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run to the end, whatever it comes to."""
+        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=seconds)
+
+    def processes(self, pattern: str) -> list[str]:
+        """Command lines that match."""
+        return self.run("pgrep", "-a", "-f", pattern).stdout.splitlines()
+
+    def destroy(self) -> None:
+        """Power off, and throw the disk away."""
+        self._kill()
+        with suppress(subprocess.CalledProcessError):
+            _do("ip", "netns", "del", self.link)
+        with suppress(subprocess.CalledProcessError):
+            _do("ip", "link", "del", self.link)
+        if os.path.ismount(STATE / self.name / "layer"):
+            _do("umount", "-l", str(STATE / self.name / "layer"))
+
+    def _kill(self) -> None:
+        """Every process that is in the host's network; the first takes its PID namespace along."""
+        for _ in range(100):
+            try:
+                pids = _do("ip", "netns", "pids", self.link).split()
+            except subprocess.CalledProcessError:
+                return
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            if not pids:
+                return
+            time.sleep(0.05)
+
+
+@contextmanager
+def network(hosts: list[Host]) -> Iterator[None]:
+    """All `hosts`, up and joined for a while; what an earlier run left is taken away first."""
+    lock = (Path(tempfile.gettempdir()) / "bertha-onprem.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _clear(hosts)
+    try:
+        (STATE / "shared").mkdir(parents=True)
+        _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(STATE / "key"))
+        _do("ip", "link", "add", BRIDGE, "type", "bridge")
+        _do("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+        _do("ip", "link", "set", BRIDGE, "up")
+        for host in hosts:
+            host.power_on(names(hosts))
+        yield
+    finally:
+        _clear(hosts)
+        lock.close()
+
+
+def names(hosts: list[Host]) -> str:
+    """Lines of /etc/hosts."""
+    return "".join(f"{host.address} {host.name}\\n" for host in hosts)
+
+
+def leftovers(hosts: list[Host]) -> list[str]:
+    """What is still there of the network."""
+    spaces = [line.split()[0] for line in _do("ip", "netns", "list").splitlines()]
+    cards = [line.split(":")[1].split("@")[0] for line in _do("ip", "-o", "link").splitlines()]
+    ours = {BRIDGE, *(host.link for host in hosts)}
+    found = [name.strip() for name in (*spaces, *cards) if name.strip() in ours]
+    return [*found, str(STATE)] if STATE.exists() else found
+
+
+def _clear(hosts: list[Host]) -> None:
+    for host in hosts:
+        host.destroy()
+    with suppress(subprocess.CalledProcessError):
+        _do("ip", "link", "del", BRIDGE)
+    shutil.rmtree(STATE, ignore_errors=True)
+
+
+def _do(*words: str) -> str:
+    """Run a command of this machine; what it prints. Raises CalledProcessError."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+    )
+    return done.stdout

@@ -1,0 +1,49 @@
+"""Every engine of what could be deployed, measured on this machine by `python -m serving build`.
+
+It leaves the engines and their figures in the bundle, which is all that goes between serving and
+here. Chooses nothing: the search has, by validation rows alone.
+"""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.errors import BerthaError
+from cluster.spec import ClusterSpec
+from trainers import card
+from tuning.variants import MILLION, Variant, p95_seconds, usd
+
+OPTIONS: tuple[str, ...] = ()  # of the command: what it does by itself
+
+
+class EnginesError(BerthaError):
+    """Engines that cannot be made or measured; the text says why."""
+
+
+def measured(number: int, bundle: Path, metric: str, cluster: ClusterSpec) -> list[Variant]:
+    """The engines of a trial's bundle, which are left in it. Raises EnginesError."""
+    print(f"measuring the engines of trial {number}", flush=True)
+    command = [sys.executable, "-m", "serving", "build", str(bundle), *OPTIONS]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EnginesError(f"the engines of trial {number}: {last.removeprefix('error: ')}")
+    built = card.read(bundle)
+    return [_variant(number, each, built.max_length, metric, cluster) for each in built.engines]
+
+
+def _variant(
+    number: int, built: card.Built, longest: int, metric: str, cluster: ClusterSpec
+) -> Variant:
+    speeds = built.texts_per_second.values()  # of short texts and of long ones
+    cpu_seconds = MILLION / math.prod(speeds) ** (1 / len(speeds))
+    return Variant(
+        trial=number,
+        engine=built.name,
+        metric=float(built.metrics[metric]),
+        p95_seconds=p95_seconds(built.batch_tokens, longest, built.texts_per_second["long"]),
+        cpu_seconds=cpu_seconds,
+        usd=usd(cpu_seconds, cluster),
+        refused=built.refused,
+    )

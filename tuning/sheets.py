@@ -1,0 +1,86 @@
+"""A report as a page of HTML that needs no other file, and as Markdown. Pure; knows no search."""
+
+import html as escaping
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.55 system-ui, sans-serif; color: #0f172a; background: white;
+       max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e2e8f0;
+         vertical-align: top }
+div { overflow-x: auto }
+pre { background: #f1f5f9; padding: .7rem 1rem; overflow-x: auto }
+svg { max-width: 100%; height: auto }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report. table: rows, the first of them names. figure: SVG, which only a page
+    shows. code: a command.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    figure: str | None = None
+    code: str | None = None
+
+
+def html(title: str, sections: Sequence[Section]) -> str:
+    """A whole page: no script, nothing loaded."""
+    body = "\n".join(_html(section) for section in sections)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escaping.escape(title)}</title>\n<style>{STYLE}</style>\n"
+        f"<h1>{escaping.escape(title)}</h1>\n{body}\n</html>\n"
+    )
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """The same without figures."""
+    return "\n\n".join([f"# {_plain(title)}", *map(_markdown, sections)]) + "\n"
+
+
+def _html(section: Section) -> str:
+    parts = [f"<h2>{escaping.escape(section.title)}</h2>"]
+    parts += [f"<p>{escaping.escape(line)}</p>" for line in section.text]
+    if section.code is not None:
+        parts.append(f"<pre>{escaping.escape(section.code)}</pre>")
+    if section.table:
+        head, *rows = section.table
+        lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
+        parts.append(f"<div><table>\n{chr(10).join(lines)}\n</table></div>")
+    if section.figure is not None:
+        parts.append(f"<div>{section.figure}</div>")
+    return "\n".join(parts)
+
+
+def _cells(kind: str, cells: Sequence[str]) -> str:
+    inner = "".join(f"<{kind}>{escaping.escape(cell)}</{kind}>" for cell in cells)
+    return f"<tr>{inner}</tr>"
+
+
+def _markdown(section: Section) -> str:
+    parts = [f"## {_plain(section.title)}", *map(_plain, section.text)]
+    if section.code is not None:
+        parts.append(f"```sh\n{section.code}\n```")
+    if section.table:
+        head, *rows = section.table
+        lines = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _plain(text: str) -> str:
+    """One line, whatever an error said."""
+    return " ".join(text.replace("<", "&lt;").split())
