@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -136,6 +137,12 @@ def test_a_machine_without_the_service_is_one_line(capsys: pytest.CaptureFixture
     assert said.startswith("error: no metadata service at 127.0.0.1:1") and said.count("\n") == 1
 
 
+def present() -> set[str]:
+    """Nodes that Ray places work on."""
+    leaving = ray._private.state.state.get_draining_nodes()
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(leaving)
+
+
 @pytest.mark.slow
 def test_ray_drains_the_node_that_is_told_to(
     service: tuple[Service, str],
@@ -147,16 +154,28 @@ def test_ray_drains_the_node_that_is_told_to(
     held.answers = [(404, ""), (200, json.dumps({"action": "stop", "time": soon.isoformat()}))]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        node = cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         cluster.wait_for_nodes()
+        head = {n["NodeID"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"]}
+        (other,) = {node["NodeID"] for node in ray.nodes()} - head
         ray.shutdown()
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        assert main(["watch", "--metadata", address, "--every", "0.1"]) == 0
+        told: list[tuple[str, str]] = []
+        with monkeypatch.context() as patched:  # this process stands beside the head
+            patched.setattr(spot, "drain", lambda gcs, node, *_: told.append((gcs, node)))
+            patched.setenv("RAY_ADDRESS", cluster.address)
+            assert main(["watch", "--metadata", address, "--every", "0.1"]) == 0
         assert "Ray was told" in capsys.readouterr().out
+        assert told == [(cluster.address, *head)]
+        spot.drain(cluster.address, other, "it will be taken away", 90)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-        draining = ray._private.state.state.get_draining_nodes()
-        assert len(draining) == 1 and node is not None
+        give_up = time.monotonic() + 60
+        while other in present():  # nothing runs there, so it goes as soon as it may
+            assert time.monotonic() < give_up, "the node takes work as before"
+            time.sleep(0.2)
+        assert present() == head
+        with pytest.raises(WatchError, match=f"ray did not drain node {other[:-1]}x"):
+            spot.drain(cluster.address, f"{other[:-1]}x", "no such node", 90)
     finally:
         ray.shutdown()
         cluster.shutdown()
