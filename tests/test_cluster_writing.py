@@ -37,6 +37,9 @@ def test_rented_machines(tmp_path: Path, name: str, region: str, workers: int) -
     writing.write(found, "bert-large-pretrain", path)
     cluster = check.checked(path)
     assert (cluster.num_nodes, cluster.num_workers) == (2, workers)
+    # Of Trainium a device is a part of what the catalogue's row describes.
+    named = None if name.startswith("trn") else found.machine.accelerator.name
+    assert cluster.metadata.accelerator_name == named
     settings = read_yaml(path)
     validate_config(prepare_config(settings))
     assert settings["provider"]["region"] == region

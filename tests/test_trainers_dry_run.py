@@ -89,6 +89,8 @@ def test_what_memory_is_unknown_is_replicated_and_said(tmp_path: Path) -> None:
     plan = planned(recipe_of("b"), SHAPE, cluster)
     assert plan.layout == Layout(dp_replicate=4)
     assert "memory of a device is unknown" in plan.lines[0]
+    named = cluster_of(tmp_path, accelerator="cuda", devices_per_node=4, accelerator_name="T4")
+    assert "of 14.90 GiB a device" in planned(recipe_of("b"), SHAPE, named).lines[0]
 
 
 def test_a_family_that_cannot_be_divided_refuses_tp(tmp_path: Path) -> None:
