@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ from transformers import (
 )
 
 from serving.__main__ import main
-from serving.build import agreement, rounding, sensitivity, speed
+from serving.build import agreement, compensation, rounding, sensitivity, speed
 from serving.build import engines as build
 from serving.build.candidates import Candidate
 from serving.build.held_out import TextsError, rows_of
+from serving.build.int8 import Int8
+from serving.build.seen import Seen, inputs_of
 from serving.engine import networks
 from serving.engine.engine import Engine, split
-from serving.engine.kinds import KINDS, REFERENCE, STUDENT
+from serving.engine.kinds import KINDS, ONNX_INT8, OPENVINO_INT8, REFERENCE, STUDENT
+from serving.engine.packed import Packed
 from trainers import bundle
 from trainers.card import CARD, Built, BundleError, read
 from trainers.encoding import load_encoder
@@ -33,12 +37,11 @@ from trainers.sealed import digests
 pytestmark = pytest.mark.slow
 
 GRAPHS = ["onnxruntime fp32", "openvino fp32"]
-INT8 = "onnxruntime int8"
 TEXTS = ["a warm funny film", "dull", "the plot is thin but the cast is good " * 3]
 QUICK = {"rounds": 1, "seconds": 0.01, "tell": lambda line: None}
 
 needs_graphs = pytest.mark.skipif(
-    any(KINDS[name].lacking(to_make=True) for name in [*GRAPHS, INT8]),
+    any(KINDS[name].lacking(to_make=True) for name in [*GRAPHS, ONNX_INT8]),
     reason="the engines extra is not installed",
 )
 
@@ -114,19 +117,24 @@ def test_a_second_build_replaces_the_first(tmp_path: Path, tiny_bert: Path, corp
 
 
 @needs_graphs
-def test_int8_is_calibrated_and_judged(tmp_path: Path, tiny_bert: Path, corpus: Path) -> None:
+@pytest.mark.parametrize("kind", [ONNX_INT8, OPENVINO_INT8])
+def test_int8_is_calibrated_and_judged(
+    tmp_path: Path, tiny_bert: Path, corpus: Path, kind: str
+) -> None:
+    if KINDS[kind].lacking(to_make=True):
+        pytest.skip(str(KINDS[kind].lacking(to_make=True)))
     place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
-    found = build.build(place, candidates=[INT8], threshold=1.01, **QUICK)
+    found = build.build(place, candidates=[kind], threshold=1.01, **QUICK)
     assert found[1].reason == "refused: under 101.0%" and not found[1].chosen
     assert len(found[1].trials) > 2, "every way was tried"
     best = max(trial["agreement"] for trial in found[1].trials)
     assert found[1].agreement == best > 0.5
-    with pytest.raises(BundleError, match=r"'onnxruntime int8' was refused at .*--allow"):
-        Engine.load(place, INT8)
-    found = build.build(place, candidates=[INT8], threshold=1.01, allow=[INT8], **QUICK)
+    with pytest.raises(BundleError, match=r"int8' was refused at .*--allow"):
+        Engine.load(place, kind)
+    found = build.build(place, candidates=[kind], threshold=1.01, allow=[kind], **QUICK)
     assert found[1].reason == ""
-    assert Engine.load(place, INT8).predict(TEXTS)
-    found = build.build(place, candidates=[INT8], threshold=0.5, **QUICK)
+    assert Engine.load(place, kind).predict(TEXTS)
+    found = build.build(place, candidates=[kind], threshold=0.5, **QUICK)
     assert len(found[1].trials) == 1, "the first that is faithful is kept"
 
 
@@ -328,11 +336,11 @@ class TestCommand:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
-        only = [word for name in (*GRAPHS, INT8) for word in ("--only", name)]
+        only = [word for name in (*GRAPHS, ONNX_INT8) for word in ("--only", name)]
         words = [str(place), "--texts", str(texts), "--rounds", "1", *only]
         assert main(["build", *words]) == 0
         said = capsys.readouterr().out
-        for name in ("torch fp32", *GRAPHS, INT8):
+        for name in ("torch fp32", *GRAPHS, ONNX_INT8):
             assert f"\n{name}" in said
         assert said.count("<- chosen") == 1
 
@@ -365,36 +373,87 @@ class TestAgreement:
 
 
 class TestInt8:
-    def test_rounding_spreads_an_outlier_over_the_weights(self) -> None:
+    """Layers in int8, apart from any graph."""
+
+    @pytest.fixture
+    def layer(self) -> tuple[np.ndarray, Seen]:
+        """A weight, and inputs with channels far from zero and one with outliers."""
         draw = np.random.default_rng(0)
-        inputs = draw.normal(size=(400, 64)).astype(np.float32)
-        inputs[::20, 3] += 100  # one channel, in a few tokens
-        weight = draw.normal(size=(64, 32)).astype(np.float32)
-        found = rounding.best(rounding.Seen.of(inputs, 200), [weight])
-        exact = inputs @ weight
-        plain = np.abs(inputs).max() / 255
-        assert found.error(inputs, weight).std() < 0.02 * exact.std()
-        levels, _ = found.weight(weight)
-        assert levels.dtype == np.int8 and np.abs(levels).max() <= 63
-        rounded = np.rint(inputs / plain) * plain @ weight
-        assert found.error(inputs, weight).std() < 0.5 * (rounded - exact).std()
+        inputs = draw.normal(size=(4000, 8)) @ draw.normal(size=(8, 64))  # 8 things vary, not 64
+        inputs[:, :8] += 20
+        inputs[::20, 30] += 100
+        seen = Seen.of(inputs.astype(np.float32), 4000)
+        return draw.normal(size=(64, 32)).astype(np.float32), seen
+
+    def test_rounding_spreads_an_outlier_over_the_weights(
+        self, layer: tuple[np.ndarray, Seen]
+    ) -> None:
+        weight, seen = layer
+        found = rounding.best(seen, [weight], 127)
+        step = (seen.high.max() - seen.low.min()) / 255
+        plain = np.rint(seen.sample / step) * step @ weight - seen.sample @ weight
+        levels, scale = rounding.nearest(weight, found, 127)
+        ours = rounding.error(weight, found, (levels, scale), seen.sample)
+        assert levels.dtype == np.int8 and np.abs(levels).max() == 127
+        assert rounding.spread(ours) < 0.1 * rounding.spread(plain)
+
+    def test_channels_far_from_zero_are_moved(self, layer: tuple[np.ndarray, Seen]) -> None:
+        weight, seen = layer
+        found = rounding.best(seen, [weight], 127)
+        unmoved = replace(found, shift=np.zeros_like(found.shift))
+        assert np.abs(found.inputs(seen.sample)).max() < np.abs(seen.sample * found.factor).max()
+        assert np.abs(unmoved.inputs(seen.sample)).max() == found.inputs(seen.sample).max(), "cut"
+
+    def test_errors_of_weights_make_up_for_one_another(
+        self, layer: tuple[np.ndarray, Seen]
+    ) -> None:
+        weight, seen = layer
+        found = rounding.best(seen, [weight], 15)
+        made, judged = seen.sample[:2000], seen.sample[2000:]
+        plain = rounding.nearest(weight, found, 15)
+        better = compensation.compensated(weight, found, made, 15)
+        errors = [rounding.error(weight, found, each, judged) for each in (plain, better)]
+        assert rounding.spread(errors[1]) < 0.5 * rounding.spread(errors[0])
+        (product,) = compensation.products([weight], seen, 15)
+        difference = product.outputs(seen.sample) - seen.sample @ weight
+        assert np.abs(difference.mean(axis=0)).max() < 1e-3, "the mean is made up for"
+
+    def test_the_inputs_of_layers_are_seen_and_shared(
+        self, tmp_path: Path, tiny_bert: Path
+    ) -> None:
+        network, batches, names = self.network(tmp_path, tiny_bert)
+        found = inputs_of(network, names, batches)
+        assert sorted(name for sharing, _ in found for name in sharing) == sorted(names)
+        sharing = [[name.rpartition(".")[2] for name in group] for group, _ in found]
+        assert sharing[0] == ["query", "key", "value"] and ["query"] in sharing, "of [CLS] alone"
+        assert all(seen.sample.shape[1] == len(seen.low) for _, seen in found)
 
     def test_the_layer_that_rounding_hurts_comes_first(
         self, tmp_path: Path, tiny_bert: Path
     ) -> None:
-        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
-        card = read(place)
-        network, engine = networks.load(place, card), Engine.load(place)
-        batches = [engine.packed([row]) for row in split(engine.encode(TEXTS)[0])]
-        linears = {n: m for n, m in network.named_modules() if is_linear(m) and "encoder" in n}
-        roundings = {
-            name: rounding.Rounding(np.ones(each.in_features, dtype=np.float32), 0.05, 128)
-            for name, each in linears.items()
-        }
+        network, batches, _ = self.network(tmp_path, tiny_bert)
+        products = Int8.of(network, batches, 127).products
         hurt = "net.bert.encoder.layer.0.output.dense"
-        coarse = rounding.Rounding(roundings[hurt].factor, 8.0, 128)
-        names = sensitivity.ranked(network, batches, roundings | {hurt: coarse})
-        assert names[0] == hurt and set(names) == set(linears)
+        coarse = replace(products[hurt], rounding=replace(products[hurt].rounding, scale=8.0))
+        names = sensitivity.ranked(network, batches, products | {hurt: coarse})
+        assert names[0] == hurt and set(names) == set(products)
+
+    def test_from_all_layers_to_half_of_them(self, tmp_path: Path, tiny_bert: Path) -> None:
+        network, batches, names = self.network(tmp_path, tiny_bert)
+        ways = list(Int8.of(network, batches, 127).ways())
+        assert [len(products) for _, products in ways][:: len(ways) - 1] == [
+            len(names),
+            len(names) // 2,
+        ]
+
+    def network(
+        self, tmp_path: Path, tiny_bert: Path
+    ) -> tuple[torch.nn.Module, list[Packed], list[str]]:
+        place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+        network, engine = networks.load(place, read(place)), Engine.load(place)
+        batches = [engine.packed([row]) for row in split(engine.encode(TEXTS)[0])]
+        names = [n for n, m in network.named_modules() if is_linear(m) and "encoder" in n]
+        return network, batches, names
 
 
 def is_linear(module: torch.nn.Module) -> bool:

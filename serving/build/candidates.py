@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from serving.build import export, int8
+from serving.build import export, onnx_int8, openvino_int8
 from serving.build.agreement import agreeing, deviation_of, metrics_of
 from serving.build.held_out import Rows
+from serving.build.int8 import Int8
+from serving.build.rounding import Product
 from serving.engine import networks
 from serving.engine.backends.backend import Backend
 from serving.engine.engine import Engine, config_of, split
-from serving.engine.kinds import INT8, KINDS, REFERENCE, STUDENT, Place
+from serving.engine.kinds import KINDS, ONNX_INT8, OPENVINO_INT8, REFERENCE, STUDENT, Place
 from serving.models import Prediction
 from trainers.card import Card
 from trainers.encoding import Encoder
+
+# Of weights on either side of 0. A processor without VNNI adds pairs of products in 16 bits, which
+# weights of 8 bits overflow.
+WEIGHT_LEVELS = {ONNX_INT8: 63, OPENVINO_INT8: 127}
 
 Tell = Callable[[str], None]
 
@@ -84,8 +90,8 @@ class Bench:
         found.reason = kind.lacking(to_make=True) or ""
         if found.reason:
             return found
-        if name == INT8:
-            found.trials = self._quantize(threshold)
+        if name in WEIGHT_LEVELS:
+            found.trials = self._quantize(name, threshold)
         elif kind.directory:
             self._export(kind.directory)
         found.engine, found.load_seconds = self._load(name)
@@ -110,30 +116,38 @@ class Bench:
         else:
             export.save_openvino(export.to_openvino(self._network), place)
 
-    def _quantize(self, threshold: float) -> list[dict[str, Any]]:
-        """Write the first int8 graph at `threshold`, else the most faithful; what was tried."""
+    def _quantize(self, kind: str, threshold: float) -> list[dict[str, Any]]:
+        """Write the first int8 model at `threshold`, else the most faithful; what was tried."""
         reference, _ = self._load(REFERENCE)
         batches = [reference.packed([row]) for row in split(self._rows.calibration)]
-        place, best = self._place(INT8), -1.0
+        place, best = self._place(kind), -1.0
         tried: list[dict[str, Any]] = []
-        self._export("onnx")
-        for name, graph in int8.graphs(self._network, self._aside / "onnx", batches):
-            attempt = self._aside / f"attempt-{len(tried)}"
+        for name, products in Int8.of(self._network, batches, WEIGHT_LEVELS[kind]).ways():
+            attempt = self._aside / f"{KINDS[kind].directory}-{len(tried)}"
             attempt.mkdir()
-            export.write_onnx(graph, attempt)
-            backend = KINDS[INT8].load(Place(self._directory, self._card, attempt, 1))
+            self._save_int8(kind, products, attempt)
+            backend = KINDS[kind].load(Place(self._directory, self._card, attempt, 1))
             outputs = self._outputs(self._engine(backend))
             agreement, difference = self._compared(outputs)
             tried.append(
                 {"trial": name, "agreement": agreement, "max_logit_difference": difference}
             )
-            self._tell(f"  {INT8}, {name}: {agreement:.2%} agree")
+            self._tell(f"  {kind}, {name}: {agreement:.2%} agree")
             if agreement > best:
                 best, place = agreement, attempt
             if agreement >= threshold:
                 break
-        place.rename(self._place(INT8))
+        place.rename(self._place(kind))
         return tried
+
+    def _save_int8(self, kind: str, products: dict[str, Product], place: Path) -> None:
+        """Write the network with the layers `products` in int8."""
+        if kind == OPENVINO_INT8:
+            export.save_openvino(openvino_int8.rounded(self._network, products), place)
+            return
+        self._export("onnx")
+        fp32 = self._aside / KINDS["onnxruntime fp32"].directory
+        export.write_onnx(onnx_int8.rounded(fp32, self._network, products), place)
 
     def _load(self, name: str) -> tuple[Engine, float]:
         """The engine `name`, and the seconds until its first answer."""

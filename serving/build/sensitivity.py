@@ -6,27 +6,26 @@ Knows no graph and no tasks.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.build.rounding import Rounding
+from serving.build.rounding import Product
 from serving.engine.packed import Packed
 
 
 def ranked(
-    network: nn.Module, batches: Sequence[Packed], roundings: Mapping[str, Rounding]
+    network: nn.Module, batches: Sequence[Packed], products: Mapping[str, Product]
 ) -> list[str]:
-    """The linear layers of `roundings`, the most sensitive first: those whose rounding alone moves
-    the outputs furthest, in the mean square.
+    """The layers of `products`, the most sensitive first: those that alone in int8 move the outputs
+    furthest, in the mean square.
     """
     moved = {}
-    tensors = [tuple(map(torch.from_numpy, batch.arrays)) for batch in batches]
+    inputs = [(*map(torch.from_numpy, batch.arrays), batch.spans) for batch in batches]
     with torch.inference_mode():
-        exact = [network(*inputs) for inputs in tensors]
-        for name, rounding in roundings.items():
-            hook = network.get_submodule(name).register_forward_hook(_rounded(rounding))
-            rounded = [network(*inputs) for inputs in tensors]
+        exact = [network(*each) for each in inputs]
+        for name, product in products.items():
+            hook = network.get_submodule(name).register_forward_hook(_rounded(product))
+            rounded = [network(*each) for each in inputs]
             hook.remove()
             moved[name] = sum(
                 float((there - here).square().mean())
@@ -35,16 +34,14 @@ def ranked(
     return sorted(moved, key=lambda name: -moved[name])
 
 
-def _rounded(rounding: Rounding) -> Any:
+def _rounded(product: Product) -> Any:
     """A hook that gives what a linear layer would in int8."""
-    weight: Tensor | None = None
+    weight = torch.from_numpy(product.levels * product.scale)
+    bias = torch.from_numpy(product.bias)
 
     def compute(linear: nn.Linear, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        nonlocal weight
-        if weight is None:
-            levels, scale = rounding.weight(linear.weight.detach().numpy().T)
-            weight = torch.from_numpy(np.ascontiguousarray((levels * scale).T))
-        values = torch.from_numpy(rounding.inputs(inputs[0].numpy()))
-        return nn.functional.linear(values, weight, linear.bias)
+        rows = torch.from_numpy(product.rounding.inputs(inputs[0].numpy()))
+        outputs = rows @ weight + bias
+        return outputs if linear.bias is None else outputs + linear.bias
 
     return compute

@@ -21,7 +21,8 @@ from trainers.card import Card
 from trainers.device import DEVICES
 
 REFERENCE = "torch fp32"  # what evaluation measured
-INT8 = "onnxruntime int8"
+ONNX_INT8 = "onnxruntime int8"
+OPENVINO_INT8 = "openvino int8"
 STUDENT = "student fp32"  # another model: see `serving/build/student.py`
 
 
@@ -81,12 +82,23 @@ def _openvino(precision: str, name: str) -> Callable[[Place], Backend]:
     return lambda place: OpenVinoBackend(place.directory, name, place.num_threads, precision)
 
 
+def _openvino_int8(place: Place) -> Backend:
+    """What is not int8 computes in bf16 where that is fast."""
+    precision = "f32" if _no_bf16() else "bf16"
+    return OpenVinoBackend(place.directory, OPENVINO_INT8, place.num_threads, precision)
+
+
 def _onnx(name: str) -> Callable[[Place], Backend]:
     return lambda place: OnnxBackend(place.directory, name, place.num_threads)
 
 
 def _no_bf16() -> str | None:
     return None if DEVICES["cpu"].fast_bf16() else "the processor has no fast bf16"
+
+
+def _no_vnni() -> str | None:
+    """Without it, sums of two 8-bit products overflow: ONNX Runtime's int8 has 7-bit weights."""
+    return None if torch.cpu._is_vnni_supported() else "the processor has no VNNI"
 
 
 def _no_compiler() -> str | None:
@@ -100,7 +112,7 @@ KINDS = {
         Kind("torch bf16", "torch", _eager(torch.bfloat16, "torch bf16"), machine=_no_bf16),
         Kind("torch compiled", "torch", _compiled, machine=_no_compiler, on_request=True),
         Kind("onnxruntime fp32", "onnxruntime", _onnx("onnxruntime fp32"), "onnx", ("onnx",)),
-        Kind(INT8, "onnxruntime", _onnx(INT8), "onnx-int8", ("onnx",)),
+        Kind(ONNX_INT8, "onnxruntime", _onnx(ONNX_INT8), "onnx-int8", ("onnx",)),
         Kind("openvino fp32", "openvino", _openvino("f32", "openvino fp32"), "openvino"),
         Kind(
             "openvino bf16",
@@ -109,6 +121,7 @@ KINDS = {
             "openvino",
             machine=_no_bf16,
         ),
+        Kind(OPENVINO_INT8, "openvino", _openvino_int8, "openvino-int8", machine=_no_vnni),
         Kind(STUDENT, "torch", _student, "student", on_request=True),
     )
 }
