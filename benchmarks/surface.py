@@ -5,7 +5,6 @@ Knows no search; `tune.py` plays searches over it.
 
 import csv
 import functools
-import json
 import math
 import statistics
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuning.prior import RATE, SIZE
 from tuning.trial import Look
 
 Curve = tuple[Look, ...]
@@ -26,14 +24,12 @@ class Surface:
     curves: dict[tuple[float, int], Curve]
 
     @classmethod
-    def read(cls, path: Path) -> "Surface":
-        """The table in a CSV file: learning_rate, global_size, tokens, score."""
-        curves: dict[tuple[float, int], list[Look]] = {}
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                key = (float(row["learning_rate"]), int(row["global_size"]))
-                curves.setdefault(key, []).append(Look(int(row["tokens"]), float(row["score"])))
-        return cls({key: tuple(curve) for key, curve in curves.items()})
+    def read(cls, place: Path) -> "Surface":
+        """The mean of the CSV files in a directory, one a seed; each as `curves_of` reads it."""
+        seeds = [curves_of(path) for path in sorted(place.glob("*.csv"))]
+        if not seeds or any(each.keys() != seeds[0].keys() for each in seeds):
+            sys.exit(f"{place}: no tables, or not of one grid; `tune.py record` ends what it began")
+        return cls({key: _mean([curves[key] for curves in seeds]) for key in seeds[0]})
 
     @functools.cached_property
     def rates(self) -> list[float]:
@@ -75,36 +71,21 @@ class Surface:
             yield Look(one.tokens, one.score + share * (other.score - one.score))
 
 
-def table(runs: Sequence[Path], path: Path) -> None:
-    """Write the mean curves of grid searches, whose trials all ran to their end, as a surface."""
-    curves: dict[tuple[float, int], list[list[list[float]]]] = {}
-    for run in runs:
-        for point, curve in _grid(run):
-            curves.setdefault(point, []).append(curve)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["learning_rate", "global_size", "tokens", "score"])
-        for (rate, size), of_seeds in sorted(curves.items()):
-            if len(of_seeds) != len(runs):
-                sys.exit(f"learning rate {rate:g}, batch size {size}: not in every run")
-            for looks in zip(*of_seeds, strict=False):
-                tokens, score = (statistics.fmean(column) for column in zip(*looks, strict=True))
-                writer.writerow([rate, size, round(tokens), f"{score:.6f}"])
+def curves_of(path: Path) -> dict[tuple[float, int], Curve]:
+    """The table in a CSV file: learning_rate, global_size, tokens, score."""
+    curves: dict[tuple[float, int], list[Look]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            key = (float(row["learning_rate"]), int(row["global_size"]))
+            curves.setdefault(key, []).append(Look(int(row["tokens"]), float(row["score"])))
+    return {key: tuple(curve) for key, curve in curves.items()}
 
 
-def _grid(run: Path) -> Iterator[tuple[tuple[float, int], list[list[float]]]]:
-    """(learning rate, batch size) and the curve of each run of a grid search."""
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    sign = -1 if result["lower_is_better"] else 1
-    chosen = result["space"].keys() == {RATE, SIZE}
-    if not chosen or any(trial["state"] != "complete" for trial in result["trials"]):
-        sys.exit(f"{run}: not a grid of {RATE} and {SIZE} whose trials all ran to their end")
-    rates, sizes = _choices(result["space"][RATE]), _choices(result["space"][SIZE])
-    for trial in result["trials"]:
-        rate, size = trial["settings"][RATE], trial["settings"][SIZE]
-        if trial["repeats"] is None and rate in rates and size in sizes:
-            yield (rate, size), [[tokens, sign * value] for tokens, value in trial["curve"]]
-
-
-def _choices(words: str) -> list[float]:
-    return [float(word) for word in words.removeprefix("one of ").split(", ")]
+def _mean(curves: Sequence[Curve]) -> Curve:
+    return tuple(
+        Look(
+            round(statistics.fmean(look.tokens for look in looks)),
+            statistics.fmean(look.score for look in looks),
+        )
+        for looks in zip(*curves, strict=True)
+    )

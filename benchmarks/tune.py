@@ -7,12 +7,7 @@ the tokens that it would have cost. Asked is the work until an evaluation comes 
 of the grid's best, as a share of the work of the whole grid. The best of many runs is lucky: with
 one run a point, half a point is less than what luck alone does, and means over seeds are better.
 
-    # an hour on two cores for each seed; then the table, their mean, and the searches over it
-    python -m tuning reviews.yaml seed=0 data.validation=0.3 data.test=0.05 \\
-      --sampler grid --trials 29 --scheduler none --seeds 1 --run runs/surface-0 \\
-      'tune.optimizer.learning_rate=[1e-5, 2.5e-5, 6.3e-5, 1.6e-4, 4e-4, 1e-3, 2.5e-3]' \\
-      'tune.batch.global_size=[8, 16, 32, 64]'
-    python benchmarks/tune.py table runs/surface-0 runs/surface-1
+    python benchmarks/tune.py record --seed 0       # an hour or two on two cores for each seed
     python benchmarks/tune.py play
     python benchmarks/tune.py live runs/tuning-reviews-...     # the same share, of a real search
 """
@@ -21,6 +16,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import random
 import statistics
 import tempfile
@@ -30,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from surface import Surface, table
+from record import record
+from surface import Surface
 
 from trainers import recipe as recipes
 from tuning import scheduler
@@ -42,7 +39,7 @@ from tuning.prior import RATE, SIZE, Prior
 from tuning.space import Choices, Range, Space, point_of
 from tuning.trial import Look, Trial
 
-TABLE = Path(__file__).parent / "data" / "surface-reviews.csv"
+SURFACE = Path(__file__).parent / "data" / "surface-reviews"  # a table a seed
 WITHIN = 0.005  # of the grid's best: half a point
 SEEDS = 20
 MOST = 60  # trials of one search; what needs more never got there
@@ -230,21 +227,22 @@ def live(run: Path, surface: Surface) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["table", "play", "live"])
+    parser.add_argument("what", choices=["record", "play", "live"])
     parser.add_argument("runs", nargs="*", type=Path, help="directories of searches")
-    parser.add_argument("--table", type=Path, default=TABLE, help="the surface")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--surface", type=Path, default=SURFACE, help="its directory")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the searches that are played")
+    parser.add_argument("--seed", type=int, default=0, help="of the surface that is recorded")
     options = parser.parse_args()
-    if options.what == "play":
-        for line in play(Surface.read(options.table), range(options.seeds)):
+    if options.what == "record":
+        record(options.seed, options.surface / f"seed-{options.seed}.csv", os.cpu_count() or 1)
+    elif options.what == "play":
+        for line in play(Surface.read(options.surface), range(options.seeds)):
             print(line)
     elif not options.runs:
         parser.error("name the directory of a search")
-    elif options.what == "table":
-        table(options.runs, options.table)
     else:
         for run in options.runs:
-            print(live(run, Surface.read(options.table)))
+            print(live(run, Surface.read(options.surface)))
 
 
 if __name__ == "__main__":

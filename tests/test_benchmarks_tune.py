@@ -1,16 +1,21 @@
 """The tuning benchmark over a made-up surface."""
 
 import csv
+import itertools
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import record
 import tune
+from surface import curves_of
 
 RATES, SIZES = (1e-5, 1e-4, 1e-3, 1e-2), (16, 32, 64)
 
@@ -20,31 +25,22 @@ def final(rate: float, size: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table as `tune.py table` writes it, from the result of a grid search."""
-    place = tmp_path_factory.mktemp("grid")
-    trials = [
-        {
-            "number": number,
-            "settings": {"optimizer.learning_rate": rate, "batch.global_size": size},
-            "state": "complete",
-            "repeats": None,
-            "curve": [[100 * i, final(rate, size) * (1 - 0.2 / i)] for i in (1, 2, 3, 4)],
-        }
-        for number, (rate, size) in enumerate((r, s) for r in RATES for s in SIZES)
-    ]
-    space = {
-        "optimizer.learning_rate": f"one of {', '.join(map(str, RATES))}",
-        "batch.global_size": f"one of {', '.join(map(str, SIZES))}",
-    }
-    result = {"lower_is_better": False, "space": space, "trials": trials}
-    (place / "result.json").write_text(json.dumps(result))
-    tune.table([place, place], place / "surface.csv")
-    return place / "surface.csv"
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A surface of two seeds, one a little luckier than the other."""
+    directory = tmp_path_factory.mktemp("surface")
+    for seed, luck in enumerate((-0.01, 0.01)):
+        with (directory / f"seed-{seed}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(record.COLUMNS)
+            for rate, size in itertools.product(RATES, SIZES):
+                for i in (1, 2, 3, 4):
+                    score = final(rate, size) * (1 - 0.2 / i) + luck
+                    writer.writerow([rate, size, 100 * i, f"{score:.6f}"])
+    return directory
 
 
-def test_a_grid_becomes_a_surface(table: Path) -> None:
-    surface = tune.Surface.read(table)
+def test_a_surface_is_the_mean_of_its_seeds(place: Path) -> None:
+    surface = tune.Surface.read(place)
     assert (surface.rates, surface.sizes, surface.looks) == (list(RATES), list(SIZES), 4)
     assert surface.whole == 400 and surface.work == 12 * 400
     assert surface.best == pytest.approx(0.95 * 0.9), "the peak is on the grid"
@@ -53,16 +49,40 @@ def test_a_grid_becomes_a_surface(table: Path) -> None:
     assert list(surface.curve(1e-9, 16)) == list(surface.curves[1e-5, 16])
 
 
-def test_a_grid_that_was_stopped_early_is_no_surface(tmp_path: Path, table: Path) -> None:
-    result = json.loads((table.parent / "result.json").read_text())
-    result["trials"][3]["state"] = "stopped"
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    with pytest.raises(SystemExit, match="not a grid"):
-        tune.table([tmp_path], tmp_path / "surface.csv")
+def test_a_seed_that_is_not_done_is_no_surface(tmp_path: Path, place: Path) -> None:
+    shutil.copytree(place, tmp_path / "surface")
+    table = tmp_path / "surface" / "seed-1.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-4]))
+    with pytest.raises(SystemExit, match="not of one grid"):
+        tune.Surface.read(tmp_path / "surface")
 
 
-def test_work_is_counted_until_the_goal(table: Path) -> None:
-    surface = tune.Surface.read(table)
+@pytest.mark.slow
+def test_a_recording_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two points of a linear model; the process ends between them."""
+    recipe = tmp_path / "tiny.yaml"
+    rows = [f"{i % 7} {i % 3},{i % 7 + 2 * (i % 3)}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    settings = {
+        "task": "regression",
+        "model": {"name": "linear"},
+        "data": {"source": str(tmp_path / "rows.csv"), "cleaning": "none"},
+        "stopping": {"epochs": 1},
+    }
+    recipe.write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(record, "RECIPE", str(recipe))
+    grid = record.Grid((1e-3,), (4, 8))
+    record.record(0, tmp_path / "whole.csv", 1, grid)
+    lines = (tmp_path / "whole.csv").read_text().splitlines()
+    assert len(lines) > 4 and set(curves_of(tmp_path / "whole.csv")) == {(1e-3, 4), (1e-3, 8)}
+    part = [line for line in lines if not line.startswith("0.001,8")]
+    (tmp_path / "part.csv").write_text("\n".join(part) + "\n")
+    record.record(0, tmp_path / "part.csv", 1, grid)
+    assert sorted((tmp_path / "part.csv").read_text().splitlines()) == sorted(lines)
+
+
+def test_work_is_counted_until_the_goal(place: Path) -> None:
+    surface = tune.Surface.read(place)
     meter = tune.Meter(goal=0.8)
     assert meter.train(surface.curve(1e-5, 16), lambda look: True) and meter.work == 400
     assert not meter.train(surface.curve(1e-5, 16), lambda look: False) and meter.work == 500
@@ -71,8 +91,8 @@ def test_work_is_counted_until_the_goal(table: Path) -> None:
     assert meter.work == 500 + 200, "0.9 x (1 - 0.1) is the first above 0.8"
 
 
-def test_every_search_gets_there_and_ours_in_less_than_drawing(table: Path) -> None:
-    surface = tune.Surface.read(table)
+def test_every_search_gets_there_and_ours_in_less_than_drawing(place: Path) -> None:
+    surface = tune.Surface.read(place)
     lines = list(tune.play(surface, range(3)))
     rows = list(csv.reader(lines[4:], delimiter="|"))
     assert [row[1].strip() for row in rows] == list(tune.SEARCHES)
@@ -83,6 +103,10 @@ def test_every_search_gets_there_and_ours_in_less_than_drawing(table: Path) -> N
     assert sorted(found)[4] < sorted(drawn)[4]
 
 
-def test_a_live_search_is_measured_by_the_same_rule(table: Path) -> None:
-    said = tune.live(table.parent, tune.Surface.read(table))
-    assert "of the grid's work, at trial" in said
+def test_a_live_search_is_measured_by_the_same_rule(tmp_path: Path, place: Path) -> None:
+    curve = [[100 * i, final(1e-3, 32) * (1 - 0.2 / i)] for i in (1, 2, 3, 4)]
+    trials = [{"number": 0, "curve": curve[:2]}, {"number": 1, "curve": curve}]
+    result = {"lower_is_better": False, "trials": trials}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    said = tune.live(tmp_path, tune.Surface.read(place))
+    assert f"{600 / 4800:.1%} of the grid's work, at trial 1" in said
