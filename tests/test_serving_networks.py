@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from serving.engine.networks import PackedNetwork, embedder, load
-from serving.engine.packed import Packed
+from serving.engine.packed import Packed, folded
 from trainers.bert import TextModel
 from trainers.card import read
 from trainers.families import FAMILIES, positions_of
@@ -50,8 +50,9 @@ def packed(config: AutoConfig, reads: list[int] | None = None) -> Packed:
 def both(network: PackedNetwork, batch: Packed) -> list[np.ndarray]:
     """Outputs with attention text by text, and as in a graph, under a mask."""
     with torch.inference_mode():
-        tensors = list(map(torch.from_numpy, batch.arrays))
-        return [network(*tensors, batch.spans).numpy(), network(*tensors).numpy()]
+        tensors = map(torch.from_numpy, batch.arrays)
+        folded = map(torch.from_numpy, batch.for_graph.values())
+        return [network(*tensors, spans=batch.spans).numpy(), network(*folded).numpy()]
 
 
 def alone(model: PreTrainedModel) -> list[torch.Tensor]:
@@ -104,3 +105,16 @@ def test_what_a_text_is_computed_with_does_not_change_it(tiny_bert: Path, tmp_pa
             place_of_text = 0 if rows[0] is text else 1
             found += [outputs[place_of_text] for outputs in both(network, batch)]  # type: ignore[arg-type]
     np.testing.assert_allclose(found, [found[0]] * len(found), atol=1e-5)
+
+
+def test_texts_are_folded_into_rows_as_wide_as_the_longest() -> None:
+    grid, owners, places = folded((3, 8, 2, 5))
+    assert owners.tolist() == [[1] * 8, [3] * 5 + [0] * 3, [2, 2] + [-1] * 6]
+    assert grid[owners >= 0].tolist() == [*range(3, 11), *range(13, 18), *range(3), 11, 12]
+    assert grid.reshape(-1)[places].tolist() == list(range(18)), "and back again"
+    grid, owners, places = folded((4,))
+    assert (grid.tolist(), owners.tolist(), places.tolist()) == (
+        [[0, 1, 2, 3]],
+        [[0] * 4],
+        [0, 1, 2, 3],
+    )

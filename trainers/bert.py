@@ -11,13 +11,12 @@ Knows nothing of recipes, optimizers or layouts.
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from trainers.architecture import quiet
+from trainers.attention import Fold, Mask, attend
 from trainers.carving import carved
 from trainers.dropout import Keys, use_keyed_dropout
 from trainers.families import FAMILIES, Family
@@ -157,12 +156,6 @@ class TextModel(nn.Module):
             self.net.save_pretrained(directory)
 
 
-class Spans(tuple[int, ...]):
-    """The lengths of texts that lie end to end in one row: in place of a mask, it lets each text
-    attend to itself alone, and nothing is padded.
-    """
-
-
 class ClsOnlyLayer(nn.Module):
     """A last BertLayer that computes its output for what is read alone.
 
@@ -182,14 +175,14 @@ class ClsOnlyLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        mask: Tensor | Spans | None = None,
+        mask: Mask = None,
         reads: Tensor | None = None,
     ) -> Tensor:
         attention: Any = self.attention
         heads, hidden = attention.self, self.whole(hidden)
         first = hidden[:, :1] if reads is None else hidden[:, reads]
-        if reads is not None and isinstance(mask, Tensor):
-            mask = mask[:, :, reads]
+        if reads is not None and isinstance(mask, Fold):
+            mask = mask.seen_by(reads)
 
         def split(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], -1, heads.attention_head_size).transpose(1, 2)
@@ -203,46 +196,3 @@ class ClsOnlyLayer(nn.Module):
         narrow: Any = self.output
         output: Tensor = narrow(widen(attended), attended)
         return output
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | Spans | None,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention [b, s, heads, d] of [b, heads, s, d] tensors, by torch's fused kernel.
-
-    Dropping attention weights needs them in memory, so a rate above 0 costs the fused kernel.
-    """
-    if isinstance(attention_mask, Spans):
-        return _apart(query, key, value, attention_mask, scaling).transpose(1, 2), None
-    dropout: Any = module.dropout
-    if dropout.p and module.training:
-        scores = (query @ key.transpose(2, 3)) * scaling
-        if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        context = dropout(scores.softmax(dim=-1)) @ value
-    else:
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling
-        )
-    return context.transpose(1, 2), None
-
-
-def _apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float) -> Tensor:
-    """Attention of each text to itself: [1, heads, s, d] of texts end to end.
-
-    query: of all tokens, or of one token a text.
-    """
-    own = list(spans)
-    asking = own if query.shape[2] == key.shape[2] else [1] * len(own)
-    parts = (torch.split(t, n, 2) for t, n in ((query, asking), (key, own), (value, own)))
-    attended = [
-        F.scaled_dot_product_attention(q, k, v, scale=scaling)
-        for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(attended, dim=2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from serving.engine.backends import onnx, openvino
 from serving.engine.backends.libraries import library
-from serving.engine.packed import INPUTS, Packed
+from serving.engine.packed import Packed
 from trainers.architecture import quiet
 
 OPSET = 18
@@ -38,17 +38,18 @@ def save_openvino(model: Any, directory: Path) -> None:
 
 def save_onnx(network: nn.Module, directory: Path) -> None:
     """Write a network, fp32, as `OnnxBackend` reads it."""
-    names = (*INPUTS, "outputs")
-    axes = zip(names, ("tokens", "tokens", "tokens", "reads", "reads"), strict=True)
+    inputs = list(EXAMPLE.for_graph)
+    axes = {"reads": {0: "reads"}, "outputs": {0: "reads"}}
+    axes |= {name: {0: "rows", 1: "width"} for name in ("grid", "owners")}
     with _tracing():
         # The tracing exporter needs no more than `onnx`, and follows shapes as OpenVINO's does.
         torch.onnx.export(
             network,
             _example(),
             str(directory / onnx.FILE),
-            input_names=list(INPUTS),
+            input_names=inputs,
             output_names=["outputs"],
-            dynamic_axes={name: {0: axis} for name, axis in axes},
+            dynamic_axes={name: {0: "tokens"} for name in inputs} | axes,
             opset_version=OPSET,
             dynamo=False,
         )
@@ -60,7 +61,7 @@ def write_onnx(model: Any, directory: Path) -> None:
 
 
 def _example() -> tuple[Tensor, ...]:
-    return tuple(map(torch.from_numpy, EXAMPLE.arrays))
+    return tuple(map(torch.from_numpy, EXAMPLE.for_graph.values()))
 
 
 @contextmanager

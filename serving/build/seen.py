@@ -51,7 +51,7 @@ def inputs_of(
     each = max(2, NUM_TOKENS // len(batches))
     for batch in batches:
         with torch.inference_mode(), _noted(network, names) as noted:
-            network(*map(torch.from_numpy, batch.arrays), batch.spans)
+            network(*map(torch.from_numpy, batch.arrays), spans=batch.spans)
         for inputs, sharing in noted:
             rows = inputs.reshape(-1, inputs.shape[-1]).numpy()
             parts.setdefault(tuple(sharing), []).append(Seen.of(rows, each))

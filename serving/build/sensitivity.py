@@ -20,12 +20,16 @@ def ranked(
     furthest, in the mean square.
     """
     moved = {}
-    inputs = [(*map(torch.from_numpy, batch.arrays), batch.spans) for batch in batches]
+
+    def outputs() -> list[Tensor]:
+        arrays = ((map(torch.from_numpy, batch.arrays), batch.spans) for batch in batches)
+        return [network(*tensors, spans=spans) for tensors, spans in arrays]
+
     with torch.inference_mode():
-        exact = [network(*each) for each in inputs]
+        exact = outputs()
         for name, product in products.items():
             hook = network.get_submodule(name).register_forward_hook(_rounded(product))
-            rounded = [network(*each) for each in inputs]
+            rounded = outputs()
             hook.remove()
             moved[name] = sum(
                 float((there - here).square().mean())

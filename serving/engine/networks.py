@@ -4,7 +4,7 @@ Embeddings, norms and linear layers see one row of tokens, and attention keeps e
 Knows no words.
 
     network = networks.load(directory, card)
-    outputs = network(*map(torch.from_numpy, packed.arrays), packed.spans)
+    outputs = network(*map(torch.from_numpy, packed.arrays), spans=packed.spans)
 """
 
 from pathlib import Path
@@ -17,7 +17,8 @@ from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
 from trainers import bundle
 from trainers.architecture import ModelError, from_hub
-from trainers.bert import ClsOnlyLayer, Spans, attend
+from trainers.attention import Fold, Mask, Spans, attend
+from trainers.bert import ClsOnlyLayer
 from trainers.card import Card
 from trainers.families import FAMILIES, Family
 from trainers.model import LinearModel
@@ -40,14 +41,19 @@ class PackedNetwork(nn.Module):
         texts: Tensor,
         positions: Tensor,
         reads: Tensor,
-        spans: tuple[int, ...] | None = None,
+        grid: Tensor | None = None,
+        owners: Tensor | None = None,
+        places: Tensor | None = None,
+        spans: tuple[int, ...] = (),
     ) -> Tensor:
         """Outputs [n, width] of a `Packed`, its arrays as tensors.
 
-        spans: its own, where attention may go text by text; None, as in a graph, for attention over
-        all tokens under a mask, which computes the more in vain the more texts there are.
+        spans: its own, where attention may go text by text; else, as in a graph, grid, owners and
+        places are how the texts lie in rows.
         """
-        mask = (texts[:, None] == texts)[None, None] if spans is None else Spans(spans)
+        mask: Mask = Spans(spans)
+        if grid is not None and owners is not None and places is not None:
+            mask = Fold(texts, grid, owners, places)
         hidden, only_read = self.family.embed(self.net, ids[None], positions[None]), False
         for layer in self.family.layers_of(self.net):
             only_read = isinstance(layer, ClsOnlyLayer)
@@ -71,7 +77,13 @@ class PackedLinear(nn.Module):
         self.model = model
 
     def forward(
-        self, ids: Tensor, texts: Tensor, positions: Tensor, reads: Tensor, *_: object
+        self,
+        ids: Tensor,
+        texts: Tensor,
+        positions: Tensor,
+        reads: Tensor,
+        *fold: Tensor,
+        spans: tuple[int, ...] = (),
     ) -> Tensor:
         """Outputs [n, width]; only the numbers and how many texts they are of matter."""
         outputs: Tensor = self.model(ids.view(reads.shape[0], -1))

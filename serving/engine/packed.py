@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-INPUTS = ("ids", "texts", "positions", "reads")  # of a network, and of a graph made from it
+INPUTS = ("ids", "texts", "positions", "reads")  # of a network
+FOLD = ("grid", "owners", "places")  # more of a graph that is made from it
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,37 @@ class Packed:
     def arrays(self) -> tuple[np.ndarray, ...]:
         """In the order of INPUTS."""
         return self.ids, self.texts, self.positions, self.reads
+
+    @property
+    def for_graph(self) -> dict[str, np.ndarray]:
+        """By name, with how the texts lie in rows while they attend (`trainers.attention.Fold`)."""
+        grid, owners, places = folded(self.spans)
+        return dict(zip((*INPUTS, *FOLD), (*self.arrays, grid, owners, places), strict=True))
+
+
+def folded(spans: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts end to end, of lengths `spans`, in rows as wide as the longest: grid, owners, places.
+
+    The longest first, each into the first row that has room.
+    """
+    width = max(spans)
+    starts = np.cumsum((0, *spans[:-1]))
+    filled: list[int] = []  # of each row
+    ends: list[tuple[int, int, int]] = []  # text, row, column
+    for text in sorted(range(len(spans)), key=lambda text: -spans[text]):
+        row = next((r for r, used in enumerate(filled) if used + spans[text] <= width), None)
+        if row is None:
+            row = len(filled)
+            filled.append(0)
+        ends.append((text, row, filled[row]))
+        filled[row] += spans[text]
+    grid = np.zeros((len(filled), width), dtype=np.int64)
+    owners = np.full((len(filled), width), -1, dtype=np.int64)
+    places = np.empty(sum(spans), dtype=np.int64)
+    for text, row, column in ends:
+        start, span = int(starts[text]), spans[text]
+        grid[row, column : column + span] = np.arange(start, start + span)
+        owners[row, column : column + span] = text
+        first = row * width + column
+        places[start : start + span] = np.arange(first, first + span)
+    return grid, owners, places

@@ -31,8 +31,8 @@ class CompiledBackend:
                 self.run(Packed.of(rows, list(map(np.arange, lengths))))
 
     def run(self, packed: Packed) -> np.ndarray:
-        """As `Backend.run`; attention goes over all tokens under a mask."""
+        """As `Backend.run`; attention goes over rows of texts."""
         with torch.inference_mode():
-            outputs = self._network(*map(torch.from_numpy, packed.arrays))
+            outputs = self._network(*map(torch.from_numpy, packed.for_graph.values()))
             array: np.ndarray = outputs.float().numpy()
             return array

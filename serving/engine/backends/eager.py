@@ -25,7 +25,7 @@ class EagerBackend:
         """As `Backend.run`; attention goes text by text."""
         with torch.inference_mode():
             tensors = map(torch.from_numpy, packed.arrays)
-            array: np.ndarray = self.network(*tensors, packed.spans).float().numpy()
+            array: np.ndarray = self.network(*tensors, spans=packed.spans).float().numpy()
             return array
 
 

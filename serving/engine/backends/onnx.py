@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.engine.backends.libraries import library
-from serving.engine.packed import INPUTS, Packed
+from serving.engine.packed import Packed
 
 FILE = "model.onnx"
 
@@ -29,7 +29,7 @@ class OnnxBackend:
 
     def run(self, packed: Packed) -> np.ndarray:
         """As `Backend.run`."""
-        values = dict(zip(INPUTS, packed.arrays, strict=True))
+        values = packed.for_graph
         outputs: np.ndarray = self._session.run(None, {name: values[name] for name in self._names})[
             0
         ]

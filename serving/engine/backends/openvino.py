@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.engine.backends.libraries import library
-from serving.engine.packed import INPUTS, Packed
+from serving.engine.packed import FOLD, INPUTS, Packed
 
 FILE = "model.xml"
 
@@ -29,13 +29,13 @@ class OpenVinoBackend:
         self.name = name
         compiled = library("openvino").Core().compile_model(directory / FILE, "CPU", settings)
         # An input may have a name of the tracer's beside its own, and one that is not read is gone.
-        self._names = [next(iter(each.names & {*INPUTS})) for each in compiled.inputs]
+        self._names = [next(iter(each.names & {*INPUTS, *FOLD})) for each in compiled.inputs]
         self._request = compiled.create_infer_request()
         self.num_bytes = sum(path.stat().st_size for path in directory.iterdir())
 
     def run(self, packed: Packed) -> np.ndarray:
         """As `Backend.run`."""
-        values = dict(zip(INPUTS, packed.arrays, strict=True))
+        values = packed.for_graph
         inputs = [values[name] for name in self._names]
         self._request.infer(inputs, share_inputs=True, share_outputs=True)
         outputs: np.ndarray = self._request.get_output_tensor(0).data.copy()
