@@ -33,7 +33,10 @@ class Metadata(Settings):
         gt=0,
         description="memory of a device; default: for cpu a worker's share of the machine's",
     )
-    storage: str = Field("runs", description="a directory all nodes see; runs are kept under it")
+    storage: str = Field(
+        "runs",
+        description="a directory that all nodes see, or s3://BUCKET/PREFIX; runs are kept under it",
+    )
     cache: str = Field(
         "~/.cache/bertha", description="a directory of each node, for data made ready to train on"
     )
@@ -114,6 +117,10 @@ class ClusterSpec:
     def cache(self) -> Path:
         """The node's cache directory."""
         return Path(self.metadata.cache).expanduser()
+
+    def run_named(self, name: str) -> str:
+        """Where a run of that name is kept, a path or a URL."""
+        return f"{self.metadata.storage.rstrip('/')}/{name}"
 
 
 def find(name: str | Path) -> Path:

@@ -112,11 +112,14 @@ def _of_storage(settings: Mapping[str, Any]) -> Iterator[Mistake]:
     storage = mapping(settings.get("metadata")).get("storage", "runs")
     if not isinstance(storage, str):
         return
+    if storage.startswith("s3://"):
+        return
     if "://" in storage:
-        told = (
-            "runs are kept in a directory; give one that all nodes see, and the bucket the bundle"
-        )
+        told = "runs are kept in a directory that all nodes see, or under s3://BUCKET/PREFIX"
         yield Mistake("metadata.storage", told, storage)
     elif not Path(storage).is_absolute():
-        told = "is another directory on each machine; give one that all see, as /mnt/shared/runs"
+        told = (
+            "is another directory on each machine; give one that all see, as /mnt/shared/runs, or "
+            "s3://BUCKET/PREFIX"
+        )
         yield Mistake("metadata.storage", told, storage)
