@@ -1,8 +1,9 @@
 """Hosts made of namespaces on one machine: a network of their own, each with its own sshd.
 
 A host has its own network, PID, mount, UTS and IPC namespace, a writable layer over this machine's
-root, its own /tmp, /root, /run and /dev/shm, and one directory, /mnt/shared, that all of them
-mount. Its power can be cut and its cable slowed. Needs root and the commands of NEEDED.
+root, and its own /tmp, /root, /run and /dev/shm. Its power can be cut and its cable slowed. No
+packet leaves their network, and this machine itself is not on it. Needs root and the commands of
+NEEDED. `python tests/hosts/hosts.py` takes away what a run left that was killed.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 VENV = Path(sys.prefix)
-STATE = Path("/var/tmp/bertha-onprem")
-PREFIX = "bertha"  # of network namespaces and cards, whose names have 15 letters at most
-BRIDGE = f"{PREFIX}-br"
-SUBNET = "10.77.7"
+STATE = Path("/var/tmp/bertha-hosts")
+PREFIX = "bertha-"  # of network namespaces and cards, whose names have 15 letters at most
+BRIDGE = f"{PREFIX}bridge"
 NEEDED = ("ip", "tc", "unshare", "nsenter", "pivot_root", "setsid", "sshd", "ssh", "rsync", "curl")
-BOOT_SECONDS = 20.0
+BOOT_SECONDS = 60.0
 # What a host needs of the kernel, tried once in namespaces that end at once.
 TRIAL = """
 ip link add trial0 type veth peer name trial1 && ip link add trial2 type bridge &&
@@ -41,8 +41,7 @@ def missing() -> str:
     """What this machine lacks to make hosts; "" if nothing."""
     if os.geteuid() != 0:
         return "hosts are made by root only"
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    lacking = [name for name in NEEDED if shutil.which(name, path=path) is None]
+    lacking = [name for name in NEEDED if shutil.which(name, path=_path()) is None]
     if lacking:
         return f"no {', '.join(lacking)}: apt-get install iproute2 openssh-server rsync curl"
     namespaces = ("unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork")
@@ -52,44 +51,40 @@ def missing() -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """One host. number: the last part of its address. login: whether it takes SSH."""
+    """One host. address: on the hosts' network. also: further addresses that it answers at.
+
+    login: the user who gets in by SSH; "" for nobody. key: who has its other half gets in; default:
+    the laptop. shares: whether it mounts /mnt/shared. profile: more lines of everyone's profile.
+    """
 
     name: str
-    number: int
-    login: bool = True
-
-    @property
-    def address(self) -> str:
-        """On the hosts' network."""
-        return f"{SUBNET}.{self.number}"
+    address: str
+    login: str = "root"
+    also: tuple[str, ...] = ()
+    key: str = ""
+    shares: bool = True
+    profile: str = ""
 
     @property
     def link(self) -> str:
         """Its network namespace, and the near end of its cable."""
-        return f"{PREFIX}-{self.name}"
+        return f"{PREFIX}{self.name}"
 
-    def power_on(self, others: str) -> None:
+    @property
+    def home(self) -> Path:
+        """/root, from outside."""
+        return STATE / self.name / "home"
+
+    def power_on(self, others: str = "") -> None:
         """Boot; the disk is as it was left. others: lines of /etc/hosts. Raises RuntimeError."""
         own = STATE / self.name
         (own / "layer").mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(own / "layer"):
             _do("mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(own / "layer"))
-        if self.link not in _do("ip", "netns", "list"):
+        if self.link not in _namespaces():
             self._cable()
         _do("ip", "link", "set", self.link, "up")
         console = own / "console"
-        told = {
-            "NAME": self.name,
-            "ADDRESS": self.address,
-            "STATE": str(STATE),
-            "SHARED": str(STATE / "shared"),
-            "HOSTS": others,
-            "ROOT": str(ROOT),
-            "VENV": str(VENV),
-            "PYTHON": str(Path(sys.executable).resolve().parent.parent),
-            "LOGIN": "yes" if self.login else "no",
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        }
         apart = ("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
         boot = ("setsid", "--fork", "ip", "netns", "exec", self.link, *apart, "bash")
         with console.open("w") as screen:
@@ -98,7 +93,7 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
                 stderr=screen,
-                env=told,
+                env=self._told(others),
                 check=True,
             )
         give_up = time.monotonic() + BOOT_SECONDS
@@ -107,26 +102,46 @@ class Host:
                 raise RuntimeError(f"{self.name} does not boot: {console.read_text()}")
             time.sleep(0.05)
 
+    def _told(self, others: str) -> dict[str, str]:
+        """What boot.sh reads."""
+        return {
+            "NAME": self.name,
+            "OWN": str(STATE / self.name),
+            "SHARED": str(STATE / "shared") if self.shares else "",
+            "HOSTS": others or f"{self.address} {self.name}\\n",
+            "ROOT": str(ROOT),
+            "VENV": str(VENV),
+            "PYTHON": str(Path(sys.executable).resolve().parent.parent),
+            "LOGIN": self.login,
+            "KEY": self.key or (STATE / "key.pub").read_text(),
+            "LAPTOP_KEY": str(STATE / "key"),
+            "PROFILE": self.profile,
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+
     @property
     def first_process(self) -> str:
         """The process that is number 1 in the host, by its number here."""
         for pid in _do("ip", "netns", "pids", self.link).split():
-            status = Path(f"/proc/{pid}/status").read_text()
-            numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
-            if numbers.split()[-1] == "1":
-                return pid
+            with suppress(FileNotFoundError, ProcessLookupError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
+                if numbers.split()[-1] == "1":
+                    return pid
         raise RuntimeError(f"{self.name} is not on")
 
     def _cable(self) -> None:
-        """A namespace with one card, on the bridge."""
+        """A namespace with one card, on the bridge, by which everything is reached or nothing."""
         _do("ip", "netns", "add", self.link)
         _do("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.link)
-        _do("ip", "link", "set", self.link, "master", BRIDGE)
-        _do("ip", "-n", self.link, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        _do("ip", "link", "set", self.link, "master", BRIDGE, "addrgenmode", "none")
+        for address in (self.address, *self.also):
+            _do("ip", "-n", self.link, "addr", "add", f"{address}/32", "dev", "eth0")
         _do("ip", "-n", self.link, "link", "set", "lo", "up")
         _do("ip", "-n", self.link, "link", "set", "eth0", "up")
-        # Nothing is forwarded. Ray finds its address by asking how it would reach the internet.
-        _do("ip", "-n", self.link, "route", "add", "default", "via", f"{SUBNET}.1")
+        # Ray finds its address by asking how it would reach the internet.
+        way = ("default", "dev", "eth0", "src", self.address)
+        _do("ip", "-n", self.link, "route", "add", *way)
 
     def cut_power(self) -> None:
         """The cable first, so that no farewell gets out; then every process at once."""
@@ -165,6 +180,7 @@ class Host:
             _do("ip", "link", "del", self.link)
         if os.path.ismount(STATE / self.name / "layer"):
             _do("umount", "-l", str(STATE / self.name / "layer"))
+        shutil.rmtree(STATE / self.name, ignore_errors=True)
 
     def _kill(self) -> None:
         """Every process that is in the host's network; the first takes its PID namespace along."""
@@ -183,22 +199,20 @@ class Host:
 
 @contextmanager
 def network(hosts: list[Host]) -> Iterator[None]:
-    """All `hosts`, up and joined for a while; what an earlier run left is taken away first."""
-    lock = (Path(tempfile.gettempdir()) / "bertha-onprem.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    _clear(hosts)
-    try:
-        (STATE / "shared").mkdir(parents=True)
-        _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(STATE / "key"))
-        _do("ip", "link", "add", BRIDGE, "type", "bridge")
-        _do("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
-        _do("ip", "link", "set", BRIDGE, "up")
-        for host in hosts:
-            host.power_on(names(hosts))
-        yield
-    finally:
-        _clear(hosts)
-        lock.close()
+    """A network, and `hosts` up on it; what an earlier run left is taken away first."""
+    with (Path(tempfile.gettempdir()) / "bertha-hosts.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        clear()
+        try:
+            (STATE / "shared").mkdir(parents=True)
+            _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(STATE / "key"))
+            _do("ip", "link", "add", BRIDGE, "type", "bridge")
+            _do("ip", "link", "set", BRIDGE, "addrgenmode", "none", "up")
+            for host in hosts:
+                host.power_on(names(hosts))
+            yield
+        finally:
+            clear()
 
 
 def names(hosts: list[Host]) -> str:
@@ -206,27 +220,42 @@ def names(hosts: list[Host]) -> str:
     return "".join(f"{host.address} {host.name}\\n" for host in hosts)
 
 
-def leftovers(hosts: list[Host]) -> list[str]:
-    """What is still there of the network."""
-    spaces = [line.split()[0] for line in _do("ip", "netns", "list").splitlines()]
+def leftovers() -> list[str]:
+    """What is still there of a network: namespaces, cards, mounts, files."""
     cards = [line.split(":")[1].split("@")[0] for line in _do("ip", "-o", "link").splitlines()]
-    ours = {BRIDGE, *(host.link for host in hosts)}
-    found = [name.strip() for name in (*spaces, *cards) if name.strip() in ours]
-    return [*found, str(STATE)] if STATE.exists() else found
+    found = [name.strip() for name in cards if name.strip().startswith(PREFIX)]
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    found += [line.split()[1] for line in mounts if str(STATE) in line]
+    return [*_namespaces(), *found, *([str(STATE)] if STATE.exists() else [])]
 
 
-def _clear(hosts: list[Host]) -> None:
-    for host in hosts:
-        host.destroy()
+def clear() -> None:
+    """Take away every host and the network."""
+    known = {name.removeprefix(PREFIX) for name in _namespaces()}
+    if STATE.is_dir():
+        known |= {each.name for each in STATE.iterdir() if (each / "layer").is_dir()}
+    for name in known:
+        Host(name, "").destroy()
     with suppress(subprocess.CalledProcessError):
         _do("ip", "link", "del", BRIDGE)
     shutil.rmtree(STATE, ignore_errors=True)
 
 
+def _namespaces() -> list[str]:
+    """Network namespaces of hosts."""
+    found = [line.split()[0] for line in _do("ip", "netns", "list").splitlines()]
+    return [name for name in found if name.startswith(PREFIX)]
+
+
 def _do(*words: str) -> str:
     """Run a command of this machine; what it prints. Raises CalledProcessError."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
-    )
-    return done.stdout
+    told = {**os.environ, "PATH": _path()}
+    return subprocess.run(words, capture_output=True, text=True, check=True, env=told).stdout
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+if __name__ == "__main__":
+    clear()
