@@ -33,7 +33,11 @@ class Metadata(Settings):
         gt=0,
         description="memory of a device; default: for cpu a worker's share of the machine's",
     )
-    storage: str = Field("runs", description="a directory all nodes see; runs are kept under it")
+    storage: str = Field(
+        "runs",
+        description="where runs are kept: a directory all nodes see, or s3://BUCKET/PREFIX, in "
+        "which {account} and {region} stand for yours",
+    )
     cache: str = Field(
         "~/.cache/bertha", description="a directory of each node, for data made ready to train on"
     )

@@ -280,6 +280,7 @@ def test_rented_machines_are_raised_from_the_ids_that_were_found(
     node = made["available_node_types"]["g6e-spot"]["node_config"]
     assert node["ImageId"].startswith("ami-") and node["NetworkInterfaces"][0]["SubnetId"]
     assert made["metadata"]["bucket"] == "bertha-123456789012-us-east-1"
+    assert made["metadata"]["storage"] == "s3://bertha-123456789012-us-east-1/runs"
     assert spec.load(kept).num_workers == 8
     said = capsys.readouterr().out
     assert "2 of 2 machines have come" in said and "SSH from 203.0.113.7/32" in said
