@@ -24,7 +24,7 @@ test-fast: $(READY)
 
 # `up` to `down` on three hosts made of namespaces; needs root and `ip netns`, skips elsewhere.
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -x -v --durations=0 tests/hosts/onprem.py
+	$(BIN)/python -m pytest -x -v --durations=0 tests/hosts/onprem.py tests/hosts/ec2.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 # with NAME, OWN, SHARED, HOSTS, ROOT, VENV, PYTHON, LOGIN, KEY, LAPTOP_KEY and PROFILE.
 set -eu
 mount --make-rprivate /
-mkdir -p "$OWN"/layer/{upper,work,root} "$OWN"/{tmp,home}
+mkdir -p "$OWN"/layer/{upper,work,root} "$OWN"/{tmp,home,homes}
 chmod 1777 "$OWN/tmp"
 root=$OWN/layer/root
 mount -t overlay overlay -o "lowerdir=/,upperdir=$OWN/layer/upper,workdir=$OWN/layer/work" "$root"
@@ -13,6 +13,7 @@ mount -t tmpfs -o size=1g,mode=1777 shm "$root/dev/shm"
 mount -t tmpfs -o size=16m,mode=755 run "$root/run"
 mount --bind "$OWN/tmp" "$root/tmp"
 mount --bind "$OWN/home" "$root/root"
+mount --bind "$OWN/homes" "$root/home"
 chmod 711 "$root/root"                    # Python may lie below it
 mount -t tmpfs -o size=1m,mode=755 mnt "$root/mnt"
 if [ -n "$SHARED" ]; then

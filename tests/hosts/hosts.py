@@ -37,13 +37,15 @@ mount -t overlay none -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/r
 """
 
 
-def missing() -> str:
-    """What this machine lacks to make hosts; "" if nothing."""
+def missing(*also: str) -> str:
+    """What this machine lacks to make hosts, and of the commands `also`; "" if nothing."""
     if os.geteuid() != 0:
         return "hosts are made by root only"
-    lacking = [name for name in NEEDED if shutil.which(name, path=_path()) is None]
+    lacking = [name for name in (*NEEDED, *also) if shutil.which(name, path=_path()) is None]
     if lacking:
-        return f"no {', '.join(lacking)}: apt-get install iproute2 openssh-server rsync curl"
+        return (
+            f"no {', '.join(lacking)}: apt-get install iproute2 openssh-server rsync curl openssl"
+        )
     namespaces = ("unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork")
     done = subprocess.run([*namespaces, "sh", "-c", TRIAL], capture_output=True, text=True)
     return "" if done.returncode == 0 else f"no namespaces or overlays: {done.stderr.strip()}"
@@ -157,15 +159,29 @@ class Host:
         """As it was before."""
         _do("tc", "qdisc", "del", "dev", self.link, "root")
 
+    @contextmanager
+    def held(self, pattern: str) -> Iterator[None]:
+        """Processes whose command line matches stand still for as long as the block."""
+        assert self.processes(pattern), f"no {pattern} to hold on {self.name}"
+        self.run("pkill", "-STOP", "-f", pattern)
+        try:
+            yield
+        finally:
+            self.run("pkill", "-CONT", "-f", pattern)
+
     def command(self, *words: str) -> list[str]:
         """What runs `words` in the host, as root's login would."""
         enter = ["nsenter", "-t", self.first_process, "-m", "-u", "-i", "-n", "-p", "-r"]
         clean = ["env", "-i", "HOME=/root", "USER=root", "SHELL=/bin/bash", "TERM=dumb"]
         return [*enter, *clean, "bash", "-c", '. ~/.profile; cd; exec "$@"', "-", *words]
 
-    def run(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run to the end, whatever it comes to."""
-        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=seconds)
+    def run(
+        self, *words: str, seconds: float = 120, given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end, whatever it comes to. given: what it reads."""
+        return subprocess.run(
+            self.command(*words), input=given, capture_output=True, text=True, timeout=seconds
+        )
 
     def processes(self, pattern: str) -> list[str]:
         """Command lines that match."""

@@ -18,7 +18,7 @@ import hosts
 import pytest
 import yaml
 from hosts import ROOT, STATE, Host
-from runs import CUT_AFTER, RECIPE, SAVED_EVERY, STEPS, TOLERANCE, losses, rows, undisturbed
+from runs import TOLERANCE, losses, recipe, rows, undisturbed
 from user import User, job, wait
 
 HEAD, W1, W2 = Host("head", "10.77.7.10"), Host("w1", "10.77.7.11"), Host("w2", "10.77.7.12")
@@ -28,6 +28,8 @@ ALL = [*NODES, LAPTOP]
 FILE = "onprem.yaml"
 METRICS = STATE / "shared" / "runs" / "reviews" / "metrics.jsonl"
 USER = User(LAPTOP)
+STEPS, CUT_AFTER, SAVED_EVERY = 60, 24, 8
+RECIPE = recipe(STEPS, 30, SAVED_EVERY)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +96,7 @@ class TestOnPrem:
         later = starts[-1]["time"] - cut
         print(f"went on {later:.0f} s after the cut, with {starts[-1]['workers']} workers")
         assert len({row["step"] for row in rows(metrics(), "step")}) == STEPS
-        assert losses(metrics()) == pytest.approx(undisturbed(tmp_path), abs=TOLERANCE)
+        assert losses(metrics()) == pytest.approx(undisturbed(RECIPE, tmp_path), abs=TOLERANCE)
 
     def test_the_doctor_misses_the_host(self) -> None:
         found, told = USER.doctor(FILE)

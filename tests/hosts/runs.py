@@ -11,20 +11,23 @@ from typing import Any
 import yaml
 from hosts import ROOT
 
-STEPS, CUT_AFTER, SAVED_EVERY = 60, 24, 8
-RECIPE = [
-    "reviews.yaml",
-    "model.layers=[0]",
-    "model.attention_dropout=0.1",
-    "batch.token_budget=256",
-    "precision=fp32",
-    f"stopping.max_steps={STEPS}",
-    "stopping.patience=null",
-    "evaluation.every_steps=30",
-    f"checkpoints.every_steps={SAVED_EVERY}",
-]
 TOLERANCE = 2e-5  # of a loss: sums of fp32 in another order
-HERE = {"cluster_name": "alone", "provider": {"type": "local", "head_ip": "127.0.0.1"}}
+ALONE = {"cluster_name": "alone", "provider": {"type": "local", "head_ip": "127.0.0.1"}}
+
+
+def recipe(steps: int, evaluated_every: int, saved_every: int) -> list[str]:
+    """The recipe: real weights, one layer of them, and dropout, whose masks must be the same."""
+    return [
+        "reviews.yaml",
+        "model.layers=[0]",
+        "model.attention_dropout=0.1",
+        "batch.token_budget=256",
+        "precision=fp32",
+        f"stopping.max_steps={steps}",
+        "stopping.patience=null",
+        f"evaluation.every_steps={evaluated_every}",
+        f"checkpoints.every_steps={saved_every}",
+    ]
 
 
 def rows(metrics: str, kind: str) -> list[dict[str, Any]]:
@@ -38,13 +41,13 @@ def losses(metrics: str) -> list[float]:
     return [row["loss"] for row in rows(metrics, "step")]
 
 
-def undisturbed(place: Path) -> list[float]:
+def undisturbed(recipe: list[str], place: Path) -> list[float]:
     """The losses of the same recipe in one process on this machine."""
-    alone = HERE | {"metadata": {"devices_per_node": 0, "cache": str(place / "cache")}}
+    alone = ALONE | {"metadata": {"devices_per_node": 0, "cache": str(place / "cache")}}
     (place / "alone.yaml").write_text(yaml.safe_dump(alone))
     where = ["--cluster", str(place / "alone.yaml"), "--run", str(place / "alone")]
     subprocess.run(
-        [sys.executable, "-m", "trainers", *RECIPE, *where],
+        [sys.executable, "-m", "trainers", *recipe, *where],
         check=True,
         capture_output=True,
         cwd=ROOT,
