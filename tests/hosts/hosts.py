@@ -160,14 +160,20 @@ class Host:
         _do("tc", "qdisc", "del", "dev", self.link, "root")
 
     @contextmanager
-    def held(self, pattern: str) -> Iterator[None]:
-        """Processes whose command line matches stand still for as long as the block."""
-        assert self.processes(pattern), f"no {pattern} to hold on {self.name}"
-        self.run("pkill", "-STOP", "-f", pattern)
-        try:
-            yield
-        finally:
-            self.run("pkill", "-CONT", "-f", pattern)
+    def slowed(self, pattern: str) -> Iterator[None]:
+        """Processes that match now run a twentieth of the time, while the block or they last."""
+        found = self.run("pgrep", "-f", pattern).stdout.split()
+        assert found, f"no {pattern} on {self.name}"
+        flag, them = "/run/slowed", " ".join(found)
+        pulse = f"sleep 0.95; kill -CONT {them}; sleep 0.05"
+        self.run("touch", flag)
+        loop = f"while [ -e {flag} ] && kill -STOP {them}; do {pulse}; done 2> /dev/null"
+        with subprocess.Popen(self.command("bash", "-c", loop)) as slowing:
+            try:
+                yield
+            finally:
+                self.run("rm", flag)
+                slowing.wait()
 
     def command(self, *words: str) -> list[str]:
         """What runs `words` in the host, as root's login would."""
@@ -273,5 +279,5 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and STATE.exists():
     clear()

@@ -37,6 +37,7 @@ class Ec2:
     def __init__(self) -> None:
         self._on: dict[str, Host] = {}
         self._over = threading.Event()
+        self._slow = False
         self.trouble = ""  # why it gave up
 
     @property
@@ -65,6 +66,15 @@ class Ec2:
         place.with_suffix(".new").write_text(json.dumps({instance: notice}))
         place.with_suffix(".new").rename(place)
 
+    @contextmanager
+    def slow_to_boot(self) -> Iterator[None]:
+        """Machines that are launched meanwhile boot when the block is over."""
+        self._slow = True
+        try:
+            yield
+        finally:
+            self._slow = False
+
     def keep(self) -> None:
         """Power hosts on and off as the instances' states say, until `end`."""
         try:
@@ -79,7 +89,7 @@ class Ec2:
         for name in [name for name in self._on if name not in running]:
             self._on.pop(name).destroy()
         for name, each in running.items():
-            if name not in self._on:
+            if name not in self._on and not self._slow:
                 host = _host(each)
                 host.power_on()
                 self._on[name] = host
