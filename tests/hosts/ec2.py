@@ -149,9 +149,9 @@ class TestGpus(Story):
 
             wait_here(lambda: self.trained(ANNOUNCED_AFTER), "it did not train")
             cloud.host(leaves["name"]).slow_down(SLOW)
-            cloud.announce(leaves["name"])
-            wait_here(lambda: bool(rows(self.metrics(), "notice")), "it did not notice")
-            with cloud.slow_to_boot():
+            with cloud.slow_to_boot():  # Ray asks for another machine at the notice already
+                cloud.announce(leaves["name"])
+                wait_here(lambda: bool(rows(self.metrics(), "notice")), "it did not notice")
                 taken = {"InstanceIds": [leaves["name"]]}
                 self.owner.asks("ec2", "terminate_instances", **taken)
                 wait_here(lambda: self.workers() == [2, 1], "it did not go on with one worker")
