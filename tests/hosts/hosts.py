@@ -227,6 +227,7 @@ def network(hosts: list[Host]) -> Iterator[None]:
         clear()
         try:
             (STATE / "shared").mkdir(parents=True)
+            (STATE / "shared").chmod(0o777)
             _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(STATE / "key"))
             _do("ip", "link", "add", BRIDGE, "type", "bridge")
             _do("ip", "link", "set", BRIDGE, "addrgenmode", "none", "up")
