@@ -2,19 +2,16 @@
 
 A host has its own network, PID, mount, UTS and IPC namespace, a writable layer over this machine's
 root, and its own /tmp, /root, /run and /dev/shm. Its power can be cut and its cable slowed. No
-packet leaves their network, and this machine itself is not on it. Needs root and the commands of
-NEEDED. `python tests/hosts/hosts.py` takes away what a run left that was killed.
+packet leaves their network (lan.py), and this machine itself is not on it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,28 +24,7 @@ VENV = Path(sys.prefix)
 STATE = Path("/var/tmp/bertha-hosts")
 PREFIX = "bertha-"  # of network namespaces and cards, whose names have 15 letters at most
 BRIDGE = f"{PREFIX}bridge"
-NEEDED = ("ip", "tc", "unshare", "nsenter", "pivot_root", "setsid", "sshd", "ssh", "rsync", "curl")
 BOOT_SECONDS = 60.0
-# What a host needs of the kernel, tried once in namespaces that end at once.
-TRIAL = """
-ip link add trial0 type veth peer name trial1 && ip link add trial2 type bridge &&
-mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work /mnt/root &&
-mount -t overlay none -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
-"""
-
-
-def missing(*also: str) -> str:
-    """What this machine lacks to make hosts, and of the commands `also`; "" if nothing."""
-    if os.geteuid() != 0:
-        return "hosts are made by root only"
-    lacking = [name for name in (*NEEDED, *also) if shutil.which(name, path=_path()) is None]
-    if lacking:
-        return (
-            f"no {', '.join(lacking)}: apt-get install iproute2 openssh-server rsync curl openssl"
-        )
-    namespaces = ("unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork")
-    done = subprocess.run([*namespaces, "sh", "-c", TRIAL], capture_output=True, text=True)
-    return "" if done.returncode == 0 else f"no namespaces or overlays: {done.stderr.strip()}"
 
 
 @dataclass(frozen=True)
@@ -82,10 +58,10 @@ class Host:
         own = STATE / self.name
         (own / "layer").mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(own / "layer"):
-            _do("mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(own / "layer"))
-        if self.link not in _namespaces():
+            do("mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(own / "layer"))
+        if self.link not in namespaces():
             self._cable()
-        _do("ip", "link", "set", self.link, "up")
+        do("ip", "link", "set", self.link, "up")
         console = own / "console"
         apart = ("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
         boot = ("setsid", "--fork", "ip", "netns", "exec", self.link, *apart, "bash")
@@ -124,7 +100,7 @@ class Host:
     @property
     def first_process(self) -> str:
         """The process that is number 1 in the host, by its number here."""
-        for pid in _do("ip", "netns", "pids", self.link).split():
+        for pid in do("ip", "netns", "pids", self.link).split():
             with suppress(FileNotFoundError, ProcessLookupError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
@@ -134,30 +110,30 @@ class Host:
 
     def _cable(self) -> None:
         """A namespace with one card, on the bridge, by which everything is reached or nothing."""
-        _do("ip", "netns", "add", self.link)
-        _do("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.link)
-        _do("ip", "link", "set", self.link, "master", BRIDGE, "addrgenmode", "none")
+        do("ip", "netns", "add", self.link)
+        do("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.link)
+        do("ip", "link", "set", self.link, "master", BRIDGE, "addrgenmode", "none")
         for address in (self.address, *self.also):
-            _do("ip", "-n", self.link, "addr", "add", f"{address}/32", "dev", "eth0")
-        _do("ip", "-n", self.link, "link", "set", "lo", "up")
-        _do("ip", "-n", self.link, "link", "set", "eth0", "up")
+            do("ip", "-n", self.link, "addr", "add", f"{address}/32", "dev", "eth0")
+        do("ip", "-n", self.link, "link", "set", "lo", "up")
+        do("ip", "-n", self.link, "link", "set", "eth0", "up")
         # Ray finds its address by asking how it would reach the internet.
         way = ("default", "dev", "eth0", "src", self.address)
-        _do("ip", "-n", self.link, "route", "add", *way)
+        do("ip", "-n", self.link, "route", "add", *way)
 
     def cut_power(self) -> None:
         """The cable first, so that no farewell gets out; then every process at once."""
-        _do("ip", "link", "set", self.link, "down")
+        do("ip", "link", "set", self.link, "down")
         self._kill()
 
     def slow_down(self, rate: str) -> None:
         """Limit what reaches the host, as in 100mbit."""
         limit = ("rate", rate, "burst", "128kb", "latency", "100ms")
-        _do("tc", "qdisc", "replace", "dev", self.link, "root", "tbf", *limit)
+        do("tc", "qdisc", "replace", "dev", self.link, "root", "tbf", *limit)
 
     def speed_up(self) -> None:
         """As it was before."""
-        _do("tc", "qdisc", "del", "dev", self.link, "root")
+        do("tc", "qdisc", "del", "dev", self.link, "root")
 
     @contextmanager
     def slowed(self, pattern: str) -> Iterator[None]:
@@ -197,18 +173,18 @@ class Host:
         """Power off, and throw the disk away."""
         self._kill()
         with suppress(subprocess.CalledProcessError):
-            _do("ip", "netns", "del", self.link)
+            do("ip", "netns", "del", self.link)
         with suppress(subprocess.CalledProcessError):
-            _do("ip", "link", "del", self.link)
+            do("ip", "link", "del", self.link)
         if os.path.ismount(STATE / self.name / "layer"):
-            _do("umount", "-l", str(STATE / self.name / "layer"))
+            do("umount", "-l", str(STATE / self.name / "layer"))
         shutil.rmtree(STATE / self.name, ignore_errors=True)
 
     def _kill(self) -> None:
         """Every process that is in the host's network; the first takes its PID namespace along."""
         for _ in range(100):
             try:
-                pids = _do("ip", "netns", "pids", self.link).split()
+                pids = do("ip", "netns", "pids", self.link).split()
             except subprocess.CalledProcessError:
                 return
             for pid in pids:
@@ -219,66 +195,17 @@ class Host:
             time.sleep(0.05)
 
 
-@contextmanager
-def network(hosts: list[Host]) -> Iterator[None]:
-    """A network, and `hosts` up on it; what an earlier run left is taken away first."""
-    with (Path(tempfile.gettempdir()) / "bertha-hosts.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        clear()
-        try:
-            (STATE / "shared").mkdir(parents=True)
-            (STATE / "shared").chmod(0o777)
-            _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(STATE / "key"))
-            _do("ip", "link", "add", BRIDGE, "type", "bridge")
-            _do("ip", "link", "set", BRIDGE, "addrgenmode", "none", "up")
-            for host in hosts:
-                host.power_on(names(hosts))
-            yield
-        finally:
-            clear()
-
-
-def names(hosts: list[Host]) -> str:
-    """Lines of /etc/hosts."""
-    return "".join(f"{host.address} {host.name}\\n" for host in hosts)
-
-
-def leftovers() -> list[str]:
-    """What is still there of a network: namespaces, cards, mounts, files."""
-    cards = [line.split(":")[1].split("@")[0] for line in _do("ip", "-o", "link").splitlines()]
-    found = [name.strip() for name in cards if name.strip().startswith(PREFIX)]
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    found += [line.split()[1] for line in mounts if str(STATE) in line]
-    return [*_namespaces(), *found, *([str(STATE)] if STATE.exists() else [])]
-
-
-def clear() -> None:
-    """Take away every host and the network."""
-    known = {name.removeprefix(PREFIX) for name in _namespaces()}
-    if STATE.is_dir():
-        known |= {each.name for each in STATE.iterdir() if (each / "layer").is_dir()}
-    for name in known:
-        Host(name, "").destroy()
-    with suppress(subprocess.CalledProcessError):
-        _do("ip", "link", "del", BRIDGE)
-    shutil.rmtree(STATE, ignore_errors=True)
-
-
-def _namespaces() -> list[str]:
+def namespaces() -> list[str]:
     """Network namespaces of hosts."""
-    found = [line.split()[0] for line in _do("ip", "netns", "list").splitlines()]
+    found = [line.split()[0] for line in do("ip", "netns", "list").splitlines()]
     return [name for name in found if name.startswith(PREFIX)]
 
 
-def _do(*words: str) -> str:
+def do(*words: str) -> str:
     """Run a command of this machine; what it prints. Raises CalledProcessError."""
-    told = {**os.environ, "PATH": _path()}
+    told = {**os.environ, "PATH": path()}
     return subprocess.run(words, capture_output=True, text=True, check=True, env=told).stdout
 
 
-def _path() -> str:
+def path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-
-
-if __name__ == "__main__" and STATE.exists():
-    clear()

@@ -17,7 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from hosts import STATE, Host, names
+from hosts import STATE, Host
+from lan import names
 
 HERE = Path(__file__).parent
 NUMBER = "123456789012"  # of moto's account
@@ -38,7 +39,6 @@ class Ec2:
         self._on: dict[str, Host] = {}
         self._over = threading.Event()
         self._slow = False
-        self.trouble = ""  # why it gave up
 
     @property
     def state(self) -> dict[str, Any]:
@@ -77,12 +77,8 @@ class Ec2:
 
     def keep(self) -> None:
         """Power hosts on and off as the instances' states say, until `end`."""
-        try:
-            while not self._over.wait(0.3):
-                self._step()
-        except Exception as error:  # of a thread: told to whoever waits for it
-            self.trouble = repr(error)
-            raise
+        while not self._over.wait(0.3):
+            self._step()
 
     def _step(self) -> None:
         running = {each["name"]: each for each in self.running()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import hosts
+import lan
 import pytest
 import yaml
 from hosts import ROOT, STATE, Host
@@ -33,15 +33,15 @@ RECIPE = recipe(STEPS, 30, SAVED_EVERY)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def lan() -> Iterator[None]:
-    lacking = hosts.missing()
+def machines() -> Iterator[None]:
+    lacking = lan.missing()
     if lacking:
         pytest.skip(f"hosts cannot be made here: {lacking}")
-    with hosts.network(ALL):
+    with lan.network(ALL):
         USER.clones()
         USER.writes(FILE, cluster_file())
         yield
-    assert hosts.leftovers() == []
+    assert lan.leftovers() == []
 
 
 def cluster_file() -> dict[str, Any]:
@@ -59,7 +59,7 @@ def metrics() -> str:
 
 
 @pytest.fixture(scope="module")
-def tunnel(lan: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def tunnel(machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The dashboard on the laptop, as docs/path.md has it."""
     with USER.starts(f"ray dashboard {FILE}", tmp_path_factory.mktemp("tunnel") / "log"):
         yield
@@ -103,7 +103,7 @@ class TestOnPrem:
         assert found == 1 and f"nodes: {W2.address}" in told, told
 
     def test_a_host_that_is_back_joins_by_itself(self) -> None:
-        W2.power_on(hosts.names(ALL))
+        W2.power_on(lan.names(ALL))
         wait(lambda: bool(W2.processes("raylet/raylet")), 300, "Ray did not start there")
         wait(lambda: "3 local.cluster.node" in USER.status(FILE), 300, "the host did not join")
 
