@@ -71,8 +71,7 @@ class TestOnPrem:
         print(USER.succeeds(f"python -m cluster up {FILE} --yes"))
 
     def test_all_nodes_join(self, tunnel: None) -> None:
-        everyone = {host.address for host in NODES}
-        wait(lambda: USER.alive() == everyone, 300, "not all nodes joined")
+        USER.sees({host.address for host in NODES}, FILE)
         assert "3 local.cluster.node" in USER.status(FILE)
 
     def test_who_has_no_token_is_refused(self) -> None:

@@ -99,7 +99,7 @@ class Story:
     def test_all_nodes_join(self, cloud: Ec2, tunnel: None) -> None:
         machines = {each["address"] for each in cloud.running()}
         assert len(machines) == 3
-        wait(lambda: USER.alive() == machines, 300, "not all nodes joined")
+        USER.sees(machines, self.up)
 
     def test_who_has_no_token_is_refused(self) -> None:
         assert USER.is_refused_without_token()

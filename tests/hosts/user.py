@@ -78,13 +78,20 @@ class User:
     def alive(self) -> set[str]:
         """Addresses of nodes that Ray holds for alive, as the dashboard says."""
         token = "Authorization: Bearer $(cat ~/.ray/auth_token)"
-        asked = self.types(f'curl -s -m 5 -H "{token}" "{DASHBOARD}/nodes?view=summary"')
+        asked = self.types(f'curl -s -m 20 -H "{token}" "{DASHBOARD}/nodes?view=summary"')
         try:
             summary = json.loads(asked.stdout)["data"]["summary"]
         except (ValueError, KeyError):
             return set()
         raylets = [node["raylet"] for node in summary]
         return {each["nodeManagerAddress"] for each in raylets if each.get("state") == "ALIVE"}
+
+    def sees(self, machines: set[str], file: str) -> None:
+        """Wait until Ray holds all `machines` for alive, and no other."""
+        give_up = time.monotonic() + 600
+        while (there := self.alive()) != machines:
+            assert time.monotonic() < give_up, f"{there} are alive\n{self.status(file)}"
+            time.sleep(0.5)
 
     def is_refused_without_token(self) -> bool:
         """Whether who has no token gets nothing of the dashboard."""
