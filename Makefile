@@ -22,9 +22,10 @@ test: $(READY)
 test-fast: $(READY)
 	$(PYTEST) -m "not slow"
 
-# `up` to `down` on three hosts made of namespaces; needs root and `ip netns`, skips elsewhere.
+# `up` to `down` on hosts made of namespaces, and on EC2 as moto has it; needs root and `ip netns`,
+# skips elsewhere.
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -x -v --durations=0 tests/onprem/scenario.py
+	$(BIN)/python -m pytest -x -v --durations=0 tests/hosts/onprem.py tests/hosts/ec2.py
 
 check: $(READY)
 	$(BIN)/ruff check .

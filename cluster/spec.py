@@ -35,7 +35,8 @@ class Metadata(Settings):
     )
     storage: str = Field(
         "runs",
-        description="a directory that all nodes see, or s3://BUCKET/PREFIX; runs are kept under it",
+        description="where runs are kept: a directory all nodes see, or s3://BUCKET/PREFIX, in "
+        "which {account} and {region} stand for yours",
     )
     cache: str = Field(
         "~/.cache/bertha", description="a directory of each node, for data made ready to train on"

@@ -36,7 +36,8 @@ BROKEN: list[tuple[str, Edits, str]] = [
     ("onprem", {"metadata/device": 2}, r"metadata.device: no such setting; did you mean device"),
     ("onprem", {"metadata/min_workers": 9}, r"metadata.min_workers = 9: the cluster has 3 worker"),
     ("onprem", {"metadata/storage": "runs"}, r"metadata.storage = 'runs': is another directory on"),
-    ("onprem", {"metadata/storage": "gs://b/r"}, r"metadata.storage = 'gs://b/r': .*s3://BUCKET"),
+    ("onprem", {"metadata/storage": "gs://b/r"}, r"metadata.storage = 'gs://b/r': is neither a di"),
+    ("aws-gpu", {"metadata/storage": "s3://b/r"}, r"storage = 's3://b/r': is in bucket b, and no"),
     ("aws-gpu", {"metadata/ssh_from": "me"}, r"metadata.ssh_from = 'me': is no network; as 203"),
     ("aws-gpu", {"metadata/ssh_from": "0.0.0.0/0"}, r"metadata.ssh_from = .*: lets everybody try"),
     (

@@ -156,6 +156,16 @@ def test_each_illness_is_one_finding_with_its_fix(ill: str) -> None:
     assert fix in found.fix
 
 
+def test_a_bucket_is_not_mounted() -> None:
+    lab = expected()
+    metadata = lab.cluster.metadata.model_copy(update={"storage": "s3://mine/runs"})
+    seen = replace(healthy(), unwritten={"w2": "Access Denied"})
+    cluster = replace(lab.cluster, metadata=metadata)
+    (found,) = diagnosis.findings(replace(lab, cluster=cluster), seen)
+    assert found.found == "cannot write to s3://mine/runs: Access Denied"
+    assert "by its role" in found.fix
+
+
 def test_every_check_has_an_illness() -> None:
     assert {check for _, check, *_ in ILL.values()} == set(CHECKS)
 

@@ -1,6 +1,8 @@
 """`up` and `down`: the commands that they run, in which environment, and what they leave."""
 
+import os
 import shlex
+import signal
 import stat
 import subprocess
 import time
@@ -138,8 +140,22 @@ def test_another_provider_is_left_to_ray(onprem: Path) -> None:
 
 
 def pretence(address: str) -> subprocess.Popen[bytes]:
-    """A process with a head's address on its command line."""
-    return subprocess.Popen(["bash", "-c", f'exec -a "raylet --gcs-address={address}" sleep 60'])
+    """A process with a head's address on its command line, and a child that does not name it."""
+    words = f'sleep 60 & exec -a "raylet --gcs-address={address}" sleep 60'
+    return subprocess.Popen(["bash", "-c", words])
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    told = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(each) for each in told.split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_only_what_this_head_started_is_ended() -> None:
@@ -153,12 +169,17 @@ def test_only_what_this_head_started_is_ended() -> None:
             for each in (mine, other, another)
         ):
             time.sleep(0.02)
+        (agent,) = children(mine)
         ending = leftovers.end_command("10.9.8.7", 6379)
         done = subprocess.run(["bash", "-c", ending], timeout=60)
         assert done.returncode == 0
         assert mine.wait(timeout=10) == -15
+        assert not is_running(agent)
         assert other.poll() is None and another.poll() is None
+        assert is_running(*children(other)) and is_running(*children(another))
     finally:
+        for pid in (*children(other), *children(another)):
+            os.kill(pid, signal.SIGKILL)
         for each in (mine, other, another):
             each.kill()
             each.wait()
@@ -259,6 +280,7 @@ def test_rented_machines_are_raised_from_the_ids_that_were_found(
     node = made["available_node_types"]["g6e-spot"]["node_config"]
     assert node["ImageId"].startswith("ami-") and node["NetworkInterfaces"][0]["SubnetId"]
     assert made["metadata"]["bucket"] == "bertha-123456789012-us-east-1"
+    assert made["metadata"]["storage"] == "s3://bertha-123456789012-us-east-1/runs"
     assert spec.load(kept).num_workers == 8
     said = capsys.readouterr().out
     assert "2 of 2 machines have come" in said and "SSH from 203.0.113.7/32" in said

@@ -216,6 +216,8 @@ def _storage(expected: Expected, seen: Observed) -> Iterator[Said]:
         fix = "name a directory that all nodes mount, from / on, or s3://BUCKET/PREFIX"
         yield expected.cluster.name, found, fix
     fix = f"mount the same file system at {storage} on all nodes, writable, or use s3://"
+    if "://" in storage:
+        fix = f"let every node list, read, write and delete in {storage}: on AWS by its role"
     for name, why in seen.unwritten.items():
         yield name, f"cannot write to {storage}: {why}", fix
     for reader in dict.fromkeys(reader for reader, _ in seen.unread):

@@ -112,12 +112,11 @@ def _of_storage(settings: Mapping[str, Any]) -> Iterator[Mistake]:
     storage = mapping(settings.get("metadata")).get("storage", "runs")
     if not isinstance(storage, str):
         return
-    if storage.startswith("s3://"):
-        return
-    if "://" in storage:
-        told = "runs are kept in a directory that all nodes see, or under s3://BUCKET/PREFIX"
+    scheme, is_url, _ = storage.partition("://")
+    if is_url and scheme != "s3":
+        told = "is neither a directory that all nodes see nor s3://BUCKET/PREFIX"
         yield Mistake("metadata.storage", told, storage)
-    elif not Path(storage).is_absolute():
+    elif not is_url and not Path(storage).is_absolute():
         told = (
             "is another directory on each machine; give one that all see, as /mnt/shared/runs, or "
             "s3://BUCKET/PREFIX"

@@ -139,3 +139,8 @@ def _of_metadata(
     if isinstance(bucket, str) and not BUCKET.fullmatch(bucket):
         reason = "is no name of a bucket: 3 to 63 small letters, digits, dots and hyphens"
         yield Mistake("metadata.bucket", reason, bucket)
+    storage = str(metadata.get("storage"))
+    kept = storage.removeprefix("s3://").partition("/")[0]
+    if storage.startswith("s3://") and kept != bucket:
+        reason = f"is in bucket {kept}, and nodes may use metadata.bucket alone; name the same"
+        yield Mistake("metadata.storage", reason, storage)

@@ -59,8 +59,7 @@ def of_node(
     if is_head and market == "spot":
         yield Mistake(
             f"{field}.InstanceMarketOptions.MarketType",
-            "on the head: when it is taken away, the "
-            "cluster and the runs on its disk are gone; take it out",
+            "on the head: when it is taken away, the cluster is gone; take it out",
             market,
         )
     if not is_head and "IamInstanceProfile" not in node:

@@ -29,8 +29,9 @@ FIRST_CARD_PLAIN = ("p6-b300",)
 
 @dataclass(frozen=True)
 class Ground:
-    """What stands in the account. images: ids by how the file asks for them."""
+    """What stands in the account, whose number is `account`. images: ids by how a file asks."""
 
+    account: str
     site: Site
     images: Mapping[str, str]
     bucket: str | None
@@ -60,7 +61,7 @@ def lay(
     say(f"network   {place.zone}, {place.subnet}, {place.group}; SSH from {wanted_site.ssh_from}")
     if place.behind:
         say(f"          NAT gateway for workers: ${nat.USD_PER_HOUR} an hour until `down`")
-    return Ground(place, images, bucket)
+    return Ground(number, place, images, bucket)
 
 
 def resolved(settings: Mapping[str, Any], ground: Ground) -> dict[str, Any]:
@@ -80,6 +81,9 @@ def resolved(settings: Mapping[str, Any], ground: Ground) -> dict[str, Any]:
             node |= {"SubnetIds": [ground.site.subnet], "SecurityGroupIds": [ground.site.group]}
     if ground.bucket is not None:
         made["metadata"]["bucket"] = ground.bucket
+    if "storage" in made["metadata"]:
+        region, storage = made["provider"]["region"], made["metadata"]["storage"]
+        made["metadata"]["storage"] = _filled(storage, ground.account, region)
     return made
 
 
@@ -151,10 +155,15 @@ def _bucket(settings: Mapping[str, Any], account: Account, number: str, say: Say
     named = (settings.get("metadata") or {}).get("bucket")
     if named is None:
         return None
-    name = str(named).replace("{account}", number).replace("{region}", account.region)
+    name = _filled(named, number, account.region)
     made = " made" if aws.bucket(account, name) else ""
     say(f"bucket    {name}{made}, private, encrypted")
     return name
+
+
+def _filled(text: object, number: str, region: str) -> str:
+    """A name with what stands for the account and its region filled in."""
+    return str(text).replace("{account}", number).replace("{region}", region)
 
 
 def _wanted(

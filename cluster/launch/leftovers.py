@@ -37,16 +37,14 @@ def end_command(head: str, port: int) -> str:
     """A line of shell that ends what was started for `head`: asked first, after 10 s made to.
 
     The brackets keep the pattern from matching the shell that it stands in. A raylet's agents have
-    renamed themselves and outlive it; their environment tells whose they are.
+    renamed themselves, environment and all, and outlive it; they are known as its children.
     """
     names = "|".join(re.escape(name) for name in dict.fromkeys((head, _numeric(head))))
     pattern = f"[g]cs[-_]address=({names}):{port}( |$)"
     return (
-        f'p={shlex.quote(pattern)}; own=" $(pgrep -f -- "$p" | tr "\\n" " ")"; agents=; '
-        "for e in /proc/[0-9]*/environ; do "
-        'r=$({ tr "\\0" "\\n" < "$e" | sed -n "s/^RAY_RAYLET_PID=//p"; } 2> /dev/null); '
-        'case "$own" in *" ${r:-none} "*) e=${e#/proc/}; agents="$agents ${e%/environ}";; esac; '
-        'done; pkill -TERM -f -- "$p"; n=0; '
+        f'p={shlex.quote(pattern)}; own=$(pgrep -d , -f -- "$p"); '
+        'agents=$([ -z "$own" ] || pgrep -P "$own"); '
+        'pkill -TERM -f -- "$p"; n=0; '
         'while pgrep -f -- "$p" > /dev/null && [ $n -lt 20 ]; do sleep 0.5; n=$((n+1)); done; '
         'pkill -KILL -f -- "$p"; [ -z "$agents" ] || kill -KILL $agents 2> /dev/null; true'
     )
