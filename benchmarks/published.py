@@ -32,7 +32,6 @@ EVALUATED = 10_000
 ACTIVATIONS_FIT = 56  # sequences of 512 that an 80 GB device takes at once in these submissions
 # Per-device batches of DeepLearningExamples on V100, where its table leaves them out (its README).
 V100_BATCHES = {(128, "fp32"): 32, (128, "fp16"): 64, (512, "fp32"): 8, (512, "fp16"): 16}
-CORES = {"Trainium1": 2, "Inferentia2": 2, "Inferentia1": 4}  # Neuron cores, each with a copy
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Row:
     @property
     def accelerator(self) -> str:
         """Whose row it is."""
-        return self.place.accelerator.name.split(" /")[0]
+        return self.place.accelerator.name.removeprefix("a core of ")
 
 
 def mlperf(catalogue: Catalogue, path: Path = DATA / "mlperf_bert.csv") -> Iterator[Row]:
@@ -112,7 +111,7 @@ def _trained(row: Mapping[str, str], accelerator: Accelerator) -> tuple[Work, st
     precision, pretrains = row["precision"].split("+")[0], "SQuAD" not in row["workload"]
     neuron = accelerator.kind == "neuron"
     micro = row["microbatch_per_device"] or V100_BATCHES.get((length, precision), 8)
-    micro_batch = int(micro) * CORES.get(accelerator.name, 1)
+    micro_batch = int(micro) * accelerator.cores  # each with a copy
     tokens, attended, note = float(length), float(length), ""
     if pretrains and length == 512 and not neuron:
         tokens, attended, note = BINNED, BINNED_ATTENDED, "sequences in bins of 64"
@@ -141,29 +140,15 @@ def serving(
         accelerator = _accelerator(catalogue, row["hardware"])
         if accelerator is None:
             continue
-        neuron = accelerator.kind == "neuron"
-        copies = CORES.get(accelerator.name, 1) if neuron else 1
+        neuron, copies = accelerator.kind == "neuron", accelerator.cores  # each with a copy
         size = next((s for s in ("distil", "large") if s in row["model"]), "base")
         length = float(row["seq_len"])
         work = Work(_bert(size, "classification"), int(row["batch"]), float(row["batch"]), length,
                     length, 0.0, "bf16" if neuron else row["precision"], trains=False)  # fmt: skip
-        place = Place(part(accelerator, copies), 1, 1, None)
+        place = Place(accelerator.core, 1, 1, None)
         stack = STACKS["neuron-engine" if neuron else "tensorrt"]
         name = f"{row['model']} s{row['seq_len']} b{row['batch']} {work.precision}"
         yield Row("serving", name, work, place, stack, _number(row, "seq_per_s"), copies)
-
-
-def part(accelerator: Accelerator, of: int) -> Accelerator:
-    """One core of an accelerator that shows itself as `of` of them."""
-    if of == 1:
-        return accelerator
-    assert accelerator.memory_rate is not None
-    return replace(
-        accelerator,
-        name=f"{accelerator.name} / {of}",
-        peaks=tuple((name, rate / of) for name, rate in accelerator.peaks),
-        memory_rate=accelerator.memory_rate / of,
-    )
 
 
 def _system(catalogue: Catalogue, row: Mapping[str, str]) -> Place | None:

@@ -29,6 +29,11 @@ BF16 = 2
 MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "lamb": 2}
 
 
+def optimizer_of(name: str, momentum: float) -> str:
+    """A recipe's optimizer as MOMENTS has it: SGD with momentum keeps one, plain SGD none."""
+    return "momentum" if name == "sgd" and momentum > 0 else name
+
+
 @dataclass(frozen=True)
 class Regime:
     """How a model is trained, whatever the layout.

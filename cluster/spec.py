@@ -69,7 +69,9 @@ class Metadata(Settings):
 class ClusterSpec:
     """A cluster: its name, where it runs, how many training nodes, and our metadata.
 
-    present: how many workers there are, where some have left.
+    present: how many workers there are, where some have left. instances: what kinds of machine its
+    workers are rented as, the first of those that are always there; none of machines one owns.
+    region: where they are rented.
     """
 
     name: str
@@ -77,6 +79,8 @@ class ClusterSpec:
     num_nodes: int
     metadata: Metadata
     present: int | None = None
+    instances: tuple[str, ...] = ()
+    region: str = ""
 
     @property
     def num_workers(self) -> int:
@@ -157,9 +161,29 @@ def read(path: Path, settings: dict[str, Any]) -> ClusterSpec:
         provider=str(provider["type"]),
         num_nodes=_num_nodes(settings, provider, path),
         metadata=metadata,
+        instances=rented(settings),
+        region=str(provider.get("region") or ""),
     )
     _check(cluster, path)
     return cluster
+
+
+def rented(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The instance types of the workers that are on, those that are always there first.
+
+    A kind of machine is off when its max_workers is 0; where the head is the only one, it trains.
+    Machines that one owns have none. What has not the shape of a cluster file is passed over:
+    files/schema.py and `read` say so.
+    """
+    types = settings.get("available_node_types")
+    kinds = dict(types) if isinstance(types, Mapping) else {}
+    head = kinds.pop(str(settings.get("head_node_type")), None)
+    shaped = [kind for kind in kinds.values() or (head,) if isinstance(kind, Mapping)]
+    on = [kind for kind in shaped if kind is head or kind.get("max_workers") != 0]
+    on.sort(key=lambda kind: not kind.get("min_workers"))
+    nodes = [kind.get("node_config") for kind in on]
+    found = (node.get("InstanceType") for node in nodes if isinstance(node, Mapping))
+    return tuple(dict.fromkeys(str(instance) for instance in found if instance))
 
 
 def dump(settings: Mapping[str, Any]) -> str:

@@ -46,6 +46,13 @@ BROKEN: list[tuple[str, Edits, str]] = [
         r"metadata.bucket = 'My_Runs': is no name of a buc",
     ),
     ("aws-gpu", {"metadata/devices_per_node": 8}, r"devices_per_node = 8: g6e.12xlarge has 4"),
+    ("aws-trainium", {"metadata/devices_per_node": 16}, r"= 16: trn2.48xlarge has 64"),
+    ("aws-gpu", {"metadata/accelerator_name": "L4"}, r"= 'L4': g6e.12xlarge has L40S; take it out"),
+    (
+        "aws-gpu",
+        {"available_node_types/p5/max_workers": 2},
+        r"metadata.devices_per_node = 4: p5.48xlarge has 8",
+    ),
     (
         "aws-gpu",
         {"metadata/accelerator": "neuron"},

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from cluster import spec
 from cluster.layout import Layout, LayoutError, check
 from cluster.memory import peak
 from cluster.planning import catalogue, devices
@@ -13,16 +14,23 @@ from cluster.planning.hardware import Place
 from cluster.planning.job import Job
 from cluster.spec import ClusterSpec, Metadata
 from cluster.workload import Shape
+from trainers import recipe as recipes
+from trainers.planned import planned
 
 BASE = Shape(768, 12, 12, 3072, 30522, 512, 2, 768, "classification", 2)
 LARGE = Shape(1024, 24, 16, 4096, 30522, 512, 2, 1024, "masked-lm")
 HUGE = Shape(4096, 48, 32, 16384, 30522, 512, 2, 4096, "masked-lm")
-A100 = catalogue.load().accelerator("A100-SXM4-80GB")
+KNOWN = catalogue.load()
+A100 = KNOWN.accelerator("A100-SXM4-80GB")
 SMALL = Job(BASE, Place(A100, 8, 1, 50e9), 8, 80 * GIB, 256, 128, 32768, "bf16")
 BIG = replace(
     SMALL, shape=LARGE, place=Place(A100, 8, 2, 50e9), num_devices=16, global_batch_size=4096,
     max_length=512,
 )  # fmt: skip
+
+
+def spec_of(metadata: Metadata, *instances: str) -> ClusterSpec:
+    return ClusterSpec("here", "local", 3, metadata, instances=instances)
 
 
 def room(job: Job, gib: float) -> Job:
@@ -158,20 +166,54 @@ def test_a_pipeline_waits_while_it_fills() -> None:
     [
         (Metadata(accelerator="cuda", devices_per_node=4), "A100-SXM4-40GB", "assumed"),
         (Metadata(accelerator="cuda", accelerator_name="L4"), "L4", "as on L4"),
-        (Metadata(accelerator="neuron"), "Trainium2", "assumed"),
+        (Metadata(accelerator="neuron", devices_per_node=64), "a core of Trainium2", "assumed"),
         (Metadata(accelerator="tpu"), "TPU v5e", "assumed"),
         (Metadata(devices_per_node=2), "a core of a processor", "assumed"),
     ],
 )
 def test_devices_of_a_cluster(metadata: Metadata, name: str, told: str) -> None:
-    found = devices.of(ClusterSpec("here", "local", 3, metadata))
+    found = devices.of(spec_of(metadata))
     assert found.place.accelerator.name == name and told in found.told
     assert (found.place.nodes, found.place.devices_per_node) == (3, metadata.devices_per_node)
     assert found.place.network
     assert found.memory == (24e9 if name == "L4" else None)
 
 
+@pytest.mark.parametrize("settings", [{}, {"accelerator_name": "Trainium2"}])
+def test_a_neuron_worker_has_a_core_of_a_chip(settings: dict[str, str]) -> None:
+    metadata = Metadata(accelerator="neuron", devices_per_node=64, **settings)  # type: ignore[arg-type]
+    core, chip = devices.of(spec_of(metadata)).place.accelerator, KNOWN.accelerator("Trainium2")
+    assert core.memory == 24e9 and chip.memory == 4 * core.memory
+    assert 4 * (core.peak("bf16") or 0) == chip.peak("bf16") == 667e12
+    assert 4 * (core.memory_rate or 0) == chip.memory_rate
+    assert 4 * (core.link_rate or 0) == chip.link_rate
+
+
+def test_what_is_rented_tells_its_devices() -> None:
+    metadata = Metadata(accelerator="cuda", devices_per_node=8)
+    found = devices.of(spec_of(metadata, "p5.48xlarge"))
+    assert found.told == "as on H100-SXM5-80GB of p5.48xlarge" and found.memory == 80e9
+    assert found.place == Place.of(KNOWN.machine("p5.48xlarge"), 3)
+    for instance in (
+        "z9.huge",
+        "p6-b300.48xlarge",
+        "trn2.48xlarge",
+    ):  # of which too little is known
+        assert "assumed" in devices.of(spec_of(metadata, instance)).told
+
+
+def test_the_shipped_trainium_cluster_is_laid_out_over_its_cores() -> None:
+    cluster = spec.load("aws-trainium")
+    recipe = recipes.load("bert-large-pretrain")
+    made = planned(recipe, LARGE, cluster)
+    assert made.layout.world_size == cluster.num_workers == 64 * 2
+    assert made.job.device_memory == 24e9
+    assert "of 22.35 GiB a device" in made.lines[0]
+    assert made.lines[-1].endswith("as on a core of Trainium2 of trn2.48xlarge")
+    check(made.layout, LARGE, 128, 64, recipe.batch.global_size)
+
+
 def test_a_device_that_nobody_knows_is_refused() -> None:
     metadata = Metadata(accelerator="cuda", accelerator_name="A100-SXM4-80G")
     with pytest.raises(catalogue.CatalogueError, match="A100-SXM4-80GB"):
-        devices.of(ClusterSpec("here", "local", 1, metadata))
+        devices.of(spec_of(metadata))

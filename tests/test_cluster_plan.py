@@ -125,6 +125,22 @@ def test_more_machines_are_faster_and_dearer() -> None:
     assert dollars == sorted(dollars)
 
 
+def test_a_plan_for_trainium_counts_chips_and_lays_out_cores(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chip, machine = KNOWN.accelerator("Trainium2"), KNOWN.machine("trn2.48xlarge", "us-east-2")
+    assert (chip.memory, chip.peak("bf16"), chip.watts) == (96e9, 667e12, None)
+    offers = list(offers_of(machine, LARGE))
+    assert [(o.accelerators, o.devices) for o in offers[:3]] == [(16, 64), (32, 128), (64, 256)]
+    assert offers[-1].accelerators == 4096
+    assert all(o.layout.world_size == o.devices for o in offers)
+    assert all(o.placed.memory <= 24e9 * (1 - FREE) for o in offers)
+    wanted = ("--region", "us-east-2", "--objective", "time")
+    _, out, _ = run(capsys, "bert-large-pretrain", *wanted)
+    assert f"{offers[-1].accelerators} x Trainium2" in out
+    assert "of 22.4 GiB a device" in out and "a device is a core of Trainium2" in out
+
+
 def test_nothing_that_meets_the_wishes_is_said_with_each_reason() -> None:
     with pytest.raises(PlanError) as refused:
         plan(LARGE, of("g4dn.xlarge", "p5.48xlarge"), Wishes(deadline=60.0))

@@ -40,6 +40,32 @@ def test_workers_are_nodes_times_devices(tmp_path: Path) -> None:
     assert not spec.load(cloud).is_this_machine
 
 
+def test_what_the_workers_are_rented_as_is_read(tmp_path: Path) -> None:
+    assert spec.load("aws-gpu").instances == ("g6e.12xlarge",)  # the others are off
+    trainium = spec.load("aws-trainium")
+    assert (trainium.instances, trainium.region) == (("trn2.48xlarge",), "us-east-2")
+    assert spec.load("local").instances == spec.load("onprem").instances == ()
+    kinds: dict[str, dict[str, object]] = {
+        "head": {"node_config": {"InstanceType": "m7i.2xlarge"}, "max_workers": 0}
+    }
+    rented = {"provider": {"type": "aws", "region": "eu-west-1"}, "head_node_type": "head"}
+    alone = spec.load(written(tmp_path / "a.yaml", **rented, available_node_types=kinds))
+    assert (alone.instances, alone.region) == (("m7i.2xlarge",), "eu-west-1")
+    kinds["more"] = {"node_config": {"InstanceType": "g5.xlarge"}, "max_workers": 4}
+    kinds["off"] = {"node_config": {"InstanceType": "p5.48xlarge"}, "max_workers": 0}
+    kinds["there"] = {"node_config": {"InstanceType": "g6.xlarge"}, "min_workers": 1}
+    several = spec.load(written(tmp_path / "b.yaml", **rented, available_node_types=kinds))
+    assert several.instances == ("g6.xlarge", "g5.xlarge")
+
+
+@pytest.mark.parametrize(
+    "types",
+    [3, {"head": 3}, {"head": {}, "a": 3, "b": {"node_config": 3}, "c": {"node_config": {}}}],
+)
+def test_of_what_is_no_cluster_file_nothing_is_rented(types: object) -> None:
+    assert spec.rented({"head_node_type": "head", "available_node_types": types}) == ()
+
+
 def test_device_memory_is_given_or_a_share_of_this_machine(tmp_path: Path) -> None:
     given = written(tmp_path / "a.yaml", metadata={"accelerator": "cuda", "device_memory_gib": 1.5})
     assert spec.load(given).device_memory == 1.5 * 2**30

@@ -6,8 +6,9 @@ import pytest
 
 from cluster import __main__, spec
 from cluster.files import check, writing
-from cluster.planning import catalogue, demand, plan
+from cluster.planning import catalogue, demand, devices, plan
 from cluster.planning.catalogue import Catalogue
+from cluster.planning.hardware import Place
 from cluster.planning.plan import Offer, offers_of
 from cluster.settings import SettingsError, read_yaml
 
@@ -37,9 +38,9 @@ def test_rented_machines(tmp_path: Path, name: str, region: str, workers: int) -
     writing.write(found, "bert-large-pretrain", path)
     cluster = check.checked(path)
     assert (cluster.num_nodes, cluster.num_workers) == (2, workers)
-    # Of Trainium a device is a part of what the catalogue's row describes.
-    named = None if name.startswith("trn") else found.machine.accelerator.name
-    assert cluster.metadata.accelerator_name == named
+    assert cluster.metadata.accelerator_name == found.machine.accelerator.name
+    assert found.layout.world_size == found.devices == workers
+    assert devices.of(cluster).place == Place.of(found.machine, 2)  # where the plan weighed it
     settings = read_yaml(path)
     validate_config(prepare_config(settings))
     assert settings["provider"]["region"] == region
@@ -47,6 +48,8 @@ def test_rented_machines(tmp_path: Path, name: str, region: str, workers: int) -
         kind: node for kind, node in settings["available_node_types"].items() if kind != "head"
     }
     assert {kind["node_config"]["InstanceType"] for kind in kinds.values()} == {name}
+    cores = {kind["resources"].get("neuron_cores") for kind in kinds.values()}
+    assert cores == ({workers // 2} if name.startswith("trn") else {None})
     assert (f"{name}-spot" in kinds) == (found.machine.spot is not None)
     assert sum(kind["min_workers"] for kind in kinds.values()) == 2
     assert "as `python -m cluster plan bert-large-pretrain` quoted it" in path.read_text()

@@ -44,6 +44,7 @@ def setting(
 ) -> Setting:
     """A search of a tiny model that would do."""
     metadata = {"devices_per_node": 1, "cache": str(place / "cache"), "price_usd_per_hour": 3.6}
+    metadata |= {"accelerator": "cuda"} if cluster else {}
     path = place / "cluster.yaml"
     path.write_text(
         yaml.safe_dump((cluster or {"provider": {"type": "local"}}) | {"metadata": metadata})

@@ -17,7 +17,7 @@ from trainers.device import DEVICES
 from trainers.encoding import TextEncoder
 from trainers.model import shapes_of
 from trainers.packages import resolve_model
-from trainers.planned import job_of, planned
+from trainers.planned import planned
 from trainers.recipe import Recipe
 from trainers.rehearsal import PARTS, Play, Role, regime_of, rehearse
 from trainers.shape import shape_of
@@ -36,12 +36,12 @@ def described(
     if recipe.model.name == "linear":
         raise LayoutError("a linear model needs no rehearsal: every device holds all of it")
     words, known = _words(recipe, vocabulary_size)
-    device, memory = DEVICES[cluster.metadata.accelerator], cluster.device_memory
+    device = DEVICES[cluster.metadata.accelerator]
     labels = recipe.data.labels or (("no", "yes") if recipe.task != "regression" else ())
     encoder = _Words(words)
     shape = shape_of(config_of(recipe, labels, encoder), recipe.task, len(labels))
     plan = planned(recipe, shape, cluster)
-    job = job_of(recipe, shape, cluster)
+    job, memory = plan.job, plan.job.device_memory
     budget = plan.token_budget or job.token_budget
     cost = Cost(device.overhead_tokens, shape.hidden_size)
     regime = regime_of(recipe, plan.layout, job.regime(plan.layout, budget), budget, cost)

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from cluster.layout import Layout, LayoutError, check
-from cluster.memory import Memory, needs
+from cluster.memory import Memory, needs, optimizer_of
 from cluster.planning import devices
 from cluster.planning.choice import FREE, GIB, Candidate, Choice, choose
+from cluster.planning.devices import Devices
 from cluster.planning.job import Job
 from cluster.spec import ClusterSpec
 from cluster.workload import Shape
@@ -28,11 +29,15 @@ SHOWN = 6  # candidates of a table
 
 @dataclass(frozen=True)
 class Planned:
-    """A resolved layout, the token budget (None: the recipe's or the device's), and the table."""
+    """A resolved layout, the token budget (None: the recipe's or the device's), and the table.
+
+    job: what it was chosen or checked for.
+    """
 
     layout: Layout
     token_budget: int | None
     lines: tuple[str, ...]
+    job: Job
 
 
 def sizes(recipe: Recipe, labels: tuple[str, ...], num_features: int, cache: Path) -> Shape:
@@ -52,7 +57,8 @@ def planned(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10
     max_tp: 1 for a family whose layers cannot be divided. A cluster without workers trains in this
     process: a world of one. Raises LayoutError for a layout that cannot run, or when none fits.
     """
-    job = job_of(recipe, shape, cluster, max_tp)
+    known = devices.of(cluster)
+    job = _job(recipe, shape, cluster, known, max_tp)
     if isinstance(recipe.layout, Layout):
         check(
             recipe.layout,
@@ -67,22 +73,18 @@ def planned(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10
                 f"{recipe.model.name} cannot be divided; set tp to {max_tp}, and use dp_shard or pp"
             )
         layout = recipe.layout.resolved(job.num_devices)
-        return Planned(layout, recipe.batch.token_budget, tuple(_explicit(job, layout)))
+        return Planned(layout, recipe.batch.token_budget, tuple(_explicit(job, layout)), job)
     choice = choose(job)
     budget = recipe.batch.token_budget
     if choice.token_budget != job.token_budget:
         budget = choice.token_budget
-    told = devices.of(cluster).told
-    return Planned(choice.layout, budget, tuple(_automatic(job, choice, told)))
+    return Planned(choice.layout, budget, tuple(_automatic(job, choice, known.told)), job)
 
 
-def job_of(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10**9) -> Job:
+def _job(recipe: Recipe, shape: Shape, cluster: ClusterSpec, known: Devices, max_tp: int) -> Job:
     """What arithmetic must know of a run."""
     device = DEVICES[cluster.metadata.accelerator]
-    share = recipe.masking.share
-    momentum = recipe.optimizer.name == "sgd" and recipe.optimizer.momentum > 0
-    length = recipe.batch.max_length
-    known = devices.of(cluster)
+    share, length = recipe.masking.share, recipe.batch.max_length
     return Job(
         shape=shape,
         place=known.place,
@@ -92,7 +94,7 @@ def job_of(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10*
         max_length=length,
         token_budget=recipe.batch.token_budget or max(device.token_budget, length),
         precision=_precision(device, recipe),
-        optimizer="momentum" if momentum else recipe.optimizer.name,
+        optimizer=optimizer_of(recipe.optimizer.name, recipe.optimizer.momentum),
         attention_dropout=recipe.model.attention_dropout > 0,
         masked=max(1, round(share * length)) if recipe.task == "masked-lm" else None,
         max_tp=max_tp,

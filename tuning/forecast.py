@@ -1,20 +1,17 @@
 """What a trial and a search will take, by the cluster's cost model: seconds, dollars, kWh.
 
-The hardware is the instances of the cluster file, as the catalogue has them, or what a probe has
-measured (python -m trainers.probe --out FILE). Where it is neither, nothing is said.
+The hardware is what the cluster file names, as the catalogue has it, or what a probe has measured
+(python -m trainers.probe --out FILE). Where it is neither, nothing is said.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.errors import BerthaError
-from cluster.planning import catalogue, here, probe
-from cluster.planning.catalogue import Catalogue
-from cluster.planning.demand import Demand
-from cluster.planning.hardware import Place
-from cluster.planning.placing import job_of, place_on
-from cluster.settings import read_yaml
-from cluster.spec import SHIPPED
+from cluster.planning import demand, devices, here, probe
+from cluster.planning.demand import Demand, Extent
+from cluster.planning.placing import place_on
+from cluster.planning.sketch import Sketch
 from tuning import finals, scheduler
 from tuning.study import Setting
 
@@ -41,11 +38,11 @@ def forecast(made: Setting, probed: Path | None) -> Forecast:
 
     Raises BerthaError where nothing is known of the hardware, or the probe cannot be read.
     """
-    demand = demand_of(made)
+    asked = demand_of(made)
     if probed is not None:
-        seconds, origin = _by_probe(made, demand, probed)
+        seconds, origin = _by_probe(made, asked, probed)
     else:
-        seconds, origin = _by_catalogue(made, demand)
+        seconds, origin = _by_catalogue(made, asked)
     plan, slots = made.terms.plan, made.terms.slots
     again = (plan.seeds - 1) * (finals.FINALISTS + 1)
     runs = 1 + again + (plan.trials - 1) * share_of_work(made)
@@ -75,57 +72,34 @@ def demand_of(made: Setting) -> Demand:
     pace, recipe = made.terms.pace, made.terms.plan.recipe
     size = recipe.batch.global_size
     steps = max(1, round(pace.total_samples / size))
-    mean = pace.train_tokens / pace.train_samples
-    momentum = recipe.optimizer.name == "sgd" and recipe.optimizer.momentum > 0
-    evaluated = pace.looks * pace.validation_samples / (steps * size)
-    return Demand(
-        name=recipe.model.name,
-        shape=made.shape,
+    extent = Extent(
         steps=steps,
-        global_batch=size,
-        max_length=recipe.batch.max_length,
-        mean_tokens=mean,
-        token_budget=recipe.batch.token_budget,
-        masked=recipe.masking.share * mean if recipe.task == "masked-lm" else 0.0,
-        precision=recipe.precision,
-        optimizer="momentum" if momentum else recipe.optimizer.name,
-        attention_dropout=recipe.model.attention_dropout > 0,
-        evaluated=evaluated,
+        mean_tokens=pace.train_tokens / pace.train_samples,
+        evaluated=pace.looks * pace.validation_samples / (steps * size),
         rows=pace.train_samples,
-        assumed=(),
     )
+    sketch = Sketch.model_validate(recipe.model_dump())
+    return demand.of(recipe.model.name, sketch, made.shape, extent)
 
 
-def _by_probe(made: Setting, demand: Demand, path: Path) -> tuple[float, str]:
+def _by_probe(made: Setting, asked: Demand, path: Path) -> tuple[float, str]:
     known = probe.read(path)
     local = known.local(made.capacity.devices)
-    at_once = max(here.CPU_TOKENS_AT_ONCE, demand.max_length)
-    work = job_of(local.place, demand).work(demand.token_budget or at_once)
-    return demand.steps * local.step(work).total, f"a probe of {known.name}"
+    work = here.work(local.place, asked, known.kind)
+    return asked.steps * local.step(work).total, f"a probe of {known.name}"
 
 
-def _by_catalogue(made: Setting, demand: Demand) -> tuple[float, str]:
-    instance, region = _instance(made.terms.plan.cluster)
-    if instance is None:
+def _by_catalogue(made: Setting, asked: Demand) -> tuple[float, str]:
+    found = devices.of(made.cluster.at(made.capacity.devices))
+    if found.memory is None:
+        rented = ", ".join(made.cluster.instances) or "no kind of machine"
         raise ForecastError(
-            f"cluster {made.cluster.name} names no kind of machine: measure one for a minute "
-            "(python -m trainers.probe --out FILE), and give --probed FILE"
+            f"cluster {made.cluster.name} names {rented}, which the catalogue does not have: "
+            "measure one for a minute (python -m trainers.probe --out FILE), and give --probed FILE"
         )
-    tables: Catalogue = catalogue.load()
-    machine, devices = tables.machine(instance, region), made.capacity.devices
-    nodes = max(1, devices // machine.count)
-    placed = place_on(Place.of(machine, nodes, min(devices, machine.count)), demand)
+    a_node = min(made.capacity.devices, found.place.devices_per_node)
+    place = replace(found.place, devices_per_node=a_node)
+    placed = place_on(place, asked, found.constants)
     if placed is None:
-        raise ForecastError(f"{instance}: no layout of a trial fits there")
-    return demand.steps * placed.step.total, f"the cost model of {instance}"
-
-
-def _instance(cluster: str) -> tuple[str | None, str]:
-    """The kind of machine, and the region, of the workers in a cluster file; None of owned ones."""
-    path = Path(cluster) if Path(cluster).is_file() else SHIPPED / f"{Path(cluster).stem}.yaml"
-    settings = read_yaml(path)
-    head = settings.get("head_node_type")
-    types = settings.get("available_node_types") or {}
-    named = [each for name, each in types.items() if name != head] or list(types.values())
-    kinds = [(each.get("node_config") or {}).get("InstanceType") for each in named]
-    return next(filter(None, kinds), None), str(settings["provider"].get("region", ""))
+        raise ForecastError(f"{place.accelerator.name}: no layout of a trial fits there")
+    return asked.steps * placed.step.total, f"the cost model, {found.told}"

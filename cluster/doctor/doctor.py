@@ -26,6 +26,7 @@ from cluster.doctor.observed import Node, Observed
 from cluster.planning import catalogue
 from cluster.planning.hardware import Machine
 from cluster.settings import read_yaml
+from cluster.spec import ClusterSpec
 
 GIB = 1 << 30
 
@@ -61,19 +62,13 @@ def expectation(file: str) -> Expected:
     provider = settings["provider"]
     listed = [provider.get("head_ip"), *(provider.get("worker_ips") or [])]
     addresses = [str(address) for address in listed if address]
-    return Expected(file, cluster, tuple(addresses), _machine(settings))
+    return Expected(file, cluster, tuple(addresses), _machine(cluster))
 
 
-def _machine(settings: dict[str, Any]) -> Machine | None:
+def _machine(cluster: ClusterSpec) -> Machine | None:
     """What the workers are rented as, where all are of one kind that the catalogue has."""
-    types = settings.get("available_node_types") or {}
-    workers = [
-        kind.get("node_config", {}).get("InstanceType")
-        for name, kind in types.items()
-        if name != settings.get("head_node_type") and kind.get("max_workers")
-    ]
-    known = {machine.name: machine for machine in reversed(catalogue.load().machines)}
-    return known.get(workers[0]) if len(set(workers)) == 1 else None
+    alone = len(cluster.instances) == 1
+    return catalogue.load().find(cluster.instances[0]) if alone else None
 
 
 def lines(expected: Expected, seen: Observed, found: Sequence[Finding]) -> Iterator[str]:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.files.mistake import Mistake, items, mapping, nearest
-from cluster.files.rented import catalogued, devices_of, kind_of, of_node
+from cluster.files.rented import of_node
+from cluster.planning import catalogue
+from cluster.spec import rented
 
 RAY_KNOWS_CORES = ("trn1", "trn1n", "inf2")
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -35,7 +37,7 @@ def of_cloud(settings: Mapping[str, Any]) -> Iterator[Mistake]:
             yield from of_node(f"{field}.node_config", node, settings, name == head)
             yield from _of_devices(field, kind, node, name == head)
     yield from _of_numbers(settings, types, head)
-    yield from _of_metadata(settings, types, head)
+    yield from _of_metadata(settings)
 
 
 def _of_provider(provider: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -69,12 +71,13 @@ def _of_devices(
     field: str, kind: Mapping[str, Any], node: Mapping[str, Any], is_head: bool
 ) -> Iterator[Mistake]:
     """Resources that Ray cannot find out, or that contradict the machine."""
-    resources, row = kind.get("resources"), catalogued(str(node.get("InstanceType")))
-    if row is None or not isinstance(resources, Mapping) or is_head:
+    resources = kind.get("resources")
+    machine = catalogue.load().find(str(node.get("InstanceType")))
+    if machine is None or not isinstance(resources, Mapping) or is_head:
         return
-    name = "neuron_cores" if kind_of(row) == "neuron" else "GPU"
-    told, has = resources.get(name), devices_of(row)
-    family = row["instance"].split(".")[0]
+    name = "neuron_cores" if machine.accelerator.kind == "neuron" else "GPU"
+    told, has = resources.get(name), machine.num_devices
+    family = machine.name.split(".")[0]
     if told is None and name == "neuron_cores" and family not in RAY_KNOWS_CORES:
         yield Mistake(
             f"{field}.resources.neuron_cores",
@@ -82,7 +85,7 @@ def _of_devices(
             f"would be placed there; write neuron_cores: {has}",
         )
     elif told is not None and told != has:
-        yield Mistake(f"{field}.resources.{name}", f"{row['instance']} has {has}", told)
+        yield Mistake(f"{field}.resources.{name}", f"{machine.name} has {has}", told)
 
 
 def _of_numbers(
@@ -116,25 +119,22 @@ def least_of(kind: Mapping[str, Any]) -> int:
     return least if isinstance(least, int) else 0
 
 
-def _of_metadata(
-    settings: Mapping[str, Any], types: Mapping[str, Any], head: object
-) -> Iterator[Mistake]:
-    """Our keys against the machines that are on."""
-    metadata = settings.get("metadata")
-    metadata = metadata if isinstance(metadata, Mapping) else {}
-    told, accelerator = metadata.get("devices_per_node"), metadata.get("accelerator", "cpu")
-    for name, kind in types.items():
-        if name == head or not isinstance(kind, Mapping) or not kind.get("min_workers"):
-            continue
-        row = catalogued(str(mapping(kind.get("node_config")).get("InstanceType")))
-        if row is None:
-            continue
-        has = devices_of(row)
-        if accelerator != kind_of(row):
-            reason = f"workers are {row['instance']}: {kind_of(row)}"
-            yield Mistake("metadata.accelerator", reason, accelerator)
-        elif told != has:
-            yield Mistake("metadata.devices_per_node", f"{row['instance']} has {has}", told)
+def _of_metadata(settings: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Our keys against the machines that are on: all of them, as one may stand in for another."""
+    metadata, known = mapping(settings.get("metadata")), catalogue.load()
+    told, kind = metadata.get("devices_per_node"), metadata.get("accelerator", "cpu")
+    named = metadata.get("accelerator_name")
+    for machine in filter(None, map(known.find, rented(settings))):
+        accelerator = machine.accelerator
+        if kind != accelerator.kind:
+            reason = f"workers are {machine.name}: {accelerator.kind}"
+            yield Mistake("metadata.accelerator", reason, kind)
+        elif told != machine.num_devices:
+            reason = f"{machine.name} has {machine.num_devices}"
+            yield Mistake("metadata.devices_per_node", reason, told)
+        if named not in (None, accelerator.name):
+            reason = f"{machine.name} has {accelerator.name}; take it out: the machine tells"
+            yield Mistake("metadata.accelerator_name", reason, named)
     bucket = metadata.get("bucket")
     if isinstance(bucket, str) and not BUCKET.fullmatch(bucket):
         reason = "is no name of a bucket: 3 to 63 small letters, digits, dots and hyphens"

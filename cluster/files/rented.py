@@ -12,9 +12,6 @@ from typing import Any
 from cluster.files.mistake import Mistake, mapping, nearest
 from cluster.planning.catalogue import table
 
-# Logical cores of a chip, each a worker: two of Trainium 1 and Inferentia 2; of Trainium 2 eight
-# physical ones, paired by default (LNC=2; HARDWARE: 64 on trn2.48xlarge).
-CORES = {"Trainium1": 2, "Trainium2": 4, "Inferentia2": 2}
 LEAST_DISK_GIB = 100
 IMAGE = re.compile(r"ami-[0-9a-f]{8,17}|resolve:ssm:/[\w./-]+|name:.+")
 
@@ -22,16 +19,6 @@ IMAGE = re.compile(r"ami-[0-9a-f]{8,17}|resolve:ssm:/[\w./-]+|name:.+")
 def catalogued(instance: str) -> Mapping[str, str] | None:
     """The first row of the catalogue for an instance type."""
     return next((row for row in table("instances") if row["instance"] == instance), None)
-
-
-def devices_of(row: Mapping[str, str]) -> int:
-    """Training workers of a machine: GPUs, or logical cores of its chips."""
-    return int(row["count"]) * CORES.get(row["accelerator"], 1)
-
-
-def kind_of(row: Mapping[str, str]) -> str:
-    """The kind of device as metadata.accelerator has it."""
-    return "neuron" if row["accelerator"] in CORES else "cuda"
 
 
 def of_node(

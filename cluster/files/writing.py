@@ -10,7 +10,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from cluster.files.rented import CORES, devices_of
 from cluster.planning.catalogue import table
 from cluster.planning.plan import Offer, hours
 from cluster.settings import SettingsError, read_yaml
@@ -57,10 +56,8 @@ def _aws(offer: Offer, template: str) -> dict[str, Any]:
     shipped = [kind for kind in kinds if kind != head]
     spot = next(kinds[kind] for kind in shipped if kind.endswith("-spot"))
     fixed = next(kinds[kind] for kind in shipped if not kind.endswith("-spot"))
-    row = {"count": str(machine.count), "accelerator": machine.accelerator.name}
-    devices = devices_of(row)
-    cores = machine.accelerator.name in CORES
-    resources = {"CPU": machine.vcpus, "neuron_cores": devices} if cores else {}
+    devices, is_neuron = machine.num_devices, machine.accelerator.kind == "neuron"
+    resources = {"CPU": machine.vcpus, "neuron_cores": devices} if is_neuron else {}
     both = {f"{machine.name}-spot": spot, machine.name: fixed}
     for kind in both.values():
         kind |= {"min_workers": 0, "max_workers": nodes, "resources": resources}
@@ -86,17 +83,17 @@ def _onprem(offer: Offer) -> dict[str, Any]:
     settings["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
     settings["metadata"] |= {
         "accelerator": machine.accelerator.kind,
-        "devices_per_node": machine.count,
+        "devices_per_node": machine.num_devices,
         **_named(offer),
     }
     return settings
 
 
 def _named(offer: Offer) -> dict[str, str]:
-    """The accelerator, where a run finds it in the catalogue and each is a device of its own."""
+    """The accelerator, where a run finds it in the catalogue."""
     name = offer.machine.accelerator.name
     shipped = {row["accelerator"] for row in table("accelerators")}
-    return {"accelerator_name": name} if name in shipped and name not in CORES else {}
+    return {"accelerator_name": name} if name in shipped else {}
 
 
 def _head(offer: Offer, recipe: str, template: str, path: Path) -> list[str]:
@@ -105,7 +102,7 @@ def _head(offer: Offer, recipe: str, template: str, path: Path) -> list[str]:
     told = "price not published" if cost is None else f"${cost:,.2f} on demand"
     name = path.name
     return [
-        f"# {offer.nodes} x {offer.machine.label}, {offer.devices} x "
+        f"# {offer.nodes} x {offer.machine.label}, {offer.accelerators} x "
         f"{offer.machine.accelerator.name},",
         f"# as `python -m cluster plan {recipe}` quoted it: {hours(offer.seconds)}, {told}.",
         f"# Made from cluster/{template}, whose comments explain it.",

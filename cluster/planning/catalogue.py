@@ -52,6 +52,7 @@ class OwnAccelerator(Settings):
     kind: str | None = None
     process_nm: float | None = None
     units: int | None = None
+    cores: int | None = Field(None, ge=1)
     bf16_tflops: float | None = Field(None, gt=0)
     fp16_tflops: float | None = Field(None, gt=0)
     tf32_tflops: float | None = Field(None, gt=0)
@@ -111,11 +112,16 @@ class Catalogue:
 
     def machine(self, name: str, region: str = "") -> Machine:
         """One machine. Raises CatalogueError with the nearest name."""
-        found = [m for m in self.machines if m.name == name and region in ("", m.region)]
-        if not found:
+        found = self.find(name, region)
+        if found is None:
             names = {each.name for each in self.machines}
             raise CatalogueError(_unknown("machine", name, names))
-        return found[0]
+        return found
+
+    def find(self, name: str, region: str = "") -> Machine | None:
+        """One machine, the first row of its name where no region is given; None for no such."""
+        found = (m for m in self.machines if m.name == name and region in ("", m.region))
+        return next(found, None)
 
     def check_region(self, region: str) -> None:
         """Raises CatalogueError with the nearest name for a region that no row stands in."""
@@ -184,6 +190,7 @@ def _accelerator(row: Mapping[str, str]) -> Accelerator:
         kind=kind,  # type: ignore[arg-type]  # one of get_args(Kind), checked above
         process_nm=process,
         units=int(_number(row, "units") or 0) or None,
+        cores=int(_number(row, "cores") or 1),
         peaks=tuple((name, rate * TERA) for name, rate in peaks.items() if rate),
         measured_bf16=_scaled(row, "measured_bf16_tflops", TERA),
         memory=_scaled(row, "memory_gb", GIGA),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BerthaError
+from cluster.memory import optimizer_of
 from cluster.planning.catalogue import table
 from cluster.planning.sizes import shape_of
 from cluster.planning.sketch import Sketch, load
@@ -25,6 +26,19 @@ SPREAD = 4 / 3  # E[s^2] / E[s] over E[s], were lengths uniform from nothing to 
 
 class DemandError(BerthaError):
     """A recipe whose work cannot be told; the text says what to give."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long a run is. rows: of training; None where steps alone decide.
+
+    mean_tokens: of a row. evaluated: samples that are evaluated for each one trained on.
+    """
+
+    steps: int
+    mean_tokens: float
+    evaluated: float
+    rows: int | None
 
 
 @dataclass(frozen=True)
@@ -82,12 +96,34 @@ def read(
     stem, sketch = load(name, overrides)
     if sketch.model.name == "linear":
         raise DemandError(f"{stem}: a linear model; it trains in seconds on any processor")
-    return _demand(stem, sketch, shape_of(sketch), *_data(sketch, rows, tokens, run))
+    rows, mean, assumed = _data(sketch, rows, tokens, run)
+    return of(stem, sketch, shape_of(sketch), _extent(sketch, rows, mean), assumed)
 
 
-def _demand(
-    name: str, sketch: Sketch, shape: Shape, rows: int | None, mean: float, assumed: tuple[str, ...]
+def of(
+    name: str, sketch: Sketch, shape: Shape, extent: Extent, assumed: tuple[str, ...] = ()
 ) -> Demand:
+    """The demand of a recipe that trains `shape` for so long."""
+    batch, mean = sketch.batch, extent.mean_tokens
+    return Demand(
+        name=name,
+        shape=shape,
+        steps=extent.steps,
+        global_batch=batch.global_size,
+        max_length=batch.max_length,
+        mean_tokens=min(mean, batch.max_length),
+        token_budget=batch.token_budget,
+        masked=sketch.masking.share * mean if sketch.task == "masked-lm" else 0.0,
+        precision=sketch.precision,
+        optimizer=optimizer_of(sketch.optimizer.name, sketch.optimizer.momentum),
+        attention_dropout=sketch.model.attention_dropout > 0,
+        evaluated=extent.evaluated,
+        rows=extent.rows,
+        assumed=assumed,
+    )
+
+
+def _extent(sketch: Sketch, rows: int | None, mean: float) -> Extent:
     batch, stopping = sketch.batch, sketch.stopping
     steps = stopping.max_steps
     if rows is not None:
@@ -101,23 +137,7 @@ def _demand(
     held_out = sketch.data.validation
     evaluations = steps // (sketch.evaluation.every_steps or max(1, steps // stopping.epochs)) or 1
     held_rows = held_out * (rows or 0) if isinstance(held_out, float) else 0
-    is_momentum = sketch.optimizer.name == "sgd" and sketch.optimizer.momentum > 0
-    return Demand(
-        name=name,
-        shape=shape,
-        steps=steps,
-        global_batch=batch.global_size,
-        max_length=batch.max_length,
-        mean_tokens=min(mean, batch.max_length),
-        token_budget=batch.token_budget,
-        masked=sketch.masking.share * mean if sketch.task == "masked-lm" else 0.0,
-        precision=sketch.precision,
-        optimizer="momentum" if is_momentum else sketch.optimizer.name,
-        attention_dropout=sketch.model.attention_dropout > 0,
-        evaluated=evaluations * held_rows / (steps * batch.global_size),
-        rows=rows,
-        assumed=assumed,
-    )
+    return Extent(steps, mean, evaluations * held_rows / (steps * batch.global_size), rows)
 
 
 def _data(

@@ -1,7 +1,8 @@
 """The devices of a cluster as the cost model sees them: the catalogue's, or ones that are assumed.
 
-A cluster file says what kind of accelerator it has, and may say which: `accelerator_name`. Where it
-does not, layouts are weighed as on a common one of its kind. Knows no torch.
+A cluster file says what machines it rents, or which accelerator its own have: `accelerator_name`.
+Where it says neither, layouts are weighed as on a common one of its kind. A device is what a worker
+has: a GPU, or a logical core of a Neuron chip (not run on hardware). Knows no torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from cluster.planning import catalogue, probe
 from cluster.planning.calibration import CALIBRATED, TORCH, Constants, Stack
+from cluster.planning.catalogue import Catalogue
 from cluster.planning.hardware import Machine, Place
 from cluster.spec import ClusterSpec
 
@@ -23,7 +25,7 @@ NETWORK = 1.25e9  # bytes/s of a node of which nothing is known: 10 Gb/s
 class Devices:
     """Where a run's devices stand, what is known of them, and in words what was assumed.
 
-    memory: bytes of one that is named; None of one that is assumed.
+    memory: bytes of one that the catalogue has; None of one that is assumed.
     """
 
     place: Place
@@ -38,31 +40,39 @@ def of(cluster: ClusterSpec) -> Devices:
     metadata = cluster.metadata
     a_node = max(1, metadata.devices_per_node)
     nodes = max(1, -(-cluster.num_workers // a_node))
+    known = catalogue.load()
+    machine = _rented(cluster, known)
+    if machine is not None:
+        return _known(Place.of(machine, nodes, a_node), f" of {machine.name}")
     if metadata.accelerator_name is not None:
-        accelerator = catalogue.load().accelerator(metadata.accelerator_name)
-        network = max(map(_network, _machines_with(metadata.accelerator_name)), default=NETWORK)
-        place = Place(accelerator, a_node, nodes, network)
-        told = f"as on {accelerator.name}"
-        return Devices(place, CALIBRATED, TORCH, told, accelerator.memory)
+        accelerator = known.accelerator(metadata.accelerator_name)
+        machines = (each for each in known.machines if each.accelerator == accelerator)
+        network = max((each.network or 0.0 for each in machines), default=NETWORK)
+        return _known(Place(accelerator.core, a_node, nodes, network))
     if metadata.accelerator == "cpu":
         local = probe.assumed(a_node)
         place = replace(local.place, nodes=nodes, network=NETWORK)
         told = "as on cores of 60 GFLOP/s, which is assumed"
         return Devices(place, local.constants, local.stack, told)
-    known = catalogue.load()
     if metadata.accelerator == "tpu":
         place = Place(known.accelerator(COMMON_TPU), a_node, nodes, NETWORK)
     else:
-        machine = known.machine(COMMON[metadata.accelerator])
-        place = Place.of(machine, nodes, a_node)
+        place = Place.of(known.machine(COMMON[metadata.accelerator]), nodes, a_node)
     name = place.accelerator.name
     told = f"as on {name}, which is assumed; metadata.accelerator_name names another"
     return Devices(place, CALIBRATED, TORCH, told)
 
 
-def _machines_with(accelerator: str) -> list[Machine]:
-    return [each for each in catalogue.load().machines if each.accelerator.name == accelerator]
+def _known(place: Place, of: str = "") -> Devices:
+    device = place.accelerator
+    return Devices(place, CALIBRATED, TORCH, f"as on {device.name}{of}", device.memory)
 
 
-def _network(machine: Machine) -> float:
-    return machine.network or 0.0
+def _rented(cluster: ClusterSpec, known: Catalogue) -> Machine | None:
+    """What the workers are rented as, where the catalogue has it and its facts are published."""
+    for instance in cluster.instances:
+        machine = known.find(instance, cluster.region) or known.find(instance)
+        if machine is None or machine.accelerator.missing:
+            return None
+        return machine if machine.accelerator.kind == cluster.metadata.accelerator else None
+    return None

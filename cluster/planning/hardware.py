@@ -6,7 +6,7 @@ The figures come from the tables of cluster/planning/catalog/ or from the user's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["cuda", "neuron", "tpu", "hpu", "cpu"]
@@ -17,12 +17,13 @@ PCIE = "pcie"
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One device. Rates in FLOP/s, dense; memory in bytes and bytes/s; power in watts.
+    """One card or chip. Rates in FLOP/s, dense; memory in bytes and bytes/s; power in watts.
 
     process_nm and units: of the silicon, and the multiprocessors that a product of matrices is
     spread over. measured_bf16: the best that anybody published for a product of matrices. link:
     to its neighbours, bytes/s each way. relative_energy: of an operation, against TSMC's 7 nm.
     trains: whether Bertha's training runs on it: yes, no, or `old` for only an older environment.
+    cores: devices that it shows itself as, each with a worker: a Neuron chip's logical cores.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Accelerator:
     link_rate: float | None = None
     watts: float | None = None
     trains: str = "yes"
+    cores: int = 1
     relative_energy: float | None = None
     source: str = ""
 
@@ -54,6 +56,27 @@ class Accelerator:
         return next((name for name in ("bf16", "fp16") if name in rates), "fp32")
 
     @property
+    def core(self) -> Accelerator:
+        """What a worker has: all of it, or of several cores one, an equal share of everything."""
+        if self.cores == 1:
+            return self
+        return replace(
+            self,
+            name=f"a core of {self.name}",
+            units=None if self.units is None else max(1, self.units // self.cores),
+            peaks=tuple((name, rate / self.cores) for name, rate in self.peaks),
+            measured_bf16=self._share(self.measured_bf16),
+            memory=self._share(self.memory),
+            memory_rate=self._share(self.memory_rate),
+            link_rate=self._share(self.link_rate),
+            watts=self._share(self.watts),
+            cores=1,
+        )
+
+    def _share(self, value: float | None) -> float | None:
+        return None if value is None else value / self.cores
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """What must be known before anything can be predicted, and is not."""
         needed = {
@@ -68,8 +91,9 @@ class Accelerator:
 class Machine:
     """A kind of machine that can be rented or is owned: a node.
 
-    network: bytes/s of all its network cards together, each way. interfaces: EFA cards. on_demand
-    and spot: dollars an hour. available: how many there are; None: as many as one likes.
+    count: of accelerators. network: bytes/s of all its network cards together, each way.
+    interfaces: EFA cards. on_demand and spot: dollars an hour. available: how many there are; None:
+    as many as one likes.
     """
 
     name: str
@@ -85,6 +109,11 @@ class Machine:
     available: int | None = None
     ownership: Ownership | None = None
     source: str = ""
+
+    @property
+    def num_devices(self) -> int:
+        """Training workers: one on each accelerator, or on each of its cores."""
+        return self.count * self.accelerator.cores
 
     @property
     def label(self) -> str:
@@ -108,9 +137,10 @@ class Ownership:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a step is predicted to run: `nodes` machines of `devices_per_node` accelerators.
+    """Where a step is predicted to run: `nodes` machines of `devices_per_node` devices.
 
-    bridged: whether pairs of PCIe cards are joined by a bridge. network: bytes/s a node.
+    accelerator: a device, which of a Neuron chip is a core. bridged: whether pairs of PCIe cards
+    are joined by a bridge. network: bytes/s a node.
     """
 
     accelerator: Accelerator
@@ -126,6 +156,6 @@ class Place:
 
     @classmethod
     def of(cls, machine: Machine, nodes: int, devices_per_node: int | None = None) -> Place:
-        """`nodes` of one kind of machine."""
-        count = machine.count if devices_per_node is None else devices_per_node
-        return cls(machine.accelerator, count, nodes, machine.network)
+        """`nodes` of one kind of machine, a worker on each device."""
+        count = machine.num_devices if devices_per_node is None else devices_per_node
+        return cls(machine.accelerator.core, count, nodes, machine.network)

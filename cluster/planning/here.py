@@ -20,7 +20,7 @@ from cluster.planning.calibration import NINE_IN_TEN
 from cluster.planning.catalogue import Catalogue
 from cluster.planning.cost import Work, step
 from cluster.planning.demand import Demand
-from cluster.planning.hardware import Accelerator, Place
+from cluster.planning.hardware import Accelerator, Kind, Place
 from cluster.planning.placing import TOKENS_AT_ONCE, job_of
 from cluster.planning.plan import hours
 from cluster.planning.probe import Probe, ProbeError
@@ -50,7 +50,7 @@ def lines(demand: Demand, known: Probe) -> Iterator[str]:
     """
     for workers in known.workers:
         local = known.local(workers)
-        seconds = demand.steps * local.step(_work(local.place, demand, known)).total
+        seconds = demand.steps * local.step(work(local.place, demand, known.kind)).total
         yield (
             f"here      {workers} x {known.name} ({known.kind}): {hours(seconds)} "
             f"({hours(seconds / NINE_IN_TEN)} to {hours(seconds * NINE_IN_TEN)}), "
@@ -64,13 +64,14 @@ def speeds(demand: Demand, catalogue: Catalogue, known: Probe) -> Mapping[str, f
     if found is None:
         return {}
     place = Place(found, 1, 1, None)
-    work = _work(place, demand, known)
-    expected = step(work, Layout(dp_replicate=1), place).total
-    return {found.name: expected / known.local(1).step(work).total}
+    here = work(place, demand, known.kind)
+    expected = step(here, Layout(dp_replicate=1), place).total
+    return {found.name: expected / known.local(1).step(here).total}
 
 
-def _work(place: Place, demand: Demand, known: Probe) -> Work:
-    at_once = CPU_TOKENS_AT_ONCE if known.kind == "cpu" else TOKENS_AT_ONCE
+def work(place: Place, demand: Demand, kind: Kind) -> Work:
+    """What a step computes on devices of a kind."""
+    at_once = CPU_TOKENS_AT_ONCE if kind == "cpu" else TOKENS_AT_ONCE
     return job_of(place, demand).work(demand.token_budget or max(at_once, demand.max_length))
 
 

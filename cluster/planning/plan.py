@@ -24,7 +24,7 @@ from cluster.planning.placing import Placed, place_on
 
 Objective = Literal["time", "money", "energy"]
 
-MOST_DEVICES = 4096
+MOST_ACCELERATORS = 4096
 # Seconds before the first step: a rented machine boots and is set up (assumed), Ray starts
 # (measured); texts are encoded once, by all processors (measured: 340,000 tokens/s on one core).
 BOOT_SECONDS, RAY_SECONDS = 300.0, 15.0
@@ -74,9 +74,14 @@ class Offer:
         return self.placed.layout
 
     @property
-    def devices(self) -> int:
+    def accelerators(self) -> int:
         """All of them."""
         return self.nodes * self.machine.count
+
+    @property
+    def devices(self) -> int:
+        """Workers: one an accelerator, or one a core of it."""
+        return self.nodes * self.machine.num_devices
 
     @property
     def slow(self) -> float:
@@ -157,9 +162,9 @@ def offers_of(
     machine: Machine, demand: Demand, constants: Constants = CALIBRATED
 ) -> Iterator[Offer]:
     """The best layout on 1, 2, 4, ... machines, as far as the batch gives every device a sample."""
-    nodes, most = 1, machine.available or MOST_DEVICES
-    while nodes <= most and nodes * machine.count <= MOST_DEVICES:
-        fewer_than_devices = demand.global_batch < nodes * machine.count
+    nodes, most = 1, machine.available or MOST_ACCELERATORS
+    while nodes <= most and nodes * machine.count <= MOST_ACCELERATORS:
+        fewer_than_devices = demand.global_batch < nodes * machine.num_devices
         if nodes > 1 and (machine.network is None or fewer_than_devices):
             return
         placed = place_on(Place.of(machine, nodes), demand, constants)
@@ -241,8 +246,9 @@ def _unfit(machine: Machine, demand: Demand, wishes: Wishes) -> str:
 
 
 def _nothing_fits(machine: Machine) -> str:
-    assert machine.accelerator.memory is not None
-    gib = machine.accelerator.memory / 2**30
+    device = machine.accelerator.core
+    assert device.memory is not None
+    gib = device.memory / 2**30
     return f"no layout fits {gib:.0f} GiB a device; lower batch.max_length or use larger devices"
 
 

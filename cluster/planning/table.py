@@ -54,10 +54,13 @@ def details(demand: Demand, offer: Offer) -> Iterator[str]:
     """The chosen offer in full: layout, memory, step, rates."""
     placed, step = offer.placed, offer.step
     total = demand.global_batch * demand.mean_tokens / step.total
-    assert offer.machine.accelerator.memory is not None
-    held = offer.machine.accelerator.memory / GIB
+    device = offer.machine.accelerator.core
+    assert device.memory is not None
+    held = device.memory / GIB
     yield f"chosen    {offer.nodes} x {offer.machine.label}: {_devices(offer)}"
-    yield f"layout    {offer.layout}, micro-batches of {placed.token_budget:,} tokens"
+    cores = offer.machine.accelerator.cores
+    each = f"; a device is {device.name}" if cores > 1 else ""
+    yield f"layout    {offer.layout}, micro-batches of {placed.token_budget:,} tokens{each}"
     scaling = " with loss scaling" if placed.precision == "fp16" else ""
     yield f"precision {placed.precision}{scaling}"
     yield f"memory    {placed.memory / GIB:.1f} of {held:.1f} GiB a device"
@@ -148,6 +151,7 @@ def _record(offer: Offer) -> dict[str, Any]:
         "region": offer.machine.region,
         "nodes": offer.nodes,
         "devices": offer.devices,
+        "accelerators": offer.accelerators,
         "accelerator": offer.machine.accelerator.name,
         "layout": str(offer.layout),
         "precision": offer.placed.precision,
@@ -186,7 +190,7 @@ def _row(number: int, offer: Offer, on_front: bool, chosen: bool) -> str:
 
 
 def _devices(offer: Offer) -> str:
-    return f"{offer.devices} x {offer.machine.accelerator.name}"
+    return f"{offer.accelerators} x {offer.machine.accelerator.name}"
 
 
 def _mfu(demand: Demand, offer: Offer) -> str:
@@ -195,7 +199,7 @@ def _mfu(demand: Demand, offer: Offer) -> str:
     if not peak:
         return ""
     flops = demand.shape.training_flops(round(demand.mean_tokens), round(demand.masked))
-    share = flops * demand.global_batch / offer.step.total / offer.devices / peak
+    share = flops * demand.global_batch / offer.step.total / offer.accelerators / peak
     return f", MFU {share:.0%}"
 
 
