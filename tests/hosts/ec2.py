@@ -16,7 +16,6 @@ from typing import Any
 import lan
 import pytest
 from account import Account
-from hosts import STATE
 from machines import METADATA, Ec2, ec2
 from raised import USER, Story
 from runs import TOLERANCE, losses, recipe, rows, undisturbed
@@ -26,7 +25,6 @@ from user import job, wait
 # alone is slowed down until the next machine has joined.
 STEPS, ANNOUNCED_AFTER = 300, 24
 RECIPE = [*recipe(STEPS, 150, 40), "stopping.epochs=2"]
-METRICS = STATE / "shared" / "runs" / "reviews" / "metrics.jsonl"
 SLOW = "30mbit"
 TRIED = [
     ("bertha-head", "ec2:TerminateInstances"),
@@ -92,7 +90,7 @@ class TestGpus(Story):
     training = "training.yaml"
 
     def metrics(self) -> str:
-        return METRICS.read_text() if METRICS.is_file() else ""
+        return self.owner.text(self.bucket, "runs/reviews/metrics.jsonl")
 
     def trained(self, step: int) -> bool:
         return any(row["step"] >= step for row in rows(self.metrics(), "step"))
@@ -142,7 +140,7 @@ class TestGpus(Story):
         words = f"trainers {' '.join(map(quote, RECIPE))} --cluster {self.training}"
         log = tmp_path / "job.log"
         _, stays, leaves = by_role(cloud)
-        with USER.starts(job(f"{words} --run /mnt/shared/runs/reviews"), log) as running:
+        with USER.starts(job(f"{words} --run s3://{self.bucket}/runs/reviews"), log) as running:
 
             def wait_here(condition: Callable[[], bool], why: str) -> None:
                 wait(lambda: condition() or running.poll() is not None, 600, why)
