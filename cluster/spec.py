@@ -119,6 +119,10 @@ class ClusterSpec:
         """The node's cache directory."""
         return Path(self.metadata.cache).expanduser()
 
+    def run_named(self, name: str) -> str:
+        """Where a run of that name is kept, a path or a URL."""
+        return f"{self.metadata.storage.rstrip('/')}/{name}"
+
 
 def find(name: str | Path) -> Path:
     """A cluster file, or the shipped one of that name. Raises SettingsError for neither."""

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,18 +30,28 @@ def assigned(recipe: Recipe, run: Path, cache: Path, **degrees: int) -> Assignme
 Job = tuple[Assignment, int | None]  # and the evaluations after which all leave at once
 
 
-def work_together(jobs: Sequence[Job], size: int) -> None:
-    """Do the jobs one after another in `size` processes, of which one group is made."""
+def work_together(jobs: Sequence[Job], size: int, disks: Path | None = None) -> None:
+    """Do the jobs one after another in `size` processes, of which one group is made.
+
+    disks: where each process has a directory that stands for its machine's disk.
+    """
     with tempfile.TemporaryDirectory() as meet:
-        spawn(_rank, (size, jobs, Path(meet) / "meet"), nprocs=size)
+        spawn(_rank, (size, jobs, Path(meet) / "meet", disks), nprocs=size)
 
 
-def _rank(rank: int, size: int, jobs: Sequence[Job], meet: Path) -> None:
+def on_disk(assignment: Assignment, disk: Path) -> Assignment:
+    """The same for a machine whose disk that is, of a run in a store."""
+    return replace(assignment, cache=disk, run=RunDirectory.at(assignment.run.home, disk))
+
+
+def _rank(rank: int, size: int, jobs: Sequence[Job], meet: Path, disks: Path | None) -> None:
     torch.set_num_threads(1)
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
     for assignment, leave_after in jobs:
-        if rank == 0:
+        if disks is not None:
+            assignment = on_disk(assignment, disks / str(rank))
+        elif rank == 0:
             assignment.run.path.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         with contextlib.suppress(_Left):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from serving.registry.object_store import ObjectStore
 from serving.registry.registry import Registry
 from serving.registry.store import DirectoryStore, Store
+from trainers.object_store import ObjectStore
 
 KINDS = ("directory", "objects")
 

@@ -13,12 +13,12 @@ from tiny_bundle import write_linear_bundle
 
 from cluster.errors import BerthaError
 from serving.registry.judge import Rule
-from serving.registry.object_store import ObjectStore
 from serving.registry.reference import BadReference, NoModel, Reference
 from serving.registry.registry import Registry
 from serving.registry.state import ChangeRefused
-from serving.registry.store import Absent, DirectoryStore, Store
+from serving.registry.store import DirectoryStore, Store
 from trainers.card import Built, BundleError, read, written
+from trainers.object_store import Absent, ObjectStore
 from trainers.sealed import sha256
 
 

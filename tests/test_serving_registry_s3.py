@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from buckets import emulated_s3
 from tiny_bundle import write_linear_bundle
 
 from serving.registry.registry import Registry
-from serving.registry.store import Absent, StoreError, open_store
+from serving.registry.store import open_store
 from trainers.card import read
+from trainers.object_store import Absent, StoreError
 
 pytestmark = pytest.mark.slow
 
@@ -17,20 +19,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The URL of an empty bucket on a server of its own."""
-    s3fs = pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("models")
-        yield "s3://models/registry"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with emulated_s3("models") as bucket:
+        yield f"{bucket}/registry"
 
 
 def test_a_file_is_created_once(address: str) -> None:

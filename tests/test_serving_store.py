@@ -9,8 +9,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from registries import KINDS, empty
 
-from serving.registry.object_store import ObjectStore
-from serving.registry.store import Absent, DirectoryStore, Store, StoreError, open_store
+from serving.registry.store import DirectoryStore, Store, open_store
+from trainers.object_store import Absent, ObjectStore, StoreError
 
 
 @pytest.fixture(params=KINDS)

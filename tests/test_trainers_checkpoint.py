@@ -19,6 +19,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from cluster.layout import Layout
 from trainers import checkpoint, pieces, tensor_file
+from trainers.depot import OnDisk
 from trainers.extents import block, overlap
 from trainers.mesh import Mesh
 from trainers.sealed import digests, flaw, written_aside
@@ -66,10 +67,10 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> l
 
 def test_a_restored_run_goes_on_bitwise(tmp_path: Path) -> None:
     held, optimizer = trained(5)
-    checkpoint.save(tmp_path, 5, held, optimizer, {"step": 5})
+    checkpoint.save(OnDisk(tmp_path), 5, held, optimizer, {"step": 5})
     undisturbed = advance(held.model, optimizer, 5)
     other, fresh = trained(0)
-    found = checkpoint.latest(tmp_path)
+    found = checkpoint.latest(OnDisk(tmp_path))
     assert found is not None and found.state() == {"step": 5}
     found.restore(other, fresh)
     assert advance(other.model, fresh, 5) == undisturbed
@@ -97,17 +98,17 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     tmp_path: Path, file: str, damage: object
 ) -> None:
     held, optimizer = trained(1)
-    checkpoint.save(tmp_path, 1, held, optimizer, {})
-    newest = checkpoint.save(tmp_path, 2, held, optimizer, {})
+    checkpoint.save(OnDisk(tmp_path), 1, held, optimizer, {})
+    newest = checkpoint.save(OnDisk(tmp_path), 2, held, optimizer, {})
     damage(newest.directory / file)  # type: ignore[operator]
     with pytest.warns(UserWarning, match=f"skipping .*step-00000002: {file} is"):
-        found = checkpoint.latest(tmp_path)
+        found = checkpoint.latest(OnDisk(tmp_path))
     assert found is not None and found.step == 1
 
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     held, optimizer = trained(1)
-    saved = checkpoint.save(tmp_path, 1, held, optimizer, {})
+    saved = checkpoint.save(OnDisk(tmp_path), 1, held, optimizer, {})
     with pytest.raises(pieces.CheckpointError, match=r"0.weight is \[4, 3\], .* is \[5, 3\]"):
         saved.restore(Held(nn.Sequential(nn.Linear(3, 5))))
     with pytest.raises(pieces.CheckpointError, match=r"holds no 1.weight: it is of another model"):
@@ -117,9 +118,9 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
 def test_pruning_keeps_the_best_and_the_newest(tmp_path: Path) -> None:
     held, optimizer = trained(1)
     for step in range(1, 7):
-        checkpoint.save(tmp_path, step, held, optimizer, {})
+        checkpoint.save(OnDisk(tmp_path), step, held, optimizer, {})
     (tmp_path / ".step-00000007.1.tmp").mkdir()
-    checkpoint.prune(tmp_path, keep=2, best_step=3)
+    checkpoint.prune(OnDisk(tmp_path), keep=2, best_step=3)
     assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["3", "5", "6"]
 
 
@@ -131,7 +132,7 @@ def test_what_fails_in_mid_writing_never_appears(tmp_path: Path) -> None:
     assert not target.exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert checkpoint.latest(tmp_path) is None
+        assert checkpoint.latest(OnDisk(tmp_path)) is None
 
 
 def test_a_changed_byte_is_named(tmp_path: Path) -> None:
@@ -263,9 +264,11 @@ def save_in_every_layout(rank: int, size: int, directory: Path) -> None:
         optimizer = torch.optim.AdamW(_by_kind(held), lr=0.1)
         for _, parameter in held.named_parameters():
             optimizer.state[parameter] = moments_of(parameter)
-        saved = checkpoint.save(directory / str(mesh.layout), 1, held, optimizer, {"rank": rank})
+        saved = checkpoint.save(
+            OnDisk(directory / str(mesh.layout)), 1, held, optimizer, {"rank": rank}
+        )
         assert saved.state() == {"rank": 0}
-        assert checkpoint.latest(directory / str(mesh.layout)) == saved
+        assert checkpoint.latest(OnDisk(directory / str(mesh.layout))) == saved
         check(alone, mesh)
         check(saved, other)
     dist.destroy_process_group()
@@ -278,10 +281,10 @@ def test_any_layout_reads_what_any_layout_saved(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(held.model.parameters(), lr=0.1)
     for parameter in held.model.parameters():
         optimizer.state[parameter] = moments_of(parameter)
-    checkpoint.save(tmp_path / "alone", 1, held, optimizer, {})
+    checkpoint.save(OnDisk(tmp_path / "alone"), 1, held, optimizer, {})
     spawn(save_in_every_layout, (4, tmp_path), nprocs=4)
     for layout in LAYOUTS:
-        saved = checkpoint.find(tmp_path / str(layout.resolved(4)), 1)
+        saved = checkpoint.find(OnDisk(tmp_path / str(layout.resolved(4))), 1)
         assert saved is not None
         check(saved, ALONE)
         whole = dict(saved.tensors())
@@ -305,7 +308,7 @@ def die_or_fail_writing(rank: int, size: int, directory: Path) -> None:
     meet(directory, rank, size)
     held = laid_out(Mesh.of(Layout(dp_shard=2), "cpu"))
     optimizer = torch.optim.AdamW(held.model.parameters(), lr=0.1)
-    checkpoint.save(directory, 1, held, optimizer, {})
+    checkpoint.save(OnDisk(directory), 1, held, optimizer, {})
     whole = tensor_file.write
 
     def full(*_: object) -> None:
@@ -319,10 +322,10 @@ def die_or_fail_writing(rank: int, size: int, directory: Path) -> None:
     if rank == 1:
         tensor_file.write = full  # type: ignore[assignment]
     with pytest.raises(OSError, match="rank 1: disk full"):
-        checkpoint.save(directory, 2, held, optimizer, {})
+        checkpoint.save(OnDisk(directory), 2, held, optimizer, {})
     if rank == 1:
         tensor_file.write = half  # type: ignore[assignment]
-    checkpoint.save(directory, 3, held, optimizer, {})
+    checkpoint.save(OnDisk(directory), 3, held, optimizer, {})
 
 
 @pytest.mark.slow
@@ -331,10 +334,10 @@ def test_a_rank_that_dies_writing_leaves_nothing_to_see(tmp_path: Path) -> None:
         spawn(die_or_fail_writing, (2, tmp_path), nprocs=2)
     half = sorted(path.name.split(".")[1] for path in tmp_path.glob(".step-*.tmp"))
     assert half == ["step-00000002", "step-00000003"]
-    found = checkpoint.latest(tmp_path)
+    found = checkpoint.latest(OnDisk(tmp_path))
     assert found is not None and found.step == 1
     held, optimizer = trained(0)
-    checkpoint.save(tmp_path, 3, held, optimizer, {})
+    checkpoint.save(OnDisk(tmp_path), 3, held, optimizer, {})
     assert [path.name.split(".")[1] for path in tmp_path.glob(".step-*")] == ["step-00000002"]
     listed = json.loads((found.directory / "checkpoint.json").read_text())
     assert {"pieces-00000.safetensors", "pieces-00001.safetensors"} <= listed.keys()

@@ -9,6 +9,7 @@ from layouts import make_loop, weights
 
 from trainers import checkpoint
 from trainers import recipe as recipes
+from trainers.depot import OnDisk
 from trainers.events import Evaluation, Event, Progress, Save, Step
 from trainers.loop import Loop, TrainingError
 
@@ -72,10 +73,12 @@ def test_a_resumed_run_repeats_the_rest_bitwise(
     first = make_loop(tiny_recipe(tiny_bert, corpus), cache)
     for event in first.run():
         if isinstance(event, Save):
-            checkpoint.save(tmp_path, event.step, first.parallel, first.optimizer, first.state())
+            checkpoint.save(
+                OnDisk(tmp_path), event.step, first.parallel, first.optimizer, first.state()
+            )
             break
     second = make_loop(tiny_recipe(tiny_bert, corpus), cache)
-    found = checkpoint.latest(tmp_path)
+    found = checkpoint.latest(OnDisk(tmp_path))
     assert found is not None
     found.restore(second.parallel, second.optimizer)
     second.resume(found.state())

@@ -97,6 +97,6 @@ def test_the_summary_of_guessed_tokens(tmp_path: Path) -> None:
     found = Tally("masked-lm", 1)
     found.add_tokens(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
     result = {"test": found.metrics(()), "steps": 3, "best_step": 3, "stopped_early": False}
-    said = "\n".join(summary.lines(result, 1.0, tmp_path))
+    said = "\n".join(summary.lines(result, 1.0, str(tmp_path)))
     assert "held out, 2 hidden tokens of texts never trained on" in said
     assert "perplexity  4.4817" in said and "accuracy    0.5000" in said

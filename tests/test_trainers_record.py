@@ -9,7 +9,8 @@ from trainers import recipe as recipes
 from trainers import summary
 from trainers.events import Evaluation, Step
 from trainers.progress import Tail, duration, encoding, start_line, steps_line
-from trainers.record import Recorder, RunDirectory, RunError
+from trainers.record import RunDirectory, RunError
+from trainers.recorder import Recorder
 
 
 def step(number: int, seconds: float = 0.5) -> Step:
@@ -135,7 +136,7 @@ def test_the_outcome_in_words() -> None:
         "stopped_early": True,
         "test": {"rows": 12, "accuracy": 0.8, "f1": 0.85, "per_class": per_class},
     }
-    said = summary.lines(result, 61, Path("runs/x"))
+    said = summary.lines(result, 61, "runs/x")
     assert said[0] == "40 steps in 1m01s, stopped early; best at 30"
     assert "held out, 12 rows never trained on:" in said
     assert "  accuracy  0.8000" in said

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainers import checkpoint
 from trainers import recipe as recipes
+from trainers.depot import OnDisk
 from trainers.events import Save, Step
 from trainers.loop import Loop, TrainingError
 from trainers.recipe import Recipe
@@ -103,10 +104,12 @@ def test_a_resumed_run_repeats_the_rest_bitwise(
     first.scale = Scale(2.0**22)
     for event in first.run():
         if isinstance(event, Save):
-            checkpoint.save(tmp_path, event.step, first.parallel, first.optimizer, first.state())
+            checkpoint.save(
+                OnDisk(tmp_path), event.step, first.parallel, first.optimizer, first.state()
+            )
             break
     second = make_loop(recipe, cache)
-    found = checkpoint.latest(tmp_path)
+    found = checkpoint.latest(OnDisk(tmp_path))
     assert found is not None
     found.restore(second.parallel, second.optimizer)
     second.resume(found.state())

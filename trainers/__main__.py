@@ -38,11 +38,11 @@ def _train(options: argparse.Namespace) -> int:
         for line in describe(recipe, cluster):
             print(line)
         return 0
-    from trainers import data, fit, progress, summary, teacher
+    from trainers import data, fit, progress, record, summary, teacher
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    storage = Path(cluster.metadata.storage)
-    run = Path(options.run) if options.run else storage / f"{Path(options.recipe).stem}-{stamp}"
+    run = (options.run or cluster.run_named(f"{Path(options.recipe).stem}-{stamp}")).rstrip("/")
+    record.RunDirectory.at(run, cluster.cache).probe()
     print(f"run: {run}")
     prepared = data.prepare(recipe, cluster.cache, progress.encoding())
     for line in prepared.report.lines():
@@ -86,7 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
-    parser.add_argument("--run", help="the run directory; default: a new one")
+    parser.add_argument("--run", help="the run: a directory, or s3://...; default: a new one")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     parser.add_argument(

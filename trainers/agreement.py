@@ -1,12 +1,15 @@
 """What the ranks of a run tell each other in plain values. Without a process group: one rank.
 
-An operating system's error on one rank is raised on all, so that none waits for it in vain.
+An operating system's error on one rank, or a store's, is raised on all, so that none waits for it
+in vain.
 """
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
+
+from trainers.object_store import StoreError
 
 Value = TypeVar("Value")
 
@@ -50,5 +53,5 @@ def on_all(task: Callable[[], Value]) -> list[Value]:
 def _outcome(task: Callable[[], Value]) -> tuple[Value | None, str | None]:
     try:
         return task(), None
-    except OSError as error:
+    except (OSError, StoreError) as error:
         return None, f"rank {rank()}: {error}"

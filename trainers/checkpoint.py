@@ -5,14 +5,13 @@ any; `index.json`, which says where each lies in the whole; `state.json`; and `c
 the SHA-256 of all. Ranks of another layout read just the pieces they need. The schedule, the sample
 order and dropout are functions of (seed, step, sample), so the position is all there is to keep of
 them: there is no random state. A directory that is half-written or altered is skipped with a
-warning, never loaded. All ranks see the same directory.
+warning, never loaded. Where it lies, on a disk or in a store, is known to its depot.
 """
 
 import json
-import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +22,12 @@ from torch.distributed.tensor import DTensor
 
 from trainers import pieces, sealed, tensor_file
 from trainers.agreement import num_ranks, on_all, on_first, rank
+from trainers.depot import Depot
 from trainers.mesh import Mesh
 from trainers.pieces import Reader
 from trainers.shards import to_local
 
-SEAL = "checkpoint.json"
+SEAL, STATE = "checkpoint.json", "state.json"
 
 
 class Parts(Protocol):
@@ -43,14 +43,19 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk: its step and its directory."""
+    """A whole checkpoint: its step, and its directory on this machine.
+
+    fetch: what sees to it that a file lies there.
+    """
 
     step: int
     directory: Path
+    fetch: Callable[[str], None] = field(default=lambda file: None, compare=False)
 
     def state(self) -> dict[str, Any]:
         """What `save` was given as `state`."""
-        state: dict[str, Any] = json.loads((self.directory / "state.json").read_text())
+        self.fetch(STATE)
+        state: dict[str, Any] = json.loads((self.directory / STATE).read_text())
         return state
 
     def restore(self, parts: Parts, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -58,7 +63,7 @@ class Checkpoint:
 
         No rank waits for another. Raises CheckpointError where the model is another one.
         """
-        with Reader(self.directory) as reader, torch.no_grad():
+        with Reader(self.directory, self.fetch) as reader, torch.no_grad():
             for name, parameter in parts.named_parameters():
                 to_local(parameter).copy_(reader.part(name, parameter))
                 if optimizer is not None:
@@ -66,82 +71,84 @@ class Checkpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Whole parameters, one at a time, on the CPU."""
-        with Reader(self.directory) as reader:
+        with Reader(self.directory, self.fetch) as reader:
             for name in reader.kinds:
                 yield name, reader.whole(name)
 
 
 def save(
-    directory: Path,
+    depot: Depot,
     step: int,
     parts: Parts,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Write the checkpoint of `step` under `directory`; it appears only when it is whole.
+    """Write the checkpoint of `step` into `depot`; it appears only when it is whole.
 
     Every rank calls this, and it is there when it returns. state: plain values, of rank 0. OSError
     on every rank where one could not write.
     """
-    target = directory / f"step-{step:08d}"
-    aside = on_first(lambda: sealed.begin(target))
+    name = _name(step)
+    begun = on_first(lambda: depot.begin(name))
     held = _owned(parts, optimizer)
-    written = on_all(lambda: _write_pieces(aside, held))
+    written = on_all(lambda: _write_pieces(depot, begun, held))
 
-    def finish() -> None:
+    def finish() -> dict[str, str]:
+        aside = depot.aside(begun)
         pieces.write_index(aside, pieces.joined([index for index, _ in written]))
-        (aside / "state.json").write_text(json.dumps(state))
-        digests = {name: sealed.sha256(aside / name) for name in (pieces.INDEX, "state.json")}
+        (aside / STATE).write_text(json.dumps(state))
+        digests = {name: sealed.sha256(aside / name) for name in (pieces.INDEX, STATE)}
         for _, of_rank in written:
             digests |= of_rank
         (aside / SEAL).write_text(json.dumps(digests, indent=2))
-        sealed.reveal(aside, target)
+        for file in (pieces.INDEX, STATE, SEAL):
+            depot.keep(aside, file)
+        depot.reveal(begun, name)
+        return digests
 
-    on_first(finish)
-    return Checkpoint(step, target)
+    return _checkpoint(depot, step, on_first(finish))
 
 
-def find(directory: Path, step: int) -> Checkpoint | None:
+def find(depot: Depot, step: int) -> Checkpoint | None:
     """The checkpoint of `step`, where it exists and is whole; every rank calls this.
 
-    Each rank verifies some of its files.
+    Each rank verifies some of its files, its own of the same layout among them.
     """
-    checkpoint = Checkpoint(step, directory / f"step-{step:08d}")
-    listed = on_first(lambda: _seal(checkpoint.directory))
+    name = _name(step)
+    listed = on_first(lambda: _seal(depot, name))
     if listed is None:
         return None
-    own = sorted(listed)[rank() :: num_ranks()]
-    flaws = on_all(lambda: sealed.flaw(checkpoint.directory, {name: listed[name] for name in own}))
-    unsealed = {pieces.INDEX, "state.json"} - set(listed)
+    own = sorted(listed)[(rank() + 1) % num_ranks() :: num_ranks()]
+    flaws = on_all(lambda: depot.flaw(name, {file: listed[file] for file in own}))
+    unsealed = {pieces.INDEX, STATE} - set(listed)
     if unsealed:
         flaws = [f"{SEAL} is missing or unreadable"]
     damage = on_first(lambda: next((flaw for flaw in flaws if flaw is not None), None))
     if damage is None:
-        return checkpoint
+        return _checkpoint(depot, step, listed)
     if rank() == 0:
-        warnings.warn(f"skipping {checkpoint.directory}: {damage}", stacklevel=2)
+        warnings.warn(f"skipping {depot}/{name}: {damage}", stacklevel=2)
     return None
 
 
-def latest(directory: Path) -> Checkpoint | None:
-    """The newest whole checkpoint under `directory`, or None; every rank calls this."""
-    for step in reversed(on_first(lambda: _steps(directory))):
-        checkpoint = find(directory, step)
+def latest(depot: Depot) -> Checkpoint | None:
+    """The newest whole checkpoint in `depot`, or None; every rank calls this."""
+    for step in reversed(on_first(lambda: _steps(depot))):
+        checkpoint = find(depot, step)
         if checkpoint is not None:
             return checkpoint
     return None
 
 
-def prune(directory: Path, keep: int, best_step: int | None) -> None:
+def prune(depot: Depot, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best, and what a kill left behind.
 
     Rank 0 alone calls this, when no other saves.
     """
-    for leftover in directory.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for step in _steps(directory)[:-keep]:
+    depot.sweep(SEAL)
+    for step in _steps(depot)[:-keep]:
         if step != best_step:
-            shutil.rmtree(directory / f"step-{step:08d}")
+            depot.remove(_name(step))
 
 
 def _owned(parts: Parts, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -169,14 +176,20 @@ def _names_of_earlier_stages(mesh: Mesh, names: list[str]) -> set[str]:
     return {name for held in of_ranks[: mesh.pp_rank] for name in held}
 
 
-def _write_pieces(aside: Path, held: dict[str, Tensor]) -> tuple[pieces.Index, dict[str, str]]:
+def _write_pieces(
+    depot: Depot, begun: str, held: dict[str, Tensor]
+) -> tuple[pieces.Index, dict[str, str]]:
     """Write this rank's file; the index of it, and its SHA-256 by name, none where it is empty."""
+    aside = depot.aside(begun)
     parts = {name: to_local(tensor) for name, tensor in held.items()}
     parts = {name: part for name, part in parts.items() if part.numel()}
+    if not parts:
+        return pieces.described(rank(), held), {}
     file = pieces.file_of(rank())
-    if parts:
-        tensor_file.write(aside / file, parts, parts.items())
-    return pieces.described(rank(), held), {file: sealed.sha256(aside / file)} if parts else {}
+    tensor_file.write(aside / file, parts, parts.items())
+    digest = sealed.sha256(aside / file)
+    depot.keep(aside, file)
+    return pieces.described(rank(), held), {file: digest}
 
 
 def _restore_moments(
@@ -211,16 +224,28 @@ def _scalar_device(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) ->
     raise AssertionError("a parameter that is not trained has no moments")
 
 
-def _seal(directory: Path) -> dict[str, str] | None:
+def _checkpoint(depot: Depot, step: int, digests: dict[str, str]) -> Checkpoint:
+    name = _name(step)
+    return Checkpoint(
+        step, depot.directory / name, lambda file: depot.fetch(name, file, digests[file])
+    )
+
+
+def _seal(depot: Depot, name: str) -> dict[str, str] | None:
     """SHA-256 by file; {} where that cannot be read, None where there is no checkpoint."""
-    if not directory.is_dir():
+    if name not in depot.names():
         return None
     try:
-        listed = json.loads((directory / SEAL).read_text())
+        listed = json.loads(depot.read(name, SEAL))
     except (OSError, ValueError):
         return {}
     return listed if isinstance(listed, dict) else {}
 
 
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("step-*"))
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _steps(depot: Depot) -> list[int]:
+    names = [name for name in depot.names() if name.startswith("step-")]
+    return sorted(int(name.removeprefix("step-")) for name in names)

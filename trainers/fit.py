@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from cluster.errors import BerthaError
@@ -25,11 +25,11 @@ from trainers.device import DEVICES, Device
 from trainers.elastic import Elastic
 from trainers.environment import environment
 from trainers.loop import TrainingError
+from trainers.object_store import StoreError
 from trainers.planned import planned, sizes
 from trainers.progress import Follower
 from trainers.recipe import Recipe
 from trainers.record import RunDirectory, RunError
-from trainers.sealed import write_file
 from trainers.worker import Assignment, Report, work
 
 START_SECONDS = 1800  # that workers may take to start: machines, images, packages
@@ -47,36 +47,41 @@ class Outcome:
 def fit(
     recipe: Recipe,
     cluster: ClusterSpec,
-    run: Path,
+    run: Path | str,
     resume: bool = False,
     judged: bool = True,
     report: Report = ray.train.report,
 ) -> Outcome:
-    """Train `recipe` on `cluster` in the directory `run`, which all nodes see.
+    """Train `recipe` on `cluster` in `run`: a directory that all nodes see, or a URL as s3://...
 
     A finished run is not repeated. Workers that die are restarted up to the cluster's
     `max_failures`. judged: whether the test rows are looked at and a bundle is made; a run that was
     not judged can be resumed for just that. report: what every worker calls in its own process
-    after each evaluation. Raises RunError when the directory or the cluster cannot be used, and
-    what a worker raised when it cannot go on.
+    after each evaluation. Raises RunError or StoreError when the directory or the cluster cannot be
+    used, and what a worker raised when it cannot go on.
     """
     started, recipe = time.monotonic(), recipe.rooted()
-    directory = RunDirectory(run.resolve())
+    directory = RunDirectory.at(run, cluster.cache)
+    directory.probe()
     directory.claim(recipe, resume)
+    directory.fetch(directory.facts.name, directory.outcome.name)
     result = directory.result()
     if result is None or (judged and result["test"] is None):
         assignment = _assignment(recipe, directory, cluster, judged)
         connect(cluster)
         directory.refusal.unlink(missing_ok=True)
+        directory.publish(directory.refusal.name)
         with environment(_told(cluster)), Follower(directory, _price(cluster)):
-            _trainer(assignment, cluster, report).fit()
+            _fitted(_trainer(assignment, cluster, report))
+        directory.fetch(directory.refusal.name, directory.outcome.name)
         if directory.refusal.is_file():
             raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
         result = directory.result()
         if result is None:
             raise RunError(
-                f"{directory.path}: the workers ended well, but their result is not here; metadata."
-                "storage, or --run, must be a directory that all nodes see"
+                f"{directory.address}: the workers ended well, but their result is not here; "
+                "metadata.storage, or --run, must be a directory that all nodes see, or "
+                "s3://BUCKET/PREFIX"
             )
     return Outcome(result, time.monotonic() - started)
 
@@ -89,8 +94,9 @@ def _assignment(
     if run.record().get("teacher") not in (None, prepared.teacher):
         assert recipe.distillation is not None
         raise RunError(
-            f"cannot resume {run.path}: distillation.teacher = {recipe.distillation.teacher!r} is "
-            "not the bundle it began with; put that one back, or name another directory with --run"
+            f"cannot resume {run.address}: distillation.teacher = "
+            f"{recipe.distillation.teacher!r} is not the bundle it began with; put that one back, "
+            "or name another directory with --run"
         )
     num_features = int(prepared.train.samples.lengths[0])
     shape = sizes(recipe, prepared.labels, num_features, cluster.cache)
@@ -109,6 +115,17 @@ def _assignment(
         elastic,
         judged,
     )
+
+
+def _fitted(trainer: TorchTrainer) -> None:
+    """Let it train. Raises RunError where a disk or a store has failed once too often."""
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for cause in error.worker_failures.values():
+            if isinstance(cause, (OSError, StoreError)):
+                raise RunError(f"{cause}; go on with --resume once that is mended") from error
+        raise
 
 
 def connect(cluster: ClusterSpec, dashboard: bool = False) -> None:
@@ -220,5 +237,7 @@ def _worker(config: dict[str, Any]) -> None:
         spot.beside()
     try:
         work(assignment, config["report"], config["leaving"])
+    except StoreError:
+        raise
     except BerthaError as error:
-        write_file(assignment.run.refusal, str(error))
+        assignment.run.refuse(str(error))

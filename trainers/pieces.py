@@ -5,7 +5,7 @@ wrote it, hence the file, and the block that it is of the whole. Knows no layout
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -118,11 +118,13 @@ def read_index(directory: Path) -> Index:
 class Reader:
     """The tensors of a checkpoint, read block by block; a context that closes its files.
 
-    kinds: of each parameter the kinds of its moments; those are tensors `parameter/kind`.
+    fetch: called with the name of a file before it is read. kinds: of each parameter the kinds of
+    its moments; those are tensors `parameter/kind`.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.index = directory, read_index(directory)
+    def __init__(self, directory: Path, fetch: Callable[[str], None]) -> None:
+        fetch(INDEX)
+        self.directory, self.index, self._fetch = directory, read_index(directory), fetch
         self.kinds: dict[str, list[str]] = {}
         for key in self.index:
             name, _, kind = key.rpartition("/")
@@ -172,6 +174,7 @@ class Reader:
 
     def _read(self, name: str, rank: int, where: tuple[slice, ...]) -> Tensor:
         if rank not in self._files:
+            self._fetch(file_of(rank))
             path = self.directory / file_of(rank)
             self._files[rank] = self._stack.enter_context(safe_open(path, framework="pt"))
         file = self._files[rank]

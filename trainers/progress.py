@@ -1,9 +1,10 @@
 """What a person sees while a run goes on: the driver reads metrics.jsonl as it grows.
 
-Workers may be on other machines and print nothing; one reader of the shared run directory keeps the
-screen clean and works the same under `ray job submit`.
+Workers may be on other machines and print nothing; one reader of the run directory, or of its home
+in a store, keeps the screen clean and works the same under `ray job submit`.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -12,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from trainers.object_store import Absent, ObjectStore, StoreError
 from trainers.record import RunDirectory
+
+FAR_SECONDS = 2.0  # between looks at a file in a store
 
 
 class Tail:
@@ -23,7 +27,7 @@ class Tail:
         self._file: TextIO | None = None
         self._rest = ""
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, last: bool = False) -> list[dict[str, Any]]:
         """The new rows. A file that was replaced is read from its last `start` row on."""
         replaced = self._file is not None and self._moved()
         if self._file is None or replaced:
@@ -33,8 +37,7 @@ class Tail:
             self._file = self._path.open(encoding="utf-8")
         *lines, self._rest = (self._rest * (not replaced) + self._file.read()).split("\n")
         rows = [json.loads(line) for line in lines]
-        starts = [index for index, row in enumerate(rows) if row["kind"] == "start"]
-        return rows[starts[-1] :] if replaced and starts else [] if replaced else rows
+        return _since_the_last_start(rows) if replaced else rows
 
     def close(self) -> None:
         """Let go of the file."""
@@ -45,6 +48,44 @@ class Tail:
     def _moved(self) -> bool:
         assert self._file is not None
         return os.fstat(self._file.fileno()).st_ino != self._path.stat().st_ino
+
+
+class FarTail:
+    """Reads the complete lines that a JSONL file in a store gained since the last look.
+
+    It is copied there whole, each time with more, or by another start with less.
+    """
+
+    def __init__(self, store: ObjectStore, path: str) -> None:
+        self._store, self._path, self._seen = store, path, b""
+        self._looked_at = 0.0
+
+    def rows(self, last: bool = False) -> list[dict[str, Any]]:
+        """The new rows; of a file with less, those from its last `start` row on.
+
+        Looks now and then alone, unless it is for the last time.
+        """
+        if not last and time.monotonic() - self._looked_at < FAR_SECONDS:
+            return []
+        self._looked_at = time.monotonic()
+        try:
+            data = self._store.read(self._path)
+        except Absent:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        grown = whole.startswith(self._seen)
+        lines = whole[len(self._seen) * grown :].decode().splitlines()
+        self._seen = whole
+        rows = [json.loads(line) for line in lines]
+        return rows if grown else _since_the_last_start(rows)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _since_the_last_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    starts = [index for index, row in enumerate(rows) if row["kind"] == "start"]
+    return rows[starts[-1] :] if starts else []
 
 
 class Follower:
@@ -60,7 +101,8 @@ class Follower:
         say: Callable[[str], None] = print,
         every_seconds: float = 5.0,
     ) -> None:
-        self._tail = Tail(run.metrics)
+        store = run.store
+        self._tail = Tail(run.metrics) if store is None else FarTail(store, run.metrics.name)
         self._tail.rows()  # what an earlier start left
         self._say, self._every, self._price = say, every_seconds, usd_per_hour
         self._total_steps = 0
@@ -81,10 +123,11 @@ class Follower:
 
     def _follow(self) -> None:
         while not self._stop.wait(0.5):
-            self._look()
+            with contextlib.suppress(StoreError):  # the next look sees it all
+                self._look()
 
     def _look(self, last: bool = False) -> None:
-        for row in self._tail.rows():
+        for row in self._tail.rows(last):
             self._tell(row)
         now = time.monotonic()
         if self._pending and (last or now - self._said_at >= self._every):

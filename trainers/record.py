@@ -9,22 +9,23 @@
     checkpoints/      to go on from               bundle/   the trained model
     result.json       the outcome; there when the run has ended
 
-Knows no model and no Ray.
+All nodes see it, or its home is a prefix in S3 and each node has a directory of its own, from which
+what it writes is published. Knows no model and no Ray.
 """
 
+import hashlib
 import json
-import time
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from cluster.errors import BerthaError
 from cluster.settings import SettingsError
 from trainers import recipe as recipes
-from trainers.events import Evaluation, Step
+from trainers.depot import Depot, InStore, OnDisk
+from trainers.object_store import Absent, ObjectStore, reach
 from trainers.recipe import Recipe
 from trainers.sealed import write_file
 
@@ -38,9 +39,31 @@ class RunError(BerthaError):
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The names inside a run directory."""
+    """The names inside a run directory.
+
+    home: the URL where its files are kept; path is then this machine's own. "": all nodes see path.
+    """
 
     path: Path
+    home: str = ""
+
+    @classmethod
+    def at(cls, run: Path | str, cache: Path) -> "RunDirectory":
+        """What `run` names, a path or a URL. cache: a directory of this machine."""
+        if "://" not in str(run):
+            return cls(Path(run).resolve())
+        home = str(run).rstrip("/")
+        return cls(cache / "runs" / hashlib.sha256(home.encode()).hexdigest()[:16], home)
+
+    @property
+    def address(self) -> str:
+        """What names it to its user."""
+        return self.home or str(self.path)
+
+    @property
+    def store(self) -> ObjectStore | None:
+        """Its home. Raises StoreError for a URL of unknown kind."""
+        return reach(self.home) if self.home else None
 
     @property
     def metrics(self) -> Path:
@@ -53,9 +76,10 @@ class RunDirectory:
         return self.path / "record.json"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Depot:
         """See `checkpoint`."""
-        return self.path / "checkpoints"
+        store, here = self.store, self.path / "checkpoints"
+        return OnDisk(here) if store is None else InStore(store, "checkpoints", here)
 
     @property
     def bundle(self) -> Path:
@@ -63,9 +87,47 @@ class RunDirectory:
         return self.path / "bundle"
 
     @property
+    def outcome(self) -> Path:
+        """What the run came to; absent until it has ended."""
+        return self.path / "result.json"
+
+    @property
     def refusal(self) -> Path:
         """Why the run cannot go on until its user mends something; absent otherwise."""
         return self.path / "error.txt"
+
+    def probe(self) -> None:
+        """Raise StoreError where its home cannot be written to, before anything is trained."""
+        if self.store is not None:
+            self.store.probe()
+
+    def publish(self, *names: str) -> None:
+        """Bring its home, if it has one, up to what files and directories of these names are here.
+
+        One after another; a file that is not here goes there, too.
+        """
+        store = self.store
+        if store is None:
+            return
+        for name in names:
+            path = self.path / name
+            if path.is_dir():
+                store.upload(path, name)
+            elif path.is_file():
+                store.write(name, path.read_bytes())  # at once: it may be growing
+            else:
+                store.remove(name)
+
+    def fetch(self, *names: str) -> None:
+        """Bring files of these names up to what they are at its home, if it has one."""
+        store = self.store
+        if store is None:
+            return
+        for name in names:
+            try:
+                store.get(name, self.path / name)
+            except Absent:
+                (self.path / name).unlink(missing_ok=True)
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
         """Make the directory this run's own, or check that it may be resumed.
@@ -73,25 +135,37 @@ class RunDirectory:
         Raises RunError when it holds another run, or this one and `resume` is not asked for.
         """
         held = self.path / "recipe.yaml"
+        self.fetch(held.name)
         if not held.is_file():
             self.path.mkdir(parents=True, exist_ok=True)
             write_file(held, recipe.to_yaml())
+            self.publish(held.name)
             return
         if not resume:
             raise RunError(
-                f"{self.path} holds a run already; --resume goes on with it, --run names another"
+                f"{self.address} holds a run already; --resume goes on with it, --run names another"
             )
         try:
             before = recipes.load(held)
         except SettingsError as error:
-            raise RunError(f"cannot resume {self.path}: {error}") from None
+            raise RunError(f"cannot resume {self.address}: {error}") from None
         differing = _differences(before.model_dump(), recipe.model_dump())
         changed = [key for key in differing if not key.startswith(PERFORMANCE)]
         if changed:
             raise RunError(
-                f"cannot resume {self.path}: its recipe differs in {', '.join(changed)}; "
+                f"cannot resume {self.address}: its recipe differs in {', '.join(changed)}; "
                 "resume with the same settings, or name another directory with --run"
             )
+
+    def let_go(self) -> None:
+        """Free this machine's disk of what its home has, when the run has ended."""
+        if self.home:
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def refuse(self, reason: str) -> None:
+        """Leave word why the run cannot go on."""
+        write_file(self.refusal, reason)
+        self.publish(self.refusal.name)
 
     def rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """The rows of metrics.jsonl, of one kind or all; a half-written last line is left out."""
@@ -111,67 +185,7 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The outcome, once the run has ended."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
-
-
-class Recorder:
-    """Writes metrics.jsonl and TensorBoard events while a run goes on.
-
-    lost_steps: that were computed beyond the checkpoint it goes on from, and are computed again.
-    lost_seconds: that they took.
-    """
-
-    def __init__(self, run: RunDirectory, resumed_at: int) -> None:
-        """Open for appending; rows after step `resumed_at` belong to a lost future and go."""
-        rows = list(run.rows())
-        kept = [row for row in rows if row["step"] <= resumed_at]
-        lost = [row for row in rows if row["kind"] == "step" and row["step"] > resumed_at]
-        self.lost_steps = max([0, *(row["step"] - resumed_at for row in lost)])
-        self.lost_seconds = float(sum(row["seconds"] for row in lost))
-        write_file(run.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        self._lines = run.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run.path / "tensorboard"), purge_step=resumed_at + 1)
-
-    def start(self, **facts: Any) -> None:
-        """A row that says from which step, and with what, the run goes on."""
-        self._write("start", facts)
-
-    def record(self, event: Step | Evaluation) -> None:
-        """A row of what happened."""
-        if isinstance(event, Step):
-            self.step(event)
-        else:
-            self.evaluation(event)
-
-    def step(self, step: Step) -> None:
-        """A row of one optimizer step."""
-        row = asdict(step)
-        row["tokens_per_second"] = step.tokens / step.seconds
-        row["padding_share"] = 1 - step.tokens / step.computed_tokens
-        self._write("step", row)
-        for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "padding_share"):
-            self._events.add_scalar(f"train/{name}", row[name], step.step)
-
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """A row of one evaluation."""
-        self._write("evaluation", asdict(evaluation))
-        for name, value in evaluation.metrics.items():
-            if isinstance(value, float):
-                self._events.add_scalar(f"validation/{name}", value, evaluation.step)
-
-    def notice(self, step: int) -> None:
-        """A row that says that a machine is about to leave, and that `step` is saved."""
-        self._write("notice", {"step": step})
-
-    def close(self) -> None:
-        """Flush everything."""
-        self._lines.close()
-        self._events.close()
-
-    def _write(self, kind: str, row: dict[str, Any]) -> None:
-        self._lines.write(json.dumps({"kind": kind, **row, "time": time.time()}) + "\n")
-        self._lines.flush()
+        return json.loads(self.outcome.read_text()) if self.outcome.is_file() else None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

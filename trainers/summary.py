@@ -1,12 +1,11 @@
 """The outcome of a run in words."""
 
-from pathlib import Path
 from typing import Any
 
 from trainers.progress import duration
 
 
-def lines(result: dict[str, Any], seconds: float, run: Path) -> list[str]:
+def lines(result: dict[str, Any], seconds: float, run: str) -> list[str]:
     """A few lines for a person: what was held out, how good, where the bundle is."""
     test = result["test"]
     early = ", stopped early" if result["stopped_early"] else ""
@@ -19,7 +18,7 @@ def lines(result: dict[str, Any], seconds: float, run: Path) -> list[str]:
         said.append(f"held out, {test[counted]} {what} never trained on:")
         said += [f"  {name:<{width}}  {value:.4f}" for name, value in single.items()]
         said += _per_class(test.get("per_class", {}))
-    said.append(f"bundle: {run / 'bundle'}")
+    said.append(f"bundle: {run}/bundle")
     return said
 
 

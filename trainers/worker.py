@@ -1,8 +1,8 @@
 """One process of a run: data, model, loop, records, checkpoints, and at the end the bundle.
 
-Every rank runs `work`; rank 0 alone writes. It goes on from the newest whole checkpoint of the run
-directory, whoever started it again and why. Knows no Ray: under `torchrun`, in bare gloo processes
-and in one process it is the same.
+Every rank runs `work`; but for its part of a checkpoint, rank 0 alone writes. It goes on from the
+newest whole checkpoint of the run directory, whoever started it again and why. Knows no Ray: under
+`torchrun`, in bare gloo processes and in one process it is the same.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.layout import Layout
 from trainers import bundle, checkpoint, data, provenance, receipt, teacher
-from trainers.agreement import num_ranks, on_first
+from trainers.agreement import num_ranks, on_all, on_first
 from trainers.card import FORMAT, Card
 from trainers.checkpoint import Checkpoint
 from trainers.device import DEVICES, autocast_dtype
@@ -27,7 +27,8 @@ from trainers.metrics import Metrics
 from trainers.model import materialize, outline, shapes_of
 from trainers.parallelize import parallelize
 from trainers.recipe import Recipe
-from trainers.record import Recorder, RunDirectory
+from trainers.record import RunDirectory
+from trainers.recorder import Recorder
 from trainers.sealed import write_file
 
 Report = Callable[[Mapping[str, float]], None]
@@ -72,6 +73,8 @@ def work(
     """
     assignment = assignment.on(num_ranks())
     recipe, run = assignment.recipe, assignment.run
+    on_all(run.probe)
+    on_first(lambda: run.fetch(run.metrics.name, run.facts.name))
     prepared = teacher.taught(recipe, data.prepare(recipe, assignment.cache), assignment.cache)
     encoder = data.encoder_of(recipe, assignment.cache)
     loop = _loop(assignment, prepared, encoder)
@@ -98,6 +101,7 @@ def work(
         if recorder is not None:
             recorder.close()
     _finish(assignment, prepared, loop, encoder)
+    run.let_go()
 
 
 def _train(
@@ -111,6 +115,8 @@ def _train(
     unreported: dict[str, float] = {}
     for event in loop.run(leaving):
         if isinstance(event, Save):
+            if recorder is not None:
+                recorder.publish()
             _save(loop, run)
             if recorder is not None and event.leaving:
                 recorder.notice(event.step)
@@ -172,6 +178,7 @@ def _describe(
         "parity": parity,
     }
     write_file(assignment.run.facts, json.dumps(record, indent=2) + "\n")
+    assignment.run.publish(assignment.run.facts.name)
 
 
 def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: Encoder) -> None:
@@ -190,7 +197,8 @@ def _finish(assignment: Assignment, prepared: data.Data, loop: Loop, encoder: En
         "validation": {loop.recipe.metric: progress.best_value},
         "test": test,
     }
-    write_file(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    write_file(run.outcome, json.dumps(result, indent=2) + "\n")
+    run.publish(run.outcome.name)
 
 
 def _best(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
@@ -232,4 +240,5 @@ def _judge(
     shapes = shapes_of(recipe, prepared.labels, num_features, encoder)
     bundle.write(run.bundle, shapes, best.tensors(), encoder, card)
     plots.draw(run, recipe.metric, prepared.labels, test)
+    run.publish("plots", run.bundle.name)
     return test

@@ -19,7 +19,7 @@ class LineageError(BerthaError):
 
 def inherit(path: Path, parent: Path, tokens: int) -> None:
     """Give the run directory `path` the checkpoint that `parent` has at `tokens`, once."""
-    own = RunDirectory(path).checkpoints
+    own = RunDirectory(path).checkpoints.directory
     if own.is_dir():
         return
     steps = [

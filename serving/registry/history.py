@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from serving.registry.state import FORMAT, State
-from serving.registry.store import Absent, Store
+from serving.registry.store import Store
+from trainers.object_store import Absent
 
 STATES = "_states"  # no name of a model begins so
 

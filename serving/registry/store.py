@@ -1,4 +1,4 @@
-"""Where a registry keeps its files: a directory, or a prefix in S3 (`object_store.py`).
+"""Where a registry keeps its files: a directory, or a prefix in S3 (`trainers/object_store.py`).
 
 Two promises are all that a registry needs. `create` makes a file that was not there, whole, and of
 several that try one wins; on a disk that is a hard link. And a listing shows every file created
@@ -16,16 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from cluster.errors import BerthaError
+from trainers.object_store import Absent, StoreError, reach
 from trainers.sealed import written_aside
-
-
-class StoreError(BerthaError):
-    """A store that cannot be read or written; the text says where, why, and the way out."""
-
-
-class Absent(StoreError):
-    """A file that is not in the store."""
 
 
 class Store(Protocol):
@@ -65,11 +57,9 @@ def open_store(address: str) -> Store:
     """The store at `address`, a directory or a URL; nothing is read or created yet."""
     if address.startswith("file://"):
         return DirectoryStore(Path(address.removeprefix("file://")))
-    if "://" not in address:
-        return DirectoryStore(Path(address).expanduser().absolute())
-    from serving.registry.object_store import reach  # its clients, which a directory does not need
-
-    return reach(address)
+    if "://" in address:
+        return reach(address)
+    return DirectoryStore(Path(address).expanduser().absolute())
 
 
 class DirectoryStore:
