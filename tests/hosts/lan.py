@@ -48,7 +48,6 @@ def network(hosts: list[Host]) -> Iterator[None]:
         clear()
         try:
             (STATE / "shared").mkdir(parents=True)
-            (STATE / "shared").chmod(0o777)
             do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(STATE / "key"))
             do("ip", "link", "add", BRIDGE, "type", "bridge")
             do("ip", "link", "set", BRIDGE, "addrgenmode", "none", "up")

@@ -99,7 +99,7 @@ def _host(instance: dict[str, Any]) -> Host:
     public = (instance["public"],) if instance["public"] else ()
     name = instance["name"][-8:]
     key, address = instance["key"], instance["address"]
-    return Host(name, address, "ubuntu", public, key, profile=PROFILE)
+    return Host(name, address, "ubuntu", public, key, shares=False, profile=PROFILE)
 
 
 @contextmanager
