@@ -67,7 +67,12 @@ def of_head(shape: Shape, layout: Layout, batch: MicroBatch) -> float:
 
 
 def while_head(shape: Shape, layout: Layout, batch: MicroBatch) -> float:
-    """What the loss needs on top: logits in fp32 in forward, their gradient in backward."""
+    """What the loss needs on top of logits and softmax: logits in fp32, where they are not.
+
+    Backward needs no more: the gradient of the logits stands where they stood.
+    """
+    if batch.width == FP32:
+        return 0.0
     return batch.masked * -(-shape.vocab_size // layout.tp) * FP32
 
 

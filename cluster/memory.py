@@ -157,11 +157,13 @@ def _of_rank(
         workspace=max(0.0, outer),
         buffers=_buffers(shape, layout, regime, held, first),
     )
+    # A tied table's gradient of the head waits for that of the embeddings; FSDP counts it above.
+    waits = first and last and shape.head == "masked-lm" and not (once or fsdp)
     in_layer = replace(
         at_loss,
         gradients=FP32 * ends * last / layout.dp_shard if once else states,
         gathered=_gathered(ends, 1, layer, batch.width, once) if fsdp else 0.0,
-        workspace=max(0.0, inner),
+        workspace=max(0.0, inner + waits * _table(shape, layout, FP32, first, last) / 3),
     )
     at_end = replace(
         in_layer,
@@ -226,11 +228,7 @@ def _activations(
     kept = sum(of_layer(shape, layout, batch, layer == final) for layer in layers)
     kept += of_embeddings(shape, batch) if first else 0.0
     head = of_head(shape, layout, batch) if last else 0.0
-    freed = 0.0
-    if last:  # logits themselves live as long as the loop holds them
-        words = -(-shape.vocab_size // layout.tp)
-        freed = head - batch.masked * words * batch.width
-    alone = final in layers and shape.reads_cls_alone
+    freed, alone = head, final in layers and shape.reads_cls_alone
     if alone:
         freed += of_layer(shape, layout, batch, last=True)
     whole = [layer for layer in layers if not (alone and layer == final)]
@@ -255,10 +253,12 @@ def _gathered(ends: float, inside: int, layer: float, width: int, once: bool) ->
 
     Embeddings and head stay gathered from forward to backward, and their gradient in fp32, sent off
     by the micro-batch before, until a next one is sent. Inside a layer: its parameters, those of
-    the next one, its gradient, and the gradient of embeddings and head.
+    the next one, its gradient, the gradient of embeddings and head, and where gradients are bf16
+    the fp32 copy in which a layer's are sent off.
     """
     sent = 0.0 if once else FP32 * ends
-    return width * ends + sent + inside * width * (ends + 3 * layer)
+    copied = FP32 * layer if width == BF16 else 0.0
+    return width * ends + sent + inside * (width * (ends + 3 * layer) + copied)
 
 
 def _buffers(shape: Shape, layout: Layout, regime: Regime, held: float, first: bool) -> float:

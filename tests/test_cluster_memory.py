@@ -18,6 +18,7 @@ from trainers.sharded_softmax import VocabularyPart, token_losses
 
 BASE = Shape(768, 12, 12, 3072, 30522, 512, 2, 768, "masked-lm")
 ONE = Layout(dp_replicate=1)
+WORDS = 2003  # so that logits weigh something
 
 
 def measured(
@@ -26,7 +27,7 @@ def measured(
     """Bytes (between steps, at the end of a forward, at the peak) of real steps of two
     micro-batches, and the shape that took them."""
     config = BertConfig(
-        vocab_size=401,
+        vocab_size=WORDS,
         hidden_size=64,
         num_hidden_layers=num_layers,
         num_attention_heads=4,
@@ -40,7 +41,7 @@ def measured(
     model.recompute = recompute
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     b, s = regime.sequences, regime.tokens
-    ids, mask = torch.randint(5, 401, (b, s)), torch.ones(b, s, dtype=torch.bool)
+    ids, mask = torch.randint(5, WORDS, (b, s)), torch.ones(b, s, dtype=torch.bool)
     mask[0, -3:] = False
     keys = torch.from_numpy(sample_keys(0, 0, np.arange(b)))
     positions = torch.arange(b * (regime.masked or 0)) if lm else None
@@ -58,8 +59,9 @@ def measured(
                 else:
                     loss = torch.nn.functional.cross_entropy(logits.float(), targets)
                 forward = meter.total
+                del logits  # as the loop does
                 loss.backward()
-                del logits, loss
+                del loss
             optimizer.step()
             optimizer.zero_grad()
     return between, forward, meter.peak, shape_of(config, task, 2)
@@ -72,9 +74,19 @@ def test_memory_is_what_a_real_step_takes(task: str, recompute: Recompute, preci
     regime = Regime(6, 48, 2, precision, "adamw", masked=7)
     between, forward, most, shape = measured(task, regime, recompute)
     (memory,) = needs(shape, Layout(dp_replicate=1, recompute=recompute), regime)
-    table = 4 * 401 * 64 if task == "classification" else 0  # whose gradient's memory is kept
+    table = 4 * WORDS * 64 if task == "classification" else 0  # whose gradient's memory is kept
     assert memory.parameters + memory.moments + table == pytest.approx(between, rel=0.02)
     assert memory.states + memory.casts + memory.activations == pytest.approx(forward, rel=0.01)
+    assert memory.total == pytest.approx(most, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_logits_are_counted_as_often_as_they_live(recompute: Recompute, precision: str) -> None:
+    """Where nearly all tokens are guessed, they are most of the memory."""
+    regime = Regime(6, 48, 2, precision, "adamw", masked=40)
+    _, _, most, shape = measured("masked-lm", regime, recompute)
+    (memory,) = needs(shape, Layout(dp_replicate=1, recompute=recompute), regime)
     assert memory.total == pytest.approx(most, rel=0.05)
 
 

@@ -113,7 +113,7 @@ def _seconds(trials: Sequence[Trial], device: Device, limit: float) -> list[floa
     One step of each in turn, so that a disturbed moment, or a warm processor, falls on all alike.
     Every rank makes the same number of passes: that of the first, which all hear after each.
     """
-    runs = [_loop(trial, device).run() for trial in trials]
+    runs = [loop_of(trial, device).run() for trial in trials]
     taken: list[list[float]] = [[] for _ in trials]
     began, passes = time.perf_counter(), 0
     while True:
@@ -135,7 +135,7 @@ def _agreed(enough: bool, device: Device) -> bool:
     return bool(told.item())
 
 
-def _loop(trial: Trial, device: Device) -> Loop:
+def loop_of(trial: Trial, device: Device) -> Loop:
     """The loop of a run over random texts, of which there are enough."""
     recipe, encoder = _recipe(trial), _Words(trial.vocab_size)
     mesh, place = Mesh.of(Layout(), device.kind), device.torch_device()
