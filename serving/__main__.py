@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cluster.errors import BerthaError
 from serving import client, deploying
+from serving.bundles import at_hand, put_back
 from serving.endpoint.settings import memory_gib, replicas_for
 from serving.http import keys
 from serving.registry.naming import name_of
@@ -74,8 +75,7 @@ def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     from serving.registry.reference import Reference
     from serving.registry.registry import Registry
 
-    directory = Path(options.what)
-    if not (directory.exists() or "/" in options.what):
+    if not (Path(options.what).exists() or "/" in options.what):
         registry = Registry.open(options.registry)
         state, reference = registry.read().find(options.what)
         if reference != Reference(state.name):
@@ -88,13 +88,13 @@ def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
             registry.make_default(state.name)
         yield options.registry, state.name, card.task
         return
-    card, name = read(directory), name_of(directory)
-    labels = ", ".join(card.labels) or "a number"
-    if options.dry_run:
-        print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
-        yield options.registry, name, card.task
-        return
-    with tempfile.TemporaryDirectory(prefix="bertha-") as place:
+    with at_hand(options.what) as directory, tempfile.TemporaryDirectory(prefix="bertha-") as place:
+        card, name = read(directory), name_of(directory)
+        labels = ", ".join(card.labels) or "a number"
+        if options.dry_run:
+            print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
+            yield options.registry, name, card.task
+            return
         own = Registry.open(place)
         own.deploy(name, own.register(directory, name))
         yield place, name, card.task
@@ -106,9 +106,11 @@ def predict(options: argparse.Namespace) -> int:
     from serving.models import Prediction
     from serving.protocols.labels import ranked
 
-    engine = Engine.load(options.bundle, options.engine)
+    with at_hand(options.bundle) as directory:
+        engine = Engine.load(directory, options.engine)
+        answers = engine.predict(options.text)
     card = engine.card
-    for text, answer in zip(options.text, engine.predict(options.text), strict=True):
+    for text, answer in zip(options.text, answers, strict=True):
         if not isinstance(answer, Prediction):
             raise BerthaError(
                 f"{options.bundle}: a model for {card.task}; serve it and ask over HTTP: "
@@ -139,7 +141,11 @@ def build(options: argparse.Namespace) -> int:
     """Measure engines and choose one."""
     from serving.build.engines import main_build
 
-    return main_build(options)
+    with at_hand(options.bundle) as directory:
+        status = main_build(options, directory)
+        if not options.dry_run:
+            put_back(directory, options.bundle)
+    return status
 
 
 def _wait_for_the_end() -> None:
@@ -154,20 +160,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     runs = commands.add_parser("run", help="serve on this machine until Ctrl-C")
-    runs.add_argument("what", metavar="BUNDLE|NAME", help="runs/reviews/bundle, or a live name")
+    runs.add_argument("what", metavar="BUNDLE|NAME", help="a directory, s3://, or a live name")
     runs.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this first")
     runs.add_argument("--dry-run", action="store_true", help="say what would be served")
     deploying.add_endpoint_arguments(runs, replicas_for(_cores(), memory_gib()))
     runs.set_defaults(command=run)
 
     predicts = commands.add_parser("predict", help="answer texts in this process")
-    predicts.add_argument("bundle", type=Path, help="directory of a bundle")
+    predicts.add_argument("bundle", help="directory of a bundle, or s3://")
     predicts.add_argument("text", nargs="+", help="what to answer")
     predicts.add_argument("--engine", help="as 'onnxruntime int8'; default: the chosen one")
     predicts.set_defaults(command=predict)
 
     builds = commands.add_parser("build", help="measure engines of a bundle and choose one")
-    builds.add_argument("bundle", type=Path, help="directory of a bundle")
+    builds.add_argument("bundle", help="directory of a bundle, or s3://")
     builds.add_argument("--texts", type=Path, help="measure on these; default: the recipe's own")
     builds.add_argument("--threshold", type=float, help="least agreement; default: 0.995")
     builds.add_argument("--allow", action="append", default=[], metavar="NAME", help="even below")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.settings import validated
+from serving.bundles import at_hand, is_far
 from serving.endpoint.settings import Endpoint
 from serving.registry.judge import Rule
 from serving.registry.naming import name_of
@@ -70,7 +71,7 @@ def add_commands(commands: Any) -> None:
     add_endpoint_arguments(deploys, 1)
     deploys.set_defaults(command=deploy)
     registers = commands.add_parser("register", help="keep a bundle under a name; it answers later")
-    registers.add_argument("what", metavar="BUNDLE", type=Path)
+    registers.add_argument("what", metavar="BUNDLE", help="a directory, or s3://")
     registers.add_argument("--as", dest="name", help="name of the bundle; default: of its run")
     registers.add_argument("--alias", help="of the version, as best")
     registers.add_argument("--note", default="", help="for the history")
@@ -94,9 +95,10 @@ def add_commands(commands: Any) -> None:
 def deploy(options: argparse.Namespace) -> int:
     """Make a version live or a canary; register it first where a bundle is given."""
     registry = Registry.open(options.registry)
-    if Path(options.what).is_dir():
+    if is_far(options.what) or Path(options.what).is_dir():
         name = options.name or name_of(Path(options.what))
-        version = registry.register(Path(options.what), name, options.note)
+        with at_hand(options.what) as bundle:
+            version = registry.register(bundle, name, options.note)
     else:
         state, reference = registry.read().find(options.what)
         name, version = state.name, _meant(state, reference)
@@ -113,7 +115,7 @@ def deploy(options: argparse.Namespace) -> int:
 
 def register(options: argparse.Namespace) -> int:
     """Keep a bundle as the next version of a name, which changes nothing of what answers."""
-    name = checked_name(options.name or name_of(options.what))
+    name = checked_name(options.name or name_of(Path(options.what)))
     alias = checked_alias(options.alias) if options.alias else None
     _check_place(options.registry)
     try:
@@ -126,7 +128,8 @@ def register(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(f"{options.registry}: {len(snapshot.states)} names; {name} can be registered")
         return 0
-    version = registry.register(options.what, name, options.note)
+    with at_hand(options.what) as bundle:
+        version = registry.register(bundle, name, options.note)
     if alias:
         registry.alias(name, alias, version, options.note)
     print(f"{name}:{version}")

@@ -51,6 +51,7 @@ def half(store, source, path):
         os.kill(os.getpid(), signal.SIGKILL)
     whole(store, source, path)
 ObjectStore.put = half
+from trainers.__main__ import main
 main(sys.argv[2:])
 """
 

@@ -91,10 +91,13 @@ def table(found: Sequence[Candidate], card: Card) -> str:
     )
 
 
-def main_build(options: argparse.Namespace) -> int:
-    """The command `build`, its options as `serving.__main__` reads them; prints the table."""
-    card = read(options.bundle)
-    encoder = bundle.load_encoder(options.bundle, card)
+def main_build(options: argparse.Namespace, directory: Path) -> int:
+    """The command `build` for a bundle that is here in `directory`; prints the table.
+
+    options: as `serving.__main__` reads them.
+    """
+    card = read(directory)
+    encoder = bundle.load_encoder(directory, card)
     if options.student is not None:
         distilled.check(card, encoder, options.student)
     rows = rows_of(card, encoder, options.texts)
@@ -108,7 +111,7 @@ def main_build(options: argparse.Namespace) -> int:
             print(f"  {name}: {KINDS[name].lacking(to_make=True) or 'would be measured'}")
         return 0
     found = build(
-        options.bundle,
+        directory,
         candidates=options.only,
         student=options.student,
         rows=rows,
