@@ -117,5 +117,5 @@ def _of_storage(settings: Mapping[str, Any]) -> Iterator[Mistake]:
         told = "is neither a directory that all nodes see nor s3://BUCKET/PREFIX"
         yield Mistake("metadata.storage", told, storage)
     elif not is_url and not Path(storage).is_absolute():
-        told = "is another directory on each machine; give one that all see, as /mnt/shared/runs"
+        told = "is another directory on each machine; give one that all see, or s3://..."
         yield Mistake("metadata.storage", told, storage)
