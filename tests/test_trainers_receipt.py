@@ -156,4 +156,4 @@ def _without_exchange(rank: int, assignment: Assignment, meet: Path) -> None:
     Parallel.exchange = lambda self, stage, now: setattr(  # type: ignore[method-assign]
         self.compute[stage], "require_backward_grad_sync", False
     )
-    crew._rank(rank, 2, [(assignment, None)], meet)
+    crew._rank(rank, 2, [(assignment, None)], meet, None)
