@@ -1,10 +1,10 @@
 """S3 on this machine: moto's server on loopback."""
 
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from emulated_aws import reset
 
 
 @contextmanager
@@ -14,8 +14,7 @@ def emulated_s3(bucket: str) -> Iterator[str]:
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset).close()  # what an earlier server of this process held
+    reset(f"http://{host}:{port}")  # all servers of a process have one account
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         environment.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -1,6 +1,7 @@
 """A search over a made-up surface, without Ray and without a model."""
 
 import math
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,10 @@ def terms(space: Space = SPACE, **asked: Any) -> Terms:
     return Terms(plan, space, prior, PACE, slots=1)
 
 
-def journal(run: Path, of: Terms, sign: int = 1) -> Journal:
-    return Journal(run, of.prior.shown(of.space), point_of(RECIPE, of.space), sign)
+def journal(
+    run: Path, of: Terms, sign: int = 1, written: Callable[[], None] = lambda: None
+) -> Journal:
+    return Journal(run, of.prior.shown(of.space), point_of(RECIPE, of.space), sign, written)
 
 
 def final(trial: Trial) -> float:

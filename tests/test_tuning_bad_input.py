@@ -36,7 +36,7 @@ def words(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Pat
         (["data.validation=0", "stopping.patience=null"], "a search decides by validation rows"),
         (["data.source=nowhere.csv"], "nowhere.csv"),
         (["layout.pp=3"], "not one trial fits on the 1 device"),
-        (["--run", "s3://bucket/search"], "a directory that all nodes see"),
+        (["--run", "gs://bucket/search"], "gs://bucket/search: cannot be reached"),
         (["tune.model.layers=[null, [[0]]]"], "a list of such"),
         (["tune.model.layers=[null, [1, 0]]"], "kept once each, in their order"),
         (["--register", "Best Of All"], "'Best Of All' is no name of a model"),

@@ -11,6 +11,7 @@ import pytest
 from searching import RECIPE, SPACE, terms, told, write_search
 
 from cluster.spec import ClusterSpec, Metadata
+from trainers.directory import Directory
 from tuning import figures, finals, reading, report
 from tuning.__main__ import main
 from tuning.capacity import Capacity
@@ -38,7 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found, of = write_search(run, terms()), terms()
     journal = Journal(run, of.prior.shown(of.space), point_of(RECIPE, SPACE), 1)
     director = Director(of, journal, lambda line: None)
-    search = Search(director, Capacity(1, 1), ClusterSpec("here", "local", 1, Metadata()), run)
+    search = Search(
+        director, Capacity(1, 1), ClusterSpec("here", "local", 1, Metadata()), Directory(run)
+    )
     verdict = finals.verdict(found)
     assert verdict is not None and verdict.winner != 0
     judged = {verdict.winner: {"f1": 0.91}, 0: {"f1": 0.77}}
@@ -78,7 +81,7 @@ def test_where_there_is_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
-    report.write(run)
+    report.write(Directory(run))
     return (run / "report.html").read_text()
 
 

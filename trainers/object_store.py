@@ -67,11 +67,12 @@ class ObjectStore:
         self._filesystem.invalidate_cache()
         with self._failing_in_words(folder):
             try:
-                found = self._filesystem.find(f"{self._root}/{folder}")
+                found = self._filesystem.find(f"{self._root}/{folder}", detail=True)
             except FileNotFoundError:
                 return []
         start = len(self._filesystem._strip_protocol(self._root)) + 1
-        return sorted(path[start:] for path in found)
+        # A folder whose files go while it is listed may be found as one.
+        return sorted(path[start:] for path, each in found.items() if each["type"] == "file")
 
     def read(self, path: str) -> bytes:
         """The bytes of a file. Raises Absent."""

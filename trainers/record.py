@@ -13,7 +13,6 @@ All nodes see it, or its home is a prefix in S3 and each node has a directory of
 what it writes is published. Knows no model and no Ray.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from cluster.errors import BerthaError
 from cluster.settings import SettingsError
 from trainers import recipe as recipes
 from trainers.depot import Depot, InStore, OnDisk
-from trainers.object_store import Absent, ObjectStore, reach
+from trainers.directory import Directory
 from trainers.recipe import Recipe
 from trainers.sealed import write_file
 
@@ -38,32 +37,8 @@ class RunError(BerthaError):
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """The names inside a run directory.
-
-    home: the URL where its files are kept; path is then this machine's own. "": all nodes see path.
-    """
-
-    path: Path
-    home: str = ""
-
-    @classmethod
-    def at(cls, run: Path | str, cache: Path) -> "RunDirectory":
-        """What `run` names, a path or a URL. cache: a directory of this machine."""
-        if "://" not in str(run):
-            return cls(Path(run).resolve())
-        home = str(run).rstrip("/")
-        return cls(cache / "runs" / hashlib.sha256(home.encode()).hexdigest()[:16], home)
-
-    @property
-    def address(self) -> str:
-        """What names it to its user."""
-        return self.home or str(self.path)
-
-    @property
-    def store(self) -> ObjectStore | None:
-        """Its home. Raises StoreError for a URL of unknown kind."""
-        return reach(self.home) if self.home else None
+class RunDirectory(Directory):
+    """The names inside a run directory."""
 
     @property
     def metrics(self) -> Path:
@@ -95,39 +70,6 @@ class RunDirectory:
     def refusal(self) -> Path:
         """Why the run cannot go on until its user mends something; absent otherwise."""
         return self.path / "error.txt"
-
-    def probe(self) -> None:
-        """Raise StoreError where its home cannot be written to, before anything is trained."""
-        if self.store is not None:
-            self.store.probe()
-
-    def publish(self, *names: str) -> None:
-        """Bring its home, if it has one, up to what files and directories of these names are here.
-
-        One after another; a file that is not here goes there, too.
-        """
-        store = self.store
-        if store is None:
-            return
-        for name in names:
-            path = self.path / name
-            if path.is_dir():
-                store.upload(path, name)
-            elif path.is_file():
-                store.write(name, path.read_bytes())  # at once: it may be growing
-            else:
-                store.remove(name)
-
-    def fetch(self, *names: str) -> None:
-        """Bring files of these names up to what they are at its home, if it has one."""
-        store = self.store
-        if store is None:
-            return
-        for name in names:
-            try:
-                store.get(name, self.path / name)
-            except Absent:
-                (self.path / name).unlink(missing_ok=True)
 
     def claim(self, recipe: Recipe, resume: bool) -> None:
         """Make the directory this run's own, or check that it may be resumed.
@@ -162,22 +104,27 @@ class RunDirectory:
         if self.home:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
+    def forget_checkpoints(self) -> None:
+        """Delete all checkpoints."""
+        if self.store is not None:
+            self.store.remove("checkpoints")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
     def refuse(self, reason: str) -> None:
         """Leave word why the run cannot go on."""
-        write_file(self.refusal, reason)
-        self.publish(self.refusal.name)
+        self.leave(self.refusal.name, reason)
 
     def rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl, of one kind or all; a half-written last line is left out."""
-        if not self.metrics.is_file():
-            return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if kind is None or row["kind"] == kind:
-                yield row
+        """The rows of metrics.jsonl, of one kind or all; a half-written last line is left out.
+
+        Of a run in a store, those that lie on this machine: of rank 0.
+        """
+        if self.metrics.is_file():
+            yield from _rows(self.metrics.read_bytes(), kind)
+
+    def published(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """The same as everybody sees them."""
+        yield from _rows(self.read(self.metrics.name) or b"", kind)
 
     def record(self) -> dict[str, Any]:
         """What the last start wrote of its circumstances; {} before the first."""
@@ -186,6 +133,16 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """The outcome, once the run has ended."""
         return json.loads(self.outcome.read_text()) if self.outcome.is_file() else None
+
+
+def _rows(data: bytes, kind: str | None) -> Iterator[dict[str, Any]]:
+    for line in data.decode(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if kind is None or row["kind"] == kind:
+            yield row
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, get_args
 
 from cluster import spec
 from cluster.errors import BerthaError
-from cluster.settings import SettingsError, validated
+from cluster.settings import validated
 from trainers import recipe as recipes
-from tuning.plan import Plan, load
+from trainers.directory import Directory
+from tuning.holder import at_hand
+from tuning.plan import PLAN, Plan, load
 from tuning.sampler import Sampler
 from tuning.scheduler import Scheduler
 
@@ -49,22 +51,28 @@ def _start(options: argparse.Namespace) -> int:
             print(line)
         return 0
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    storage = Path(spec.load(plan.cluster).metadata.storage)
-    run = Path(options.run or storage / f"tuning-{Path(options.recipe).stem}-{stamp}")
-    _local(run)
-    made = study.create(plan, run)
-    print(f"search: {run}")
-    return _go(run, made)
+    named = spec.load(plan.cluster).run_named(f"tuning-{Path(options.recipe).stem}-{stamp}")
+    with at_hand(options.run or named) as run:
+        made = study.create(plan, run)
+        print(f"search: {run.address}")
+        return _go(run, made)
 
 
 def _resume(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tuning resume", description="go on with it")
-    parser.add_argument("run", type=Path, help="the directory of the search")
-    run = parser.parse_args(words).run
+    parser.add_argument("run", help="the directory of the search, or s3://...")
+    parser.add_argument("--cluster", help="where it goes on; default: where it began")
+    options = parser.parse_args(words)
     from tuning import study
 
-    _local(run)
-    return _go(run, study.setting(load(run)))
+    with at_hand(options.run) as run:
+        plan = load(run.path, run.address)
+        if options.cluster:
+            plan = plan.model_copy(update={"cluster": _cluster(options.cluster)})
+        made = study.setting(plan)
+        plan.save(run.path)
+        run.publish(PLAN)
+        return _go(run, made)
 
 
 def _dashboard(words: list[str]) -> int:
@@ -79,18 +87,19 @@ def _report(words: list[str]) -> int:
     return report.main(words)
 
 
-def _go(run: Path, made: "Setting") -> int:
+def _go(run: Directory, made: "Setting") -> int:
     """Search to the end and show the outcome."""
     from tuning import outcome, report, study
     from tuning.summary import lines
 
     with study.opened(run, made) as search:
-        print(f"look at it: python -m tuning dashboard {run}", flush=True)
+        if not run.home:
+            print(f"look at it: python -m tuning dashboard {run.address}", flush=True)
         search.go()
         result = outcome.conclude(search, run)
     for line in lines(result, made.cluster):
         print(line)
-    print(f"report: {report.write(run)[0]}")
+    print(f"report: {run.address}/{report.write(run)[0]}")
     return 0
 
 
@@ -99,11 +108,11 @@ def _plan(options: argparse.Namespace) -> Plan:
     settings, origin = recipes.read(options.recipe, options.overrides)
     ranges = settings.pop(recipes.RANGES, None)
     recipe = recipes.parse(settings, origin).rooted()
-    cluster, registry = options.cluster or "local.yaml", options.registry
+    registry = options.registry
     asked = {
         "recipe": recipe.model_dump(mode="json"),
         "ranges": ranges,
-        "cluster": str(Path(cluster).resolve()) if Path(cluster).is_file() else cluster,
+        "cluster": _cluster(options.cluster or "local.yaml"),
         "trials": options.trials,
         "sampler": options.sampler,
         "scheduler": options.scheduler,
@@ -117,12 +126,9 @@ def _plan(options: argparse.Namespace) -> Plan:
     return validated(Plan, asked, "search")
 
 
-def _local(run: Path) -> None:
-    if "://" in str(run) or str(run).startswith("s3:/"):
-        raise SettingsError(
-            f"--run {run}: a search is kept in a directory that all nodes see; its journal cannot "
-            "be appended to in s3://"
-        )
+def _cluster(name: str) -> str:
+    """A cluster file as a plan names it: by its whole path, or as one that is shipped."""
+    return str(Path(name).resolve()) if Path(name).is_file() else name
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -134,7 +140,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--trials", type=int, default=16, help="of the search (16)")
-    parser.add_argument("--run", help="the directory of the search; default: a new one")
+    parser.add_argument("--run", help="the search: a directory, or s3://...; default: a new one")
     parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
     parser.add_argument("--budget", help="the most it may cost: 2h, 50USD or 3kWh")
     parser.add_argument("--sampler", choices=get_args(Sampler), default="tpe")

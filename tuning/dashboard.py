@@ -109,11 +109,16 @@ class _Silent(WSGIRequestHandler):
 def main(arguments: list[str]) -> int:
     """The command `dashboard`: serve until it is interrupted. Raises BerthaError."""
     parser = argparse.ArgumentParser(prog="python -m tuning dashboard", description="a live page")
-    parser.add_argument("run", type=Path, help="the directory of the search")
+    parser.add_argument("run", help="the directory of the search")
     parser.add_argument("--port", type=int, default=8080, help="to listen at, 0 for any (8080)")
     parser.add_argument("--no-browser", action="store_true", help="open none")
     options = parser.parse_args(arguments)
-    with listening(options.run, options.port) as server:
+    if "://" in options.run:
+        raise DashboardError(
+            f"{options.run}: the page reads a directory; `aws s3 sync {options.run} DIR`, as often "
+            "as you like, makes one to look at"
+        )
+    with listening(Path(options.run), options.port) as server:
         url = f"http://{HOST}:{server.server_port}/"
         print(f"dashboard: {url}  (Ctrl-C ends it; the search goes on)", flush=True)
         if not options.no_browser:

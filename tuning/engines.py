@@ -7,11 +7,11 @@ here. Chooses nothing: the search has, by validation rows alone.
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 from trainers import card
+from trainers.record import RunDirectory
 from tuning.variants import MILLION, Variant, p95_seconds, usd
 
 OPTIONS: tuple[str, ...] = ()  # of the command: what it does by itself
@@ -21,15 +21,16 @@ class EnginesError(BerthaError):
     """Engines that cannot be made or measured; the text says why."""
 
 
-def measured(number: int, bundle: Path, metric: str, cluster: ClusterSpec) -> list[Variant]:
+def measured(number: int, run: RunDirectory, metric: str, cluster: ClusterSpec) -> list[Variant]:
     """The engines of a trial's bundle, which are left in it. Raises EnginesError."""
+    bundle = f"{run.address}/{run.bundle.name}"
     print(f"measuring the engines of trial {number}", flush=True)
-    command = [sys.executable, "-m", "serving", "build", str(bundle), *OPTIONS]
+    command = [sys.executable, "-m", "serving", "build", bundle, *OPTIONS]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnginesError(f"the engines of trial {number}: {last.removeprefix('error: ')}")
-    built = card.read(bundle)
+    built = card.parsed(run.read(f"{run.bundle.name}/{card.CARD}") or b"", bundle)
     return [_variant(number, each, built.max_length, metric, cluster) for each in built.engines]
 
 

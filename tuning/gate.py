@@ -9,14 +9,13 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.errors import BerthaError
 from trainers.agreement import on_first
-from trainers.sealed import write_file
+from trainers.directory import Directory
 
 VERDICT = "verdict.json"
-POLL_SECONDS = 0.1
+POLL_SECONDS, FAR_POLL_SECONDS = 0.1, 0.5  # on a disk, and in a store
 
 
 class Halted(BerthaError):
@@ -25,9 +24,9 @@ class Halted(BerthaError):
 
 @dataclass(frozen=True)
 class Gate:
-    """What every rank of a trial calls after each evaluation. path: the run directory."""
+    """What every rank of a trial calls after each evaluation. run: its run directory."""
 
-    path: Path
+    run: Directory
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
         """Wait for the verdict on these metrics. Raises Halted on all ranks, or on none."""
@@ -36,21 +35,21 @@ class Gate:
 
     def _goes_on(self, tokens: int) -> bool:
         while True:
-            seen, goes_on = verdict(self.path)
+            seen, goes_on = verdict(self.run)
             if seen >= tokens or not goes_on:
                 return goes_on
-            time.sleep(POLL_SECONDS)
+            time.sleep(FAR_POLL_SECONDS if self.run.home else POLL_SECONDS)
 
 
-def decide(path: Path, tokens: int, goes_on: bool) -> None:
+def decide(run: Directory, tokens: int, goes_on: bool) -> None:
     """Leave the verdict on an evaluation after `tokens`."""
-    write_file(path / VERDICT, json.dumps({"tokens": tokens, "goes_on": goes_on}) + "\n")
+    run.leave(VERDICT, json.dumps({"tokens": tokens, "goes_on": goes_on}) + "\n")
 
 
-def verdict(path: Path) -> tuple[int, bool]:
+def verdict(run: Directory) -> tuple[int, bool]:
     """(tokens of the newest evaluation that was decided on, whether the trial goes on)."""
-    try:
-        found = json.loads((path / VERDICT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    data = run.read(VERDICT)
+    if data is None:
         return 0, True
+    found = json.loads(data)
     return int(found["tokens"]), bool(found["goes_on"])

@@ -5,13 +5,13 @@ all it had decided; a line that was half written is taken back when the journal 
 same file is what the dashboard reads (`reading.py`). One process writes it: the one that holds
 `RUN/lock`.
 
-A directory that all nodes see; not s3://, where there is no appending: that would take a journal
-of one object a line. Knows no Ray.
+Of a search in a store, where there is no appending, the file is copied there whole after every line
+(`holder.py`). Knows no Ray.
 """
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,14 +37,36 @@ from tuning.trial import Look, State, Trial
 METRIC_NAMES = "study:metric_names"  # where `optuna.Study.set_metric_names` keeps them
 
 
+class _Told(JournalFileBackend):
+    """A journal that tells of every line that was written."""
+
+    def __init__(self, path: Path, written: Callable[[], None]) -> None:
+        # The lock of a process that was killed while it wrote is taken over after three seconds.
+        super().__init__(str(path), JournalFileSymlinkLock(str(path), grace_period=3))
+        self._written = written
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append, and tell."""
+        super().append_logs(logs)
+        self._written()
+
+
 class Journal:
     """The store of one search. sign: 1 where a higher metric is better, -1 where a lower one is.
 
-    shown: the space of the settings of runs; default: the recipe's own values. Raises JournalError
-    where another process holds the search, or the directory cannot be written.
+    shown: the space of the settings of runs; default: the recipe's own values. written: called
+    after each line. Raises JournalError where another process holds the search, or the directory
+    cannot be written.
     """
 
-    def __init__(self, run: Path, shown: Space, default: Point, sign: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        shown: Space,
+        default: Point,
+        sign: int,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
         self.sign = sign
         self._distributions = {key: _distribution(d, default[key]) for key, d in shown.items()}
         path = (run / JOURNAL).resolve()
@@ -57,9 +79,7 @@ class Journal:
         except OSError as error:
             raise JournalError(f"{run}: cannot be written: {error}") from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # The lock of a process that was killed while it wrote is taken over after three seconds.
-        lock = JournalFileSymlinkLock(str(path), grace_period=3)
-        self._storage = JournalStorage(JournalFileBackend(str(path), lock))
+        self._storage = JournalStorage(_Told(path, written))
         studies = {study.study_name: study._study_id for study in self._storage.get_all_studies()}
         if STUDY not in studies:
             direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers.directory import Directory
 from trainers.fit import fit
 from trainers.recipe import lower_is_better
-from trainers.sealed import write_file, written_aside
+from trainers.record import RunDirectory
+from trainers.sealed import written_aside
 from tuning import budget, finals, variants
 from tuning.budget import Spend
 from tuning.finals import Standing, Verdict
@@ -25,18 +27,18 @@ from tuning.trial import Trial, searched
 from tuning.variants import Variant
 
 
-def conclude(search: Search, run: Path) -> dict[str, Any]:
+def conclude(search: Search, run: Directory) -> dict[str, Any]:
     """Name and judge the winner; leave its bundle and the result in `run`.
 
     Raises SearchError where no trial trained to its end.
     """
     director = search.director
-    if (run / RESULT).is_file() and not search.clock.spans:
-        return dict(json.loads((run / RESULT).read_text(encoding="utf-8")))  # it had ended before
+    if (run.path / RESULT).is_file() and not search.clock.spans:
+        return dict(json.loads((run.path / RESULT).read_bytes()))  # it had ended before
     verdict = finals.verdict(director.trials)
     if verdict is None:
         why = next((trial.reason for trial in director.trials if trial.reason), "")
-        raise SearchError(f"{run}: no trial trained to its end; the first said: {why}")
+        raise SearchError(f"{run.address}: no trial trained to its end; the first said: {why}")
     plan = director.terms.plan
     trials, winner = director.trials, verdict.winner
     offered = variants.candidates(trials, winner) if plan.deployment else []
@@ -46,13 +48,14 @@ def conclude(search: Search, run: Path) -> dict[str, Any]:
         if trials[number].state == "complete"
     }
     measured = _measured(search, offered)
-    bundle = search.directory(winner) / "bundle"
-    with written_aside(run / "bundle") as aside:
-        shutil.copytree(bundle, aside, copy_function=_link, dirs_exist_ok=True)
+    bundle = run.path / "bundle"
+    with written_aside(bundle) as aside:
+        _copy_bundle(search.directory(winner), aside)
+    run.publish(bundle.name)
     result = result_of(search, verdict, judged)
     result["variants"] = [vars(variant) for variant in measured]
-    result["registered"] = _registered(search, run / "bundle", verdict)
-    write_file(run / RESULT, json.dumps(result, indent=2) + "\n")
+    result["registered"] = _registered(search, bundle, run.address, verdict)
+    run.leave(RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -82,7 +85,7 @@ def _judge(search: Search, number: int) -> dict[str, Any]:
     if not search.cluster.is_this_machine:
         cluster = cluster.at(search.capacity.devices)  # the device may be on another machine
     print(f"judging trial {number} on the test rows")
-    outcome = fit(director.recipe(trial), cluster, search.directory(number), resume=True)
+    outcome = fit(director.recipe(trial), cluster, search.directory(number).address, resume=True)
     return dict(outcome.result["test"])
 
 
@@ -96,17 +99,25 @@ def _measured(search: Search, offered: Sequence[int]) -> list[Variant]:
     return [
         variant
         for number in offered
-        for variant in measured(number, search.directory(number) / "bundle", metric, search.cluster)
+        for variant in measured(number, search.directory(number), metric, search.cluster)
     ]
 
 
-def _registered(search: Search, bundle: Path, verdict: Verdict) -> str | None:
+def _registered(search: Search, bundle: Path, address: str, verdict: Verdict) -> str | None:
     """Where the winner is registered now; None where nobody asked for it."""
     plan = search.director.terms.plan
     if plan.register_as is None:
         return None
-    note = f"the winner of {bundle.resolve().parent}: {verdict.words()}"
+    note = f"the winner of {address}: {verdict.words()}"
     return register(bundle, plan.register_as, plan.registry, note)
+
+
+def _copy_bundle(trial: RunDirectory, target: Path) -> None:
+    """Copy the bundle of a trial, wherever it lives, into a directory of this machine."""
+    if trial.store is not None:
+        trial.store.download(trial.bundle.name, target)
+    else:
+        shutil.copytree(trial.bundle, target, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, target: str) -> None:
@@ -128,7 +139,7 @@ def result_of(
     metric = terms.plan.recipe.metric
     sign = -1 if lower_is_better(metric) else 1
     winner = verdict.winner
-    recipe = search.directory(winner) / "recipe.yaml"
+    won = search.directory(winner)
     return {
         "metric": metric,
         "lower_is_better": sign < 0,
@@ -148,9 +159,17 @@ def result_of(
         "trials": [_trial(trial, sign) for trial in director.trials],
         "spend": spend(search),
         "lineage": _lineage(director.trials, winner),
-        "repeat": f"python -m trainers {recipe} --run {search.directory(winner)}-again",
-        "bundle": str(recipe.parents[2] / "bundle"),
+        "repeat": _repeat(won),
+        "bundle": f"{won.address.rsplit('/', 2)[0]}/bundle",
     }
+
+
+def _repeat(trial: RunDirectory) -> str:
+    """The command that repeats a trial."""
+    recipe, fetched = f"{trial.address}/recipe.yaml", ""
+    if trial.home:
+        recipe, fetched = "recipe.yaml", f"aws s3 cp {recipe} . && "
+    return f"{fetched}python -m trainers {recipe} --run {trial.address}-again"
 
 
 def _lineage(trials: Sequence[Trial], number: int) -> list[dict[str, Any]]:

@@ -54,8 +54,8 @@ class Plan(Settings):
         write_file(run / PLAN, text)
 
 
-def load(run: Path) -> Plan:
-    """The plan of the search in `run`. Raises SettingsError where there is none."""
+def load(run: Path, called: str = "") -> Plan:
+    """The plan of the search in `run`, which its user calls `called`. Raises SettingsError."""
     if not (run / PLAN).is_file():
-        raise SettingsError(f"{run}: holds no search ({PLAN} is not there)")
+        raise SettingsError(f"{called or run}: holds no search ({PLAN} is not there)")
     return validated(Plan, read_yaml(run / PLAN), str(run / PLAN))

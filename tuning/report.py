@@ -8,13 +8,13 @@ journal alone. Knows no Ray and trains nothing.
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from trainers.directory import Directory
 from trainers.progress import duration
-from trainers.sealed import write_file
 from tuning import figures, reading, sheets
 from tuning.budget import Spend
+from tuning.holder import at_hand
 from tuning.importance import FEWEST, importances
 from tuning.importance import words as share_words
 from tuning.reading import RESULT, JournalError, Snapshot
@@ -23,33 +23,35 @@ from tuning.space import words
 from tuning.variants import Variant, front
 
 Result = dict[str, Any]
+HTML, MARKDOWN = "report.html", "report.md"
 
 
 def main(arguments: list[str]) -> int:
     """The command `report`. Raises BerthaError."""
     parser = argparse.ArgumentParser(prog="python -m tuning report", description="of a search")
-    parser.add_argument("run", type=Path, help="the directory of a search that has ended")
-    for path in write(parser.parse_args(arguments).run):
-        print(f"report: {path}")
+    parser.add_argument("run", help="a search that has ended: its directory, or s3://...")
+    with at_hand(parser.parse_args(arguments).run) as run:
+        for name in write(run):
+            print(f"report: {run.address}/{name}")
     return 0
 
 
-def write(run: Path) -> list[Path]:
-    """Write both files; their paths. Raises JournalError where the search has not ended."""
-    if not (run / RESULT).is_file():
+def write(run: Directory) -> tuple[str, str]:
+    """Write both files; their names. Raises JournalError where the search has not ended."""
+    where = run.address
+    if not (run.path / RESULT).is_file():
         raise JournalError(
-            f"{run}: holds no {RESULT}, which a search leaves when it ends; go on with it "
-            f"(python -m tuning resume {run}), or look at it as it is (python -m tuning dashboard "
-            f"{run})"
+            f"{where}: holds no {RESULT}, which a search leaves when it ends; go on with it "
+            f"(python -m tuning resume {where}), or look at it as it is (python -m tuning "
+            f"dashboard {where})"
         )
-    result: Result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-    snapshot = reading.read(run)
+    result: Result = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
+    snapshot = reading.read(run.path)
     parts = list(sections(result, snapshot))
-    title = f"Search {run.resolve().name}"
-    paths = [run / "report.html", run / "report.md"]
-    write_file(paths[0], sheets.html(title, parts))
-    write_file(paths[1], sheets.markdown(title, parts))
-    return paths
+    title = f"Search {run.path.resolve().name}"
+    run.leave(HTML, sheets.html(title, parts))
+    run.leave(MARKDOWN, sheets.markdown(title, parts))
+    return HTML, MARKDOWN
 
 
 def sections(result: Result, snapshot: Snapshot) -> Iterator[Section]:

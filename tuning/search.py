@@ -6,7 +6,6 @@ from its own newest checkpoint.
 """
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ray.tune.search import Searcher
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 from trainers.device import DEVICES
+from trainers.directory import Directory
 from trainers.environment import environment
 from trainers.fit import connect, resources
 from trainers.recipe import lower_is_better
@@ -49,14 +49,15 @@ class Search:
     """One session of a search. run: its directory. cluster: all of it."""
 
     def __init__(
-        self, director: Director, capacity: Capacity, cluster: ClusterSpec, run: Path
+        self, director: Director, capacity: Capacity, cluster: ClusterSpec, run: Directory
     ) -> None:
         self.director, self.capacity, self.cluster = director, capacity, cluster
-        self._run, self.clock = run.resolve(), Clock()  # trials run in other directories
+        self._run = Directory(run.path.resolve(), run.home)  # trials run in other directories
+        self.clock, self._tidied = Clock(), set[int]()
 
-    def directory(self, number: int) -> Path:
+    def directory(self, number: int) -> RunDirectory:
         """The run directory of a trial."""
-        return self._run / "trials" / f"{number:04d}"
+        return RunDirectory.at(f"{self._run.address}/trials/{number:04d}", self.cluster.cache)
 
     def go(self) -> None:
         """Run trials until the director wants no more.
@@ -85,7 +86,7 @@ class Search:
                 ),
                 run_config=RunConfig(
                     name=name,
-                    storage_path=str((self._run / "ray").resolve()),
+                    storage_path=str(self._run.path / "ray"),
                     failure_config=FailureConfig(max_failures=self.cluster.metadata.max_failures),
                     verbose=0,
                 ),
@@ -93,7 +94,9 @@ class Search:
         if self.director.refusal is not None:
             raise SearchError(self.director.refusal)
         if not self.director.is_finished:
-            raise SearchError(f"interrupted; `python -m tuning resume {self._run}` goes on with it")
+            raise SearchError(
+                f"interrupted; `python -m tuning resume {self._run.address}` goes on with it"
+            )
 
     def begin(self) -> Order | None:
         """What the next trial is told; None where there is none now."""
@@ -134,12 +137,14 @@ class Search:
         trial, recipe = self.director.trials[number], self.director.terms.plan.recipe
         if trial.score is not None:
             sign = -1 if lower_is_better(recipe.metric) else 1
-            hparams.write(self.directory(number), trial.point, recipe.metric, sign * trial.score)
+            run = self.directory(number)
+            hparams.write(run.path, trial.point, recipe.metric, sign * trial.score)
+            run.publish("tensorboard")
 
     def lost(self, number: int) -> None:
         """The process of trial `number` died more often than the cluster's max_failures allows."""
         times = self.cluster.metadata.max_failures + 1
-        reason = f"its process died {times} times; see {self.directory(number)}"
+        reason = f"its process died {times} times; see {self.directory(number).address}"
         self.director.ended(number, "failed", 0.0, reason)
 
     def tidy(self) -> None:
@@ -151,8 +156,9 @@ class Search:
         # What the next round of a population may go on from.
         keep |= set(range(len(trials) - 2 * self.director.members, len(trials)))
         for trial in trials:
-            if trial.state != "running" and trial.number not in keep:
-                shutil.rmtree(self.directory(trial.number) / "checkpoints", ignore_errors=True)
+            if trial.state != "running" and trial.number not in keep | self._tidied:
+                self.directory(trial.number).forget_checkpoints()
+                self._tidied.add(trial.number)
 
     def _resources(self) -> tuple[PlacementGroupFactory, int]:
         """What Tune reserves for a trial, and how many trials there is room for.
@@ -175,9 +181,9 @@ class Search:
         return PlacementGroupFactory([each if alone else WATCHER]), slots
 
 
-def trained_seconds(path: Path) -> float:
+def trained_seconds(run: RunDirectory) -> float:
     """What a trial has trained and evaluated, in all processes that had a part in it."""
-    return sum(float(row.get("seconds", 0.0)) for row in RunDirectory(path).rows())
+    return sum(float(row.get("seconds", 0.0)) for row in run.published())
 
 
 class _Suggestions(Searcher):  # type: ignore[misc]

@@ -5,13 +5,14 @@ RUN/study.journal    every decision
 RUN/trials/0007/     the run directory of a trial, as `python -m trainers` leaves it
 RUN/bundle           the winner        RUN/result.json   the outcome
 RUN/report.html      for people        RUN/report.md
+
+RUN is a directory that all nodes see, or a URL as s3://...
 """
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster import spec
 from cluster.settings import SettingsError
@@ -19,6 +20,7 @@ from cluster.spec import ClusterSpec
 from cluster.workload import Shape
 from trainers import data, progress
 from trainers import recipe as recipes
+from trainers.directory import Directory
 from trainers.planned import sizes
 from trainers.recipe import Recipe, lower_is_better
 from tuning import plan as plans
@@ -27,6 +29,7 @@ from tuning import space as spaces
 from tuning.budget import Budget
 from tuning.capacity import Capacity
 from tuning.director import Director, Terms
+from tuning.holder import Holder
 from tuning.journal import Journal
 from tuning.pace import Pace
 from tuning.plan import Plan
@@ -75,30 +78,33 @@ def setting(plan: Plan, sketched: bool = False) -> Setting:
     return Setting(cluster, terms, capacity, budget, shape)
 
 
-def create(plan: Plan, run: Path) -> Setting:
+def create(plan: Plan, run: Directory) -> Setting:
     """Make the search `run`. Raises BerthaError for whatever is wrong, and then leaves nothing."""
-    if (run / plans.PLAN).exists():
+    if (run.path / plans.PLAN).exists():
         raise JournalError(
-            f"{run} holds a search already; `python -m tuning resume {run}` goes on with it, --run "
-            "names another"
+            f"{run.address} holds a search already; `python -m tuning resume {run.address}` goes "
+            "on with it, --run names another"
         )
     made = setting(plan)
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        plan.save(run)
+        run.path.mkdir(parents=True, exist_ok=True)
+        plan.save(run.path)
     except OSError as error:
-        raise JournalError(f"{run}: cannot be written: {error}; name another with --run") from None
+        raise JournalError(
+            f"{run.address}: cannot be written: {error}; name another with --run"
+        ) from None
+    run.publish(plans.PLAN)
     return made
 
 
 @contextmanager
-def opened(run: Path, made: Setting) -> Iterator[Search]:
+def opened(run: Directory, made: Setting) -> Iterator[Search]:
     """The search in `run`, held by this process while the block runs."""
     terms = made.terms
     recipe = terms.plan.recipe
     sign = -1 if lower_is_better(recipe.metric) else 1
     default = spaces.point_of(recipe, terms.space)
-    journal = Journal(run, terms.prior.shown(terms.space), default, sign)
+    journal = Journal(run.path, terms.prior.shown(terms.space), default, sign, Holder(run))
     facts = {"total_tokens": terms.pace.total_tokens, "slots": terms.slots}
     journal.note({"sampler": terms.plan.sampler, **facts})
     journal.measures(recipe.metric)
@@ -106,7 +112,7 @@ def opened(run: Path, made: Setting) -> Iterator[Search]:
         yield Search(Director(terms, journal), made.capacity, made.cluster, run)
     finally:
         journal.close()
-        shutil.rmtree(run / "ray", ignore_errors=True)
+        shutil.rmtree(run.path / "ray", ignore_errors=True)
 
 
 def _measured(

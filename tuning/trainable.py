@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -28,22 +27,22 @@ from tuning.gate import Gate
 from tuning.lineage import inherit
 
 HELD_SECONDS = 300  # that the last process of a killed search may take to let go of a trial
-LOOK_SECONDS = 0.5  # between looks at what workers wrote
+LOOK_SECONDS, FAR_LOOK_SECONDS = 0.5, 2.0  # between looks at what workers wrote: disk, store
 
 Tell = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a trial is told. path: its run directory. parent: the run directory, and the tokens seen
+    """What a trial is told. run: its run directory. parent: the run directory, and the tokens seen
     there, of the checkpoint it begins with.
     """
 
     number: int
     recipe: Recipe
     cluster: ClusterSpec
-    path: Path
-    parent: tuple[Path, int] | None = None
+    run: RunDirectory
+    parent: tuple[RunDirectory, int] | None = None
 
 
 def carry_out(config: Mapping[str, Any]) -> None:
@@ -61,7 +60,7 @@ def train(order: Order, tell: Tell) -> None:
         tell({**facts, "seconds": time.monotonic() - started})
 
     try:
-        with _held(order.path):
+        with _held(order.run):
             _fit(order, told)
     except TrainingError as error:
         told({"ended": "failed", "reason": str(error)})
@@ -77,28 +76,28 @@ def _fit(order: Order, told: Tell) -> None:
     def report(metrics: Mapping[str, float]) -> None:
         told({"tokens": int(metrics["tokens"]), "value": metrics[metric]})
 
-    gate = Gate(order.path)
+    gate = Gate(order.run)
 
     def report_and_wait(metrics: Mapping[str, float]) -> None:
         report(metrics)
         gate(metrics)
 
-    for metrics in evaluations(order.path):  # that were told to a search that was killed
+    for metrics in evaluations(order.run):  # that were told to a search that was killed
         report(metrics)
     if order.parent is not None:
-        inherit(order.path, *order.parent)
+        inherit(order.run, *order.parent)
     if order.cluster.num_workers:
         with _watched(order, report):
-            fit(order.recipe, order.cluster, order.path, True, False, gate)
+            fit(order.recipe, order.cluster, order.run.address, True, False, gate)
     else:
-        fit(order.recipe, order.cluster, order.path, True, False, report_and_wait)
-    for metrics in evaluations(order.path):  # the last of workers, which nobody watches any more
+        fit(order.recipe, order.cluster, order.run.address, True, False, report_and_wait)
+    for metrics in evaluations(order.run):  # the last of workers, which nobody watches any more
         report(metrics)
 
 
-def evaluations(path: Path) -> list[dict[str, Any]]:
+def evaluations(run: RunDirectory) -> list[dict[str, Any]]:
     """The evaluations in a run directory, as the trainer reports them."""
-    rows = RunDirectory(path).rows("evaluation")
+    rows = run.published("evaluation")
     return [{**row["metrics"], "step": row["step"], "tokens": row["tokens"]} for row in rows]
 
 
@@ -109,8 +108,8 @@ def _watched(order: Order, report: Callable[[Mapping[str, float]], None]) -> Ite
 
     def watch() -> None:
         seen = 0
-        while not over.wait(LOOK_SECONDS):
-            for metrics in evaluations(order.path):
+        while not over.wait(FAR_LOOK_SECONDS if order.run.home else LOOK_SECONDS):
+            for metrics in evaluations(order.run):
                 if metrics["tokens"] > seen:
                     seen = metrics["tokens"]
                     report(metrics)
@@ -125,14 +124,15 @@ def _watched(order: Order, report: Callable[[Mapping[str, float]], None]) -> Ite
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _held(run: RunDirectory) -> Iterator[None]:
     """Hold the run directory: a trial of a search that was killed may take a moment to die."""
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".lock", timeout=HELD_SECONDS)
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.path / ".lock", timeout=HELD_SECONDS)
     try:
         with lock:
             yield
     except Timeout:
         raise RunError(
-            f"{path}: another process has trained this trial for {HELD_SECONDS} seconds; end it"
+            f"{run.address}: another process has trained this trial for {HELD_SECONDS} seconds; "
+            "end it"
         ) from None
