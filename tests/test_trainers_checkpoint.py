@@ -22,7 +22,7 @@ from trainers import checkpoint, pieces, tensor_file
 from trainers.depot import OnDisk
 from trainers.extents import block, overlap
 from trainers.mesh import Mesh
-from trainers.sealed import digests, flaw, written_aside
+from trainers.sealed import digests, flaw, sha256, written_aside
 
 ALONE = Mesh(Layout().resolved(1), None)
 LAYOUTS = (
@@ -341,3 +341,15 @@ def test_a_rank_that_dies_writing_leaves_nothing_to_see(tmp_path: Path) -> None:
     assert [path.name.split(".")[1] for path in tmp_path.glob(".step-*")] == ["step-00000002"]
     listed = json.loads((found.directory / "checkpoint.json").read_text())
     assert {"pieces-00000.safetensors", "pieces-00001.safetensors"} <= listed.keys()
+
+
+def test_a_seal_whose_names_lead_elsewhere_is_none(tmp_path: Path) -> None:
+    held, optimizer = trained(1)
+    depot = OnDisk(tmp_path / "checkpoints")
+    saved = checkpoint.save(depot, 1, held, optimizer, {"step": 1})
+    (tmp_path / "other").write_text("x")
+    seal = saved.directory / checkpoint.SEAL
+    listed = json.loads(seal.read_text()) | {"../../other": sha256(tmp_path / "other")}
+    seal.write_text(json.dumps(listed))
+    with pytest.warns(UserWarning, match="checkpoint.json is missing or unreadable"):
+        assert checkpoint.latest(depot) is None

@@ -262,7 +262,8 @@ def _seal(depot: Depot, name: str) -> dict[str, str] | None:
         listed = json.loads(depot.read(name, SEAL))
     except (OSError, ValueError):
         return {}
-    return listed if isinstance(listed, dict) else {}
+    sound = isinstance(listed, dict) and all(Path(file).name == file for file in listed)
+    return listed if sound else {}  # a name that leads elsewhere is none that was written here
 
 
 def _name(step: int) -> str:
