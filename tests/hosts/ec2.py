@@ -19,7 +19,7 @@ from account import Account
 from hosts import STATE, Host
 from machines import METADATA, Ec2, ec2
 from raised import USER, Story
-from runs import TOLERANCE, losses, recipe, rows, undisturbed
+from training import TOLERANCE, losses, recipe, rows, undisturbed
 from user import job, wait
 
 # That no speed matters, each step waits for a slow card until the machine is taken, and who goes on

@@ -18,7 +18,7 @@ import lan
 import pytest
 import yaml
 from hosts import ROOT, STATE, Host
-from runs import TOLERANCE, losses, recipe, rows, undisturbed
+from training import TOLERANCE, losses, recipe, rows, undisturbed
 from user import User, job, wait
 
 HEAD, W1, W2 = Host("head", "10.77.7.10"), Host("w1", "10.77.7.11"), Host("w2", "10.77.7.12")
