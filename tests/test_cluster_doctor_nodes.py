@@ -98,7 +98,9 @@ class TestVitals:
             (package / "doctor").mkdir(parents=True)
             (package / "planning").mkdir()
             source = Path(vitals.__file__).read_text()
+            cards = Path(vitals.__file__).parents[1].joinpath("cards.py").read_text()
             (package / "doctor" / "vitals.py").write_text(source)
+            (package / "cards.py").write_text(cards)
             (package / "planning" / "hardware.py").write_text("Kind = str\n")
             (package / "__init__.py").write_text(text)
             tell = 'from cluster.doctor import vitals; print(vitals.versions()["Bertha\'s code"])'

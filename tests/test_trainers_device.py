@@ -15,6 +15,7 @@ from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cluster.cards import card_of
 from trainers.connection import Connection, export, free_address, name_device
 from trainers.device import DEVICES, Device, autocast_dtype
 
@@ -101,6 +102,8 @@ def _tell(config: dict[str, Any]) -> None:
         "root": os.environ["MADE_UP_ROOT_ID"],
         "store": os.environ["MASTER_PORT"],
         "device": os.environ["ACCELERATE_TORCH_DEVICE"],
+        "card": os.environ.get("GLOO_SOCKET_IFNAME", ""),
+        "address": ray.util.get_node_ip_address(),
         "resources": ray.get_runtime_context().get_assigned_resources(),
     }
     (Path(config["out"]) / f"{dist.get_rank()}.json").write_text(json.dumps(told))
@@ -125,3 +128,4 @@ def test_workers_of_an_unknown_device_are_connected_by_its_row(
     for told in (first, second):
         assert (told["backend"], told["total"], told["device"]) == ("gloo", 2.0, "made-up")
         assert told["resources"]["made_up_cores"] == 1
+        assert told["card"] == card_of(told["address"]) != ""

@@ -16,6 +16,7 @@ import ray.util
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+from cluster.cards import meet_over
 from trainers.device import DEVICES, Device
 
 
@@ -25,6 +26,7 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: "Connection") -> None:
         """Connect the workers, each of which has been given its device by Ray."""
         device = backend_config.device
+        worker_group.execute(meet_over_own_card)
         if device.root_variable is not None:
             root = worker_group.execute_single(0, free_address)
             worker_group.execute(export, {device.root_variable: root})
@@ -55,6 +57,11 @@ def free_address() -> str:
     with socket.socket(family, socket.SOCK_STREAM) as held:
         held.bind(("", 0))
         return f"{address}:{held.getsockname()[1]}"
+
+
+def meet_over_own_card() -> None:
+    """Let gloo meet others at the address of this node that Ray gives out."""
+    meet_over(ray.util.get_node_ip_address())
 
 
 def export(variables: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ class Crew:
         self._nodes = {node.name: node for node in nodes}
         self._ranks = {name: self._started(node) for name, node in self._nodes.items()}
         asked = {
-            (name, number): rank.address.remote(self._nodes[name].address)
+            (name, number): rank.address.remote()
             for name, ranks in self._ranks.items()
             for number, rank in enumerate(ranks)
         }
@@ -53,8 +53,7 @@ class Crew:
 
     def time(self, groups: Sequence[tuple[str, ...]]) -> list[Link]:
         """All-reduces over the devices of each group of nodes, all groups at the same time."""
-        hosts = {ends: self._nodes[ends[0]].address for ends in groups}
-        asked = {ends: self._ranks[ends[0]][0].address.remote(host) for ends, host in hosts.items()}
+        asked = {ends: self._ranks[ends[0]][0].address.remote() for ends in groups}
         addresses, silent = gathered(asked, START_SECONDS)
         begun = {ends: self._begin(ends, address) for ends, address in addresses.items()}
         timed = [self._ended(ends, futures) for ends, futures in begun.items()]
@@ -97,7 +96,7 @@ class Crew:
             options["num_gpus"] = 1
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         remote = ray.remote(Rank).options(scheduling_strategy=there, **options)
-        return [remote.remote() for _ in range(max(1, number))]
+        return [remote.remote(node.address) for _ in range(max(1, number))]
 
     def _dismiss(self, name: str) -> None:
         import ray

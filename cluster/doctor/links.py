@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.doctor.vitals import cards
+from cluster.cards import cards, meet_over
 
 BACKENDS: Mapping[str, str] = {"cpu": "gloo", "cuda": "nccl"}
 NUM_BYTES: Mapping[str, int] = {"gloo": 16 << 20, "nccl": 256 << 20}
@@ -88,8 +88,14 @@ def rounds(nodes: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:
 class Rank:
     """One device in the all-reduces; lives in a process of its own on the device's node."""
 
-    def address(self, host: str) -> str:
-        """Where others can meet this rank: a port of `host`, this node, that is free now."""
+    def __init__(self, host: str) -> None:
+        """host: the node's address."""
+        meet_over(host)
+        self._host = host
+
+    def address(self) -> str:
+        """Where others can meet this rank: a port of this node that is free now."""
+        host = self._host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as held:
             held.bind(("", 0))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from cluster.cards import Card
 from cluster.doctor.links import Link
 from cluster.doctor.observed import Observed
-from cluster.doctor.vitals import Card
 from cluster.planning.calibration import CALIBRATED, NETWORK_SHARE
 from cluster.planning.collectives import all_reduce
 from cluster.planning.hardware import Machine, Place

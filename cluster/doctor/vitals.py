@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,16 +20,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cluster.cards import Card, cards
 from cluster.planning.hardware import Kind
-
-if sys.platform == "linux":
-    import fcntl
 
 PACKAGES = ("ray", "torch", "transformers", "numpy", "pyarrow")
 CODE = ("cluster", "trainers", "tuning", "serving")
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "RAY_AUTH_MODE")
 PATIENCE = 120  # seconds that a driver, or torch on a cold disk, may take to answer
-ADDRESS_OF = 0x8915  # SIOCGIFADDR of linux/sockios.h
 ASK_TORCH = """
 import json, torch
 kind = torch.accelerator.current_accelerator()
@@ -46,19 +42,6 @@ class Devices:
 
     names: tuple[str, ...] = ()
     trouble: str = ""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A network card. rate: bytes/s each way, by the card itself; None where it does not tell.
-
-    sent: bytes since it is up.
-    """
-
-    name: str
-    address: str
-    rate: float | None
-    sent: int
 
 
 @dataclass(frozen=True)
@@ -109,62 +92,12 @@ def versions() -> dict[str, str]:
     return {**found, "Bertha's code": _code()}
 
 
-def cards() -> tuple[Card, ...]:
-    """The network cards of this machine that are up, without loopback."""
-    found = []
-    for place in sorted(Path("/sys/class/net").glob("*")):
-        state = _word(place / "operstate")
-        if place.name != "lo" and state in ("up", "unknown"):
-            sent = int(_word(place / "statistics" / "tx_bytes") or 0)
-            found.append(Card(place.name, _address_of(place.name), _rate(place), sent))
-    return (*found, *_fabric())
-
-
 def space(place: Path) -> Space:
     """Of the file system that holds `place`, or would hold it once it is made."""
     while not place.exists() and place != place.parent:
         place = place.parent
     total, _, free = shutil.disk_usage(place)
     return Space(total, free)
-
-
-def _fabric() -> list[Card]:
-    """InfiniBand and EFA, whose traffic the kernel's cards do not count."""
-    found = []
-    for port in sorted(Path("/sys/class/infiniband").glob("*/ports/*")):
-        words = _word(port / "counters" / "port_xmit_data")  # of four bytes
-        sent = 4 * int(words) if words.isdigit() else int(_word(port / "hw_counters/tx_bytes") or 0)
-        rate = _word(port / "rate").partition(" ")[0]  # 100 Gb/sec (4X EDR)
-        told = float(rate) * 1e9 / 8 if rate.replace(".", "", 1).isdigit() else None
-        found.append(Card(port.parts[-3], "", told, sent))
-    return found
-
-
-def _rate(card: Path) -> float | None:
-    """Bytes/s. A virtual card names a speed that nothing holds it to, so it is not believed."""
-    megabits = _word(card / "speed")
-    real = (card / "device").exists() or (card / "bonding").exists()
-    return int(megabits) * 1e6 / 8 if real and megabits.isdigit() and int(megabits) else None
-
-
-def _word(path: Path) -> str:
-    """What a file of the kernel says; "" where it says nothing."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _address_of(card: str) -> str:
-    """The IPv4 address of a network card; "" without one."""
-    if sys.platform != "linux":
-        return ""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        try:
-            answer = fcntl.ioctl(asked, ADDRESS_OF, struct.pack("256s", card[:15].encode()))
-        except OSError:
-            return ""
-    return socket.inet_ntoa(answer[20:24])
 
 
 def _code() -> str:

@@ -31,7 +31,8 @@ for directory in "$VENV" "$PYTHON"; do
 done
 hostname "$NAME"
 echo "$NAME" >"$root/etc/hostname"
-printf '127.0.0.1 localhost\n%b' "$HOSTS" >"$root/etc/hosts"
+# As Debian installs it, its own name first of all has an address that nobody else reaches.
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n%b' "$NAME" "$HOSTS" >"$root/etc/hosts"
 : >"$root/etc/resolv.conf"
 mkdir -p "$root/run/sshd"
 [ ! -f "${OWN%/*}/authority.pem" ] || cp "${OWN%/*}/authority.pem" "$root/etc/authority.pem"
