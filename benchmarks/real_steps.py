@@ -23,7 +23,7 @@ import torch.multiprocessing
 
 from cluster import spec
 from cluster.layout import Layout
-from cluster.memory import Regime, needs, optimizer_of
+from cluster.memory import Regime, attention_of, needs, optimizer_of
 from cluster.planning.probe import Trial
 from trainers import data, probe
 from trainers import recipe as recipes
@@ -132,13 +132,14 @@ class _Subject:
             share = shares[loop.mesh.dp_rank]
             for number, micro_batch in enumerate(share):
                 longest = int(lengths[micro_batch.rows].max())
+                precision = "fp32" if self._device.autocast_dtype() is None else "bf16"
                 regime = Regime(
                     len(micro_batch.rows),
                     longest,
                     len(share) if number else 1,
-                    "fp32" if self._device.autocast_dtype() is None else "bf16",
+                    precision,
                     optimizer_of(recipe.optimizer.name, recipe.optimizer.momentum),
-                    recipe.model.attention_dropout > 0,
+                    attention_of(recipe.model.attention_dropout, self._device.kind, precision),
                     round(recipe.masking.share * longest) if masks else None,
                 )
                 yield needs(self._shape, layout, regime)[0].total

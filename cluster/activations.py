@@ -9,11 +9,15 @@ exactly these. Knows no torch.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cluster.layout import Layout
 from cluster.workload import Shape
 
 FP32 = 4
+# What becomes of attention weights: a fused kernel never has them in memory; else they are kept for
+# backward, and where some are dropped, in fp32 and with what was dropped too.
+Attention = Literal["fused", "kept", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,14 @@ class MicroBatch:
     """What a device computes at once: `sequences` of `tokens` each, padding included.
 
     masked: tokens that a masked-lm head looks at, over all sequences. width: bytes of what linear
-    layers compute, 4 for fp32 and 2 under bf16 autocast. attention_dropout: whether attention
-    weights are dropped, which keeps them in memory.
+    layers compute, 4 for fp32 and 2 under bf16 autocast.
     """
 
     sequences: int
     tokens: int
     masked: int
     width: int
-    attention_dropout: bool = False
+    attention: Attention = "fused"
 
     @property
     def size(self) -> int:
@@ -103,7 +106,7 @@ def _products(shape: Shape, layout: Layout, batch: MicroBatch, last: bool) -> fl
     ups = 2 if shape.gated else 1
     rows = batch.sequences if last and shape.reads_cls_alone else batch.size
     a_row = (2 * hidden + ups * shape.intermediate_size) * width / tp + 2 * hidden * width
-    weights = batch.tokens * width if batch.attention_dropout else FP32
+    weights = FP32 if batch.attention == "fused" else batch.tokens * width
     a_row += weights * shape.num_heads / tp
     return rows * a_row + batch.size * 2 * hidden * width / tp
 
@@ -122,10 +125,11 @@ def _everything(shape: Shape, layout: Layout, batch: MicroBatch, last: bool) -> 
     if shape.pre_norm:  # one matrix for queries, keys and values
         copies = 1
     keys = batch.size * hidden * (copies * width + 2 * width / tp)
-    if batch.attention_dropout:
-        weights = shape.num_heads * batch.tokens * (FP32 + 1 + width) / tp
-    else:
+    if batch.attention == "fused":
         weights = shape.num_heads * FP32 / tp + width  # log-sum-exp, and the spread mask
+    else:
+        a_weight = FP32 + 1 + width if batch.attention == "dropped" else width
+        weights = shape.num_heads * batch.tokens * a_weight / tp
     core = 2 * hidden * width / tp + weights
     wide = (ups + 1) * shape.intermediate_size * width / tp
     norms = 2 * (hidden * (FP32 + 1) + 2 * FP32) / sequence

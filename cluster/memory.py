@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 from cluster.activations import (
     FP32,
+    Attention,
     MicroBatch,
     of_embeddings,
     of_head,
@@ -34,6 +35,13 @@ def optimizer_of(name: str, momentum: float) -> str:
     return "momentum" if name == "sgd" and momentum > 0 else name
 
 
+def attention_of(dropout: float, kind: str, precision: str) -> Attention:
+    """How runs attend on a `kind` of device; without dropout, as Device.fuses_attention says."""
+    if dropout > 0:
+        return "dropped"
+    return "kept" if kind == "cpu" and precision == "bf16" else "fused"
+
+
 @dataclass(frozen=True)
 class Regime:
     """How a model is trained, whatever the layout.
@@ -48,7 +56,7 @@ class Regime:
     num_micro_batches: int = 1
     precision: str = "fp32"
     optimizer: str = "adamw"
-    attention_dropout: bool = False
+    attention: Attention = "fused"
     masked: int | None = None
 
     def micro_batch(self, shape: Shape) -> MicroBatch:
@@ -59,7 +67,7 @@ class Regime:
             self.tokens,
             self.sequences * of_one if shape.head == "masked-lm" else 0,
             FP32 if self.precision == "fp32" else BF16,
-            self.attention_dropout,
+            self.attention,
         )
 
 
@@ -269,6 +277,6 @@ def _buffers(shape: Shape, layout: Layout, regime: Regime, held: float, first: b
         by_row = words if first and shape.head == "classification" else 0
         buffers += FP32 * (held - by_row)
     buffers += regime.tokens * shape.hidden_size * FP32 / 2
-    if regime.attention_dropout:
+    if regime.attention == "dropped":
         buffers += shape.num_heads * regime.tokens**2 * FP32 / 2
     return buffers

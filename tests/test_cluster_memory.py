@@ -33,12 +33,13 @@ def measured(
         num_attention_heads=4,
         intermediate_size=256,
         max_position_embeddings=regime.tokens,
-        attention_probs_dropout_prob=0.1 if regime.attention_dropout else 0.0,
+        attention_probs_dropout_prob=0.1 if regime.attention == "dropped" else 0.0,
     )
     torch.manual_seed(0)
     lm = task == "masked-lm"
     model = TextModel((BertForMaskedLM if lm else BertForSequenceClassification)(config)).train()
     model.recompute = recompute
+    model.fuse_attention(regime.attention == "fused")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     b, s = regime.sequences, regime.tokens
     ids, mask = torch.randint(5, WORDS, (b, s)), torch.ones(b, s, dtype=torch.bool)
@@ -92,10 +93,23 @@ def test_logits_are_counted_as_often_as_they_live(recompute: Recompute, precisio
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_dropped_attention_weights_are_counted(recompute: Recompute) -> None:
-    regime = Regime(4, 64, 2, "fp32", "adamw", attention_dropout=True, masked=9)
+    regime = Regime(4, 64, 2, "fp32", "adamw", attention="dropped", masked=9)
     _, forward, most, shape = measured("masked-lm", regime, recompute)
     (memory,) = needs(shape, Layout(dp_replicate=1, recompute=recompute), regime)
     assert memory.states + memory.activations == pytest.approx(forward, rel=0.02)
+    assert memory.total == pytest.approx(most, rel=0.05)
+
+
+@pytest.mark.parametrize("tokens", [48, 160])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("task", ["classification", "masked-lm"])
+def test_attention_weights_that_are_kept_are_counted(
+    task: str, recompute: Recompute, tokens: int
+) -> None:
+    regime = Regime(4, tokens, 2, "bf16", "adamw", attention="kept", masked=7)
+    _, forward, most, shape = measured(task, regime, recompute)
+    (memory,) = needs(shape, Layout(dp_replicate=1, recompute=recompute), regime)
+    assert memory.states + memory.casts + memory.activations == pytest.approx(forward, rel=0.02)
     assert memory.total == pytest.approx(most, rel=0.05)
 
 

@@ -70,7 +70,7 @@ def play_of(
     task: str = "masked-lm",
     optimizer: str = "adamw",
 ) -> Play:
-    regime = Regime(SEQUENCES, TOKENS, num_micro_batches, precision, optimizer, False, MASKED)
+    regime = Regime(SEQUENCES, TOKENS, num_micro_batches, precision, optimizer, masked=MASKED)
     shape = shape_of(sketch(task).config, task, 2)
     return Play(recipe_of(task, optimizer), shape, partial(sketch, task), layout, regime)
 

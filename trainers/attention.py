@@ -58,7 +58,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [b, s, heads, d] of [b, heads, s, d] tensors, by torch's fused kernel.
 
-    Dropping attention weights needs them in memory, so a rate above 0 costs the fused kernel.
+    Dropping attention weights needs them in memory, so a rate above 0 costs the fused kernel. So
+    does `fused = False` of the module, for devices where training is faster without it.
     """
     if isinstance(attention_mask, Spans):
         return _apart(query, key, value, attention_mask, scaling).transpose(1, 2), None
@@ -66,15 +67,24 @@ def attend(
         return _folded(query, key, value, attention_mask, scaling), None
     dropout: Any = module.dropout
     if dropout.p and module.training:
-        scores = (query @ key.transpose(2, 3)) * scaling
-        if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        context = dropout(scores.softmax(dim=-1)) @ value
+        context = dropout(_weights(query, key, attention_mask, scaling)) @ value
+    elif module.training and not getattr(module, "fused", True):
+        with torch.autocast(query.device.type, enabled=False):  # weights stay as wide as the query
+            context = _weights(query, key, attention_mask, scaling) @ value
     else:
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling
         )
     return context.transpose(1, 2), None
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """What each token makes of the others: [b, heads, s, s], rows of which add up to 1."""
+    scores = (query * scaling) @ key.transpose(2, 3)
+    if mask is not None:
+        shut = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
+        scores = scores + shut.masked_fill_(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 def _apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Transformers' own BERT, made to compute only what the answer needs, whole or in parts.
 
 Weights, names and configuration stay those of Transformers, so a saved model loads there unchanged.
-Four things differ while it runs here: dropout is keyed by sample, attention takes torch's fused
+Four things differ while it runs here: dropout is keyed by sample, attention is what is fastest in
 kernel, the word embeddings' gradient can be added row by row, and only what is read is computed: a
 classifier reads [CLS], so its last layer computes queries, attention output and feed-forward for
 that alone; a masked-language model reads masked positions, so only they meet the vocabulary.
@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from trainers.architecture import quiet
 from trainers.attention import Fold, Mask, attend
 from trainers.carving import carved
-from trainers.dropout import Keys, use_keyed_dropout
+from trainers.dropout import KeyedDropout, Keys, use_keyed_dropout
 from trainers.families import FAMILIES, Family
 from trainers.lookup import Lookup
 from trainers.recompute import recomputed
@@ -80,6 +80,12 @@ class TextModel(nn.Module):
         if positions is None:
             return self.family.classify(self.net, hidden)
         return self.family.predict(self.net, hidden.flatten(0, 1)[positions])
+
+    def fuse_attention(self, fused: bool) -> None:
+        """Whether training attends by torch's fused kernel, where no weight is dropped."""
+        for module in self.modules():
+            if isinstance(getattr(module, "dropout", None), KeyedDropout):
+                setattr(module, "fused", fused)  # noqa: B010
 
     @property
     def is_first(self) -> bool:

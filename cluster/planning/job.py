@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.layout import Layout
-from cluster.memory import Regime
+from cluster.memory import Regime, attention_of
 from cluster.planning.calibration import CALIBRATED, STACKS, TORCH, Constants, Stack
 from cluster.planning.cost import Step, Work, step
 from cluster.planning.hardware import Place
@@ -60,7 +60,7 @@ class Job:
             -(-samples // sequences),
             "fp32" if self.precision in ("fp32", "tf32") else "bf16",
             self.optimizer,
-            self.attention_dropout,
+            attention_of(self.attention_dropout, self.place.accelerator.kind, self.precision),
             None if self.masked is None else math.ceil(self.masked) or None,
         )
 
