@@ -30,7 +30,8 @@ START = Constants(
     passes_engine=12.0,
     systolic=0.6,
 )
-FREE = tuple(name for name in START.__dataclass_fields__ if name not in ("speed", "embeddings"))
+PROBED = ("speed", "embeddings", "fresh_seconds")  # what a probe tells, and no published row
+FREE = tuple(name for name in START.__dataclass_fields__ if name not in PROBED)
 PRIOR = 0.05
 
 

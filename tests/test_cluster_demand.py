@@ -9,6 +9,7 @@ from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaCon
 
 from cluster.planning import demand, sketch
 from cluster.planning.catalogue import table
+from cluster.planning.cutting import Lengths
 from cluster.planning.demand import DemandError
 from cluster.planning.sizes import SizesError, shape_of
 from cluster.planning.sketch import Sketch
@@ -93,12 +94,12 @@ def test_steps_are_those_of_a_dry_run() -> None:
     assert imdb.rows == pytest.approx(19_977, rel=0.01)  # what `--dry-run` says
     assert imdb.steps == pytest.approx(3747, rel=0.01)
     assert imdb.mean_tokens == 264
-    assert imdb.computed_tokens > imdb.mean_tokens
+    assert imdb.lengths.spread == 0.8
     assert demand.read("imdb", ["stopping.max_steps=100"]).steps == 100
     packed = demand.read("tiny-pretrain")
     assert packed.rows == pytest.approx(10_359, rel=0.01)
     assert packed.steps == pytest.approx(486, rel=0.01)
-    assert packed.computed_tokens == packed.mean_tokens == 128
+    assert packed.lengths == Lengths(128)
 
 
 def test_what_is_said_of_the_data_is_taken() -> None:

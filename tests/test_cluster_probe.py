@@ -35,7 +35,7 @@ def hardware(workers: int) -> Local:
 
 def probed(*workers: int) -> Probe:
     timed = [
-        Measurement(trial, n, hardware(n).step(trial.work).total)
+        Measurement(trial, n, hardware(n).step(trial.work("cpu")).total)
         for n in workers
         for trial in TRIALS
     ]
@@ -46,8 +46,8 @@ def probed(*workers: int) -> Probe:
 def test_other_models_lengths_and_batches_are_predicted(workers: int) -> None:
     local = probed(1, 2).local(workers)
     for trial in OTHERS:
-        true = hardware(workers).step(trial.work).total
-        assert local.step(trial.work).total == pytest.approx(true, rel=0.05)
+        true = hardware(workers).step(trial.work("cpu")).total
+        assert local.step(trial.work("cpu")).total == pytest.approx(true, rel=0.05)
 
 
 def test_one_disturbed_measurement_changes_little() -> None:
@@ -57,8 +57,8 @@ def test_one_disturbed_measurement_changes_little() -> None:
     rest = (*known.measurements[:2], disturbed, *known.measurements[3:])
     local = replace(known, measurements=rest).local(1)
     for trial in OTHERS:
-        true = hardware(1).step(trial.work).total
-        assert local.step(trial.work).total == pytest.approx(true, rel=0.12)
+        true = hardware(1).step(trial.work("cpu")).total
+        assert local.step(trial.work("cpu")).total == pytest.approx(true, rel=0.12)
 
 
 def test_a_probe_is_kept_and_read(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_a_probed_accelerator_corrects_its_own_row() -> None:
     slow = replace(CALIBRATED, speed=0.8)
     timed = [
         Measurement(trial, 1, step(
-            replace(trial.work, precision="fp16"), Layout(dp_replicate=1), Place(t4, 1, 1, None),
-            TORCH, slow,
+            replace(trial.work("cuda"), precision="fp16"), Layout(dp_replicate=1),
+            Place(t4, 1, 1, None), TORCH, slow,
         ).total)
         for trial in (*TRIALS, *OTHERS)
     ]  # fmt: skip
@@ -107,4 +107,4 @@ def test_real_steps_are_timed_here_on_one_worker_and_two() -> None:
     assert all(each.seconds > 0 for each in found)
     known = at_hand(DEVICES["cpu"], found)
     assert known.workers == (1, 2)
-    assert known.local(2).step(few[0].work).total > 0
+    assert known.local(2).step(few[0].work("cpu")).total > 0

@@ -1,8 +1,8 @@
 """Transformers' own BERT, made to compute only what the answer needs, whole or in parts.
 
 Weights, names and configuration stay those of Transformers, so a saved model loads there unchanged.
-Four things differ while it runs here: dropout is keyed by sample, attention is what is fastest in
-kernel, the word embeddings' gradient can be added row by row, and only what is read is computed: a
+Four things differ while it runs here: dropout is keyed by sample, attention is computed the fastest
+way, the word embeddings' gradient can be added row by row, and only what is read is computed: a
 classifier reads [CLS], so its last layer computes queries, attention output and feed-forward for
 that alone; a masked-language model reads masked positions, so only they meet the vocabulary.
 Knows nothing of recipes, optimizers or layouts.

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from cluster.planning.cutting import Lengths
 from cluster.spec import Metadata
 from trainers import packing, prepared
 from trainers.corpus import PARTS, Corpus, gather, identity, repeats
@@ -213,7 +214,7 @@ def _report(corpus: Corpus, samples: Samples, truncated: int, num_texts: int) ->
         conflicting=conflicting,
         held_out=corpus.held_out,
         truncated=truncated / len(lengths),
-        lengths=_moments(lengths),
+        lengths=_moments(lengths) | {"spread": Lengths.of(lengths).spread},
         sampled=None if num_texts == len(train.texts) else num_texts,
     )
 

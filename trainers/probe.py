@@ -37,8 +37,9 @@ from trainers.prepared import Data, DataReport, Split
 from trainers.recipe import Recipe
 from trainers.samples import Samples
 
-# Two widths, short and long sequences, one and several micro-batches, a small and a large table of
-# words: what the constants of cluster/planning/probe.py differ by. Few layers: each takes as long.
+# Two widths, short and long sequences, alike and not, one and several micro-batches, a small and a
+# large table of words: what the constants of cluster/planning/probe.py differ by. Few layers: each
+# takes as long.
 TRIALS = (
     Trial(384, 2, 1536, 30522, 64, 16, 2048),
     Trial(384, 2, 1536, 1000, 32, 8, 2048),
@@ -48,7 +49,10 @@ TRIALS = (
     Trial(128, 4, 512, 8000, 128, 32, 2048),
     Trial(768, 1, 3072, 1000, 128, 8, 2048),
     Trial(768, 2, 3072, 1000, 256, 8, 2048),
+    Trial(384, 2, 1536, 1000, 24, 64, 2048, spread=0.9),
+    Trial(384, 2, 1536, 1000, 96, 24, 2048, spread=0.9),
 )
+BATCHES = 50  # different ones, where lengths differ: more than are timed
 WARMUP = 1  # passes over the trials that are not counted
 
 
@@ -140,7 +144,7 @@ def loop_of(trial: Trial, device: Device) -> Loop:
     recipe, encoder = _recipe(trial), _Words(trial.vocab_size)
     mesh, place = Mesh.of(Layout(), device.kind), device.torch_device()
     parallel = parallelize(
-        outline(recipe, ("no", "yes"), trial.tokens, encoder),
+        outline(recipe, ("no", "yes"), trial.longest, encoder),
         mesh,
         lambda part: materialize(part, recipe.seed, place),
         autocast_dtype(device, recipe.precision),
@@ -161,7 +165,7 @@ def _recipe(trial: Trial) -> Recipe:
                 "intermediate_size": trial.intermediate_size,
             },
             "data": {"source": "random", "validation": 0.0, "test": 0.0},
-            "batch": {"global_size": trial.sequences, "max_length": trial.tokens},
+            "batch": {"global_size": trial.sequences, "max_length": trial.longest},
             "stopping": {"epochs": 1_000_000},
         },
         "probe",
@@ -169,14 +173,16 @@ def _recipe(trial: Trial) -> Recipe:
 
 
 def _data(trial: Trial) -> Data:
-    """One epoch of one global batch of random tokens; every further epoch is the same texts."""
+    """One epoch of random tokens: one global batch where all are alike; every epoch is the same."""
     draw = np.random.default_rng(0)
-    total = trial.sequences * trial.tokens
-    values = draw.integers(5, trial.vocab_size, total, dtype=np.int32)
-    offsets = np.arange(0, total + 1, trial.tokens, dtype=np.int64)
-    targets = draw.integers(0, 2, trial.sequences).astype(np.int64)
+    count = trial.sequences * (BATCHES if trial.spread else 1)
+    shortest = max(1, 2 * trial.tokens - trial.longest)
+    lengths = draw.integers(shortest, trial.longest, count, endpoint=True)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = draw.integers(5, trial.vocab_size, offsets[-1], dtype=np.int32)
+    targets = draw.integers(0, 2, count).astype(np.int64)
     nothing = Split(Samples(values[:0], offsets[:1]), targets[:0])
-    report = DataReport(trial.sequences, (), {}, {}, {}, 0, 0, 0, 0.0, {})
+    report = DataReport(count, (), {}, {}, {}, 0, 0, 0, 0.0, {})
     whole = Split(Samples(values, offsets), targets)
     return Data(whole, nothing, nothing, ("no", "yes"), report, "random")
 

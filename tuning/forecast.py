@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.errors import BerthaError
 from cluster.planning import demand, devices, here, probe
+from cluster.planning.cutting import Lengths
 from cluster.planning.demand import Demand, Extent
 from cluster.planning.placing import place_on
 from cluster.planning.sketch import Sketch
@@ -74,7 +75,7 @@ def demand_of(made: Setting) -> Demand:
     steps = max(1, round(pace.total_samples / size))
     extent = Extent(
         steps=steps,
-        mean_tokens=pace.train_tokens / pace.train_samples,
+        lengths=Lengths.unknown(pace.train_tokens / pace.train_samples, recipe.batch.max_length),
         evaluated=pace.looks * pace.validation_samples / (steps * size),
         rows=pace.train_samples,
     )

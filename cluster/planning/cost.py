@@ -16,6 +16,7 @@ from cluster.memory import uses_fsdp
 from cluster.planning.calibration import CALIBRATED, NEVER_HIDDEN, TORCH, Constants, Stack
 from cluster.planning.collectives import across, all_reduce, gather, send
 from cluster.planning.compute import WEIGHT_BYTES, Batch, Forward, Processor, forward
+from cluster.planning.cutting import Cut, Lengths, foretold
 from cluster.planning.hardware import Place
 from cluster.workload import Shape
 
@@ -31,8 +32,9 @@ class Work:
     """What a step computes, wherever.
 
     sequences: of the global batch. micro_batch: sequences that a device takes at once, at most.
-    tokens, attended, masked: as in cluster.compute.Batch. evaluated: sequences that are evaluated
-    for each one trained on. trains: else a forward alone.
+    tokens, attended, masked: as in planning/compute.py's Batch, padding that a cut leaves not
+    counted. evaluated: sequences that are evaluated for each one trained on. trains: else a forward
+    alone. spread: of lengths; overhead: tokens that one more micro-batch is worth (cutting.py).
     """
 
     shape: Shape
@@ -45,6 +47,8 @@ class Work:
     optimizer: str = "adamw"
     evaluated: float = 0.0
     trains: bool = True
+    spread: float = 0.0
+    overhead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,28 @@ class _Case:
         return -(-self.work.sequences // self.layout.dp)
 
     @cached_property
+    def cut(self) -> Cut:
+        """Of a rank's sequences."""
+        work = self.work
+        lengths = Lengths(work.tokens, work.spread)
+        return foretold(self.a_rank, lengths, work.micro_batch, work.overhead)
+
+    @property
     def count(self) -> int:
         """Micro-batches of a rank."""
-        return max(1, math.ceil(self.a_rank / self.work.micro_batch - 1e-9))
+        return self.cut.count
 
     @cached_property
     def batch(self) -> Batch:
         """A micro-batch."""
-        work = self.work
-        return Batch(self.a_rank / self.count, work.tokens, work.attended, work.masked)
+        work, padded = self.work, self.cut.padded
+        return Batch(
+            self.a_rank / self.count,
+            work.tokens * padded,
+            work.attended * padded,
+            work.masked,
+            fresh=work.spread > 0,
+        )
 
     @cached_property
     def once(self) -> Forward:

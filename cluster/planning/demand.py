@@ -9,19 +9,17 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import BerthaError
 from cluster.memory import optimizer_of
 from cluster.planning.catalogue import table
+from cluster.planning.cutting import Lengths
 from cluster.planning.sizes import shape_of
 from cluster.planning.sketch import Sketch, load
 from cluster.workload import Shape
-
-PADDING = 0.04  # of the computed tokens, as micro-batches are sorted (README: IMDB 4.3%, 2.8%)
-SPREAD = 4 / 3  # E[s^2] / E[s] over E[s], were lengths uniform from nothing to their maximum
 
 
 class DemandError(BerthaError):
@@ -32,11 +30,11 @@ class DemandError(BerthaError):
 class Extent:
     """How long a run is. rows: of training; None where steps alone decide.
 
-    mean_tokens: of a row. evaluated: samples that are evaluated for each one trained on.
+    lengths: of rows. evaluated: samples that are evaluated for each one trained on.
     """
 
     steps: int
-    mean_tokens: float
+    lengths: Lengths
     evaluated: float
     rows: int | None
 
@@ -45,7 +43,7 @@ class Extent:
 class Demand:
     """A run, wherever it goes. rows: of training; None where steps alone decide.
 
-    mean_tokens: of a row, cut at max_length. assumed: what nobody said, in words.
+    lengths: of rows, cut at max_length. assumed: what nobody said, in words.
     """
 
     name: str
@@ -53,7 +51,7 @@ class Demand:
     steps: int
     global_batch: int
     max_length: int
-    mean_tokens: float
+    lengths: Lengths
     token_budget: int | None
     masked: float
     precision: str
@@ -64,16 +62,9 @@ class Demand:
     assumed: tuple[str, ...]
 
     @property
-    def computed_tokens(self) -> float:
-        """Of a sequence, with the padding that sorting leaves."""
-        if self.mean_tokens >= self.max_length:
-            return float(self.max_length)
-        return min(self.max_length, self.mean_tokens / (1 - PADDING))
-
-    @property
-    def attended(self) -> float:
-        """Tokens that a token attends to."""
-        return min(self.max_length, self.computed_tokens * SPREAD)
+    def mean_tokens(self) -> float:
+        """Of a row."""
+        return self.lengths.mean
 
     @property
     def tokens(self) -> float:
@@ -96,22 +87,22 @@ def read(
     stem, sketch = load(name, overrides)
     if sketch.model.name == "linear":
         raise DemandError(f"{stem}: a linear model; it trains in seconds on any processor")
-    rows, mean, assumed = _data(sketch, rows, tokens, run)
-    return of(stem, sketch, shape_of(sketch), _extent(sketch, rows, mean), assumed)
+    rows, lengths, assumed = _data(sketch, rows, tokens, run)
+    return of(stem, sketch, shape_of(sketch), _extent(sketch, rows, lengths), assumed)
 
 
 def of(
     name: str, sketch: Sketch, shape: Shape, extent: Extent, assumed: tuple[str, ...] = ()
 ) -> Demand:
     """The demand of a recipe that trains `shape` for so long."""
-    batch, mean = sketch.batch, extent.mean_tokens
+    batch, mean = sketch.batch, extent.lengths.mean
     return Demand(
         name=name,
         shape=shape,
         steps=extent.steps,
         global_batch=batch.global_size,
         max_length=batch.max_length,
-        mean_tokens=min(mean, batch.max_length),
+        lengths=extent.lengths,
         token_budget=batch.token_budget,
         masked=sketch.masking.share * mean if sketch.task == "masked-lm" else 0.0,
         precision=sketch.precision,
@@ -123,7 +114,7 @@ def of(
     )
 
 
-def _extent(sketch: Sketch, rows: int | None, mean: float) -> Extent:
+def _extent(sketch: Sketch, rows: int | None, lengths: Lengths) -> Extent:
     batch, stopping = sketch.batch, sketch.stopping
     steps = stopping.max_steps
     if rows is not None:
@@ -137,20 +128,21 @@ def _extent(sketch: Sketch, rows: int | None, mean: float) -> Extent:
     held_out = sketch.data.validation
     evaluations = steps // (sketch.evaluation.every_steps or max(1, steps // stopping.epochs)) or 1
     held_rows = held_out * (rows or 0) if isinstance(held_out, float) else 0
-    return Extent(steps, mean, evaluations * held_rows / (steps * batch.global_size), rows)
+    return Extent(steps, lengths, evaluations * held_rows / (steps * batch.global_size), rows)
 
 
 def _data(
     sketch: Sketch, rows: int | None, tokens: float | None, run: Path | None
-) -> tuple[int | None, float, tuple[str, ...]]:
-    """(training rows, mean tokens, what was assumed)."""
+) -> tuple[int | None, Lengths, tuple[str, ...]]:
+    """(training rows, their lengths, what was assumed)."""
     assumed: list[str] = []
-    length = sketch.batch.max_length
+    length, spread = sketch.batch.max_length, 1.0
     if run is not None:
         told = _record(run)
         packed = told.get("sequences") or told["rows"]
         rows = int(packed["train"]) if rows is None else rows
-        tokens = float(told["lengths"]["mean"]) if tokens is None else tokens
+        if tokens is None:
+            tokens, spread = float(told["lengths"]["mean"]), told["lengths"].get("spread", 1.0)
         assumed.append(f"rows and tokens as in {run / 'record.json'}")
     known = _known(sketch)
     if rows is None and known is not None and known["rows"]:
@@ -165,23 +157,25 @@ def _data(
         return _packed(rows, tokens or _whole(known), length, assumed)
     if tokens is None and known is not None and known["mean_tokens"]:
         measured_at, mean = int(known["measured_at"]), float(known["mean_tokens"])
+        spread = float(known["spread"])
         if length <= measured_at:  # what is cut shorter cannot have more
             tokens = min(mean, length)
             assumed.append(f"{tokens:.0f} tokens a row (datasets.csv, cut at {measured_at})")
     if tokens is None:
         tokens = float(length)
         assumed.append(f"every row fills batch.max_length, {length} tokens (say --tokens)")
-    return rows, tokens, tuple(assumed)
+    lengths = Lengths.unknown(min(tokens, length), length)
+    return rows, replace(lengths, spread=min(spread, lengths.spread)), tuple(assumed)
 
 
 def _packed(
     rows: int | None, whole: float | None, length: int, assumed: list[str]
-) -> tuple[int | None, float, tuple[str, ...]]:
+) -> tuple[int | None, Lengths, tuple[str, ...]]:
     """Of masked-lm, which packs texts end to end: rows become sequences, all of them full."""
     sequences = None if rows is None or whole is None else max(1, round(rows * whole / length))
     if sequences is not None:
         assumed.append(f"{whole:.0f} tokens a row, packed into {sequences:,} of {length}")
-    return sequences, float(length), tuple(assumed)
+    return sequences, Lengths(float(length)), tuple(assumed)
 
 
 def _whole(known: Mapping[str, str] | None) -> float | None:

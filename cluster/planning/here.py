@@ -21,12 +21,11 @@ from cluster.planning.catalogue import Catalogue
 from cluster.planning.cost import Work, step
 from cluster.planning.demand import Demand
 from cluster.planning.hardware import Accelerator, Kind, Place
-from cluster.planning.placing import TOKENS_AT_ONCE, job_of
+from cluster.planning.placing import job_of
 from cluster.planning.plan import hours
 from cluster.planning.probe import Probe, ProbeError
 
 PROBE_SECONDS = 60.0
-CPU_TOKENS_AT_ONCE = 2048  # a processor's token budget unless the recipe says otherwise
 
 
 def probed(path: Path | None = None) -> Probe:
@@ -71,8 +70,8 @@ def speeds(demand: Demand, catalogue: Catalogue, known: Probe) -> Mapping[str, f
 
 def work(place: Place, demand: Demand, kind: Kind) -> Work:
     """What a step computes on devices of a kind."""
-    at_once = CPU_TOKENS_AT_ONCE if kind == "cpu" else TOKENS_AT_ONCE
-    return job_of(place, demand).work(demand.token_budget or max(at_once, demand.max_length))
+    job = job_of(place, demand)
+    return job.work(job.token_budget)
 
 
 def _in_catalogue(catalogue: Catalogue, known: Probe) -> Accelerator | None:

@@ -9,6 +9,7 @@ from cluster.layout import Layout
 from cluster.memory import Regime, attention_of
 from cluster.planning.calibration import CALIBRATED, STACKS, TORCH, Constants, Stack
 from cluster.planning.cost import Step, Work, step
+from cluster.planning.cutting import Lengths
 from cluster.planning.hardware import Place
 from cluster.workload import Shape
 
@@ -20,10 +21,9 @@ class Job:
     place: how the devices stand; num_devices: how many of them there are. device_memory: bytes,
     None if unknown. global_batch_size: samples a step. max_length: tokens of the longest sample.
     token_budget: tokens, padding included, that a device takes at once; may_lower_budget: whether
-    fewer may be tried. computed_tokens: of a mean sample, padding included; attended: tokens that a
-    mean token attends to; None: max_length. masked: tokens of a sample that a masked-lm head looks
-    at. max_tp: 1 for a model whose layers cannot be divided. evaluated: samples evaluated for each
-    one trained on.
+    fewer may be tried. lengths: of samples; None: all as long as can be. masked: tokens of a sample
+    that a masked-lm head looks at. max_tp: 1 for a model whose layers cannot be divided. evaluated:
+    samples evaluated for each one trained on.
     """
 
     shape: Shape
@@ -39,8 +39,8 @@ class Job:
     masked: float | None = None
     max_tp: int = 10**9
     may_lower_budget: bool = True
-    computed_tokens: float | None = None
-    attended: float | None = None
+    lengths: Lengths | None = None
+    overhead: float = 0.0
     evaluated: float = 0.0
     constants: Constants = CALIBRATED
     stack: Stack = TORCH
@@ -66,17 +66,19 @@ class Job:
 
     def work(self, token_budget: int) -> Work:
         """What a step computes with micro-batches of `token_budget`."""
-        computed = self.computed_tokens or self.max_length
+        lengths = self.lengths or Lengths(self.max_length)
         return Work(
             self.shape,
             self.global_batch_size,
-            max(1.0, token_budget / computed),
-            computed,
-            self.attended or self.max_length,
+            max(1.0, token_budget / lengths.mean),
+            lengths.mean,
+            lengths.attended,
             self.masked or 0.0,
             self._rated,
             self.optimizer,
             self.evaluated,
+            spread=lengths.spread,
+            overhead=self.overhead,
         )
 
     def step(self, layout: Layout, token_budget: int) -> Step:

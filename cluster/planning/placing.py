@@ -11,11 +11,10 @@ from cluster.layout import Layout
 from cluster.planning.calibration import CALIBRATED, Constants
 from cluster.planning.choice import fastest, weighed
 from cluster.planning.cost import Step
+from cluster.planning.cutting import budget_of, overhead_of
 from cluster.planning.demand import Demand
 from cluster.planning.hardware import Place
 from cluster.planning.job import Job
-
-TOKENS_AT_ONCE = 32768  # a device's token budget unless the recipe says otherwise
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ def place_on(place: Place, demand: Demand, constants: Constants = CALIBRATED) ->
 
 def job_of(place: Place, demand: Demand, constants: Constants = CALIBRATED) -> Job:
     """A run on a place."""
+    kind = place.accelerator.kind
     return Job(
         shape=demand.shape,
         place=place,
@@ -50,14 +50,14 @@ def job_of(place: Place, demand: Demand, constants: Constants = CALIBRATED) -> J
         device_memory=place.accelerator.memory,
         global_batch_size=demand.global_batch,
         max_length=demand.max_length,
-        token_budget=demand.token_budget or max(TOKENS_AT_ONCE, demand.max_length),
+        token_budget=demand.token_budget or max(budget_of(kind), demand.max_length),
         precision=precision_on(place, demand),
         optimizer=demand.optimizer,
         attention_dropout=demand.attention_dropout,
         masked=demand.masked or None,
         may_lower_budget=demand.token_budget is None,
-        computed_tokens=demand.computed_tokens,
-        attended=demand.attended,
+        lengths=demand.lengths,
+        overhead=overhead_of(kind),
         evaluated=demand.evaluated,
         constants=constants,
     )

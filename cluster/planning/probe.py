@@ -19,6 +19,7 @@ from cluster.errors import BerthaError
 from cluster.layout import Layout
 from cluster.planning.calibration import CALIBRATED, TORCH, Constants, Stack
 from cluster.planning.cost import Step, Work, step
+from cluster.planning.cutting import Lengths, overhead_of
 from cluster.planning.fitting import Numbers, least_squares
 from cluster.planning.hardware import Accelerator, Kind, Place
 from cluster.workload import Shape
@@ -30,6 +31,7 @@ BEGINNING = {
     "link": 1e9,
     "attention": 0.5,
     "launch": 20e-6,
+    "fresh": 20e-6,
     "passes": CALIBRATED.passes_eager,
     "embeddings": CALIBRATED.embeddings,
 }
@@ -42,9 +44,10 @@ class ProbeError(BerthaError):
 
 @dataclass(frozen=True)
 class Trial:
-    """Steps that are timed: a model and a global batch of sequences of one length.
+    """Steps that are timed: a model and a global batch of sequences of `tokens` in the mean.
 
-    token_budget: tokens that a device takes at once.
+    token_budget: tokens that a device takes at once. spread: of their lengths, evenly about the
+    mean, as in cutting.py.
     """
 
     hidden_size: int
@@ -54,6 +57,7 @@ class Trial:
     tokens: int
     sequences: int
     token_budget: int
+    spread: float = 0.0
 
     @property
     def num_heads(self) -> int:
@@ -69,10 +73,17 @@ class Trial:
         )  # fmt: skip
 
     @property
-    def work(self) -> Work:
-        """What a step of it computes."""
-        micro = max(1, self.token_budget // self.tokens)
-        return Work(self.shape, self.sequences, micro, self.tokens, self.tokens, precision="fp32")
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return round(self.tokens * (1 + self.spread))
+
+    def work(self, kind: Kind) -> Work:
+        """What a step of it computes on a `kind` of device."""
+        lengths = Lengths(self.tokens, self.spread)
+        return Work(
+            self.shape, self.sequences, max(1, self.token_budget // self.tokens), self.tokens,
+            lengths.attended, precision="fp32", spread=self.spread, overhead=overhead_of(kind),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,9 @@ def assumed(workers: int) -> Local:
 def fitted(probe: Probe, measurements: Sequence[Measurement], workers: int) -> Local:
     """The accelerator and constants that explain `measurements` best.
 
-    Six or seven numbers: peak, memory bandwidth, what attention and a kernel cost, passes through
-    memory in layers and embeddings, and with several workers the link between them.
+    Seven or eight numbers: peak, memory bandwidth, what attention costs, and a kernel, of a shape
+    that was met before or not, passes through memory in layers and embeddings, and with several
+    workers the link between them.
     """
     free = [name for name in BEGINNING if name != "link" or workers > 1]
     prior = np.array([math.log(BEGINNING[name]) for name in free])
@@ -146,7 +158,8 @@ def fitted(probe: Probe, measurements: Sequence[Measurement], workers: int) -> L
     def errors(at: Numbers) -> Numbers:
         local = at_hand(at)
         ratios = [
-            math.log(local.step(each.trial.work).total / each.seconds) for each in measurements
+            math.log(local.step(each.trial.work(probe.kind)).total / each.seconds)
+            for each in measurements
         ]
         return np.concatenate([ratios, (at - prior) * PRIOR])
 
@@ -186,6 +199,7 @@ def _local(probe: Probe, workers: int, values: Mapping[str, float]) -> Local:
         CALIBRATED,
         attention=values["attention"],
         launch_seconds=values["launch"],
+        fresh_seconds=values["fresh"],
         passes_eager=values["passes"],
         embeddings=values["embeddings"],
         systolic=1.0,
