@@ -37,19 +37,19 @@ from trainers.prepared import Data, DataReport, Split
 from trainers.recipe import Recipe
 from trainers.samples import Samples
 
-# Two widths, short and long sequences, alike and not, one and several micro-batches, a small and a
-# large table of words: what the constants of cluster/planning/probe.py differ by. Few layers: each
-# takes as long.
+# Two widths, short and long sequences, alike and not, one and several micro-batches, few and many
+# layers, a small and a large table of words: what the constants of cluster/planning/probe.py differ
+# by.
 TRIALS = (
     Trial(384, 2, 1536, 30522, 64, 16, 2048),
-    Trial(384, 2, 1536, 1000, 32, 8, 2048),
+    Trial(384, 6, 1536, 1000, 32, 8, 2048),
     Trial(384, 2, 1536, 1000, 128, 16, 2048),
     Trial(384, 2, 1536, 1000, 512, 4, 2048),
     Trial(384, 4, 1536, 1000, 256, 16, 2048),
     Trial(128, 4, 512, 8000, 128, 32, 2048),
     Trial(768, 1, 3072, 1000, 128, 8, 2048),
     Trial(768, 2, 3072, 1000, 256, 8, 2048),
-    Trial(384, 2, 1536, 1000, 24, 64, 2048, spread=0.9),
+    Trial(384, 6, 1536, 1000, 24, 48, 2048, spread=0.9),
     Trial(384, 2, 1536, 1000, 96, 24, 2048, spread=0.9),
 )
 BATCHES = 50  # different ones, where lengths differ: more than are timed

@@ -59,9 +59,9 @@ class Constants:
     passes_engine: float
     systolic: float
     # Not fitted to published rows, which do not tell them; a probe does. embeddings: what they move
-    # in layers' worth of traffic: three lookups, a norm and a dropout. fresh_seconds: what a kernel
-    # costs besides where each micro-batch has another shape, for which a processor's libraries
-    # write code. speed: of the accelerator at hand against the model.
+    # in layers' worth of traffic: three lookups, a norm and a dropout. fresh_seconds: what a
+    # micro-batch of another shape than those before costs besides: a processor's libraries write
+    # code for it. speed: of the accelerator at hand against the model.
     embeddings: float = 0.5
     fresh_seconds: float = 0.0
     speed: float = 1.0

@@ -51,14 +51,15 @@ class Batch:
 
     sequences x tokens: as computed; the mean where sequences are not padded. attended: tokens that
     a token attends to: the mean over tokens, E[s^2] / E[s] where lengths differ. masked: tokens of
-    a sequence that a masked-lm head looks at. fresh: whether its shape was not met before.
+    a sequence that a masked-lm head looks at. fresh: share of batches
+    whose shape is none of those before, about as large as lengths are spread.
     """
 
     sequences: float
     tokens: float
     attended: float
     masked: float = 0.0
-    fresh: bool = False
+    fresh: float = 0.0
 
     @property
     def size(self) -> float:
@@ -142,8 +143,8 @@ def forward(
         weights = layers * shape.layer_matrices * WEIGHT_BYTES[processor.precision] / tp
         unhidden = weights / processor.memory - (products + attention + traffic)
         traffic += max(0.0, unhidden)  # a small batch waits for the weights
-    a_kernel = constants.launch_seconds + batch.fresh * constants.fresh_seconds
-    launched = layers * stack.kernels * a_kernel
+    launched = layers * stack.kernels * constants.launch_seconds
+    launched += batch.fresh * constants.fresh_seconds  # once: layers are alike
     if not stack.captured:  # a program launches ahead of the device
         launched = max(0.0, launched - (products + attention + traffic))
     return Forward(products, attention, traffic, launched)

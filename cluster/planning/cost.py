@@ -159,7 +159,7 @@ class _Case:
             work.tokens * padded,
             work.attended * padded,
             work.masked,
-            fresh=work.spread > 0,
+            fresh=min(1.0, work.spread),
         )
 
     @cached_property

@@ -31,7 +31,7 @@ BEGINNING = {
     "link": 1e9,
     "attention": 0.5,
     "launch": 20e-6,
-    "fresh": 20e-6,
+    "fresh": 2e-3,
     "passes": CALIBRATED.passes_eager,
     "embeddings": CALIBRATED.embeddings,
 }
@@ -144,9 +144,8 @@ def assumed(workers: int) -> Local:
 def fitted(probe: Probe, measurements: Sequence[Measurement], workers: int) -> Local:
     """The accelerator and constants that explain `measurements` best.
 
-    Seven or eight numbers: peak, memory bandwidth, what attention costs, and a kernel, of a shape
-    that was met before or not, passes through memory in layers and embeddings, and with several
-    workers the link between them.
+    Seven or eight numbers: peak, memory bandwidth, what attention, a kernel and a new shape cost,
+    passes through memory in layers and embeddings, and with several workers the link between them.
     """
     free = [name for name in BEGINNING if name != "link" or workers > 1]
     prior = np.array([math.log(BEGINNING[name]) for name in free])
