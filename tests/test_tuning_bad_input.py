@@ -83,6 +83,6 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(
     run = tmp_path / "search"
     assert main([*words, "--run", str(run), "--budget", "2h", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    for part in ("learning_rate", "global_size", "square root", "f1", "16 by tpe", "1 trial(s)"):
+    for part in ("learning_rate", "global_size", "square root", "f1", "16 by gp", "1 trial(s)"):
         assert part in said
     assert "asha" in said and "tokens" in said and "2h00m" in said and not run.exists()

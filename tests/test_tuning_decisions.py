@@ -77,7 +77,7 @@ def test_trials_are_compared_at_the_same_tokens_whatever_their_steps() -> None:
     assert coarse.curve[-1].score > ahead.at(100)
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("kind", ["gp", "tpe", "random", "grid"])
 def test_suggestions_are_new_inside_and_the_same_each_time(kind: sampler.Sampler) -> None:
     draw, known = random.Random(0), [Trial(0, {}, 0, searched={"rate": 1e-3, "size": 16})]
     for number in range(1, 14):
@@ -94,7 +94,7 @@ def test_suggestions_are_new_inside_and_the_same_each_time(kind: sampler.Sampler
 def test_a_grid_and_a_finite_space_end() -> None:
     finite: Space = {"size": Choices((8, 16)), "epochs": Range(1, 2, whole=True)}
     own = {"size": 8, "epochs": 1}
-    for kind in ("grid", "random", "tpe"):
+    for kind in ("grid", "random", "tpe", "gp"):
         known = [Trial(0, {}, 0, searched=own)]
         while (point := suggest(kind, finite, known, len(known), 0)) is not None:
             known.append(Trial(len(known), {}, 0, "complete", (Look(1, 0.0),), searched=point))
@@ -126,10 +126,26 @@ def best_of(kind: sampler.Sampler, seed: int) -> float:
     return max(trial.score or 0.0 for trial in known)
 
 
-def test_tpe_learns() -> None:
-    tpe = statistics.median(best_of("tpe", seed) for seed in range(9))
+@pytest.mark.parametrize("kind", sampler.LEARNING)
+def test_it_learns(kind: sampler.Sampler) -> None:
+    learned = statistics.median(best_of(kind, seed) for seed in range(9))
     drawn = statistics.median(best_of("random", seed) for seed in range(9))
-    assert tpe > drawn and tpe > 0.985
+    assert learned > drawn and learned > 0.985
+
+
+def test_a_diverged_trial_is_no_worse_than_a_poor_one() -> None:
+    """Whether the worst ended at -1 or at -1e9 changes nothing of what is tried next."""
+
+    def after(worst: float) -> Point | None:
+        scores = (0.9, 0.8, worst, 0.85, worst, 0.82)
+        points = [{"rate": 10.0 ** -(n + 1) / 2, "size": 16} for n in range(6)]
+        known = [
+            Trial(n, {}, 0, "complete", (Look(9, score),), searched=point)
+            for n, (score, point) in enumerate(zip(scores, points, strict=True))
+        ]
+        return suggest("gp", SPACE, known, 6, 0)
+
+    assert after(-1.0) == after(-1e9) != after(0.95)
 
 
 def test_a_stopped_trial_counts_as_where_it_would_have_ended() -> None:
@@ -140,7 +156,8 @@ def test_a_stopped_trial_counts_as_where_it_would_have_ended() -> None:
     assert sampler.expected(Trial(2, {}, 0, "failed"), ended) is None
 
 
-def test_tpe_keeps_away_from_where_trials_were_stopped() -> None:
+@pytest.mark.parametrize("kind", sampler.LEARNING)
+def test_it_keeps_away_from_where_trials_were_stopped(kind: sampler.Sampler) -> None:
     """Stopped low and ended high tell the same story as if all had ended."""
     known = []
     for number in range(24):
@@ -149,7 +166,7 @@ def test_tpe_keeps_away_from_where_trials_were_stopped() -> None:
         looks = (Look(10, surface(point) - 0.2), Look(20, surface(point)))
         state: State = "complete" if good else "stopped"
         known.append(Trial(number, {}, 0, state, looks if good else looks[:1], searched=point))
-    points = [suggest("tpe", SPACE, known, 24, seed) for seed in range(20)]
+    points = [suggest(kind, SPACE, known, 24, seed) for seed in range(20)]
     near = [abs(math.log10(float(p["rate"] or 1)) + 3) < 1 for p in points if p is not None]
     assert sum(near) >= 15, "half of the space is near; chance would give ten"
 

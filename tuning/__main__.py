@@ -143,7 +143,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", help="the search: a directory, or s3://...; default: a new one")
     parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
     parser.add_argument("--budget", help="the most it may cost: 2h, 50USD or 3kWh")
-    parser.add_argument("--sampler", choices=get_args(Sampler), default="tpe")
+    parser.add_argument("--sampler", choices=get_args(Sampler), default="gp")
     parser.add_argument("--scheduler", choices=get_args(Scheduler), default="asha")
     parser.add_argument("--seeds", type=int, default=3, help="of the best trials in all (3)")
     parser.add_argument(

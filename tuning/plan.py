@@ -29,7 +29,7 @@ class Plan(Settings):
     trials: Annotated[int, Field(ge=1)] = Field(
         16, description="of the search, the recipe's own among them; repetitions come on top"
     )
-    sampler: Sampler = Field("tpe", description="which settings are tried next")
+    sampler: Sampler = Field("gp", description="which settings are tried next")
     scheduler: Scheduler = Field("asha", description="which trials are stopped early")
     seeds: Annotated[int, Field(ge=1)] = Field(
         3, description="with which the best trials and the recipe's own are trained in all"

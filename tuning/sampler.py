@@ -3,18 +3,23 @@ killed goes on as it would have.
 
 Trial 0 is the recipe's own. Then come
 
+gp      STARTUP points a dimension spread evenly (by Roberts' R sequence: generalised golden
+        ratios), then Optuna's Gaussian process, where it expects most improvement (Snoek et al.
+        2012, arXiv 1206.2944; Ament et al. 2023, arXiv 2310.20708)
+tpe     the same, then Optuna's multivariate tree-structured Parzen estimator (Bergstra et al.
+        2011; Falkner et al. 2018, arXiv 1807.01774, section 3.2), which costs less to ask where
+        there are hundreds of trials
 random  points drawn evenly
 grid    every combination of choices, with GRID values of each range
 pbt     see `population.py`
-tpe     a few points spread evenly (STARTUP of them, by Roberts' R sequence: generalised golden
-        ratios), then Optuna's multivariate tree-structured Parzen estimator (Bergstra et al. 2011;
-        Falkner et al. 2018, arXiv 1807.01774, section 3.2)
 
-TPE learns from every trial, whatever its state. One that was stopped, or still runs, counts with
-its score at its last evaluation plus what completed trials gained from there to their end, in the
-median: a guess of where it would have ended, so that a trial stopped early for good reason counts
-as poor and one that is ahead counts as good. A failed trial, and a running one without an
-evaluation, counts as the worst. Points are as searched (`prior.py`).
+The first two learn from every trial, whatever its state. One that was stopped, or still runs,
+counts with its score at its last evaluation plus what completed trials gained from there to their
+end, in the median: a guess of where it would have ended, so that a trial stopped early for good
+reason counts as poor and one that is ahead counts as good. A failed trial, and a running one
+without an evaluation, counts as the worst. To the Gaussian process all below the median are as good
+as the median: how far a run diverged would else drown what sets the good ones apart. Points are as
+searched (`prior.py`).
 """
 
 import functools
@@ -38,10 +43,12 @@ from optuna.distributions import (
 from tuning.space import Choices, Dimension, Point, Range, Space, Value
 from tuning.trial import Trial, completed, searched
 
-Sampler = Literal["tpe", "random", "grid", "pbt"]
+Sampler = Literal["gp", "tpe", "random", "grid", "pbt"]
+LEARNING = ("gp", "tpe")
 GRID = 5
-STARTUP = 6
+STARTUP = 2
 ATTEMPTS = 50  # at a point that was not tried yet
+ASKED = 3  # of them by who learns, and may insist; then one is drawn
 
 
 def suggest(
@@ -51,15 +58,16 @@ def suggest(
 
     trials: all that are known, with their points as searched.
     """
-    known = searched(trials)
+    known, learns = searched(trials), sampler in LEARNING
+    startup = STARTUP * len(space)
     if sampler == "grid":
         return next((point for point in grid(space) if not _tried(point, known)), None)
     for attempt in range(ATTEMPTS):
         drawn = random.Random(seed_of(seed, number, attempt))
-        if sampler == "tpe" and not attempt and number <= STARTUP:
+        if learns and not attempt and number <= startup:
             point = spread(space, number, seed)
-        elif sampler == "tpe" and number > STARTUP:
-            point = _estimated(space, known, drawn.getrandbits(32))
+        elif learns and number > startup and attempt < ASKED:
+            point = _estimated(sampler, space, known, drawn.getrandbits(32))
         else:
             point = {key: dimension.at(drawn.random()) for key, dimension in space.items()}
         if not _tried(point, known):
@@ -109,13 +117,15 @@ def expected(trial: Trial, ended: Sequence[Trial]) -> float | None:
     return trial.at(trial.tokens) + (statistics.median(gains) if gains else 0.0)
 
 
-def _estimated(space: Space, known: Sequence[Trial], seed: int) -> Point:
-    """What TPE suggests after `known`."""
+def _estimated(sampler: Sampler, space: Space, known: Sequence[Trial], seed: int) -> Point:
+    """What a sampler that learns suggests after `known`."""
     ended = completed(known)
-    scores = [expected(trial, ended) for trial in known]
-    worst = min((score for score in scores if score is not None), default=0.0)
+    guesses = [expected(trial, ended) for trial in known]
+    worst = min((score for score in guesses if score is not None), default=0.0)
+    scores = [worst if score is None else score for score in guesses]
+    least = statistics.median(scores) if sampler == "gp" else worst
     distributions = {key: _distribution(dimension) for key, dimension in space.items()}
-    study = _empty_study(seed)
+    study = _empty_study(sampler, seed)
     for trial, score in zip(known, scores, strict=True):
         if not all(dimension.holds(trial.searched.get(key)) for key, dimension in space.items()):
             continue  # the recipe's own trial, where it lies outside what is searched
@@ -124,19 +134,23 @@ def _estimated(space: Space, known: Sequence[Trial], seed: int) -> Point:
             optuna.create_trial(
                 params=coordinates,
                 distributions=distributions,
-                value=worst if score is None else score,
+                value=max(score, least),
             )
         )
     asked = study.ask(distributions)
     return {key: _value(space[key], asked.params[key]) for key in space}
 
 
-def _empty_study(seed: int) -> optuna.Study:
+def _empty_study(sampler: Sampler, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=0)
-    return optuna.create_study(direction="maximize", sampler=sampler)
+        asked: optuna.samplers.BaseSampler = (
+            optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
+            if sampler == "gp"
+            else optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=0)
+        )
+    return optuna.create_study(direction="maximize", sampler=asked)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
@@ -150,7 +164,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def _coordinate(dimension: Dimension, value: Value) -> Value:
-    """What TPE sees of a value: choices are seen by their place, so that neighbours are near."""
+    """What a sampler sees of a value: choices by their place, so that neighbours are near."""
     return dimension.values.index(value) if isinstance(dimension, Choices) else value
 
 
