@@ -51,8 +51,8 @@ class Batch:
 
     sequences x tokens: as computed; the mean where sequences are not padded. attended: tokens that
     a token attends to: the mean over tokens, E[s^2] / E[s] where lengths differ. masked: tokens of
-    a sequence that a masked-lm head looks at. fresh: share of batches
-    whose shape is none of those before, about as large as lengths are spread.
+    a sequence that a masked-lm head looks at. fresh: share of batches whose shape is none of those
+    before, about as large as lengths are spread.
     """
 
     sequences: float
