@@ -82,14 +82,20 @@ def while_head(shape: Shape, layout: Layout, batch: MicroBatch) -> float:
 def while_layer(shape: Shape, layout: Layout, batch: MicroBatch, last: bool) -> float:
     """What backward of one layer needs on top: what it computes again, and gradients.
 
-    At the widest moment: the gradient of GELU's output, that of the residual, and one of the
-    feed-forward's weights.
+    At the wider of two moments. In the feed-forward: the gradient of GELU's output, that of the
+    residual, and one of the weights. In attention whose weights are in memory: their gradient and
+    that of the scores, when what stands behind attention has let go of what it kept.
     """
     again = _everything(shape, layout, batch, last) - of_layer(shape, layout, batch, last)
     rows = batch.sequences if last and shape.reads_cls_alone else batch.size
-    wide = shape.intermediate_size / layout.tp
-    gradients = rows * (wide * batch.width + shape.hidden_size * FP32)
-    return max(0.0, again) + gradients + shape.hidden_size * wide * FP32
+    hidden, wide, width = shape.hidden_size, shape.intermediate_size / layout.tp, batch.width
+    most = rows * (wide * width + hidden * FP32) + hidden * wide * FP32
+    if batch.attention != "fused":
+        of_weight = 2 * width if batch.attention == "kept" else 2 * FP32 - width  # dropped ones go
+        weights = shape.num_heads * batch.tokens * of_weight / layout.tp
+        gone = _behind_attention(shape, layout, batch)
+        most = max(most, rows * (weights + hidden * FP32 - gone))
+    return max(0.0, again) + most
 
 
 def _input(shape: Shape, layout: Layout, batch: MicroBatch) -> float:
@@ -117,8 +123,6 @@ def _everything(shape: Shape, layout: Layout, batch: MicroBatch, last: bool) -> 
     The inputs of column-parallel layers are whole on every rank: sequence parallel gathers them.
     """
     tp, hidden, width = layout.tp, shape.hidden_size, batch.width
-    sequence = tp if layout.sequence_parallel else 1
-    ups = 2 if shape.gated else 1
     alone = last and shape.reads_cls_alone
     rows = batch.sequences if alone else batch.size
     copies = 1 if width == FP32 else 2 if alone else 3  # autocast casts for each linear layer
@@ -130,7 +134,14 @@ def _everything(shape: Shape, layout: Layout, batch: MicroBatch, last: bool) -> 
     else:
         a_weight = FP32 + 1 + width if batch.attention == "dropped" else width
         weights = shape.num_heads * batch.tokens * a_weight / tp
-    core = 2 * hidden * width / tp + weights
-    wide = (ups + 1) * shape.intermediate_size * width / tp
+    query = hidden * width / tp
+    return keys + rows * (query + weights + _behind_attention(shape, layout, batch))
+
+
+def _behind_attention(shape: Shape, layout: Layout, batch: MicroBatch) -> float:
+    """What a token keeps from attention's output on: three inputs, GELU's, and two norms."""
+    tp, hidden, width = layout.tp, shape.hidden_size, batch.width
+    sequence = tp if layout.sequence_parallel else 1
+    wide = ((2 if shape.gated else 1) + 1) * shape.intermediate_size * width / tp
     norms = 2 * (hidden * (FP32 + 1) + 2 * FP32) / sequence
-    return keys + rows * (core + norms + hidden * width + wide)
+    return hidden * width / tp + norms + hidden * width + wide

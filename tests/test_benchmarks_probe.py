@@ -18,6 +18,7 @@ def test_tensors_of_real_steps_are_predicted(tiny_bert: Path, corpus: Path, work
         f"data.source={corpus}",
         "batch.max_length=32",
         "batch.global_size=8",
+        "batch.token_budget=48",  # several micro-batches, as recipes have
     )
     found = seen("csv", overrides, workers, 2)
     assert found.seconds > 0 and found.resident > 0
