@@ -8,7 +8,7 @@ of the grid's best, as a share of the work of the whole grid. The best of many r
 one run a point, half a point is less than what luck alone does, and means over seeds are better.
 
     python benchmarks/tune.py record --seed 0       # an hour or two on two cores for each seed
-    python benchmarks/tune.py play
+    python benchmarks/tune.py play                  # writes results/tune.json
     python benchmarks/tune.py live runs/tuning-reviews-...     # the same share, of a real search
 """
 
@@ -40,6 +40,7 @@ from tuning.space import Choices, Range, Space, point_of
 from tuning.trial import Look, Trial
 
 SURFACE = Path(__file__).parent / "data" / "surface-reviews"  # a table a seed
+RESULTS = Path(__file__).parent / "results" / "tune.json"
 WITHIN = 0.005  # of the grid's best: half a point
 SEEDS = 20
 MOST = 60  # trials of one search; what needs more never got there
@@ -194,14 +195,19 @@ def shares(surface: Surface, search: Search, seeds: Sequence[int]) -> list[float
     return found
 
 
-def play(surface: Surface, seeds: Sequence[int]) -> Iterator[str]:
-    """A Markdown table of all searches."""
+def play(surface: Surface, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """The shares of all searches, by name and seed."""
+    return {name: shares(surface, search, seeds) for name, search in SEARCHES.items()}
+
+
+def table(surface: Surface, played: dict[str, list[float]]) -> Iterator[str]:
+    """In Markdown."""
     yield f"Best of the grid's {len(surface.curves)} runs: {surface.best:.4f}."
     yield ""
     yield "| search | work, median | quartiles | worst | never |"
     yield "|---|---|---|---|---|"
-    for name, search in SEARCHES.items():
-        found = sorted(shares(surface, search, seeds))
+    for name, of_seeds in played.items():
+        found = sorted(of_seeds)
         quarters = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
         lost = sum(math.isinf(share) for share in found)
         yield (
@@ -231,13 +237,22 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="directories of searches")
     parser.add_argument("--surface", type=Path, default=SURFACE, help="its directory")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of the searches that are played")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where `play` stores its shares")
     parser.add_argument("--seed", type=int, default=0, help="of the surface that is recorded")
     options = parser.parse_args()
     if options.what == "record":
         record(options.seed, options.surface / f"seed-{options.seed}.csv", os.cpu_count() or 1)
     elif options.what == "play":
-        for line in play(Surface.read(options.surface), range(options.seeds)):
+        surface = Surface.read(options.surface)
+        played = play(surface, range(options.seeds))
+        for line in table(surface, played):
             print(line)
+        known = {
+            name: [share if math.isfinite(share) else None for share in found]
+            for name, found in played.items()
+        }
+        told = {"best": surface.best, "looks": surface.looks, "shares": known}
+        options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     elif not options.runs:
         parser.error("name the directory of a search")
     else:
