@@ -1,0 +1,78 @@
+"""Attention in training: torch's fused kernel against multiplying out, forward and backward.
+
+Batches of 2,048 tokens in texts of one length, a tenth of each padded, 12 heads of 32; the two ways
+in turns, medians. Which one `trainers/device.py` takes on a processor rests on this.
+
+    python benchmarks/attention.py     # writes results/attention.json
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from trainers import provenance
+from trainers.attention import attend
+
+RESULTS = Path(__file__).parent / "results" / "attention.json"
+TOKENS, HEADS, WIDTH = 2048, 12, 32
+LENGTHS = (16, 32, 64, 128, 256, 512)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+WARMUP = 3
+
+
+def seconds(fused: bool, dtype: torch.dtype, length: int) -> float:
+    """Of one forward and backward."""
+    count = TOKENS // length
+    shape = (count, length, HEADS, WIDTH)
+    query, key, value = (
+        torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)
+    )
+    mask = torch.ones(count, 1, 1, length, dtype=torch.bool)
+    mask[..., length - length // 10 :] = False
+    module = SimpleNamespace(dropout=SimpleNamespace(p=0.0), training=True, fused=fused)
+    began = time.perf_counter()
+    context, _ = attend(module, query, key, value, mask, WIDTH**-0.5)  # type: ignore[arg-type]
+    context.backward(torch.ones_like(context))  # type: ignore[no-untyped-call]
+    return time.perf_counter() - began
+
+
+def compared(dtype: torch.dtype, length: int, rounds: int) -> dict[str, float]:
+    """Median milliseconds of both ways, in turns."""
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(WARMUP + rounds):
+        for fused, found in taken.items():
+            found.append(seconds(fused, dtype, length))
+    fused_ms, out_ms = (1000 * statistics.median(each[WARMUP:]) for each in taken.values())
+    return {"fused_ms": fused_ms, "multiplied_out_ms": out_ms, "ratio": fused_ms / out_ms}
+
+
+def main() -> int:
+    """Compare, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    rows = []
+    print("| dtype | tokens | fused ms | multiplied out ms | ratio |")
+    print("|---|---|---|---|---|")
+    for name, dtype in DTYPES.items():
+        for length in LENGTHS:
+            row = {"dtype": name, "tokens": length, **compared(dtype, length, options.rounds)}
+            rows.append(row)
+            print(
+                f"| {name} | {length} | {row['fused_ms']:.1f} | {row['multiplied_out_ms']:.1f} "
+                f"| {row['ratio']:.1f} |"
+            )
+    record = {"environment": provenance.environment(), "rounds": options.rounds, "rows": rows}
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
