@@ -51,8 +51,8 @@ class Device:
     def fuses_attention(self, dtype: torch.dtype | None) -> bool:
         """Whether torch's fused attention trains fastest in `dtype`.
 
-        On processors its backward in bf16 takes several times as long as multiplying out: forward
-        and backward 7 times at 32 tokens, twice at 512 (12 heads of 32, Zen 5, torch 2.13).
+        On processors its backward in bf16 is slow: forward and backward take 4 times as long as
+        multiplying out at 32 tokens, as long at 256 and more (benchmarks/attention.py, Zen 5).
         """
         return not (self.kind == "cpu" and dtype == torch.bfloat16)
 
