@@ -76,7 +76,7 @@ def main() -> int:
 def predicted(case: str, local: Local) -> float:
     """Seconds of a step of a case, by the planner."""
     name, overrides = CASES[case]
-    work = here.work(local.place, demand.read(name, overrides), "cpu")
+    work = here.work(local.place, demand.read(name, overrides))
     return local.step(replace(work, evaluated=0.0)).total
 
 

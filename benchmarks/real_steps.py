@@ -28,7 +28,7 @@ from cluster.planning.probe import Trial
 from trainers import data, probe
 from trainers import recipe as recipes
 from trainers.batching import Cost, cut, global_batch, order
-from trainers.device import DEVICES
+from trainers.device import DEVICES, autocast_dtype
 from trainers.events import Step
 from trainers.ledger import Ledger
 from trainers.loop import Loop
@@ -132,7 +132,9 @@ class _Subject:
             share = shares[loop.mesh.dp_rank]
             for number, micro_batch in enumerate(share):
                 longest = int(lengths[micro_batch.rows].max())
-                precision = "fp32" if self._device.autocast_dtype() is None else "bf16"
+                precision = (
+                    "fp32" if autocast_dtype(self._device, recipe.precision) is None else "bf16"
+                )
                 regime = Regime(
                     len(micro_batch.rows),
                     longest,

@@ -36,6 +36,7 @@ from tuning.journal import Journal
 from tuning.pace import Pace
 from tuning.plan import Plan
 from tuning.prior import RATE, SIZE, Prior
+from tuning.sampler import Sampler
 from tuning.space import Choices, Range, Space, point_of
 from tuning.trial import Look, Trial
 
@@ -108,11 +109,11 @@ def plain_tpe(surface: Surface, meter: Meter, seed: int) -> None:
         study.tell(trial, max(look.score for look in curve))
 
 
-def ours(default: Callable[[Surface], tuple[float, int]]) -> Search:
+def ours(default: Callable[[Surface], tuple[float, int]], sampler: Sampler = "gp") -> Search:
     """What `python -m tuning` does, one trial at a time, from the recipe's own settings."""
 
     def search(surface: Surface, meter: Meter, seed: int) -> None:
-        terms = _terms(surface, default(surface), seed)
+        terms = _terms(surface, default(surface), seed, sampler)
         with tempfile.TemporaryDirectory() as place:
             shown, own = terms.prior.shown(terms.space), point_of(terms.plan.recipe, terms.space)
             with closing(Journal(Path(place), shown, own, 1)) as journal:
@@ -134,14 +135,14 @@ def _train(director: Director, trial: Trial, surface: Surface, meter: Meter) -> 
         director.ended(trial.number, "complete", 0.0)
 
 
-def _terms(surface: Surface, default: tuple[float, int], seed: int) -> Terms:
+def _terms(surface: Surface, default: tuple[float, int], seed: int, sampler: Sampler) -> Terms:
     pace = _pace(surface, default)
     recipe = pace.reference.model_copy(update={"seed": seed})
     space: Space = {
         RATE: Range(surface.rates[0], surface.rates[-1], log=True),
         SIZE: Choices(tuple(surface.sizes)),
     }
-    plan = Plan(recipe=recipe, cluster="local.yaml", trials=MOST, seeds=1)
+    plan = Plan(recipe=recipe, cluster="local.yaml", trials=MOST, seeds=1, sampler=sampler)
     return Terms(plan, space, Prior.of(space, default[1], "adamw", True), pace, slots=1)
 
 
@@ -178,6 +179,7 @@ SEARCHES: dict[str, Search] = {
     "ASHA": plain_asha,
     "ours": ours(_default),
     "ours, from a poor recipe": ours(_corner),
+    "ours, with TPE": ours(_default, "tpe"),
 }
 
 

@@ -90,9 +90,7 @@ class Loop:
         multiple = layout.tp if layout.sequence_parallel else 1
         self._feed = Feed(recipe, encoder, self._place, multiple)
         self._autocast = autocast_dtype(device, recipe.precision)
-        for part in parallel.parts.values():
-            if isinstance(part, TextModel):
-                part.fuse_attention(device.fuses_attention(self._autocast))
+        parallel.fuse_attention(device.fuses_attention(self._autocast))
         self.scale = Scale() if self._autocast == torch.float16 else None
         self._pipeline = Pipeline(parallel, hidden, self._precision)
 

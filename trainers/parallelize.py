@@ -67,6 +67,12 @@ class Parallel:
             if isinstance(module, FSDPModule):
                 module.reshard()
 
+    def fuse_attention(self, fused: bool) -> None:
+        """Whether training attends by torch's fused kernel."""
+        for part in self.parts.values():
+            if isinstance(part, TextModel):
+                part.fuse_attention(fused)
+
     def exchange(self, stage: int, now: bool) -> None:
         """Whether the next backward of `stage`, the last of a step, also exchanges gradients.
 

@@ -86,7 +86,7 @@ def demand_of(made: Setting) -> Demand:
 def _by_probe(made: Setting, asked: Demand, path: Path) -> tuple[float, str]:
     known = probe.read(path)
     local = known.local(made.capacity.devices)
-    work = here.work(local.place, asked, known.kind)
+    work = here.work(local.place, asked)
     return asked.steps * local.step(work).total, f"a probe of {known.name}"
 
 

@@ -20,7 +20,7 @@ from cluster.planning.calibration import NINE_IN_TEN
 from cluster.planning.catalogue import Catalogue
 from cluster.planning.cost import Work, step
 from cluster.planning.demand import Demand
-from cluster.planning.hardware import Accelerator, Kind, Place
+from cluster.planning.hardware import Accelerator, Place
 from cluster.planning.placing import job_of
 from cluster.planning.plan import hours
 from cluster.planning.probe import Probe, ProbeError
@@ -49,7 +49,7 @@ def lines(demand: Demand, known: Probe) -> Iterator[str]:
     """
     for workers in known.workers:
         local = known.local(workers)
-        seconds = demand.steps * local.step(work(local.place, demand, known.kind)).total
+        seconds = demand.steps * local.step(work(local.place, demand)).total
         yield (
             f"here      {workers} x {known.name} ({known.kind}): {hours(seconds)} "
             f"({hours(seconds / NINE_IN_TEN)} to {hours(seconds * NINE_IN_TEN)}), "
@@ -63,13 +63,13 @@ def speeds(demand: Demand, catalogue: Catalogue, known: Probe) -> Mapping[str, f
     if found is None:
         return {}
     place = Place(found, 1, 1, None)
-    here = work(place, demand, known.kind)
+    here = work(place, demand)
     expected = step(here, Layout(dp_replicate=1), place).total
     return {found.name: expected / known.local(1).step(here).total}
 
 
-def work(place: Place, demand: Demand, kind: Kind) -> Work:
-    """What a step computes on devices of a kind."""
+def work(place: Place, demand: Demand) -> Work:
+    """What a step computes there."""
     job = job_of(place, demand)
     return job.work(job.token_budget)
 
