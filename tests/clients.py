@@ -31,4 +31,4 @@ class Load:
                     response = client.post("/predict", json={"inputs": "a warm film"})
                     self.seen[response.status_code] += 1
                 except httpx.HTTPError as error:
-                    self.seen[type(error).__name__] += 1
+                    self.seen[f"{type(error).__name__}: {error}"] += 1

@@ -25,6 +25,7 @@ from serving.http.asgi import Surface, show_requests
 from serving.http.keys import Keys, load
 from serving.http.meters import Meters, Sample
 from serving.http.spans import Traces
+from serving.http.whole import WholeAnswers
 from serving.protocols.version import version
 from serving.registry.registry import Registry
 from serving.registry.tally import Tally
@@ -149,7 +150,7 @@ class Listener:
     def _configuration(self, surface: Surface) -> uvicorn.Config:
         return uvicorn.Config(
             surface,
-            http="httptools",
+            http=WholeAnswers,
             ws="none",
             lifespan="off",
             access_log=False,
