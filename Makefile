@@ -25,7 +25,7 @@ test-fast: $(READY)
 # `up` to `down` on hosts made of namespaces, and on EC2 as moto has it; needs root and `ip netns`,
 # skips elsewhere.
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -x -v --durations=0 tests/hosts/onprem.py tests/hosts/ec2.py
+	$(BIN)/python -m pytest -x -v --durations=0 tests/e2e/hosts/onprem.py tests/e2e/hosts/ec2.py
 
 check: $(READY)
 	$(BIN)/ruff check .

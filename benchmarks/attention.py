@@ -1,7 +1,7 @@
 """Attention in training: torch's fused kernel against multiplying out, forward and backward.
 
 Batches of 2,048 tokens in texts of one length, a tenth of each padded, 12 heads of 32; the two ways
-in turns, medians. Which one `trainers/device.py` takes on a processor rests on this.
+in turns, medians. Which one `trainers/distributed/device.py` takes on a processor rests on this.
 
     python benchmarks/attention.py     # writes results/attention.json
 """
@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import torch
 
-from trainers import provenance
-from trainers.attention import attend
+from trainers.models.attention import attend
+from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results" / "attention.json"
 TOKENS, HEADS, WIDTH = 2048, 12, 32

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from serving.build.engines import build
-from serving.engine.kinds import KINDS
-from trainers import bundle, provenance
-from trainers.card import CARD, Card, read, written
-from trainers.encoding import load_encoder
-from trainers.model import build as build_model
-from trainers.recipe import load
-from trainers.sealed import digests
+from serving.engine.backends.registry import KINDS
+from serving.optimize.optimize import build
+from trainers.config.recipe import load
+from trainers.data.tokenizer import load_encoder
+from trainers.models import bundle
+from trainers.models.build import build as build_model
+from trainers.models.card import CARD, Card, read, written
+from trainers.storage.atomic import digests
+from trainers.tracking import provenance
 
 RUN_BUNDLE = Path("runs/reviews/bundle")
 MAX_LENGTH = 256  # so that 180 words are not cut

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 from published import Row
 
-from cluster.layout import Layout
-from cluster.planning.calibration import Constants
-from cluster.planning.cost import step
-from cluster.planning.fitting import Numbers, least_squares
+from cluster.costmodel.constants import Constants
+from cluster.costmodel.layout import Layout
+from cluster.costmodel.least_squares import Numbers, least_squares
+from cluster.costmodel.step_time import step
 
 # Where fitting begins, and where the prior pulls, by a twentieth of what a row pulls.
 START = Constants(

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from layouts import LAYOUTS, TASKS, Run, fresh, run_alone, run_layouts
-from tiny import write_corpus, write_tiny_bert
-
-from cluster.layout import Layout
-from trainers import provenance
+from cluster.costmodel.layout import Layout
+from tests.support.layouts import LAYOUTS, TASKS, Run, fresh, run_alone, run_layouts
+from tests.support.tiny import write_corpus, write_tiny_bert
+from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,9 +22,10 @@ from typing import Any
 from fitting import fitted, left_out, predicted
 from published import DATA, Row, mlperf, serving, training
 
-from cluster.planning import catalogue, demand, energy
-from cluster.planning.calibration import CALIBRATED
-from cluster.planning.hardware import GIGA, Machine
+from cluster.costmodel.constants import CALIBRATED
+from cluster.hardware import catalog, energy
+from cluster.hardware.types import GIGA, Machine
+from cluster.planning import demand
 from cluster.planning.plan import plan
 
 RESULTS = Path(__file__).parent / "results" / "planner.json"
@@ -35,7 +36,7 @@ RECIPES = ("bert-large-pretrain", "bert-base-pretrain", "imdb")
 def main() -> int:
     """Predict, print, and keep."""
     options = _parse()
-    hardware = catalogue.load()
+    hardware = catalog.load()
     rows = [row for read in TABLES.values() for row in read(hardware)]
     new = [
         row
@@ -53,7 +54,7 @@ def main() -> int:
     predictions = left_out(rows)
     _print(rows, predictions)
     shipped = fitted(rows)
-    print("\nconstants fitted to all rows (cluster/planning/calibration.py ships them):")
+    print("\nconstants fitted to all rows (cluster/costmodel/constants.py ships them):")
     for name, value in asdict(shipped).items():
         print(f"  {name:<18} {value:12.4g}   shipped {getattr(CALIBRATED, name):.4g}")
     record = {
@@ -114,7 +115,7 @@ def _print(rows: Sequence[Row], predictions: Sequence[float]) -> None:
 
 
 def _energy(
-    rows: Sequence[Row], predictions: Sequence[float], hardware: catalogue.Catalogue
+    rows: Sequence[Row], predictions: Sequence[float], hardware: catalog.Catalogue
 ) -> list[dict[str, float | str]]:
     """kWh of a run: power from the other meter's ratio, minutes from predicted throughput.
 
@@ -149,7 +150,7 @@ def _energy(
     return found
 
 
-def _latency(hardware: catalogue.Catalogue) -> dict[str, float]:
+def _latency(hardware: catalog.Catalogue) -> dict[str, float]:
     """Seconds of a plan over all machines, up to 4,096 devices."""
     found = {}
     print("\nseconds of a plan over the whole catalogue, up to 4,096 devices:")

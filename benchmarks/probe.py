@@ -20,10 +20,11 @@ from typing import Any
 
 from real_steps import Seen, seen
 
-from cluster.planning import demand, here
+from cluster.planning import calibrate, demand
 from cluster.planning.probe import Local
-from trainers import probe, provenance
-from trainers.device import DEVICES
+from trainers.distributed.device import DEVICES
+from trainers.planning import probe
+from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
 MIB = 2**20
@@ -76,7 +77,7 @@ def main() -> int:
 def predicted(case: str, local: Local) -> float:
     """Seconds of a step of a case, by the planner."""
     name, overrides = CASES[case]
-    work = here.work(local.place, demand.read(name, overrides))
+    work = calibrate.work(local.place, demand.read(name, overrides))
     return local.step(replace(work, evaluated=0.0)).total
 
 

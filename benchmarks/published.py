@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.planning.calibration import STACKS, SUSTAINED, Stack
-from cluster.planning.catalogue import Catalogue
-from cluster.planning.cost import Work
-from cluster.planning.hardware import GIGA, Accelerator, Place
-from cluster.workload import Head, Shape
+from cluster.costmodel.constants import STACKS, SUSTAINED, Stack
+from cluster.costmodel.model_shape import Head, Shape
+from cluster.costmodel.step_time import Work
+from cluster.hardware.catalog import Catalogue
+from cluster.hardware.types import GIGA, Accelerator, Place
 
 DATA = Path(__file__).parent / "data"
 

@@ -23,10 +23,12 @@ import torch.distributed as dist
 import yaml
 
 from cluster import spec
-from cluster.layout import Layout
-from trainers import fit, provenance, recipe
-from trainers.record import RunDirectory
-from trainers.worker import Assignment, work
+from cluster.costmodel.layout import Layout
+from trainers.config import recipe
+from trainers.runtime import fit
+from trainers.runtime.worker import Assignment, work
+from trainers.tracking import provenance
+from trainers.tracking.run_directory import RunDirectory
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP = 10  # steps not counted

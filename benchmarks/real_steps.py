@@ -1,10 +1,11 @@
 """Real steps of a recipe on its own data, one process a worker: what they take, in time and memory.
 
 Three numbers of memory, for they are three things. Tensors: what lives at once, every storage
-followed (trainers/ledger.py); this is what the planner predicts. Resident: what the process has of
-the machine, above what it had with libraries loaded, data read and a small model trained; an
-allocator that keeps what was freed, and libraries that keep code for each shape they met, are in
-it. Predicted: cluster/memory.py, for the micro-batches that the recipe's own batches are cut into.
+followed (trainers/planning/memory_tracker.py); this is what the planner predicts. Resident: what
+the process has of the machine, above what it had with libraries loaded, data read and a small model
+trained; an allocator that keeps what was freed, and libraries that keep code for each shape they
+met, are in it. Predicted: cluster/costmodel/memory.py, for the micro-batches that the recipe's own
+batches are cut into.
 """
 
 import gc
@@ -22,21 +23,22 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from cluster import spec
-from cluster.layout import Layout
-from cluster.memory import Regime, attention_of, needs, optimizer_of
+from cluster.costmodel.layout import Layout
+from cluster.costmodel.memory import Regime, attention_of, needs, optimizer_of
 from cluster.planning.probe import Trial
-from trainers import data, probe
-from trainers import recipe as recipes
-from trainers.batching import Cost, cut, global_batch, order
-from trainers.device import DEVICES, autocast_dtype
-from trainers.events import Step
-from trainers.ledger import Ledger
-from trainers.loop import Loop
-from trainers.mesh import Mesh
-from trainers.model import materialize, outline
-from trainers.parallelize import parallelize
-from trainers.planned import sizes
-from trainers.recipe import Recipe
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe
+from trainers.data import prepare
+from trainers.data.microbatch import Cost, cut, global_batch, order
+from trainers.distributed.device import DEVICES, autocast_dtype
+from trainers.distributed.mesh import Mesh
+from trainers.models.build import materialize, outline
+from trainers.parallel.parallelize import parallelize
+from trainers.planning import probe
+from trainers.planning.layout import sizes
+from trainers.planning.memory_tracker import Ledger
+from trainers.training.events import Step
+from trainers.training.loop import Loop
 
 WARMUP = 3  # steps that are not counted
 FOLLOWED = range(1, 4)  # steps whose tensors are followed: the first has no moments yet
@@ -92,7 +94,10 @@ class _Subject:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._device = recipe, DEVICES["cpu"]
         cache = spec.load("local.yaml").cache
-        self._data, self._encoder = data.prepare(recipe, cache), data.encoder_of(recipe, cache)
+        self._data, self._encoder = (
+            prepare.prepare(recipe, cache),
+            prepare.encoder_of(recipe, cache),
+        )
         self._shape = sizes(recipe, self._data.labels, 0, cache)
 
     def timed(self, steps: int) -> tuple[list[float], float]:

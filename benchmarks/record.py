@@ -19,12 +19,13 @@ from surface import curves_of
 
 from cluster import spec
 from cluster.spec import ClusterSpec
-from trainers import data, fit
-from trainers import recipe as recipes
-from trainers.recipe import Recipe
-from trainers.record import RunDirectory
-from tuning.pace import Pace
-from tuning.prior import RATE, SIZE
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe
+from trainers.data import prepare
+from trainers.runtime import fit
+from trainers.tracking.run_directory import RunDirectory
+from tuning.algorithms.eval_schedule import Pace
+from tuning.space.scaling_rule import RATE, SIZE
 
 RATES = (1e-5, 2.5e-5, 6.3e-5, 1.6e-4, 4e-4, 1e-3, 2.5e-3)
 SIZES = (8, 16, 32, 64)
@@ -60,7 +61,7 @@ def record(seed: int, table: Path, processes: int, grid: Grid = Grid()) -> None:
         table.write_text(",".join(COLUMNS) + "\n")
     left = [point for point in grid.points() if point not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
-    data.prepare(
+    prepare.prepare(
         _recipe(RECIPE, seed, *grid.points()[0]), _cluster().cache
     )  # once, for all of them
     context = multiprocessing.get_context("spawn")
@@ -77,7 +78,7 @@ def _rows(asked: tuple[str, int, float, int]) -> list[Row]:
     cluster, place = _cluster(), Path(tempfile.mkdtemp(prefix="bertha-surface-"))
     try:
         recipe = _recipe(name, seed, rate, size)
-        prepared = data.prepare(recipe, cluster.cache)
+        prepared = prepare.prepare(recipe, cluster.cache)
         lengths = prepared.train.samples.lengths
         pace = Pace.of(recipe, len(lengths), int(lengths.sum()), len(prepared.validation))
         fit.fit(pace.paced(recipe), cluster, place / "run", judged=False, report=_nobody)

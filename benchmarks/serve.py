@@ -26,7 +26,7 @@ from servers import DidNotStart, end_in_order
 from texts import texts_of
 from turns import Bench, Record, of_ceiling, of_server
 
-from trainers import provenance
+from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("~/.cache/bertha/rivals/bundles").expanduser()

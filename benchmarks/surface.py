@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuning.trial import Look
+from tuning.algorithms.trial import Look
 
 Curve = tuple[Look, ...]
 

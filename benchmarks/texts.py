@@ -8,7 +8,7 @@ import random
 
 import pandas as pd
 
-from trainers.packages import data_set
+from trainers.data.packages import data_set
 
 COUNT = 512
 SHORT_WORDS = (15, 25)

@@ -32,19 +32,21 @@ from transformers import (
     TrainingArguments,
 )
 
-from cluster.layout import Layout
-from trainers import data, provenance, recipe
-from trainers.batching import order
-from trainers.data import Split
-from trainers.device import DEVICES
-from trainers.encoding import Samples
-from trainers.events import Step
-from trainers.loop import Loop
-from trainers.mesh import Mesh
-from trainers.model import build
-from trainers.packages import resolve_model
-from trainers.parallelize import parallelize
-from trainers.recipe import Recipe
+from cluster.costmodel.layout import Layout
+from trainers.config import recipe
+from trainers.config.recipe import Recipe
+from trainers.data import prepare
+from trainers.data.microbatch import order
+from trainers.data.packages import resolve_model
+from trainers.data.prepare import Split
+from trainers.data.tokenizer import Samples
+from trainers.distributed.device import DEVICES
+from trainers.distributed.mesh import Mesh
+from trainers.models.build import build
+from trainers.parallel.parallelize import parallelize
+from trainers.tracking import provenance
+from trainers.training.events import Step
+from trainers.training.loop import Loop
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP = 1  # steps not counted
@@ -66,7 +68,7 @@ class Contender:
     """A name, and how it trains for some steps."""
 
     name: str
-    train: Callable[[Recipe, data.Data, int], Turn]
+    train: Callable[[Recipe, prepare.Data, int], Turn]
 
 
 class Ordered(Dataset[dict[str, Any]]):
@@ -141,10 +143,12 @@ def trainer_arguments(made: Recipe, directory: str, **more: Any) -> TrainingArgu
     )
 
 
-def with_trainer(pad: bool, attention_dropout: float) -> Callable[[Recipe, data.Data, int], Turn]:
+def with_trainer(
+    pad: bool, attention_dropout: float
+) -> Callable[[Recipe, prepare.Data, int], Turn]:
     """Trainer padding to max_length, or to the longest of its batch."""
 
-    def train(made: Recipe, prepared: data.Data, steps: int) -> Turn:
+    def train(made: Recipe, prepared: prepare.Data, steps: int) -> Turn:
         split, size = prepared.train, made.batch.global_size
         rows = order(made.seed, 0, len(split))[: (WARMUP + steps) * size]
         pad_to = made.batch.max_length if pad else None
@@ -172,17 +176,17 @@ def with_trainer(pad: bool, attention_dropout: float) -> Callable[[Recipe, data.
     return train
 
 
-def loop_of(made: Recipe, prepared: data.Data) -> Loop:
+def loop_of(made: Recipe, prepared: prepare.Data) -> Loop:
     """The loop of this project, in this process."""
     model, alone = build(made, prepared.labels, 0), Mesh.of(Layout(), "cpu")
     parallel = parallelize(model, alone, lambda part: part)
-    return Loop(made, prepared, data.encoder_of(made), parallel, DEVICES["cpu"])
+    return Loop(made, prepared, prepare.encoder_of(made), parallel, DEVICES["cpu"])
 
 
-def with_bertha(attention_dropout: float) -> Callable[[Recipe, data.Data, int], Turn]:
+def with_bertha(attention_dropout: float) -> Callable[[Recipe, prepare.Data, int], Turn]:
     """The loop of this project."""
 
-    def train(made: Recipe, prepared: data.Data, steps: int) -> Turn:
+    def train(made: Recipe, prepared: prepare.Data, steps: int) -> Turn:
         changes = {"model": made.model.model_copy(update={"attention_dropout": attention_dropout})}
         stopping = made.stopping.model_copy(update={"max_steps": WARMUP + steps})
         evaluation = made.evaluation.model_copy(update={"every_steps": 10**6})
@@ -220,7 +224,7 @@ CONTENDERS = [
 ]
 
 
-def race(made: Recipe, prepared: data.Data, rounds: int, steps: int) -> dict[str, Any]:
+def race(made: Recipe, prepared: prepare.Data, rounds: int, steps: int) -> dict[str, Any]:
     """Let every contender train `rounds` times in turns; the table and the raw turns."""
     turns: dict[str, list[Turn]] = {contender.name: [] for contender in CONTENDERS}
     for number in range(rounds):
@@ -243,7 +247,7 @@ def race(made: Recipe, prepared: data.Data, rounds: int, steps: int) -> dict[str
     return {name: [dataclasses.asdict(turn) for turn in own] for name, own in turns.items()}
 
 
-def accuracies(made: Recipe, prepared: data.Data, seeds: int) -> dict[str, list[float]]:
+def accuracies(made: Recipe, prepared: prepare.Data, seeds: int) -> dict[str, list[float]]:
     """Held-out accuracy after the same epochs: Trainer as its documentation leaves it, and ours."""
     found: dict[str, list[float]] = {"Trainer": [], "Bertha": []}
     for seed in range(seeds):
@@ -261,7 +265,7 @@ def accuracies(made: Recipe, prepared: data.Data, seeds: int) -> dict[str, list[
     return found
 
 
-def trainer_accuracy(made: Recipe, prepared: data.Data) -> float:
+def trainer_accuracy(made: Recipe, prepared: prepare.Data) -> float:
     """Accuracy on the test rows after Trainer's own shuffled epochs."""
     train, test = (Ordered(s, np.arange(len(s)), None) for s in (prepared.train, prepared.test))
     with tempfile.TemporaryDirectory() as directory:
@@ -291,7 +295,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     made = recipe.load(options.recipe, [f"stopping.epochs={options.epochs}", *options.overrides])
-    prepared = data.prepare(made, Path(options.cache).expanduser())
+    prepared = prepare.prepare(made, Path(options.cache).expanduser())
     kind = "accuracy" if options.accuracy else "speed"
     if options.accuracy:
         figures: dict[str, Any] = accuracies(made, prepared, options.seeds)

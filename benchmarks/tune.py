@@ -29,16 +29,16 @@ import optuna
 from record import record
 from surface import Surface
 
-from trainers import recipe as recipes
-from tuning import scheduler
-from tuning.director import Director, Terms
-from tuning.journal import Journal
-from tuning.pace import Pace
-from tuning.plan import Plan
-from tuning.prior import RATE, SIZE, Prior
-from tuning.sampler import Sampler
-from tuning.space import Choices, Range, Space, point_of
-from tuning.trial import Look, Trial
+from trainers.config import recipe as recipes
+from tuning.algorithms import scheduler
+from tuning.algorithms.eval_schedule import Pace
+from tuning.algorithms.sampler import Sampler
+from tuning.algorithms.trial import Look, Trial
+from tuning.execution.controller import Director, Terms
+from tuning.space.scaling_rule import RATE, SIZE, Prior
+from tuning.space.space import Choices, Range, Space, point_of
+from tuning.store.config import Plan
+from tuning.store.journal import Journal
 
 SURFACE = Path(__file__).parent / "data" / "surface-reviews"  # a table a seed
 RESULTS = Path(__file__).parent / "results" / "tune.json"

@@ -26,9 +26,9 @@ from servers import Server, begin_load, end_in_order, finish_load, free_port
 from texts import texts_of
 from upheavals import NAME, PATH, UPHEAVALS, Record, Subject, calm, scaled, under_load
 
-from serving.endpoint.settings import Endpoint
+from serving.deployment.config import Endpoint
 from serving.registry.registry import Registry
-from trainers import provenance
+from trainers.tracking import provenance
 
 DOWNSCALE_SECONDS = 5.0
 
@@ -106,7 +106,7 @@ def table(records: list[Record]) -> str:
 
 def be_endpoint(settings: str) -> None:
     """What is started as the endpoint under test."""
-    from serving.endpoint import app  # Ray, which the measuring process must not pay for
+    from serving.deployment import app  # Ray, which the measuring process must not pay for
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

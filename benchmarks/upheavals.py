@@ -21,7 +21,7 @@ from report import failed
 from servers import Server, begin_load, finish_load, megabytes
 
 from serving import client
-from serving.registry.judge import Rule
+from serving.registry.canary_rule import Rule
 from serving.registry.registry import Registry
 
 NAME, PATH = "reviews", "/predict"

@@ -1,6 +1,6 @@
 """Hardware before, during and after: `python -m cluster plan|check|up|down|doctor|...`.
 
-Each command is a module of COMMANDS. It has `add_parser(commands)`, which adds a parser (or more
+Each command is a module of COMMANDS. It has `add_parser(subparsers)`, which adds a parser (or more
 than one), and names with `set_defaults(run=...)` the function that runs it: parsed options in, exit
 status out, lines printed by itself. A BerthaError that it raises is printed here, status 2. It
 imports what is heavy (ray, torch, boto3) only when it runs, never when it is imported. A parser
@@ -13,13 +13,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cluster import quote
 from cluster.doctor import doctor
 from cluster.errors import BerthaError
-from cluster.files import check
-from cluster.launch import launcher, rental, spot
+from cluster.launch import cost_commands, launcher, spot_notice
+from cluster.planning import command
+from cluster.validation import check
 
-COMMANDS = (quote, check, launcher, rental, doctor, spot)
+COMMANDS = (command, check, launcher, cost_commands, doctor, spot_notice)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Overrides may stand anywhere: argparse stops at the first option behind a positional."""
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True)
     for each in COMMANDS:
-        each.add_parser(commands)
+        each.add_parser(subparsers)
     options, rest = parser.parse_known_args(arguments)
     takes_overrides = hasattr(options, "overrides")
     unknown = [each for each in rest if "=" not in each or each.startswith("-")]

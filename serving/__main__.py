@@ -22,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.errors import BerthaError
-from serving import client, deploying
-from serving.bundles import at_hand, put_back
-from serving.endpoint.settings import memory_gib, replicas_for
+from serving import client, commands
+from serving.deployment.config import memory_gib, replicas_for
+from serving.fetch import at_hand, put_back
 from serving.http import keys
 from serving.registry.naming import name_of
-from trainers.card import read
+from trainers.models.card import read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,13 +47,13 @@ def run(options: argparse.Namespace) -> int:
     """Serve a bundle, or what a registry has live, until Ctrl-C."""
     url = client.url(options.host, options.port)
     with _registry_of(options) as (registry, name, task):
-        endpoint = deploying.endpoint_of(options, registry)
+        endpoint = commands.endpoint_of(options, registry)
         if options.dry_run:
             number = endpoint.min_replicas
             replicas = f"{number} replica{'s' if number > 1 else ''} of one thread"
             print(f"would be served at {url}, on {replicas}")
             return 0
-        from serving.endpoint import app  # Ray, which `predict` must not pay for
+        from serving.deployment import app  # Ray, which `predict` must not pay for
 
         print(f"starting Ray and loading {name} …", flush=True)
         with app.running(endpoint):
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     """The registry to serve, the name in it that is meant, and its task: of a bundle, its own."""
-    from serving.registry.reference import Reference
+    from serving.registry.model_ref import Reference
     from serving.registry.registry import Registry
 
     if not (Path(options.what).exists() or "/" in options.what):
@@ -103,7 +103,7 @@ def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 def predict(options: argparse.Namespace) -> int:
     """Answer texts in this process."""
     from serving.engine.engine import Engine
-    from serving.models import Prediction
+    from serving.interface import Prediction
     from serving.protocols.labels import ranked
 
     with at_hand(options.bundle) as directory:
@@ -130,16 +130,16 @@ def key(options: argparse.Namespace) -> int:
 
 def embedder(options: argparse.Namespace) -> int:
     """Write a bundle that answers embeddings."""
-    from serving.build import embedder
+    from serving.optimize import export_embedder
 
-    card = embedder.write(options.model, options.out, options.pooling, options.max_length)
+    card = export_embedder.write(options.model, options.out, options.pooling, options.max_length)
     print(f"{options.out}: embeddings of texts of up to {card.max_length} tokens")
     return 0
 
 
 def build(options: argparse.Namespace) -> int:
     """Measure engines and choose one."""
-    from serving.build.engines import main_build
+    from serving.optimize.optimize import main_build
 
     with at_hand(options.bundle) as directory:
         status = main_build(options, directory)
@@ -157,22 +157,22 @@ def _wait_for_the_end() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving", description="Serve bundles.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    subparsers = parser.add_subparsers(required=True, metavar="command")
 
-    runs = commands.add_parser("run", help="serve on this machine until Ctrl-C")
+    runs = subparsers.add_parser("run", help="serve on this machine until Ctrl-C")
     runs.add_argument("what", metavar="BUNDLE|NAME", help="a directory, s3://, or a live name")
     runs.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this first")
     runs.add_argument("--dry-run", action="store_true", help="say what would be served")
-    deploying.add_endpoint_arguments(runs, replicas_for(_cores(), memory_gib()))
+    commands.add_endpoint_arguments(runs, replicas_for(_cores(), memory_gib()))
     runs.set_defaults(command=run)
 
-    predicts = commands.add_parser("predict", help="answer texts in this process")
+    predicts = subparsers.add_parser("predict", help="answer texts in this process")
     predicts.add_argument("bundle", help="directory of a bundle, or s3://")
     predicts.add_argument("text", nargs="+", help="what to answer")
     predicts.add_argument("--engine", help="as 'onnxruntime int8'; default: the chosen one")
     predicts.set_defaults(command=predict)
 
-    builds = commands.add_parser("build", help="measure engines of a bundle and choose one")
+    builds = subparsers.add_parser("build", help="measure engines of a bundle and choose one")
     builds.add_argument("bundle", help="directory of a bundle, or s3://")
     builds.add_argument("--texts", type=Path, help="measure on these; default: the recipe's own")
     builds.add_argument("--threshold", type=float, help="least agreement; default: 0.995")
@@ -185,21 +185,21 @@ def _parser() -> argparse.ArgumentParser:
     builds.add_argument("--dry-run", action="store_true", help="say what would be measured")
     builds.set_defaults(command=build)
 
-    made = commands.add_parser("key", help="make an API key")
+    made = subparsers.add_parser("key", help="make an API key")
     made.add_argument("name", help="whose it is")
     made.add_argument("--file", type=Path, default=Path("keys.jsonl"), help="default: %(default)s")
     made.add_argument("--scope", action="append", choices=("inference", "management"))
     made.add_argument("--rate", type=float, help="requests a second, of all replicas together")
     made.set_defaults(command=key)
 
-    embeds = commands.add_parser("embedder", help="make a bundle of embeddings from an encoder")
+    embeds = subparsers.add_parser("embedder", help="make a bundle of embeddings from an encoder")
     embeds.add_argument("model", help="a directory, a hub name or package:all-minilm-l6-v2")
     embeds.add_argument("out", type=Path, help="directory of the bundle")
     embeds.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     embeds.add_argument("--max-length", type=int, default=256, help="tokens: %(default)s")
     embeds.set_defaults(command=embedder)
 
-    deploying.add_commands(commands)
+    commands.add_commands(subparsers)
     return parser
 
 

@@ -12,7 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits 
 from pathlib import Path
 
 import pytest
-from tiny import write_corpus, write_tiny_bert
+
+from tests.support.tiny import write_corpus, write_tiny_bert
 
 
 @pytest.fixture(scope="session")

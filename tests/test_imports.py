@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 MAY_IMPORT = {
     "cluster": {"cluster"},
     "trainers": {"cluster", "trainers"},
@@ -75,9 +76,9 @@ def test_the_rooms_of_serving_have_an_order() -> None:
     ("module", "heavy"),
     [
         ("cluster.spec", {"torch", "ray", "transformers"}),
-        ("trainers.recipe", {"torch", "ray", "transformers"}),
-        pytest.param("trainers.worker", {"ray"}, marks=pytest.mark.slow),
-        pytest.param("serving.endpoint.listener", {"ray"}, marks=pytest.mark.slow),
+        ("trainers.config.recipe", {"torch", "ray", "transformers"}),
+        pytest.param("trainers.runtime.worker", {"ray"}, marks=pytest.mark.slow),
+        pytest.param("serving.deployment.server", {"ray"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_light_door_stays_light(module: str, heavy: set[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster import spec
 from cluster.errors import BerthaError
 from cluster.settings import SettingsError
-from trainers import recipe as recipes
+from trainers.config import recipe as recipes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,21 +33,24 @@ def _train(options: argparse.Namespace) -> int:
         return _rehearse(options, recipe)
     cluster = spec.load(options.cluster or "local.yaml")
     if options.dry_run:
-        from trainers.dry_run import describe
+        from trainers.planning.dry_run import describe
 
         for line in describe(recipe, cluster):
             print(line)
         return 0
-    from trainers import data, fit, progress, record, summary, teacher
+    from trainers.data import prepare
+    from trainers.runtime import fit
+    from trainers.tracking import progress, run_directory, summary
+    from trainers.training import distillation
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = (options.run or cluster.run_named(f"{Path(options.recipe).stem}-{stamp}")).rstrip("/")
-    record.RunDirectory.at(run, cluster.cache).probe()
+    run_directory.RunDirectory.at(run, cluster.cache).probe()
     print(f"run: {run}")
-    prepared = data.prepare(recipe, cluster.cache, progress.encoding())
+    prepared = prepare.prepare(recipe, cluster.cache, progress.encoding())
     for line in prepared.report.lines():
         print(line)
-    teacher.taught(recipe, prepared, cluster.cache, progress.asking())
+    distillation.taught(recipe, prepared, cluster.cache, progress.asking())
     outcome = fit.fit(recipe, cluster, run, options.resume)
     for line in summary.lines(outcome.result, outcome.seconds, run):
         print(line)
@@ -56,7 +59,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _rehearse(options: argparse.Namespace, recipe: recipes.Recipe) -> int:
     """Play a step of the run on devices that need not exist."""
-    from trainers.findings import described, devices_of
+    from trainers.planning.simulation_report import described, devices_of
 
     memory = None if options.device_memory is None else _gib(options.device_memory)
     cluster = devices_of(

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, get_args
 from cluster import spec
 from cluster.errors import BerthaError
 from cluster.settings import validated
-from trainers import recipe as recipes
-from trainers.directory import Directory
-from tuning.holder import at_hand
-from tuning.plan import PLAN, Plan, load
-from tuning.sampler import Sampler
-from tuning.scheduler import Scheduler
+from trainers.config import recipe as recipes
+from trainers.storage.directory import Directory
+from tuning.algorithms.sampler import Sampler
+from tuning.algorithms.scheduler import Scheduler
+from tuning.store.config import PLAN, Plan, load
+from tuning.store.lease import at_hand
 
 if TYPE_CHECKING:
     from tuning.study import Setting
@@ -76,21 +76,22 @@ def _resume(words: list[str]) -> int:
 
 
 def _dashboard(words: list[str]) -> int:
-    from tuning import dashboard
+    from tuning.results import dashboard
 
     return dashboard.main(words)
 
 
 def _report(words: list[str]) -> int:
-    from tuning import report
+    from tuning.results import report
 
     return report.main(words)
 
 
 def _go(run: Directory, made: "Setting") -> int:
     """Search to the end and show the outcome."""
-    from tuning import outcome, report, study
-    from tuning.summary import lines
+    from tuning import study
+    from tuning.results import outcome, report
+    from tuning.results.summary import lines
 
     with study.opened(run, made) as search:
         if not run.home:
@@ -164,7 +165,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--probed",
         metavar="FILE",
         type=Path,
-        help="what `python -m trainers.probe --out FILE` measured, for the time of a dry run",
+        help="what `python -m trainers.planning.probe --out FILE` measured, for a dry run's time",
     )
     return parser.parse_intermixed_args(arguments)
 

@@ -6,14 +6,14 @@ python -m tuning reviews.yaml --dry-run
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.planning.calibration import NINE_IN_TEN
-from cluster.planning.catalogue import CatalogueError
-from tuning import finals, population, scheduler
-from tuning.budget import Spend
+from cluster.costmodel.constants import NINE_IN_TEN
+from cluster.hardware.catalog import CatalogueError
+from tuning.algorithms import pbt, repeats, scheduler
 from tuning.forecast import ForecastError, forecast
-from tuning.prior import RATE
-from tuning.registration import ALIAS
-from tuning.space import value_of
+from tuning.results.registration import ALIAS
+from tuning.space.scaling_rule import RATE
+from tuning.space.space import value_of
+from tuning.store.budget import Spend
 from tuning.study import Setting
 
 
@@ -29,10 +29,10 @@ def describe(made: Setting, probed: Path | None = None) -> Iterator[str]:
     yield f"metric    {plan.recipe.metric}, on the validation rows"
     yield f"trials    {plan.trials} by {plan.sampler}, the first with the recipe's own settings"
     yield from _stops(made)
-    repeated = (plan.seeds - 1) * (finals.FINALISTS + 1)
+    repeated = (plan.seeds - 1) * (repeats.FINALISTS + 1)
     if repeated:
         yield (
-            f"seeds     the best {finals.FINALISTS} and the recipe's own are trained with "
+            f"seeds     the best {repeats.FINALISTS} and the recipe's own are trained with "
             f"{plan.seeds - 1} other seed(s): up to {repeated} runs more"
         )
     yield (
@@ -91,7 +91,7 @@ def _stops(made: Setting) -> Iterator[str]:
     yield f"looks     {pace.looks} a trial, after equal shares of its samples"
     if made.terms.plan.sampler == "pbt":
         yield (
-            f"rounds    {population.ROUNDS} of equal tokens, {made.terms.plan.trials - 1} members; "
+            f"rounds    {pbt.ROUNDS} of equal tokens, {made.terms.plan.trials - 1} members; "
             "after each, the worst quarter go on from the best"
         )
         return

@@ -1,19 +1,19 @@
 """What a trial and a search will take, by the cluster's cost model: seconds, dollars, kWh.
 
 The hardware is what the cluster file names, as the catalogue has it, or what a probe has measured
-(python -m trainers.probe --out FILE). Where it is neither, nothing is said.
+(python -m trainers.planning.probe --out FILE). Where it is neither, nothing is said.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.costmodel.microbatches import Lengths
 from cluster.errors import BerthaError
-from cluster.planning import demand, devices, here, probe
-from cluster.planning.cutting import Lengths
+from cluster.planning import calibrate, demand, devices, probe
 from cluster.planning.demand import Demand, Extent
-from cluster.planning.placing import place_on
-from cluster.planning.sketch import Sketch
-from tuning import finals, scheduler
+from cluster.planning.placement import place_on
+from cluster.planning.recipe_reader import Sketch
+from tuning.algorithms import repeats, scheduler
 from tuning.study import Setting
 
 
@@ -45,7 +45,7 @@ def forecast(made: Setting, probed: Path | None) -> Forecast:
     else:
         seconds, origin = _by_catalogue(made, asked)
     plan, slots = made.terms.plan, made.terms.slots
-    again = (plan.seeds - 1) * (finals.FINALISTS + 1)
+    again = (plan.seeds - 1) * (repeats.FINALISTS + 1)
     runs = 1 + again + (plan.trials - 1) * share_of_work(made)
     most = seconds * (plan.trials + again) / slots
     return Forecast(seconds, most, seconds * runs / slots, origin)
@@ -86,7 +86,7 @@ def demand_of(made: Setting) -> Demand:
 def _by_probe(made: Setting, asked: Demand, path: Path) -> tuple[float, str]:
     known = probe.read(path)
     local = known.local(made.capacity.devices)
-    work = here.work(local.place, asked)
+    work = calibrate.work(local.place, asked)
     return asked.steps * local.step(work).total, f"a probe of {known.name}"
 
 
@@ -96,7 +96,8 @@ def _by_catalogue(made: Setting, asked: Demand) -> tuple[float, str]:
         rented = ", ".join(made.cluster.instances) or "no kind of machine"
         raise ForecastError(
             f"cluster {made.cluster.name} names {rented}, which the catalogue does not have: "
-            "measure one for a minute (python -m trainers.probe --out FILE), and give --probed FILE"
+            "measure one for a minute (python -m trainers.planning.probe --out FILE), "
+            "and give --probed FILE"
         )
     a_node = min(made.capacity.devices, found.place.devices_per_node)
     place = replace(found.place, devices_per_node=a_node)

@@ -15,29 +15,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cluster import spec
+from cluster.costmodel.model_shape import Shape
 from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
-from cluster.workload import Shape
-from trainers import data, progress
-from trainers import recipe as recipes
-from trainers.directory import Directory
-from trainers.planned import sizes
-from trainers.recipe import Recipe, lower_is_better
-from tuning import plan as plans
-from tuning import population, registration
-from tuning import space as spaces
-from tuning.budget import Budget
-from tuning.capacity import Capacity
-from tuning.director import Director, Terms
-from tuning.holder import Holder
-from tuning.journal import Journal
-from tuning.pace import Pace
-from tuning.plan import Plan
-from tuning.prior import Prior
-from tuning.reading import JournalError
-from tuning.sampler import grid
-from tuning.search import Search
-from tuning.space import Space
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe, lower_is_better
+from trainers.data import prepare
+from trainers.planning.layout import sizes
+from trainers.storage.directory import Directory
+from trainers.tracking import progress
+from tuning.algorithms import pbt
+from tuning.algorithms.eval_schedule import Pace
+from tuning.algorithms.sampler import grid
+from tuning.execution.capacity import Capacity
+from tuning.execution.controller import Director, Terms
+from tuning.execution.tuner import Search
+from tuning.results import registration
+from tuning.space import space as spaces
+from tuning.space.scaling_rule import Prior
+from tuning.space.space import Space
+from tuning.store import config as plans
+from tuning.store.budget import Budget
+from tuning.store.config import Plan
+from tuning.store.journal import Journal
+from tuning.store.lease import Holder
+from tuning.store.reader import JournalError
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,13 @@ def _measured(
 ) -> tuple[Pace, tuple[str, ...], int]:
     """The pace, the labels, and the features of a linear model."""
     if sketched:
-        sketch = data.sketch(recipe, cluster.cache)
+        sketch = prepare.sketch(recipe, cluster.cache)
         rows, lengths = sketch.num_train, sketch.lengths
         tokens = int(lengths.mean() * rows)
         held_out = sketch.report.sequences or sketch.report.rows
         pace = Pace.of(recipe, rows, tokens, held_out["validation"])
         return pace, sketch.labels, int(lengths[0])
-    prepared = data.prepare(recipe, cluster.cache, progress.encoding())
+    prepared = prepare.prepare(recipe, cluster.cache, progress.encoding())
     lengths = prepared.train.samples.lengths
     pace = Pace.of(recipe, len(prepared.train), int(lengths.sum()), len(prepared.validation))
     return pace, prepared.labels, int(lengths[0])
@@ -135,7 +137,7 @@ def _measured(
 def _check_size(plan: Plan, space: Space) -> None:
     """Raise SettingsError where the sampler cannot search this space with so many trials."""
     if plan.sampler == "pbt":
-        population.check(space)
+        pbt.check(space)
         if plan.seeds != 1 or plan.trials < 3:
             raise SettingsError(
                 f"--sampler pbt with --trials {plan.trials} --seeds {plan.seeds}: give --trials 3 "

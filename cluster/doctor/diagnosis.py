@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cluster.doctor import slowness
-from cluster.doctor.observed import RESOURCES, Node, Observed
-from cluster.doctor.vitals import Devices
-from cluster.planning.hardware import Machine
+from cluster.doctor import bandwidth
+from cluster.doctor.node_facts import Devices
+from cluster.doctor.observations import RESOURCES, Node, Observed
+from cluster.hardware.types import Machine
 from cluster.spec import ClusterSpec
 
 MOST_SKEW = 1.0  # seconds: beyond, logs and records of different nodes are out of order
@@ -175,14 +175,14 @@ def _cards(expected: Expected, seen: Observed) -> Iterator[Said]:
             if named and named[0] not in "^=" and not any(c.startswith(named) for c in held):
                 fix = f"set it to one of {', '.join(sorted(held))}, or leave it out"
                 yield node.name, f"{variable} = {named!r}: no such card is up", fix
-    yield from slowness.wrong_cards(seen)
+    yield from bandwidth.wrong_cards(seen)
 
 
 def _links(expected: Expected, seen: Observed) -> Iterator[Said]:
     for name in seen.waiting:
         fix = "let the runs that hold them end, and ask again"
         yield name, "its devices are held by others, so its links were not timed", fix
-    yield from slowness.found(seen, expected.machine)
+    yield from bandwidth.found(seen, expected.machine)
 
 
 def _clock(expected: Expected, seen: Observed) -> Iterator[Said]:

@@ -20,11 +20,11 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster import spec
-from cluster.doctor import diagnosis, slowness
+from cluster.doctor import bandwidth, diagnosis
 from cluster.doctor.diagnosis import CHECKS, Expected, Finding
-from cluster.doctor.observed import Node, Observed
-from cluster.planning import catalogue
-from cluster.planning.hardware import Machine
+from cluster.doctor.observations import Node, Observed
+from cluster.hardware import catalog
+from cluster.hardware.types import Machine
 from cluster.settings import read_yaml
 from cluster.spec import ClusterSpec
 
@@ -41,10 +41,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Look, tell, and return 0 or 1. Raises NoCluster, and SettingsError for the file."""
-    from cluster.doctor.examination import examine  # its fsspec, and Ray
+    from cluster.doctor.probe import examine  # its fsspec, and Ray
 
     expected = expectation(options.file)
-    doubtful = functools.partial(slowness.doubtful, machine=expected.machine)
+    doubtful = functools.partial(bandwidth.doubtful, machine=expected.machine)
     seen = examine(expected.cluster, doubtful, lambda line: print(line, file=sys.stderr))
     found = diagnosis.findings(expected, seen)
     if options.json:
@@ -68,7 +68,7 @@ def expectation(file: str) -> Expected:
 def _machine(cluster: ClusterSpec) -> Machine | None:
     """What the workers are rented as, where all are of one kind that the catalogue has."""
     alone = len(cluster.instances) == 1
-    return catalogue.load().find(cluster.instances[0]) if alone else None
+    return catalog.load().find(cluster.instances[0]) if alone else None
 
 
 def lines(expected: Expected, seen: Observed, found: Sequence[Finding]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def lines(expected: Expected, seen: Observed, found: Sequence[Finding]) -> Itera
     yield from (_node_line(node, kind, seen) for node in seen.nodes)
     for link in seen.links:
         over = " and ".join(dict.fromkeys(card for card in link.cards if card))
-        told = slowness.rate_of(link.rate) if link.rate else "failed"
+        told = bandwidth.rate_of(link.rate) if link.rate else "failed"
         yield f"  {link.name}: {told}{f' over {over}' if over else ''} ({link.backend})"
     wrong = {finding.check for finding in found}
     yield f"fine: {', '.join(name for name in CHECKS if name not in wrong) or 'nothing'}"

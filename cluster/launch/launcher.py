@@ -22,11 +22,11 @@ from typing import Any
 
 from cluster import spec
 from cluster.errors import BerthaError
-from cluster.files import check
-from cluster.files.start_commands import TOKEN_FILE
-from cluster.launch import aws, fallback, ground, leftovers, nat
+from cluster.launch import aws, cleanup, nat, provision, spot_fallback
 from cluster.launch.aws import Account
 from cluster.settings import SettingsError, read_yaml
+from cluster.validation import check
+from cluster.validation.start_commands import TOKEN_FILE
 
 AUTOSCALER_V2 = "RAY_UP_enable_autoscaler_v2"
 Run = Callable[[Sequence[str], Mapping[str, str]], int]
@@ -69,11 +69,13 @@ def up(name: str, yes: bool, run: Run, dry: bool = False) -> Path:
     account = _account(settings)
     target = path
     if account is not None:
-        target = ground.kept(settings, Path.cwd())
+        target = provision.kept(settings, Path.cwd())
         if not dry:
             earlier = read_yaml(target) if target.is_file() else None
-            settings = ground.resolved(settings, ground.lay(settings, account, print, earlier))
-            ground.write(settings, target, path)
+            settings = provision.resolved(
+                settings, provision.lay(settings, account, print, earlier)
+            )
+            provision.write(settings, target, path)
         else:
             print(
                 f"first     bucket, roles, groups and network are made; ids go into {target.name}"
@@ -82,7 +84,7 @@ def up(name: str, yes: bool, run: Run, dry: bool = False) -> Path:
         _make_token()
     _launch("up", target, yes, account is not None, run, "--no-config-cache")
     if account is not None and not dry:
-        short = fallback.missing(settings, account, print)
+        short = spot_fallback.missing(settings, account, print)
         if short:
             _instead_of_spot(target, path, short, run)
     for line in _next(target):
@@ -95,11 +97,11 @@ def down(name: str, yes: bool, run: Run, dry: bool = False) -> None:
     path = spec.find(name)
     settings = _raisable(path)
     account = _account(settings)
-    kept = ground.kept(settings, Path.cwd())
+    kept = provision.kept(settings, Path.cwd())
     target = kept if account is not None and kept.is_file() else path
     _launch("down", target, yes, account is not None, run)
     if account is None:
-        for address, command in leftovers.stops(settings):
+        for address, command in cleanup.stops(settings):
             print(f"$ {shlex.join(command)}", flush=True)
             if run(command, dict(os.environ)):
                 print(f"{address}: was not reached; Ray may still run there", file=sys.stderr)
@@ -112,12 +114,12 @@ def down(name: str, yes: bool, run: Run, dry: bool = False) -> None:
 def _instead_of_spot(target: Path, source: Path, short: Mapping[str, int], run: Run) -> None:
     """Ask for machines on demand in place of spot ones that did not come."""
     settings = read_yaml(target)
-    instead = fallback.moved(settings, short)
+    instead = spot_fallback.moved(settings, short)
     if instead == settings:
         print("          no kind of the file has them on demand; the cluster waits for spot")
         return
     print(f"          on demand instead: {', '.join(f'{n} x {kind}' for kind, n in short.items())}")
-    ground.write(instead, target, source)
+    provision.write(instead, target, source)
     _launch("up", target, True, True, run, "--no-config-cache", "--no-restart")
 
 
@@ -199,7 +201,7 @@ def _nothing_left(settings: Mapping[str, Any], account: Account) -> None:
     if left:
         named = ", ".join(f"{each.name} ({each.instance_type})" for each in left)
         raise LaunchError(f"still running, and costing: {named}; run this again")
-    ground.withdraw(settings, account)
+    provision.withdraw(settings, account)
     print(f"nothing of {name} runs; its network, roles and bucket stay: they cost nothing but what")
     print("the bucket holds")
 

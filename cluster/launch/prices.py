@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from cluster.hardware.catalog import Catalogue
+from cluster.hardware.types import Machine
 from cluster.launch.aws import Account, Running, in_words, running
-from cluster.planning.catalogue import Catalogue
-from cluster.planning.hardware import Machine
 
 PRICE_LIST_REGION = "us-east-1"  # the price list is served from a few regions only
 LINUX = "Linux/UNIX"

@@ -1,7 +1,7 @@
 """What a recipe asks of hardware, read off its YAML: the model's sizes, steps, batches, data.
 
 What the recipe does not say of its data (rows, tokens a row) comes from options, from a run's
-record.json, or from cluster/planning/catalog/datasets.csv, and it is said which. Knows no hardware.
+record.json, or from cluster/hardware/tables/datasets.csv, and it is said which. Knows no hardware.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.costmodel.memory import optimizer_of
+from cluster.costmodel.microbatches import Lengths
+from cluster.costmodel.model_shape import Shape
 from cluster.errors import BerthaError
-from cluster.memory import optimizer_of
-from cluster.planning.catalogue import table
-from cluster.planning.cutting import Lengths
-from cluster.planning.sizes import shape_of
-from cluster.planning.sketch import Sketch, load
-from cluster.workload import Shape
+from cluster.hardware.catalog import table
+from cluster.planning.model_sizes import shape_of
+from cluster.planning.recipe_reader import Sketch, load
 
 
 class DemandError(BerthaError):

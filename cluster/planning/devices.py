@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cluster.planning import catalogue, probe
-from cluster.planning.calibration import CALIBRATED, TORCH, Constants, Stack
-from cluster.planning.catalogue import Catalogue
-from cluster.planning.hardware import Machine, Place
+from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
+from cluster.hardware import catalog
+from cluster.hardware.catalog import Catalogue
+from cluster.hardware.types import Machine, Place
+from cluster.planning import probe
 from cluster.spec import ClusterSpec
 
 # The machine whose accelerators and network stand for a kind that is not named.
@@ -40,7 +41,7 @@ def of(cluster: ClusterSpec) -> Devices:
     metadata = cluster.metadata
     a_node = max(1, metadata.devices_per_node)
     nodes = max(1, -(-cluster.num_workers // a_node))
-    known = catalogue.load()
+    known = catalog.load()
     machine = _rented(cluster, known)
     if machine is not None:
         return _known(Place.of(machine, nodes, a_node), f" of {machine.name}")

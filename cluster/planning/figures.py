@@ -13,9 +13,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.planning.calibration import NINE_IN_TEN
+from cluster.costmodel.constants import NINE_IN_TEN
+from cluster.hardware.types import Machine
 from cluster.planning.demand import Demand
-from cluster.planning.hardware import Machine
 from cluster.planning.plan import Offer, Plan, offers_of
 
 INK = "#334155"

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cluster.costmodel.constants import CALIBRATED, NINE_IN_TEN, Constants
+from cluster.costmodel.layout import Layout
+from cluster.costmodel.step_time import Step
 from cluster.errors import BerthaError
-from cluster.layout import Layout
-from cluster.planning import energy
-from cluster.planning.calibration import CALIBRATED, NINE_IN_TEN, Constants
-from cluster.planning.catalogue import Catalogue
-from cluster.planning.cost import Step
+from cluster.hardware import energy
+from cluster.hardware.catalog import Catalogue
+from cluster.hardware.price import Price, price
+from cluster.hardware.types import Machine, Place
 from cluster.planning.demand import Demand
-from cluster.planning.hardware import Machine, Place
-from cluster.planning.money import Price, price
-from cluster.planning.placing import Placed, place_on
+from cluster.planning.placement import Placed, place_on
 
 Objective = Literal["time", "money", "energy"]
 

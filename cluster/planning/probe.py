@@ -1,7 +1,8 @@
 """What real steps on the hardware at hand say of it: an accelerator and constants of its own.
 
-A probe (python -m trainers.probe) times steps of a few shapes; here the cost model is fitted to
-them, so that it predicts other models, lengths and batches on the same devices. Knows no torch.
+A probe (python -m trainers.planning.probe) times steps of a few shapes; here the cost model is
+fitted to them, so that it predicts other models, lengths and batches on the same devices. Knows no
+torch.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
+from cluster.costmodel.layout import Layout
+from cluster.costmodel.least_squares import Numbers, least_squares
+from cluster.costmodel.microbatches import Lengths, overhead_of
+from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.step_time import Step, Work, step
 from cluster.errors import BerthaError
-from cluster.layout import Layout
-from cluster.planning.calibration import CALIBRATED, TORCH, Constants, Stack
-from cluster.planning.cost import Step, Work, step
-from cluster.planning.cutting import Lengths, overhead_of
-from cluster.planning.fitting import Numbers, least_squares
-from cluster.planning.hardware import Accelerator, Kind, Place
-from cluster.workload import Shape
+from cluster.hardware.types import Accelerator, Kind, Place
 
 # Where fitting begins, for a core of a processor: FLOP/s, bytes/s of memory and between processes.
 BEGINNING = {
@@ -180,7 +181,9 @@ def read(path: Path) -> Probe:
         )
         return Probe(**{**kept, "measurements": measurements})
     except (OSError, ValueError, KeyError, TypeError):
-        raise ProbeError(f"{path}: not what `python -m trainers.probe --out FILE` writes") from None
+        raise ProbeError(
+            f"{path}: not what `python -m trainers.planning.probe --out FILE` writes"
+        ) from None
 
 
 def _local(probe: Probe, workers: int, values: Mapping[str, float]) -> Local:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.planning.calibration import CALIBRATED, STACKS, TORCH, Constants, Stack
-from cluster.planning.compute import Batch, Processor, forward
-from cluster.planning.hardware import Accelerator, Machine
-from cluster.workload import Shape
+from cluster.costmodel.compute import Batch, Processor, forward
+from cluster.costmodel.constants import CALIBRATED, STACKS, TORCH, Constants, Stack
+from cluster.costmodel.model_shape import Shape
+from cluster.hardware.types import Accelerator, Machine
 
 UTILISATION = 0.7  # of a replica's rate, so that bursts do not grow queues
 BATCHES = tuple(2**n for n in range(10))

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from serving.engine.backends.backend import Backend
-from serving.engine.fillings import fillings
-from serving.engine.kinds import KINDS, REFERENCE, STUDENT, Place
+from serving.engine.backends.registry import KINDS, REFERENCE, STUDENT, Place
+from serving.engine.fill_mask import fillings
 from serving.engine.packed import Packed
-from serving.models import Filling, Prediction, Vector
-from trainers import bundle
-from trainers.card import Built, BundleError, Card, read
-from trainers.encoding import Encoder, EncodingError, Samples, TextEncoder
-from trainers.families import positions_of
-from trainers.sealed import flaw
+from serving.interface import Filling, Prediction, Vector
+from trainers.data.tokenizer import Encoder, EncodingError, Samples, TextEncoder
+from trainers.models import bundle
+from trainers.models.card import Built, BundleError, Card, read
+from trainers.models.families import positions_of
+from trainers.storage.atomic import flaw
 
 Value = Prediction | Vector | np.ndarray
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
-from trainers import bundle
-from trainers.architecture import ModelError, from_hub
-from trainers.attention import Fold, Mask, Spans, attend
-from trainers.bert import ClsOnlyLayer
-from trainers.card import Card
-from trainers.families import FAMILIES, Family
-from trainers.model import LinearModel
+from trainers.models import bundle
+from trainers.models.attention import Fold, Mask, Spans, attend
+from trainers.models.bert import ClsOnlyLayer
+from trainers.models.build import LinearModel
+from trainers.models.card import Card
+from trainers.models.config import ModelError, from_hub
+from trainers.models.families import FAMILIES, Family
 
 
 class PackedNetwork(nn.Module):

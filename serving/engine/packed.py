@@ -54,7 +54,7 @@ class Packed:
 
     @property
     def for_graph(self) -> dict[str, np.ndarray]:
-        """By name, with how the texts lie in rows while they attend (`trainers.attention.Fold`)."""
+        """By name, with how texts lie in rows to attend (`trainers.models.attention.Fold`)."""
         grid, owners, places = folded(self.spans)
         return dict(zip((*INPUTS, *FOLD), (*self.arrays, grid, owners, places), strict=True))
 

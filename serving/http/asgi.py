@@ -19,11 +19,11 @@ from urllib.parse import parse_qsl
 
 from serving.http import deadline
 from serving.http.keys import Keys
-from serving.http.meters import Meters
+from serving.http.messages import Protocol, Refusal, Reply, Request
+from serving.http.metrics import Meters
 from serving.http.routing import Match, Routes
-from serving.http.spans import Traces
-from serving.http.wire import Protocol, Refusal, Reply, Request
-from serving.models import Models
+from serving.http.tracing import Traces
+from serving.interface import Models
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

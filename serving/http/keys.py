@@ -17,7 +17,7 @@ from pydantic import Field
 
 from cluster.errors import BerthaError
 from cluster.settings import Settings, SettingsError, validated
-from serving.http.wire import Refusal
+from serving.http.messages import Refusal
 
 Scope = Literal["inference", "management"]
 PREFIX = "bertha_"

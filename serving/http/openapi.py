@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from serving.http.wire import JSON, STATUSES, Kind, Protocol, Refusal, Route
+from serving.http.messages import JSON, STATUSES, Kind, Protocol, Refusal, Route
 
 _MEANINGS: dict[Kind, str] = {
     "malformed": "the request is not what the protocol says",

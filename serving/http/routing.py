@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from serving.http.wire import Protocol, Refusal, Route
+from serving.http.messages import Protocol, Refusal, Route
 
 _VARIABLE = re.compile(r"\\\{(\w+)\\\}")
 

@@ -1,6 +1,6 @@
 """The wire protocols. Where two claim an address, the first in `ALL` has it."""
 
-from serving.http.wire import Protocol
+from serving.http.messages import Protocol
 from serving.protocols import (
     hf,
     kserve,

@@ -6,8 +6,8 @@ fields('multipart/form-data; boundary=x', body)["data"]
 import re
 from urllib.parse import parse_qsl
 
-from serving.http.wire import Refusal
-from serving.protocols.bodies import shown
+from serving.http.messages import Refusal
+from serving.protocols.json_bodies import shown
 from serving.protocols.texts import decoded
 
 URL_ENCODED = "application/x-www-form-urlencoded"

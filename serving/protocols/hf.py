@@ -13,13 +13,13 @@ from typing import Any, TypeGuard
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from serving.http.wire import Protocol, Refusal, Reply, Request, Route
-from serving.models import Models, Prediction, Vector
-from serving.protocols import plain
-from serving.protocols.bodies import Body, dump, parse, said, schema
+from serving.http.messages import Protocol, Refusal, Reply, Request, Route
+from serving.interface import Models, Prediction, Vector
+from serving.protocols import default_format
+from serving.protocols.json_bodies import Body, dump, parse, said, schema
 from serving.protocols.labels import Function, applied, ranked
-from serving.protocols.nearness import cosines
 from serving.protocols.paths import model_of
+from serving.protocols.similarity import cosines
 from serving.protocols.tei_bodies import Direction
 from serving.protocols.texts import checked
 from serving.protocols.vectors import shaped
@@ -83,7 +83,7 @@ async def infer(http: Request, models: Models) -> Reply:
     if task == "masked-lm":
         top_k = options.top_k or DEFAULT_TOP_K
         fillings = await models.fill(model, texts, top_k=top_k, targets=options.targets)
-        found = [plain.filled(masks) for masks in fillings.values]
+        found = [default_format.filled(masks) for masks in fillings.values]
         return Reply(dump(found[0] if request.single else found))
     predicted = await models.predict(model, texts, truncate=request.cut)
     return Reply(dump(labels(options, predicted.values, predicted.model.labels)))

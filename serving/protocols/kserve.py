@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 
-from serving.http.wire import Protocol, Reply, Request, Route
-from serving.models import Models
-from serving.protocols import plain
-from serving.protocols.bodies import Body, dump, parse, said, schema
+from serving.http.messages import Protocol, Reply, Request, Route
+from serving.interface import Models
+from serving.protocols import default_format
+from serving.protocols.json_bodies import Body, dump, parse, said, schema
 from serving.protocols.openai import described
 from serving.protocols.paths import model_of
 from serving.protocols.texts import checked
@@ -49,14 +49,14 @@ async def predict(http: Request, models: Models) -> Reply:
     """The plain answer to each text."""
     request = parse(PredictRequest, http.body)
     texts = checked(request.texts, models.limits, "instances")
-    return Reply(dump({"predictions": await plain.answers(models, model_of(http), texts)}))
+    return Reply(dump({"predictions": await default_format.answers(models, model_of(http), texts)}))
 
 
 async def explain(http: Request, models: Models) -> Reply:
     """Which words spoke for the label of each text."""
     request = parse(PredictRequest, http.body)
     texts = checked(request.texts, models.limits, "instances")
-    explained = await plain.explanations(models, model_of(http), texts, request.target)
+    explained = await default_format.explanations(models, model_of(http), texts, request.target)
     return Reply(dump({"explanations": explained}))
 
 

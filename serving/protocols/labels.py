@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from serving.models import Prediction
+from serving.interface import Prediction
 
 VALUE = "value"  # what stands for a label where a model answers one number
 

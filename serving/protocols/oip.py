@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field, StrictBool
 
-from serving.http.wire import JSON, Handler, Protocol, Refusal, Reply, Request, Route
-from serving.models import Management, Models
+from serving.http.messages import JSON, Handler, Protocol, Refusal, Reply, Request, Route
+from serving.interface import Management, Models
 from serving.protocols import oip_metadata
-from serving.protocols.bodies import Body, dump, parse, said, schema
+from serving.protocols.json_bodies import Body, dump, parse, said, schema
 from serving.protocols.oip_outputs import outputs, wanted
 from serving.protocols.oip_tensors import BINARY, InferRequest, read, reply
 from serving.protocols.paths import model_of

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from serving.models import Limits, ModelInfo, Statistics
-from serving.protocols.version import version
+from serving.http.version import version
+from serving.interface import Limits, ModelInfo, Statistics
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "statistics")
 

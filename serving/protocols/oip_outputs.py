@@ -13,8 +13,8 @@ from itertools import chain
 
 import numpy as np
 
-from serving.http.wire import Refusal
-from serving.models import Answer, Filling, ModelInfo, Models, Prediction, Vector
+from serving.http.messages import Refusal
+from serving.interface import Answer, Filling, ModelInfo, Models, Prediction, Vector
 from serving.protocols.labels import best, ranked
 from serving.protocols.oip_tensors import InferRequest, Tensor
 

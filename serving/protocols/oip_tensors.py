@@ -12,9 +12,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from serving.http.wire import Refusal, Reply, Request
-from serving.models import Limits
-from serving.protocols.bodies import Body, dump, parse, shown
+from serving.http.messages import Refusal, Reply, Request
+from serving.interface import Limits
+from serving.protocols.json_bodies import Body, dump, parse, shown
 from serving.protocols.texts import checked, decoded
 
 HEADER_LENGTH = "inference-header-content-length"

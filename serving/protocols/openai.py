@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, StrictInt, StrictStr
 
-from serving.http.wire import Kind, Protocol, Refusal, Reply, Request, Route
-from serving.models import Answer, ModelInfo, Models, Vector
-from serving.protocols.bodies import Body, dump, parse, schema
+from serving.http.messages import Kind, Protocol, Refusal, Reply, Request, Route
+from serving.interface import Answer, ModelInfo, Models, Vector
+from serving.protocols.json_bodies import Body, dump, parse, schema
 from serving.protocols.texts import checked
 from serving.protocols.vectors import shaped
 

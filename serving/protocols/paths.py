@@ -3,7 +3,7 @@
 Paths arrive percent-decoded. Knows no registry: whether there is such a model, others say.
 """
 
-from serving.http.wire import Refusal, Request
+from serving.http.messages import Refusal, Request
 
 
 def model_of(request: Request) -> str | None:

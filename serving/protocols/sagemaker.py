@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, StrictBool, StrictStr
 
-from serving.http.wire import JSON, Protocol, Refusal, Reply, Request, Route
-from serving.models import Models
-from serving.protocols import plain
-from serving.protocols.bodies import Body, dump, parse, schema
+from serving.http.messages import JSON, Protocol, Refusal, Reply, Request, Route
+from serving.interface import Models
+from serving.protocols import default_format
 from serving.protocols.forms import URL_ENCODED, media_type
+from serving.protocols.json_bodies import Body, dump, parse, schema
 from serving.protocols.kserve import Instance, texts_of
 from serving.protocols.labels import ranked
 from serving.protocols.texts import checked, decoded
@@ -86,7 +86,9 @@ async def _answers(asked: Asked, models: Models) -> list[Any]:
         embedded = await models.embed(None, asked.texts, truncate=asked.truncate)
         return [vector.tolist() for vector in embedded.values]
     if task == "masked-lm":
-        return [plain.filled(masks) for masks in (await models.fill(None, asked.texts)).values]
+        return [
+            default_format.filled(masks) for masks in (await models.fill(None, asked.texts)).values
+        ]
     predicted = await models.predict(None, asked.texts, truncate=asked.truncate)
     return [
         ranked(each.logits if asked.raw_scores else each.scores, predicted.model.labels)

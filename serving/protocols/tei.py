@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from serving.http.wire import Kind, Protocol, Refusal, Reply, Request, Route
-from serving.models import Models, Prediction, Vector
+from serving.http.messages import Kind, Protocol, Refusal, Reply, Request, Route
+from serving.interface import Models, Prediction, Vector
 from serving.protocols import tei_info
-from serving.protocols.bodies import dump, parse, schema
+from serving.protocols.json_bodies import dump, parse, schema
 from serving.protocols.labels import ranked
-from serving.protocols.nearness import cosines
 from serving.protocols.paths import model_of
+from serving.protocols.similarity import cosines
 from serving.protocols.tei_bodies import (
     EmbedRequest,
     PredictRequest,

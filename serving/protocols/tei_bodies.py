@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from serving.http.wire import Refusal
-from serving.models import Limits
-from serving.protocols.bodies import Body, parse
+from serving.http.messages import Refusal
+from serving.interface import Limits
+from serving.protocols.json_bodies import Body, parse
 from serving.protocols.texts import checked
 
 _SHAPES = "a text, a list of texts, or a list of lists of one text"

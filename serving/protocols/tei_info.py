@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from serving.models import Limits, ModelInfo
-from serving.protocols.version import version
+from serving.http.version import version
+from serving.interface import Limits, ModelInfo
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 

@@ -5,8 +5,8 @@ Knows no protocol and no model.
 
 from collections.abc import Sequence
 
-from serving.http.wire import Refusal
-from serving.models import Limits
+from serving.http.messages import Refusal
+from serving.interface import Limits
 
 
 def checked(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]:

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from pydantic import Field, RootModel, StrictInt, StrictStr, ValidationError
 
+from serving.http.messages import JSON, Handler, Kind, Protocol, Refusal, Reply, Request, Route
 from serving.http.openapi import document
-from serving.http.wire import JSON, Handler, Kind, Protocol, Refusal, Reply, Request, Route
-from serving.models import Models
-from serving.protocols import forms, plain
-from serving.protocols.bodies import Body, dump, parse, schema, shown
+from serving.http.version import version
+from serving.interface import Models
+from serving.protocols import default_format, forms
+from serving.protocols.json_bodies import Body, dump, parse, schema, shown
 from serving.protocols.paths import model_of
 from serving.protocols.texts import checked, decoded
-from serving.protocols.version import version
 
 STATUSES: dict[Kind, int] = {"wrong-task": 400, "failed": 500}
 
@@ -65,7 +65,7 @@ async def predict(http: Request, models: Models) -> Reply:
     """The plain answer, or a list of them."""
     asked = read(http)
     texts = checked(asked.texts, models.limits, "data")
-    answers = await plain.answers(models, model_of(http), texts)
+    answers = await default_format.answers(models, model_of(http), texts)
     return Reply(dump(answers[0] if asked.single else answers))
 
 
@@ -74,7 +74,7 @@ async def explain(http: Request, models: Models) -> Reply:
     asked = read(http)
     texts = checked(asked.texts, models.limits, "data")
     target = http.query.get("target", asked.target)
-    explained = await plain.explanations(models, model_of(http), texts, target)
+    explained = await default_format.explanations(models, model_of(http), texts, target)
     return Reply(dump(explained[0] if asked.single else explained))
 
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.http.wire import Protocol, Refusal, Reply, Request, Route
-from serving.models import Limits, Management, ModelInfo, Models
-from serving.protocols.bodies import dump, shown
+from serving.http.messages import Protocol, Refusal, Reply, Request, Route
+from serving.interface import Limits, Management, ModelInfo, Models
+from serving.protocols.json_bodies import dump, shown
 from serving.protocols.paths import model_of
 from serving.protocols.torchserve import STATUSES, word
 

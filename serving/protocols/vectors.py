@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from serving.http.wire import Refusal
-from serving.models import Vector
+from serving.http.messages import Refusal
+from serving.interface import Vector
 
 
 def shaped(vector: Vector, normalize: bool = True, dimensions: int | None = None) -> Vector:

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field, StrictBool
 
-from serving.http.wire import Protocol, Refusal, Reply, Request, Route
-from serving.models import Answer, Models, Prediction
-from serving.protocols.bodies import dump, parse, schema
+from serving.http.messages import Protocol, Refusal, Reply, Request, Route
+from serving.interface import Answer, Models, Prediction
+from serving.protocols.json_bodies import dump, parse, schema
 from serving.protocols.labels import best, ranked
 from serving.protocols.openai import STATUSES, TextsRequest, usage
 from serving.protocols.texts import checked

@@ -26,14 +26,14 @@ from pathlib import Path
 
 from cluster.errors import BerthaError
 from serving.registry import state as changes
-from serving.registry.history import History
-from serving.registry.judge import Rule
-from serving.registry.reference import checked_alias, checked_name
-from serving.registry.shelf import Shelf
+from serving.registry.artifacts import Shelf
+from serving.registry.canary_rule import Rule
+from serving.registry.log import History
+from serving.registry.model_ref import checked_alias, checked_name
 from serving.registry.snapshot import Snapshot
 from serving.registry.state import Canary, State, Version
 from serving.registry.store import Store, open_store
-from trainers.card import Card
+from trainers.models.card import Card
 
 TRIES = 1000  # of a change that others forestall; each time one of theirs was made
 

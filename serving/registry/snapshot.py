@@ -8,7 +8,7 @@ Knows no store. `Registry.read` makes it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serving.registry.reference import NoModel, Reference, suggestion
+from serving.registry.model_ref import NoModel, Reference, suggestion
 from serving.registry.state import State
 
 

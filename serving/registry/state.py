@@ -12,8 +12,8 @@ from pydantic import Field
 
 from cluster.errors import BerthaError
 from cluster.settings import Settings
-from serving.registry.judge import Rule
-from serving.registry.reference import LIVE, NoModel, Reference, suggestion
+from serving.registry.canary_rule import Rule
+from serving.registry.model_ref import LIVE, NoModel, Reference, suggestion
 
 FORMAT: Final = 1
 MOST_BEFORE = 50  # live versions that are remembered for rolling back

@@ -1,4 +1,5 @@
-"""Where a registry keeps its files: a directory, or a prefix in S3 (`trainers/object_store.py`).
+"""Where a registry keeps its files: a directory, or a prefix in S3
+(`trainers/storage/object_store.py`).
 
 Two promises are all that a registry needs. `create` makes a file that was not there, whole, and of
 several that try one wins; on a disk that is a hard link. And a listing shows every file created
@@ -16,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from trainers.object_store import Absent, StoreError, reach
-from trainers.sealed import written_aside
+from trainers.storage.atomic import written_aside
+from trainers.storage.object_store import Absent, StoreError, reach
 
 
 class Store(Protocol):

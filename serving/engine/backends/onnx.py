@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.engine.backends.libraries import library
+from serving.engine.backends.lazy_import import library
 from serving.engine.packed import Packed
 
 FILE = "model.onnx"

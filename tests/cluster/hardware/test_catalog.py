@@ -1,0 +1,115 @@
+"""The tables of hardware: whole, sourced, unknown where nobody knows; and a user's own rows."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.hardware import catalog
+from cluster.hardware.catalog import CatalogueError
+from cluster.settings import SettingsError
+
+NAMED = [
+    "V100-SXM2-16GB", "T4", "A10G", "A100-SXM4-40GB", "A100-SXM4-80GB", "L4", "L40S", "RTX 3090",
+    "RTX 4090", "RTX 5090", "H100-SXM5-80GB", "H200-SXM-141GB", "B200-SXM-180GB", "TPU v4",
+    "TPU v5e", "TPU v5p", "TPU v6e", "Trainium1", "Trainium2", "Inferentia2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", ["accelerators", "instances", "processes", "models"])
+def test_every_row_has_its_source(table: str) -> None:
+    rows = catalog.table(table)
+    assert rows
+    assert all(row["source"] for row in rows)
+    if table in ("accelerators", "instances"):
+        assert all(row["date"] for row in rows)
+
+
+def test_all_hardware_asked_for_is_there_and_can_be_reckoned_with() -> None:
+    known = catalog.load()
+    for name in NAMED:
+        assert known.accelerator(name).missing == (), name
+
+
+def test_unknown_stays_unknown() -> None:
+    known = catalog.load()
+    assert known.accelerator("Trainium2").watts is None
+    assert known.accelerator("A10G").watts is None
+    assert known.accelerator("TPU v4").link_rate is None
+    assert known.accelerator("B300-SXM-288GB").missing
+    assert known.machine("trn2.48xlarge", "us-east-1").on_demand is None
+    assert known.machine("trn2.48xlarge", "us-east-2").spot == pytest.approx(23.0631)
+    assert known.machine("g5.xlarge").spot is None
+
+
+def test_traps_of_data_sheets_are_avoided() -> None:
+    known = catalog.load()
+    assert known.accelerator("A10G").peak("bf16") == 70e12  # 125 is the A10's
+    assert known.accelerator("RTX 4090").peak("fp16") == pytest.approx(165.15e12)  # adds in fp32
+    assert known.accelerator("L4").peak("bf16") == 121e12  # 242 is with sparsity
+    for old in ("V100-SXM2-32GB", "T4"):
+        assert known.accelerator(old).peak("bf16") is None
+        assert known.accelerator(old).half_precision == "fp16"
+    assert known.accelerator("TPU v5e").peak("fp16") == known.accelerator("TPU v5e").peak("bf16")
+
+
+def test_machines_carry_their_network_and_prices() -> None:
+    p4d = catalog.load().machine("p4d.24xlarge")
+    assert (p4d.count, p4d.accelerator.name, p4d.interfaces) == (8, "A100-SXM4-40GB", 4)
+    assert p4d.network == 50e9
+    assert p4d.on_demand == pytest.approx(21.957642)
+
+
+def written(path: Path, **sections: object) -> Path:
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def test_a_users_own_file_overrides_and_adds(tmp_path: Path) -> None:
+    mine = written(
+        tmp_path / "mine.yaml",
+        accelerators=[
+            {"accelerator": "Trainium2", "tdp_w": 500},
+            {"accelerator": "Mine", "kind": "cuda", "bf16_tflops": 100, "memory_gb": 48,
+             "memory_gb_per_s": 900, "link_gb_per_s": 31},
+        ],
+        machines=[
+            {"instance": "trn2.48xlarge", "region": "us-east-1", "on_demand_usd_h": 37.0},
+            {"instance": "box", "accelerator": "Mine", "count": 4, "network_gbps": 10, "nodes": 2,
+             "owned": {"purchase_usd": 12000, "usd_per_kwh": 0.3}},
+        ],
+    )  # fmt: skip
+    known = catalog.load(mine)
+    assert known.accelerator("Trainium2").watts == 500
+    assert known.accelerator("Trainium2").memory == 96e9
+    assert known.machine("trn2.48xlarge", "us-east-1").on_demand == 37.0
+    box = known.machine("box")
+    assert (box.available, box.count, box.accelerator.peak("bf16")) == (2, 4, 100e12)
+    assert box.ownership is not None
+    assert box.ownership.purchase_usd == 12000
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"machines": [{"instance": "b", "accelerator": "A100-SXM4-80"}]}, "did you mean A100-SXM"),
+        ({"machines": [{"instance": "b"}]}, "no accelerator ''"),
+        ({"machine": []}, "did you mean machines"),
+        ({"machines": [{"instance": "b", "on_demand": 3}]}, "on_demand"),
+        ({"accelerators": [{"accelerator": "T4", "kind": "coda"}]}, "did you mean cuda"),
+        ({"accelerators": [{"accelerator": "T4", "tdp_w": -1}]}, "tdp_w"),
+    ],
+)
+def test_a_mistake_in_it_is_said(tmp_path: Path, sections: dict[str, object], said: str) -> None:
+    with pytest.raises((CatalogueError, SettingsError), match=said):
+        catalog.load(written(tmp_path / "mine.yaml", **sections))
+
+
+def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    known = catalog.load()
+    with pytest.raises(CatalogueError, match=r"did you mean p4d\.24xlarge"):
+        known.machine("p4d.24xl")
+    with pytest.raises(CatalogueError, match="did you mean us-east-1"):
+        known.check_region("us-eest-1")
+    with pytest.raises(CatalogueError, match="did you mean H100-SXM5-80GB"):
+        known.accelerator("h100-sxm5")

@@ -1,0 +1,263 @@
+"""Plans: limits held, the best chosen, what is refused has its reason, the front is one."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import __main__
+from cluster.costmodel.constants import CALIBRATED, NINE_IN_TEN
+from cluster.costmodel.layout_search import FREE
+from cluster.hardware import catalog
+from cluster.hardware.catalog import Catalogue
+from cluster.hardware.types import Place
+from cluster.planning import demand, figures
+from cluster.planning.placement import place_on
+from cluster.planning.plan import BOOT_SECONDS, Offer, PlanError, Wishes, broken, offers_of, plan
+from tests.support.paths import ROOT
+
+KNOWN = catalog.load()
+IMDB, LARGE = demand.read("imdb"), demand.read("bert-large-pretrain")
+
+
+def of(*names: str) -> Catalogue:
+    return Catalogue(KNOWN.accelerators, tuple(m for m in KNOWN.machines if m.name in names))
+
+
+def reasons(wishes: Wishes | None = None, asked: demand.Demand = IMDB) -> dict[str, str]:
+    made = plan(asked, KNOWN, wishes or Wishes())
+    return {each.machine.name: each.reason for each in made.refused}
+
+
+def test_the_cheapest_the_fastest_and_the_most_frugal_are_chosen() -> None:
+    for objective in ("money", "time", "energy"):
+        made = plan(LARGE, KNOWN, Wishes(objective))  # type: ignore[arg-type]
+        values = [offer.measure(objective) for offer in made.best]  # type: ignore[arg-type]
+        assert values == sorted(values)
+        assert values[0] == min(offer.measure(objective) for offer in made.every)  # type: ignore[arg-type]
+    names = [offer.machine.label for offer in made.best]
+    assert len(names) == len(set(names))
+
+
+def test_limits_are_held_against_the_slow_end() -> None:
+    made = plan(LARGE, KNOWN, Wishes(deadline=4 * 3600, budget=1200, power=40_000))
+    for offer in made.every:
+        assert offer.seconds * NINE_IN_TEN <= 4 * 3600
+        assert offer.price.dollars is not None and offer.price.dollars * NINE_IN_TEN <= 1200
+        assert offer.watts is not None and offer.watts * offer.nodes <= 40_000
+    told = " ".join(each.reason for each in made.refused)
+    assert "past the deadline" in told
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    made = plan(LARGE, KNOWN)
+
+    def beaten(offer: Offer) -> bool:
+        cost = offer.measure("money")
+        return any(
+            o.seconds <= offer.seconds
+            and o.measure("money") <= cost
+            and (o.seconds, o.measure("money")) != (offer.seconds, cost)
+            for o in made.every
+        )
+
+    assert set(map(id, made.front)) == {id(offer) for offer in made.every if not beaten(offer)}
+    assert len(made.front) > 5
+
+
+def test_what_cannot_train_here_is_refused_with_the_reason() -> None:
+    told = reasons()
+    assert told["trn1.32xlarge"].startswith("Trainium1 has only the older environment")
+    assert told["inf2.xlarge"] == "Inferentia2 does not train"
+    assert told["p6-b300.48xlarge"].startswith("unknown of B300-SXM-288GB: peak FLOP/s")
+    assert "no price is published" in told["trn2.48xlarge"]
+    assert "power is not published" in reasons(Wishes("energy"))["g5.xlarge"]
+    assert "trn2.48xlarge" not in reasons(Wishes("time"))
+
+
+def test_old_cards_have_no_bf16() -> None:
+    wants = demand.read("imdb", ["precision=bf16"])
+    told = reasons(asked=wants)
+    assert told["g4dn.xlarge"] == "T4 has no bf16; set precision=auto"
+    assert "p3.2xlarge" in told
+    auto = next(offers_of(KNOWN.machine("g4dn.xlarge"), IMDB))
+    assert auto.placed.precision == "fp16"
+
+
+def test_a_region_is_kept_to() -> None:
+    told = reasons(Wishes("time", region="us-east-2"), LARGE)
+    assert told["p5.48xlarge"] == "offered in us-east-1, not in us-east-2"
+    best = plan(LARGE, KNOWN, Wishes("time", region="us-east-2")).best
+    assert [offer.machine.name for offer in best] == ["trn2.48xlarge"]
+
+
+def test_the_chosen_layout_fits_and_each_device_has_a_sample() -> None:
+    for name in ("g4dn.xlarge", "p4d.24xlarge", "p5en.48xlarge"):
+        machine = KNOWN.machine(name)
+        for offer in offers_of(machine, LARGE):
+            assert machine.accelerator.memory is not None
+            assert offer.placed.memory <= machine.accelerator.memory * (1 - FREE)
+            assert offer.layout.world_size == offer.devices <= 4096
+            assert offer.layout.dp <= LARGE.global_batch
+    assert [offer.devices for offer in offers_of(KNOWN.machine("g4dn.xlarge"), IMDB)] == [
+        1, 2, 4, 8, 16,
+    ]  # fmt: skip
+
+
+def test_layers_are_divided_only_where_nothing_else_fits() -> None:
+    tight = Place(replace(KNOWN.accelerator("A100-SXM4-80GB"), memory=1.5e9), 8, 1, 50e9)
+    placed = place_on(tight, LARGE)
+    assert placed is not None and placed.layout.tp * placed.layout.pp * placed.layout.dp_shard > 1
+    roomy = place_on(replace(tight, accelerator=KNOWN.accelerator("A100-SXM4-80GB")), LARGE)
+    assert roomy is not None and roomy.layout.dp_replicate == 8
+    nothing = replace(tight.accelerator, memory=1e7)
+    assert place_on(replace(tight, accelerator=nothing), LARGE) is None
+
+
+def test_more_machines_are_faster_and_dearer() -> None:
+    offers = list(offers_of(KNOWN.machine("p5.48xlarge"), LARGE))
+    assert [o.nodes for o in offers] == [2**n for n in range(10)]
+    seconds = [o.seconds for o in offers]
+    assert seconds == sorted(seconds, reverse=True)
+    dollars = [o.price.dollars or 0.0 for o in offers]
+    assert dollars == sorted(dollars)
+
+
+def test_a_plan_for_trainium_counts_chips_and_lays_out_cores(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chip, machine = KNOWN.accelerator("Trainium2"), KNOWN.machine("trn2.48xlarge", "us-east-2")
+    assert (chip.memory, chip.peak("bf16"), chip.watts) == (96e9, 667e12, None)
+    offers = list(offers_of(machine, LARGE))
+    assert [(o.accelerators, o.devices) for o in offers[:3]] == [(16, 64), (32, 128), (64, 256)]
+    assert offers[-1].accelerators == 4096
+    assert all(o.layout.world_size == o.devices for o in offers)
+    assert all(o.placed.memory <= 24e9 * (1 - FREE) for o in offers)
+    wanted = ("--region", "us-east-2", "--objective", "time")
+    _, out, _ = run(capsys, "bert-large-pretrain", *wanted)
+    assert f"{offers[-1].accelerators} x Trainium2" in out
+    assert "of 22.4 GiB a device" in out and "a device is a core of Trainium2" in out
+
+
+def test_nothing_that_meets_the_wishes_is_said_with_each_reason() -> None:
+    with pytest.raises(PlanError) as refused:
+        plan(LARGE, of("g4dn.xlarge", "p5.48xlarge"), Wishes(deadline=60.0))
+    said = str(refused.value)
+    assert "g4dn.xlarge (us-east-1): takes up to" in said
+    assert "loosen one of them" in said
+
+
+def test_owned_machines_cost_their_share_and_are_as_many_as_there_are(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    box = {"instance": "box", "accelerator": "RTX 4090", "count": 4, "network_gbps": 25, "nodes": 2}
+    box |= {"owned": {"purchase_usd": 12000, "lifetime_years": 4, "usd_per_kwh": 0.32}}
+    own.write_text(yaml.safe_dump({"machines": [box]}))
+    known = catalog.load(own)
+    offers = list(offers_of(known.machine("box"), LARGE))
+    assert [offer.nodes for offer in offers] == [1, 2]
+    rented = next(offers_of(known.machine("g6e.12xlarge"), LARGE))
+    assert rented.seconds - rented.training > BOOT_SECONDS > offers[0].seconds - offers[0].training
+    assert 0 < (offers[0].price.dollars or 0) < rented.price.dollars  # type: ignore[operator]
+    made = plan(LARGE, known, Wishes(region="us-east-2", objective="time"))
+    assert "box" in {offer.machine.name for offer in made.best}  # a region is no limit to it
+
+
+def test_broken_says_the_first_limit() -> None:
+    offer = next(offers_of(KNOWN.machine("p4d.24xlarge"), LARGE))
+    assert broken(offer, Wishes()) == ""
+    assert "above the power limit" in broken(offer, Wishes(power=100.0))
+    unknown = next(offers_of(KNOWN.machine("g5.xlarge"), IMDB))
+    assert "there is a power limit" in broken(unknown, Wishes(power=100.0))
+
+
+def test_a_speed_of_a_probe_slows_its_machines_alone() -> None:
+    both = of("p4d.24xlarge", "p5.48xlarge")
+    plain = {o.machine.name: o.seconds for o in plan(LARGE, both, Wishes("time")).best}
+    slowed = plan(LARGE, both, Wishes("time"), {"A100-SXM4-40GB": 0.5}).best
+    after = {o.machine.name: o.seconds for o in slowed}
+    assert after["p5.48xlarge"] == plain["p5.48xlarge"]
+    assert after["p4d.24xlarge"] > 1.2 * plain["p4d.24xlarge"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = __main__.main(["plan", *arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_the_command_answers_which_hardware_to_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "imdb.yaml", "--deadline", "2h", "batch.global_size=32")
+    assert status == 0
+    lines = out.splitlines()
+    chosen = [line for line in lines if line.lstrip().startswith("=>")]
+    assert len(chosen) == 1
+    why = next(line for line in lines if line.startswith("why"))
+    assert "is the cheapest of" in why and "done within 2.0 h" in why
+    assert "trn1.2xlarge (us-east-1)" in out[out.index("refused:") :]
+    assert f"within a factor {NINE_IN_TEN:.2f}" in out
+    assert "assumed   19,922 training rows" in out
+
+
+def test_another_row_may_be_picked_and_serving_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "imdb", "--pick", "3", "--serve", "2000", "--p95", "20ms")
+    assert "=>* g5.xlarge" in out and "is your pick" in out
+    assert "serving   2,000 texts/s, p95 within 20 ms" in out
+    assert "inf2.xlarge" in out[out.index("serving ") :]
+
+
+def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "bert-base-pretrain", "--json", "--objective", "time")
+    told = json.loads(out)
+    assert told["chosen"]["seconds"] == min(offer["seconds"] for offer in told["offers"])
+    assert told["refused"]["inf2.xlarge (us-east-1)"] == "Inferentia2 does not train"
+    first = told["offers"][0]
+    assert sum(first["step"].values()) == pytest.approx(first["step_seconds"])
+
+
+def test_figures_are_drawn_when_asked_for(tmp_path: Path) -> None:
+    made = plan(LARGE, of("p5.48xlarge", "g6e.xlarge", "p4d.24xlarge"))
+    drawn = figures.draw(LARGE, made, tmp_path / "plots")
+    assert [path.name for path in drawn] == ["cost-time.svg", "step.svg", "scaling.svg"]
+    assert all(path.read_text().lstrip().startswith("<?xml") for path in drawn)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["imbd"], "did you mean imdb"),
+        (["imdb", "--region", "us-eest-1"], "did you mean us-east-1"),
+        (["imdb", "--deadline", "2x"], "--deadline '2x': a number and one of s, m, min, h, d"),
+        (["imdb", "--budget", "lots"], "as in 50USD"),
+        (["imdb", "--power-limit", "3"], "as in 10kW"),
+        (["imdb", "--pick", "99"], "--pick 99: there are"),
+        (["imdb", "--owned", "nowhere.yaml"], "No such file"),
+        (["imdb", "--probed", "nowhere.json"], "trainers.planning.probe"),
+        (["imdb", "--budget", "0.001USD"], "no hardware meets the wishes"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and said in err
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(capsys, "imdb", "--dedline", "2h")
+
+
+def test_the_command_needs_neither_torch_nor_matplotlib() -> None:
+    script = "import sys, cluster.__main__ as m; m.main(['plan', 'imdb']); "
+    script += "sys.exit(bool({'torch', 'ray', 'matplotlib', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_constants_have_not_been_touched_by_planning() -> None:
+    assert CALIBRATED.speed == 1.0

@@ -1,0 +1,282 @@
+"""Runs that live in S3: the same losses, whatever is killed, from any machine's empty disk."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.spec import ClusterSpec, Metadata
+from tests.support.s3 import emulated_s3
+from tests.support.worker_processes import assigned, on_disk, work_together
+from trainers.__main__ import main
+from trainers.config import recipe as recipes
+from trainers.models import card
+from trainers.runtime import fit
+from trainers.storage.object_store import ObjectStore, reach
+from trainers.tracking.progress import FarTail
+from trainers.tracking.run_directory import RunDirectory, RunError
+
+s3fs = pytest.importorskip("s3fs")
+pytestmark = pytest.mark.slow
+
+SETTINGS = [
+    "batch.global_size=13",
+    "batch.max_length=32",
+    "batch.token_budget=96",
+    "optimizer.learning_rate=2e-3",
+    "model.attention_dropout=0.1",
+    "stopping.max_steps=14",
+    "stopping.patience=null",
+    "evaluation.every_steps=4",
+    "checkpoints.every_steps=2",
+    "precision=fp32",
+]
+
+# A process that is killed when a file of a checkpoint is half uploaded.
+DIE_UPLOADING = """
+import os, signal, sys
+from trainers.object_store import ObjectStore
+whole = ObjectStore.put
+def half(store, source, path):
+    if path == sys.argv[1]:
+        store.write(path, source.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(store, source, path)
+ObjectStore.put = half
+from trainers.__main__ import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with emulated_s3("runs") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_bert: Path, corpus: Path) -> list[str]:
+    return [f"model.name={tiny_bert}", f"data.source={corpus}", *SETTINGS]
+
+
+def machine(disk: Path) -> ClusterSpec:
+    """This process alone, on a machine with that disk."""
+    return ClusterSpec("here", "local", 1, Metadata(devices_per_node=0, cache=str(disk)))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run on disk."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    fit.fit(recipes.load("csv", settings), machine(place / "cache"), place / "run")
+    return RunDirectory(place / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(bucket: str, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run in the bucket, trained to its end."""
+    cluster = machine(tmp_path_factory.mktemp("disk"))
+    fit.fit(recipes.load("csv", settings), cluster, f"{bucket}/finished")
+    return f"{bucket}/finished"
+
+
+def rows(address: str) -> list[dict[str, object]]:
+    return FarTail(reach(address), "metrics.jsonl").rows()
+
+
+def losses(address: str) -> list[object]:
+    return [row["loss"] for row in rows(address) if row["kind"] == "step"]
+
+
+def told(run: RunDirectory) -> list[object]:
+    return [row["loss"] for row in run.rows("step")]
+
+
+def copied(address: str, name: str, disk: Path) -> str:
+    """Another run with the files of one; its address."""
+    bucket = address.rpartition("/")[0]
+    reach(address).download("", disk)
+    reach(bucket).upload(disk, name)
+    return f"{bucket}/{name}"
+
+
+def change_a_byte(store: ObjectStore, path: str) -> None:
+    content = bytearray(store.read(path))
+    content[-1] ^= 1
+    store.write(path, bytes(content))
+
+
+class TestOneProcess:
+    def test_all_of_a_run_is_in_the_bucket(
+        self, finished: str, undisturbed: RunDirectory, tmp_path: Path
+    ) -> None:
+        assert losses(finished) == told(undisturbed)
+        store = reach(finished)
+        kept = {str(each.relative_to(undisturbed.path)) for each in undisturbed.path.rglob("*.*")}
+        for some in ("plots", "bundle", "checkpoints"):
+            there = {path for path in store.files(some)}
+            assert there == {path for path in kept if path.startswith(some)} and there
+        names = {path.split("/")[0] for path in store.files("")}
+        assert names == {each.name for each in undisturbed.path.iterdir()} - {"ray"}
+        assert json.loads(store.read("result.json")) == undisturbed.result()
+        store.download("bundle", tmp_path)
+        assert card.read(tmp_path).metrics == card.read(undisturbed.bundle).metrics
+
+    def test_it_is_not_repeated_and_not_overwritten(
+        self, finished: str, settings: list[str], tmp_path: Path
+    ) -> None:
+        recipe, before = recipes.load("csv", settings), rows(finished)
+        outcome = fit.fit(recipe, machine(tmp_path), finished, resume=True)
+        assert outcome.result == json.loads(reach(finished).read("result.json"))
+        assert rows(finished) == before
+        with pytest.raises(RunError, match="s3://runs/finished holds a run already; --resume"):
+            fit.fit(recipe, machine(tmp_path), finished)
+        with pytest.raises(RunError, match="its recipe differs in seed"):
+            other = recipes.load("csv", [*settings, "seed=5"])
+            fit.fit(other, machine(tmp_path), finished, resume=True)
+
+    @pytest.mark.parametrize("file", ["pieces-00000.safetensors", "checkpoint.json"])
+    def test_killed_in_mid_upload_it_goes_on_from_an_empty_disk(
+        self, bucket: str, settings: list[str], undisturbed: RunDirectory, tmp_path: Path, file: str
+    ) -> None:
+        run = f"{bucket}/killed-{file}"
+        cluster = tmp_path / "cluster.yaml"
+        metadata = {"devices_per_node": 0, "cache": str(tmp_path / "first")}
+        cluster.write_text(json.dumps({"provider": {"type": "local"}, "metadata": metadata}))
+        command = [sys.executable, "-c", DIE_UPLOADING, f"checkpoints/step-00000006/{file}"]
+        command += ["csv", *settings, "--cluster", str(cluster), "--run", run]
+        died = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300)
+        assert died.returncode == -signal.SIGKILL and f"run: {run}" in died.stdout
+        assert len(losses(run)) == 6, "no checkpoint knows more than the rows beside it"
+        with pytest.warns(UserWarning, match=f"skipping {run}/.*step-00000006: checkpoint.json"):
+            fit.fit(recipes.load("csv", settings), machine(tmp_path / "second"), run, resume=True)
+        assert losses(run) == told(undisturbed)
+        assert [row["step"] for row in rows(run) if row["kind"] == "start"] == [0, 4]
+
+    @pytest.mark.parametrize("file", ["pieces-00000.safetensors", "index.json"])
+    def test_an_altered_object_is_skipped(
+        self,
+        finished: str,
+        settings: list[str],
+        undisturbed: RunDirectory,
+        tmp_path: Path,
+        file: str,
+    ) -> None:
+        run = copied(finished, f"altered-{file}", tmp_path / "copy")
+        reach(run).remove("result.json")
+        change_a_byte(reach(run), f"checkpoints/step-00000014/{file}")
+        with pytest.warns(UserWarning, match=f"skipping {run}.*step-00000014: {file} is not the"):
+            fit.fit(recipes.load("csv", settings), machine(tmp_path), run, resume=True)
+        assert losses(run) == told(undisturbed)
+        assert [row["step"] for row in rows(run) if row["kind"] == "start"] == [0, 12]
+
+    def test_what_only_a_user_can_mend_comes_back_from_the_bucket(
+        self, bucket: str, settings: list[str], tmp_path: Path
+    ) -> None:
+        hopeless = ["optimizer.name=sgd", "optimizer.learning_rate=1e30", "schedule.warmup=0"]
+        recipe = recipes.load("csv", [*settings, *hopeless, "optimizer.max_grad_norm=null"])
+        with pytest.raises(fit.TrainingError, match="the loss of step"):
+            fit.fit(recipe, machine(tmp_path), f"{bucket}/hopeless")
+        assert b"the loss of step" in reach(f"{bucket}/hopeless").read("error.txt")
+
+
+class TestMachinesThatShareNothing:
+    """Ranks in gloo processes, each with a disk of its own."""
+
+    def test_two_write_and_any_layout_goes_on(
+        self, bucket: str, settings: list[str], undisturbed: RunDirectory, tmp_path: Path
+    ) -> None:
+        """FSDP on two, left, resumed on fresh disks, then TP on two, then one process."""
+        run = f"{bucket}/apart"
+        for number, (degrees, leave) in enumerate(
+            [({"dp_shard": 2}, 1), ({"dp_shard": 2}, 1), ({"tp": 2}, 1)]
+        ):
+            layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
+            recipe, disks = recipes.load("csv", [*settings, *layout]), tmp_path / str(number)
+            assignment = replace(
+                assigned(recipe, tmp_path, tmp_path, **degrees),
+                run=RunDirectory.at(run, disks / "driver"),
+            )
+            assignment.run.claim(recipe, resume=True)
+            work_together([(assignment, leave)], 2, disks)
+            if number == 1:
+                second = on_disk(assignment, disks / "1").run.path / "checkpoints"
+                assert {path.name for path in second.glob("*/pieces-*")} == {
+                    "pieces-00001.safetensors"
+                }, "a rank fetches what it reads, and no more"
+        fit.fit(recipes.load("csv", settings), machine(tmp_path / "last"), run, resume=True)
+        assert losses(run) == pytest.approx(told(undisturbed), abs=2e-5)
+        starts = [(row["step"], row["workers"]) for row in rows(run) if row["kind"] == "start"]
+        assert starts == [(0, 2), (4, 2), (8, 2), (12, 1)]
+
+    def test_a_piece_that_one_of_them_cannot_read_is_no_checkpoint(
+        self, bucket: str, settings: list[str], tmp_path: Path
+    ) -> None:
+        """The second rank's piece is altered; both go back to the checkpoint before."""
+        run, recipe = f"{bucket}/torn", recipes.load("csv", [*settings, "layout.dp_shard=2"])
+        assignment = replace(
+            assigned(recipe, tmp_path, tmp_path, dp_shard=2),
+            run=RunDirectory.at(run, tmp_path / "driver"),
+        )
+        assignment.run.claim(recipe, resume=True)
+        work_together([(assignment, 1)], 2, tmp_path / "first")
+        change_a_byte(reach(run), "checkpoints/step-00000004/pieces-00001.safetensors")
+        work_together([(assignment, 1)], 2, tmp_path / "second")
+        assert [row["step"] for row in rows(run) if row["kind"] == "start"] == [0, 2]
+
+
+@pytest.fixture
+def ray_here(bucket: str) -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def test_ray_workers_one_killed_under_the_storage_of_a_cluster(
+    bucket: str,
+    ray_here: None,
+    settings: list[str],
+    undisturbed: RunDirectory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    metadata = {"devices_per_node": 2, "storage": f"{bucket}/many/", "max_failures": 2}
+    metadata["cache"] = str(tmp_path / "cache")
+    cluster.write_text(json.dumps({"provider": {"type": "local"}, "metadata": metadata}))
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_a_worker() -> None:
+        while not over.wait(0.05):
+            of_runs = {path.split("/")[1] for path in reach(bucket).files("many")}
+            seen = [row for run in of_runs for row in rows(f"{bucket}/many/{run}")]
+            if len([row for row in seen if row["kind"] == "step"]) >= 4:
+                killed.append(int(str(seen[0]["pid"])))
+                os.kill(killed[0], signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    try:
+        assert main(["csv", *settings, "--cluster", str(cluster)]) == 0
+    finally:
+        over.set()
+        killer.join()
+    said = capsys.readouterr().out
+    run = said.split("run: ")[1].split("\n")[0]
+    assert re.fullmatch(r"s3://runs/many/csv-\d{8}-\d{6}", run)
+    assert killed and losses(run) == pytest.approx(told(undisturbed), abs=2e-5)
+    last = [row for row in rows(run) if row["kind"] == "start"][-1]
+    assert last["step"] != 0 and last["pid"] != killed[0]
+    assert f"going on from step {last['step']} with 2 workers" in said
+    assert "tokens/s" in said and "validation: " in said and f"bundle: {run}/bundle" in said

@@ -1,0 +1,223 @@
+"""Searches that live in S3: the same trials, whatever is killed, on whatever machine they go on."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from cluster import spec
+from tests.integration.test_search import until
+from tests.support.s3 import emulated_s3
+from tests.support.searches import journal, terms
+from trainers.config import recipe as recipes
+from trainers.models import card
+from trainers.storage.object_store import reach
+from trainers.tracking.run_directory import RunDirectory
+from tuning.__main__ import main
+from tuning.execution import stop_signal
+from tuning.execution.trainable import Order, evaluations, train
+from tuning.execution.warm_start import LineageError, inherit
+from tuning.store.journal import Journal
+from tuning.store.lease import Holder, at_hand
+from tuning.store.reader import JOURNAL, JournalError
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {
+    "batch": {"global_size": 16, "max_length": 32, "token_budget": 128},
+    "optimizer": {"learning_rate": 5e-4},
+    "stopping": {"epochs": 2},
+    "precision": "fp32",
+    "tune": {"optimizer.learning_rate": "log 1e-4..3e-2", "batch.global_size": [8, 16, 32]},
+}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with emulated_s3("searches") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def ray_here(bucket: str) -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Path) -> Path:
+    """A directory with a recipe, and one device on each of two machines."""
+    directory = tmp_path_factory.mktemp("place")
+    own = {"model": {"name": str(tiny_bert)}, "data": {"source": str(corpus)}}
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | own))
+    for name in ("first", "second"):
+        metadata = {"devices_per_node": 1, "cache": str(directory / name)}
+        text = yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata})
+        (directory / f"{name}.yaml").write_text(text)
+    return directory
+
+
+def words(place: Path, run: str, *more: str) -> list[str]:
+    cluster = str(place / "first.yaml")
+    asked = ["--trials", "3", "--seeds", "1", "--scheduler", "none", *more]
+    return [str(place / "recipe.yaml"), "--cluster", cluster, "--run", run, *asked]
+
+
+def far(run: str, number: int) -> RunDirectory:
+    return RunDirectory(Path("nowhere"), f"{run}/trials/{number:04d}")
+
+
+def steps(run: RunDirectory) -> list[int]:
+    return [row["step"] for row in run.published("step")]
+
+
+def told(result: bytes) -> list[tuple[Any, ...]]:
+    """What does not depend on the clock."""
+    return [
+        (t["number"], t["settings"], t["seed"], t["state"], t["repeats"], t["curve"])
+        for t in json.loads(result)["trials"]
+    ]
+
+
+def test_a_search_whose_driver_is_killed_goes_on_on_another_machine(
+    bucket: str,
+    place: Path,
+    ray_here: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    near, run = tmp_path / "near", f"{bucket}/search"
+    assert main(words(place, str(near))) == 0
+    command = [sys.executable, "-m", "tuning", *words(place, run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: len(steps(far(run, 1))) > 6)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    store = reach(run)
+    assert "result.json" not in store.files("")
+    first = list(far(run, 0).published("step"))
+    capsys.readouterr()
+    assert main(["resume", run, "--cluster", str(place / "second.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert f"bundle: {run}/bundle" in said and f"report: {run}/report.html" in said
+    assert told(store.read("result.json")) == told((near / "result.json").read_bytes())
+    assert list(far(run, 0).published("step")) == first, "not one step, by the clock, is new"
+    for number in range(3):
+        assert steps(far(run, number)) == steps(RunDirectory(near / "trials" / f"{number:04d}"))
+    names = {path.split("/")[0] for path in store.files("")} - {"holder"}
+    assert names == {each.name for each in near.iterdir()} - {"lock"}
+    store.download("bundle", tmp_path / "bundle")
+    winner = json.loads(store.read("result.json"))["winner"]
+    assert (
+        card.read(tmp_path / "bundle").metrics
+        == json.loads(store.read("result.json"))["test"][str(winner)]
+    )
+    assert yaml.safe_load(store.read("plan.yaml"))["cluster"] == str(place / "second.yaml")
+    before = store.read(JOURNAL).count(b"\n")
+    assert main(["resume", run]) == 0
+    assert told(store.read("result.json")) == told((near / "result.json").read_bytes())
+    assert store.read(JOURNAL).count(b"\n") <= before + 3, "an ended search is not repeated"
+    store.remove("report.html")
+    assert main(["report", run]) == 0 and b"Search search" in store.read("report.html")
+
+
+def test_mistakes_are_one_line(
+    bucket: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked, line in (
+        (["resume", f"{bucket}/none"], f"{bucket}/none: holds no search"),
+        (["report", f"{bucket}/none"], f"{bucket}/none: holds no result.json"),
+        (["dashboard", f"{bucket}/none"], f"aws s3 sync {bucket}/none DIR"),
+        (words(place, "s3://absent/search"), "s3://absent/search/.* no such bucket"),
+    ):
+        assert main(asked) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith("error: ") and line.split(".*")[-1] in said
+
+
+@contextmanager
+def opened(run: str) -> Iterator[Journal]:
+    """The journal of a search, on a machine of its own."""
+    of = terms()
+    with at_hand(run) as directory:
+        kept = journal(directory.path, of, written=Holder(directory))
+        try:
+            yield kept
+        finally:
+            kept.close()
+
+
+class TestJournal:
+    def test_each_line_is_in_the_store_before_the_search_goes_on(self, bucket: str) -> None:
+        run = f"{bucket}/lines"
+        with opened(run) as kept:
+            kept.note({"some": "fact"})
+            written = reach(run).read(JOURNAL)
+            assert written.endswith(b"\n") and b'"some":"fact"' in written
+        with opened(run):
+            assert reach(run).read(JOURNAL) == written, "another machine goes on with the same"
+
+    def test_who_opened_it_last_holds_it(self, bucket: str) -> None:
+        run = f"{bucket}/held"
+        with opened(run) as early, opened(run) as late:
+            late.note({"by": "late"})
+            with pytest.raises(JournalError, match=f"{run}: another process goes on"):
+                early.note({"by": "early"})
+        held = reach(run).read(JOURNAL)
+        assert b"late" in held and b"early" not in held
+
+
+class TestTrial:
+    """One trial in this process, as Tune would run it: no Ray."""
+
+    @staticmethod
+    def listening(run: RunDirectory, most: int) -> Callable[[Any], None]:
+        heard: list[Any] = []
+
+        def tell(facts: Any) -> None:
+            heard.append(facts)
+            if "tokens" in facts:
+                stop_signal.decide(run, facts["tokens"], len(heard) < most)
+
+        return tell
+
+    def test_it_may_begin_with_the_checkpoint_of_another_on_another_machine(
+        self, bucket: str, place: Path, tmp_path: Path
+    ) -> None:
+        changes = ["evaluation.every_steps=6", "stopping.patience=null", "data.label=label"]
+        recipe = recipes.load(place / "recipe.yaml", changes)
+        (tmp_path / "cluster.yaml").write_text(
+            yaml.safe_dump(
+                {
+                    "provider": {"type": "local"},
+                    "metadata": {"devices_per_node": 0, "cache": str(tmp_path / "second")},
+                }
+            )
+        )
+        cluster = spec.load(tmp_path / "cluster.yaml")
+        parent = RunDirectory.at(f"{bucket}/parent", tmp_path / "second")
+        order = Order(0, recipe, cluster, parent)
+        train(order, self.listening(parent, most=1))
+        assert steps(parent) == list(range(1, 7))
+        tokens = evaluations(parent)[0]["tokens"]
+        child = RunDirectory.at(f"{bucket}/child", tmp_path / "second")
+        train(replace(order, run=child, parent=(parent, tokens)), self.listening(child, most=9))
+        assert steps(child) == list(range(7, 25))
+        own = RunDirectory.at(f"{bucket}/child", tmp_path / "third")
+        assert own.published("evaluation") and own.checkpoints.names()
+        own.forget_checkpoints()
+        assert own.checkpoints.names() == []
+        with pytest.raises(LineageError, match=f"{bucket}/parent: its checkpoint"):
+            inherit(RunDirectory.at(f"{bucket}/orphan", tmp_path), parent, tokens + 1)

@@ -1,0 +1,265 @@
+"""The batcher, with a tiny engine passed in: order, coalescing, fairness, failure, the end."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from serving.inference.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
+
+Row = str
+Scenario = Callable[["Engine", Batcher], Awaitable[None]]
+
+
+class Engine:
+    """Answers a row with itself in capitals; keeps the batches it saw; waits while held.
+
+    Rows are strings: a batcher asks no more of them than a length.
+    """
+
+    def __init__(self, batch_tokens: int = 64) -> None:
+        self.batch_tokens = batch_tokens
+        self.batches: list[list[Row]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.entered = threading.Event()
+
+    def infer_rows(self, rows: Sequence[Row]) -> Sequence[str]:
+        self.batches.append(list(rows))
+        self.entered.set()
+        assert self.free.wait(10)
+        if any("poison" in row for row in rows):
+            raise ArithmeticError("poisoned")
+        if any("short" in row for row in rows):
+            return []
+        return [row.upper() for row in rows]
+
+    async def hold(self, batcher: Batcher) -> "asyncio.Task[list[str]]":
+        """Make the engine busy with one row until `free` is set."""
+        self.free.clear()
+        self.entered.clear()
+        task = asyncio.create_task(answers(batcher, self, "held"))
+        await asyncio.to_thread(self.entered.wait, 10)
+        return task
+
+
+async def answers(
+    batcher: Batcher, engine: Engine, *rows: Row, deadline: float | None = None
+) -> list[str]:
+    """The answers to one request."""
+    found, waited = await batcher.submit(engine, rows, deadline)  # type: ignore[arg-type]
+    assert waited >= 0
+    return found
+
+
+def play(
+    scenario: Scenario,
+    token_budget: int = 64,
+    max_waiting_tokens: int = 1000,
+    max_waiting_requests: int = 1000,
+) -> Engine:
+    """Run a scenario against a fresh batcher; the engine with the batches it saw."""
+    engine = Engine(token_budget)
+
+    async def run() -> None:
+        batcher = Batcher(max_waiting_requests, max_waiting_tokens)
+        await scenario(engine, batcher)
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    return engine
+
+
+async def queued(batcher: Batcher, engine: Engine, *rows: Row) -> "list[asyncio.Task[list[str]]]":
+    """Requests of one row each, submitted in order and waiting."""
+    tasks = [asyncio.create_task(answers(batcher, engine, row)) for row in rows]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_answers_come_in_the_order_of_the_rows() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        rows = ["a" * 40, "b", "c" * 20, "d" * 3]
+        assert await answers(batcher, engine, *rows) == [row.upper() for row in rows]
+
+    play(scenario)
+
+
+def test_no_rows_need_no_engine() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        assert await answers(batcher, engine) == []
+
+    assert play(scenario).batches == []
+
+
+def test_what_waits_while_the_engine_is_busy_goes_as_one_batch() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        held = await engine.hold(batcher)
+        tasks = await queued(batcher, engine, "one", "two", "six")
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == [["ONE"], ["TWO"], ["SIX"]]
+        assert await held == ["HELD"]
+
+    assert play(scenario).batches == [["held"], ["one", "two", "six"]]
+
+
+def test_an_idle_engine_starts_at_once_and_alone() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        assert await answers(batcher, engine, "one") == ["ONE"]
+        assert await answers(batcher, engine, "two") == ["TWO"]
+
+    assert play(scenario).batches == [["one"], ["two"]]
+
+
+def test_a_request_larger_than_the_budget_is_split() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        rows = [letter * 30 for letter in "abcde"]
+        assert await answers(batcher, engine, *rows) == [row.upper() for row in rows]
+
+    assert [len(batch) for batch in play(scenario).batches] == [2, 2, 1]
+
+
+def test_a_row_larger_than_the_budget_goes_alone() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        assert await answers(batcher, engine, "a" * 500, "b" * 400) == ["A" * 500, "B" * 400]
+
+    assert [len(batch) for batch in play(scenario).batches] == [1, 1]
+
+
+def test_what_is_late_is_dropped_before_it_costs_anything() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        soon = time.perf_counter() + 0.01
+        late = asyncio.create_task(answers(batcher, engine, "late", deadline=soon))
+        (other,) = await queued(batcher, engine, "other")
+        await asyncio.sleep(0.02)
+        engine.free.set()
+        with pytest.raises(Late, match="deadline passed"):
+            await late
+        assert await other == ["OTHER"]
+
+    assert play(scenario).batches == [["held"], ["other"]]
+
+
+def test_a_cancelled_request_costs_nothing() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        one, two, three = await queued(batcher, engine, "one", "two", "three")
+        two.cancel()
+        await asyncio.sleep(0)
+        engine.free.set()
+        assert await asyncio.gather(one, three) == [["ONE"], ["THREE"]]
+        with pytest.raises(asyncio.CancelledError):
+            await two
+
+    assert play(scenario).batches == [["held"], ["one", "three"]]
+
+
+def test_cancelling_what_the_engine_works_on_harms_nobody_else() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        held = await engine.hold(batcher)
+        (other,) = await queued(batcher, engine, "other")
+        held.cancel()
+        engine.free.set()
+        assert await other == ["OTHER"]
+
+    play(scenario)
+
+
+def test_too_much_waiting_is_refused_and_room_returns() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        one, two = await queued(batcher, engine, "a" * 20, "b" * 20)
+        with pytest.raises(Overloaded, match=r"again in 1 second$") as refused:
+            await answers(batcher, engine, "c" * 20)
+        assert refused.value.retry_after_seconds == 1
+        two.cancel()
+        await asyncio.sleep(0)
+        (three,) = await queued(batcher, engine, "c" * 20)
+        engine.free.set()
+        assert await asyncio.gather(one, three) == [["A" * 20], ["C" * 20]]
+
+    play(scenario, max_waiting_tokens=50)
+
+
+def test_as_many_requests_as_may_wait() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        held = await engine.hold(batcher)
+        (waiting,) = await queued(batcher, engine, "one")
+        assert batcher.num_waiting == 2
+        with pytest.raises(Overloaded):
+            await answers(batcher, engine, "two")
+        engine.free.set()
+        assert await asyncio.gather(held, waiting) == [["HELD"], ["ONE"]]
+        assert await answers(batcher, engine, "two") == ["TWO"]
+
+    play(scenario, max_waiting_requests=2)
+
+
+def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        assert await answers(batcher, engine, "a" * 200) == ["A" * 200]
+
+    play(scenario, max_waiting_tokens=50)
+
+
+def test_an_error_fails_only_its_own_batch() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        poisoned, beside, apart = await queued(batcher, engine, "poison", "beside", "a" * 60)
+        engine.free.set()
+        for task in (poisoned, beside):
+            with pytest.raises(BatchFailed, match="ArithmeticError") as failure:
+                await task
+            assert isinstance(failure.value.__cause__, ArithmeticError)
+        assert await apart == ["A" * 60]
+        assert await answers(batcher, engine, "after") == ["AFTER"]
+        assert batcher.meters[engine].num_failed == 1
+
+    play(scenario)
+
+
+def test_the_rest_of_a_failed_request_is_not_computed() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        with pytest.raises(BatchFailed):
+            await answers(batcher, engine, "poison" * 10, "a" * 200)
+        assert batcher.meters[engine].num_failed == 1
+
+    assert len(play(scenario).batches) == 1
+
+
+def test_an_engine_that_answers_too_little_fails_its_batch() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        with pytest.raises(BatchFailed, match="RuntimeError"):
+            await answers(batcher, engine, "short")
+        assert await answers(batcher, engine, "fine") == ["FINE"]
+
+    play(scenario)
+
+
+def test_closing_answers_what_waits_and_takes_no_more() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        held = await engine.hold(batcher)
+        (waiting,) = await queued(batcher, engine, "waiting")
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Closed):
+            await answers(batcher, engine, "late")
+        engine.free.set()
+        await closing
+        assert (held.done(), waiting.done()) == (True, True)
+        assert await waiting == ["WAITING"]
+
+    play(scenario)
+
+
+def test_many_at_once_all_get_their_own_answer() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        requests = [[f"{i}-{j}" * (1 + (i * j) % 9) for j in range(i % 4 + 1)] for i in range(200)]
+        found = await asyncio.gather(*(answers(batcher, engine, *rows) for rows in requests))
+        assert found == [[row.upper() for row in rows] for rows in requests]
+
+    engine = play(scenario, max_waiting_tokens=10**6)
+    assert len(engine.batches) < sum(i % 4 + 1 for i in range(200))

@@ -1,0 +1,210 @@
+"""The history of a registry: it loses nothing, whoever else writes and whatever is damaged."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serving.registry.log import History
+from serving.registry.model_ref import NoModel
+from serving.registry.registry import Registry, RegistryError
+from serving.registry.snapshot import Snapshot
+from serving.registry.state import ChangeRefused, State
+from serving.registry.store import DirectoryStore, Store
+from tests.support.paths import ROOT
+from tests.support.registries import KINDS, empty, objects, three_versions, ticking
+from tests.support.tiny_bundle import write_linear_bundle
+from trainers.models.card import read
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("linear") / "bundle", [2.0, -3.0])
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return empty(request.param, tmp_path)
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return ticking(store)
+
+
+@pytest.fixture
+def filled(registry: Registry, bundle: Path) -> Registry:
+    return three_versions(registry, bundle, bundle, bundle)
+
+
+DAMAGES = {
+    "empty": b"",
+    "cut": b'{"format": 1, "name": "sentiment", "numb',
+    "no state": b"[1, 2]",
+    "no text": b"\xff\xfe\x00",
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_state_is_skipped_with_one_warning(
+        self, filled: Registry, store: Store, damage: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        good = filled.state("sentiment")
+        store.create(f"_states/sentiment/{good.number + 1:08d}.json", DAMAGES[damage])
+        for _ in range(3):
+            assert filled.read().states["sentiment"] == good
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert f"{good.number + 1:08d}.json is skipped: it is no state" in caplog.text
+        changed = filled.alias("sentiment", "best", "2")
+        assert changed.number == good.number + 2
+        assert changed.versions == good.versions
+        assert filled.history("sentiment")[-1] == changed
+
+    def test_stray_files_are_no_states(self, filled: Registry, store: Store) -> None:
+        before = filled.read()
+        store.create("_states/sentiment/notes.txt", b"mine")
+        store.create("_states/README", b"mine")
+        assert filled.read(before) is before
+
+    def test_what_a_later_version_wrote_is_read_around_and_never_buried(
+        self, filled: Registry, store: Store
+    ) -> None:
+        good = filled.state("sentiment")
+        document = json.loads(good.model_dump_json()) | {"format": 2, "number": good.number + 1}
+        store.create(f"_states/sentiment/{good.number + 1:08d}.json", json.dumps(document).encode())
+        assert filled.read().states["sentiment"] == good
+        with pytest.raises(RegistryError, match="by a later version of Bertha"):
+            filled.alias("sentiment", "best", "2")
+
+    def test_a_lone_damaged_state_leaves_no_name(self, registry: Registry, store: Store) -> None:
+        store.create("_states/sentiment/00000001.json", b"")
+        assert registry.read().states == {}
+        with pytest.raises(NoModel):
+            registry.deploy("sentiment", "1")
+
+    @settings(
+        deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(data=st.binary(max_size=60))
+    def test_no_bytes_at_all_are_fatal(self, bundle: Path, data: bytes) -> None:
+        store = objects()
+        registry = Registry(store)
+        registry.register(bundle, "sentiment")
+        store.create("_states/sentiment/00000002.json", data)
+        assert registry.read().states["sentiment"].number == 1
+        assert registry.alias("sentiment", "best", "1").number == 3
+
+
+WRITER = """
+import sys
+from serving.registry.registry import Registry
+
+address, writer, changes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+registry = Registry.open(address)
+for number in range(changes):
+    registry.alias("sentiment", f"w{writer}-{number}", "1", why=f"{writer}/{number}")
+"""
+
+
+def write_aliases(address: str, writer: int, changes: int) -> None:
+    """What one of many writers does."""
+    registry = Registry.open(address)
+    for number in range(changes):
+        registry.alias("sentiment", f"w{writer}-{number}", "1", why=f"{writer}/{number}")
+
+
+def check_nothing_is_lost(states: list[State], writers: int, changes: int) -> None:
+    """Every change is there once, each state adds one to the one before, and in each writer's
+    order."""
+    whys = [state.why for state in states if state.why]
+    expected = {f"{writer}/{number}" for writer in range(writers) for number in range(changes)}
+    assert len(whys) == len(expected)
+    assert set(whys) == expected
+    assert [state.number for state in states] == list(range(1, len(states) + 1))
+    for before, after in itertools.pairwise(states[1:]):
+        assert len(after.aliases) == len(before.aliases) + 1
+        assert before.aliases.items() <= after.aliases.items()
+    for writer in range(writers):
+        own = [why for why in whys if why.startswith(f"{writer}/")]
+        assert own == sorted(own, key=lambda why: int(why.partition("/")[2]))
+
+
+class TestRaces:
+    def test_threads_lose_nothing(self, tmp_path: Path, bundle: Path) -> None:
+        registry = Registry.open(str(tmp_path))
+        registry.register(bundle, "sentiment")
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda writer: write_aliases(str(tmp_path), writer, 10), range(8)))
+        check_nothing_is_lost(registry.history("sentiment"), writers=8, changes=10)
+
+    @pytest.mark.slow
+    def test_processes_lose_nothing(self, tmp_path: Path, bundle: Path) -> None:
+        registry = Registry.open(str(tmp_path))
+        registry.register(bundle, "sentiment")
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(tmp_path), str(writer), "20"], cwd=ROOT
+            )
+            for writer in range(8)
+        ]
+        seen: Snapshot | None = None
+        while any(writer.poll() is None for writer in writers):
+            snapshot = registry.read(seen)
+            if seen is not None:
+                assert snapshot.newest["sentiment"] >= seen.newest["sentiment"]
+            assert snapshot.states["sentiment"].number == snapshot.newest["sentiment"]
+            seen = snapshot
+            time.sleep(0.002)
+        assert [writer.wait() for writer in writers] == [0] * 8
+        check_nothing_is_lost(registry.history("sentiment"), writers=8, changes=20)
+
+    def test_bundles_registered_at_once_get_numbers_of_their_own(
+        self, tmp_path: Path, bundle: Path
+    ) -> None:
+        address = str(tmp_path)
+        with ThreadPoolExecutor(8) as pool:
+            versions = list(
+                pool.map(lambda _: Registry.open(address).register(bundle, "sentiment"), range(16))
+            )
+        assert sorted(versions, key=int) == [str(number) for number in range(1, 17)]
+        registry = Registry.open(address)
+        assert set(registry.state("sentiment").versions) == set(versions)
+        for version in versions:
+            read(registry.fetch("sentiment", version, tmp_path / "cache"))
+
+    def test_one_of_two_promotions_wins(self, tmp_path: Path, bundle: Path) -> None:
+        registry = Registry.open(str(tmp_path))
+        for _ in range(2):
+            registry.register(bundle, "sentiment")
+        registry.deploy("sentiment", "1")
+        registry.deploy("sentiment", "2", share=0.5)
+
+        def promote(_: int) -> str:
+            try:
+                return str(Registry.open(str(tmp_path)).promote("sentiment", version="2").live)
+            except ChangeRefused as error:
+                return str(error)
+
+        with ThreadPoolExecutor(4) as pool:
+            outcomes = list(pool.map(promote, range(4)))
+        assert outcomes.count("2") == 1
+        assert registry.state("sentiment").before == ("1",)
+
+
+def test_states_are_found_again_in_their_order(tmp_path: Path) -> None:
+    """Beyond the eight digits too."""
+    history = History(DirectoryStore(tmp_path))
+    for number in (99_999_999, 100_000_000):
+        assert history.append(State(name="sentiment", number=number))
+    assert history.numbers()["sentiment"] == [99_999_999, 100_000_000]
+    newest = history.newest("sentiment", history.numbers()["sentiment"])
+    assert newest is not None
+    assert newest.number == 100_000_000

@@ -1,0 +1,210 @@
+"""Models that answer at once, and the same each time: what protocols are tested with."""
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from serving.http.messages import Refusal
+from serving.interface import (
+    Answer,
+    Attribution,
+    Explanation,
+    Filling,
+    Limits,
+    ModelInfo,
+    Prediction,
+    Statistics,
+    Vector,
+)
+
+WIDTH = 8
+TASKS = {
+    "sentiment": ("classification", ("negative", "positive")),
+    "topics": ("multi-label", ("plot", "cast", "music")),
+    "stars": ("regression", ()),
+    "mini": ("embedding", ()),
+    "filler": ("masked-lm", ()),
+}
+_REFERENCE = re.compile(r"([a-z0-9][a-z0-9._-]*)(?::(\w+)|@(\w+))?")
+
+
+def info(name: str, version: str = "1", **changes: Any) -> ModelInfo:
+    """What is known of a model of `TASKS`."""
+    task, labels = TASKS[name]
+    known = ModelInfo(
+        name=name,
+        version=version,
+        task=task,
+        labels=labels,
+        max_length=64,
+        engine="torch fp32",
+        base_model="tiny-bert",
+        metrics={"accuracy": 0.9},
+        revision="abc",
+        weights_sha256="0" * 64,
+        created=1_700_000_000.0,
+        width=WIDTH if task == "embedding" else 0,
+        pooling="mean" if task == "embedding" else "",
+    )
+    return replace(known, **changes)
+
+
+def prediction(text: str, task: str, num_labels: int) -> Prediction:
+    """An answer that depends on the text alone; its numbers are whole in float32."""
+    rng = np.random.default_rng(zlib.crc32(text.encode()))
+    logits = rng.integers(-512, 512, max(1, num_labels)) / 128
+    if task == "regression":
+        return Prediction((float(logits[0]),), (float(logits[0]),))
+    powers = [math.exp(logit) for logit in logits]
+    scores = [
+        power / (1 + power) if task == "multi-label" else power / sum(powers) for power in powers
+    ]
+    return Prediction(tuple(np.float32(scores).tolist()), tuple(logits.tolist()))
+
+
+def vector(text: str) -> Vector:
+    """A direction that depends on the text alone."""
+    raw = np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH)
+    return (raw / np.linalg.norm(raw)).astype(np.float32)
+
+
+class FakeManagement:
+    """Remembers what was asked of it."""
+
+    def __init__(self, models: "FakeModels") -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self._models = models
+
+    async def register(self, url: str, name: str | None) -> ModelInfo:
+        self.calls.append(("register", url, name))
+        return info("sentiment", "3")
+
+    async def set_default(self, name: str, version: str) -> None:
+        self._models.find(f"{name}:{version}")
+        self.calls.append(("set_default", name, version))
+
+    async def unregister(self, name: str, version: str | None) -> None:
+        self._models.find(name if version is None else f"{name}:{version}")
+        self.calls.append(("unregister", name, version))
+
+    async def load(self, model: str) -> None:
+        self._models.find(model)
+        self.calls.append(("load", model))
+
+    async def unload(self, model: str) -> None:
+        self._models.find(model)
+        self.calls.append(("unload", model))
+
+
+class FakeModels:
+    """One model of each task, and two versions of the first.
+
+    refusal: what every question is refused with. sound: whether the default model answers.
+    """
+
+    def __init__(self, *names: str, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits(max_texts=4)
+        self.refusal: Refusal | None = None
+        self.sound = True
+        self.truncated: list[bool] = []
+        self.infos = [info(name) for name in names or TASKS]
+        if self.infos[0].name == "sentiment":
+            self.infos[0] = info("sentiment", "2", aliases=("live", "best"))
+            self.infos.append(info("sentiment", "1", state="cold"))
+        self.managed: FakeManagement | None = FakeManagement(self)
+
+    @property
+    def management(self) -> FakeManagement | None:
+        return self.managed
+
+    def find(self, model: str | None) -> ModelInfo:
+        if self.refusal is not None:
+            raise self.refusal
+        if model is None:
+            return self.infos[0]
+        parts = _REFERENCE.fullmatch(model)
+        for known in self.infos if parts else ():
+            name, version, alias = parts.groups()
+            named = version in (None, known.version) and alias in (None, *known.aliases)
+            if known.name == name and named:
+                return known
+        raise Refusal("no-model", f"there is no model {model!r}")
+
+    def all(self) -> Sequence[ModelInfo]:
+        return self.infos
+
+    def statistics(self, model: str | None) -> Statistics:
+        self.find(model)
+        return Statistics(12, 3, 10, 1, 0.5, 0.2, 0.3, 1_700_000_000.5)
+
+    async def ready(self) -> bool:
+        return self.sound
+
+    async def predict(
+        self, model: str | None, texts: Sequence[str], *, truncate: bool = True
+    ) -> Answer[Prediction]:
+        known = self._asked(model, texts, truncate, "classification", "multi-label", "regression")
+        values = [prediction(text, known.task, len(known.labels)) for text in texts]
+        return Answer(known, values, self._num_tokens(texts))
+
+    async def embed(
+        self, model: str | None, texts: Sequence[str], *, truncate: bool = True
+    ) -> Answer[Vector]:
+        known = self._asked(model, texts, truncate, "embedding")
+        return Answer(known, [vector(text) for text in texts], self._num_tokens(texts))
+
+    async def fill(
+        self,
+        model: str | None,
+        texts: Sequence[str],
+        *,
+        top_k: int = 5,
+        targets: Sequence[str] | None = None,
+    ) -> Answer[tuple[tuple[Filling, ...], ...]]:
+        known = self._asked(model, texts, True, "masked-lm")
+        words = list(targets or ("film", "plot", "cast", "scene", "story", "actor"))[:top_k]
+        values = []
+        for number, text in enumerate(texts, 1):
+            if "[MASK]" not in text:
+                raise Refusal("unreadable", f"text {number} holds no [MASK]")
+            fillings = tuple(
+                Filling(2.0 ** -(rank + 1), rank, word, text.replace("[MASK]", word, 1))
+                for rank, word in enumerate(words)
+            )
+            values.append((fillings,) * text.count("[MASK]"))
+        return Answer(known, values, self._num_tokens(texts))
+
+    async def explain(
+        self, model: str | None, texts: Sequence[str], *, label: str | None = None
+    ) -> Answer[Explanation]:
+        known = self._asked(model, texts, True, "classification", "multi-label")
+        values = []
+        for text in texts:
+            answer = prediction(text, known.task, len(known.labels))
+            likeliest = answer.scores.index(max(answer.scores))
+            index = likeliest if label is None else known.labels.index(label)
+            pieces = [
+                Attribution(found.start(), found.end(), 0.5) for found in re.finditer(r"\S+", text)
+            ]
+            values.append(Explanation(index, answer, tuple(pieces)))
+        return Answer(known, values, self._num_tokens(texts))
+
+    def _asked(
+        self, model: str | None, texts: Sequence[str], truncate: bool, *tasks: str
+    ) -> ModelInfo:
+        known = self.find(model)
+        if known.task not in tasks:
+            raise Refusal("wrong-task", f"{known.name} is for {known.task}, not {tasks[0]}")
+        if not truncate and any(len(text.split()) > known.max_length for text in texts):
+            raise Refusal("too-long", f"a text has more than {known.max_length} tokens")
+        self.truncated.append(truncate)
+        return known
+
+    @staticmethod
+    def _num_tokens(texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) + 2 for text in texts]

@@ -1,0 +1,478 @@
+"""The data path from a recipe to encoded splits, through `prepare`, on files of a few lines."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.tiny import BAD, GOOD
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe
+from trainers.data.prepare import Data, DataError, prepare, sketch
+from trainers.data.splits import TEST, TRAIN, VALIDATION, assign, digest, spread
+from trainers.data.tokenizer import load_encoder
+
+WORDS = [*GOOD[:6], *BAD[:6], "the", "film", "plot"]
+
+
+def texts(count: int, start: int = 0) -> list[str]:
+    """Distinct texts of known words."""
+    numbers = range(start, start + count)
+    return [" ".join(WORDS[n // 15**i % 15] for i in range(3)) + " film" * (n % 5) for n in numbers]
+
+
+@pytest.fixture
+def make(tiny_bert: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe over rows of (text, label) written to a JSONL file."""
+
+    def write(
+        rows: Any, name: str = "train.jsonl", task: str = "classification", **data: Any
+    ) -> Recipe:
+        path = tmp_path / name
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        settings = {
+            "task": task,
+            "model": {"name": str(tiny_bert)},
+            "data": {"source": str(path)} | data,
+            "batch": {"max_length": 16},
+        }
+        return recipes.parse(settings)
+
+    return write
+
+
+def classes(count: int = 300) -> list[tuple[str, str]]:
+    return [(text, ("bad", "good")[n % 2]) for n, text in enumerate(texts(count))]
+
+
+def split_texts(data: Data, recipe: Recipe) -> dict[str, list[tuple[int, ...]]]:
+    """The token ids of every row, by split."""
+    found = {}
+    for name in ("train", "validation", "test"):
+        samples = getattr(data, name).samples
+        ids, mask = samples.collate(range(len(samples)), 0)
+        found[name] = [tuple(row[keep]) for row, keep in zip(ids, mask, strict=True)]
+    return found
+
+
+# --- splits
+
+
+@given(st.lists(st.text(), max_size=50), st.floats(0, 0.5), st.floats(0, 0.49))
+def test_a_text_falls_on_one_side_whatever_is_around_it(
+    rows: list[str], v: float, t: float
+) -> None:
+    parts = assign([digest(text) for text in rows], v, t)
+    alone = [assign([digest(text)], v, t)[0] for text in rows]
+    assert list(parts) == alone
+
+
+def test_shares_are_about_kept_and_a_test_text_stays_one() -> None:
+    digests = [digest(str(n)) for n in range(20_000)]
+    parts = assign(digests, validation=0.1, test=0.2)
+    shares = np.bincount(parts, minlength=3) / len(parts)
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
+    assert (TRAIN, VALIDATION, TEST) == (0, 1, 2)
+    assert np.array_equal(parts == TEST, assign(digests, validation=0.5, test=0.2) == TEST)
+
+
+@given(st.integers(0, 500), st.integers(1, 500))
+def test_spread_takes_one_of_each_stretch(total: int, count: int) -> None:
+    rows = spread(total, count)
+    assert len(rows) == min(total, count)
+    assert len(set(rows)) == len(rows) and (np.diff(rows) > 0).all()
+    stretches = [int(row) * len(rows) // total for row in rows]
+    assert all(abs(stretch - n) <= 1 for n, stretch in enumerate(stretches))
+
+
+# --- prepare
+
+
+def test_every_row_is_somewhere(make: Any, tmp_path: Path) -> None:
+    rows = [*classes(), ("", "good"), ("<br />", "bad"), ("no label", None), ("list", ["x"])]
+    recipe = make(rows, validation=0.2, test=0.2)
+    data = prepare(recipe, tmp_path / "cache")
+    report = data.report
+    assert report.rows_read == 304
+    assert sum(report.rows.values()) == 300
+    assert {s.reason: (s.rows, s.first) for s in report.skipped} == {
+        "no text": (2, "line 301"),
+        "no label": (1, "line 303"),
+        "label is a list (task: multi-label?)": (1, "line 304"),
+    }
+    assert data.labels == ("bad", "good")
+    assert {name: sum(n.values()) for name, n in report.label_counts.items()} == report.rows
+    assert report.rows == {n: len(getattr(data, n)) for n in ("train", "validation", "test")}
+    assert 0.1 < report.rows["test"] / 300 < 0.3
+    for split in (data.train, data.validation, data.test):
+        assert split.targets.dtype == np.int64
+        ids, mask = split.samples.collate(range(len(split)), 0)
+        assert (ids[:, 0] == 2).all() and mask.any(axis=1).all()
+
+
+def test_targets_follow_their_texts(make: Any, tmp_path: Path) -> None:
+    recipe = make([(text, text.split()[0]) for text in texts(400)])
+    data = prepare(recipe, tmp_path / "cache")
+    encoder = load_encoder(recipe.model.name, "text-v1", 16)
+    for split in (data.train, data.validation, data.test):
+        first = split.samples.collate(range(len(split)), 0)[0][:, 1]
+        words = encoder.encode([data.labels[target] for target in split.targets])[0]
+        assert np.array_equal(first, words.collate(range(len(split)), 0)[0][:, 1])
+
+
+def test_the_order_of_the_rows_and_the_seed_change_no_side(make: Any, tmp_path: Path) -> None:
+    one = make(classes())
+    two = make(classes()[::-1], "other.jsonl").model_copy(update={"seed": 7})
+    first, second = (split_texts(prepare(r, tmp_path / "cache"), r) for r in (one, two))
+    assert {k: sorted(v) for k, v in first.items()} == {k: sorted(v) for k, v in second.items()}
+    assert first["train"] == second["train"][::-1]
+
+
+def test_duplicates_never_sit_on_both_sides(make: Any, tmp_path: Path) -> None:
+    rows = classes(100)
+    again = [(f"<b>{text}</b> <br />", "good") for text, _ in rows]
+    recipe = make([*rows, *again], validation=0.3, test=0.3)
+    data = prepare(recipe, tmp_path / "cache")
+    found = split_texts(data, recipe)
+    sides = {name: set(each) for name, each in found.items()}
+    assert sum(map(len, sides.values())) == len(set.union(*sides.values()))
+    assert (data.report.duplicates, data.report.conflicting) == (100, 50)
+
+
+def test_held_out_sources_take_their_texts_from_the_training_rows(
+    make: Any, tmp_path: Path
+) -> None:
+    rows = classes(100)
+    test = make(rows[:20], "test.jsonl").data.source
+    validation = make(rows[10:40], "validation.jsonl").data.source
+    recipe = make(rows, validation=validation, test=test)
+    data = prepare(recipe, tmp_path / "cache")
+    assert data.report.rows == {"train": 60, "validation": 20, "test": 20}
+    assert (data.report.held_out, data.report.rows_read) == (50, 150)
+    found = split_texts(data, recipe)
+    assert not set(found["train"]) & {*found["validation"], *found["test"]}
+
+
+def test_a_test_source_without_news_leaves_nothing_to_train_on(make: Any, tmp_path: Path) -> None:
+    source = make(classes(), "test.jsonl").data.source
+    with pytest.raises(DataError, match="no row is left to train on"):
+        prepare(make(classes(), test=source, validation=0), tmp_path / "cache")
+
+
+def test_a_validation_source_that_the_test_source_holds(make: Any, tmp_path: Path) -> None:
+    test = make(classes(20), "test.jsonl").data.source
+    validation = make(classes(10), "validation.jsonl").data.source
+    with pytest.raises(DataError, match=r"holds out no row; every text of it is in data\.test"):
+        prepare(make(classes(), test=test, validation=validation), tmp_path / "cache")
+
+
+def test_what_is_left_out_of_a_test_source_says_so(make: Any, tmp_path: Path) -> None:
+    source = make([*classes(9), ("no label", None)], "test.jsonl").data.source
+    report = prepare(make(classes(), test=source), tmp_path / "cache").report
+    assert [skip.reason for skip in report.skipped] == ["test: no label"]
+    assert report.rows_read == 310
+
+
+# --- labels
+
+
+def labelled(values: list[Any], count: int = 300) -> list[tuple[str, Any]]:
+    return [(text, values[n % len(values)]) for n, text in enumerate(texts(count))]
+
+
+@pytest.mark.parametrize(
+    ("values", "given_labels", "expected"),
+    [
+        (["b", "a"], None, {"a": 150, "b": 150}),
+        ([10, 9.0, 2], None, {"2": 100, "9": 100, "10": 100}),
+        (["1.0", "0.0"], None, {"0": 150, "1": 150}),
+        (["1.0", "0.5"], None, {"0.5": 150, "1.0": 150}),
+        ([True, False], None, {"False": 150, "True": 150}),
+        ([0, 1, 1], ["no", "yes"], {"no": 100, "yes": 200}),
+        (["0.0", "1.0", "1.0"], ["no", "yes"], {"no": 100, "yes": 200}),
+        (["yes", "no", "no"], ["no", "yes"], {"no": 200, "yes": 100}),
+        (["0", "1", "1"], ["1", "0"], {"1": 200, "0": 100}),
+        ([" yes", "no"], ["yes", "no", "maybe"], {"yes": 150, "no": 150, "maybe": 0}),
+    ],
+)
+def test_class_names(
+    make: Any, tmp_path: Path, values: Any, given_labels: Any, expected: Any
+) -> None:
+    recipe = make(labelled(values), validation=0, test=0, labels=given_labels)
+    data = prepare(recipe, tmp_path / "cache")
+    assert data.report.label_counts["train"] == expected
+    assert list(data.labels) == list(expected)
+    counted = Counter(data.labels[target] for target in data.train.targets)
+    assert counted == {name: number for name, number in expected.items() if number}
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        (["a"], {}, "all training rows have the label 'a'; a classifier needs two"),
+        (["a", "b"], {"labels": ["a", "c"]}, r"line 2: label 'b' is not one of 'a', 'c'"),
+        ([0, 1, 2], {"labels": ["a", "c"]}, r"line 3: label '2' is not one of 'a', 'c'"),
+        ([None], {}, "no row can be used; no label: 300 rows"),
+        (["1" * 5000], {}, "all training rows have the label"),
+    ],
+)
+def test_labels_that_cannot_be(
+    make: Any, tmp_path: Path, values: Any, settings: Any, message: str
+) -> None:
+    recipe = make(labelled(values), **settings)
+    with pytest.raises(DataError, match=message):
+        prepare(recipe, tmp_path / "cache")
+    with pytest.raises(DataError, match=message):
+        sketch(recipe, tmp_path / "cache")
+
+
+def test_a_label_that_training_never_met_is_named_with_its_row(make: Any, tmp_path: Path) -> None:
+    source = make([("a film", "bad"), ("b film", "mixed")], "test.jsonl").data.source
+    message = r"test.jsonl line 2: label 'mixed' is not one of 'bad', 'good'.*in data.labels"
+    with pytest.raises(DataError, match=message):
+        prepare(make(classes(), test=source), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("values", "settings"),
+    [
+        (["red|big", "big", ""], {}),
+        ([["red", "big"], ["big"], []], {}),
+        (['["red", "big"]', '["big"]', "[]"], {}),
+        ([" red ; big;big", "big", " "], {"label_separator": ";"}),
+        ([[1, 0], [0.0], []], {"labels": ["big", "red"]}),
+    ],
+)
+def test_several_labels(make: Any, tmp_path: Path, values: Any, settings: Any) -> None:
+    recipe = make(labelled(values), task="multi-label", validation=0, test=0, **settings)
+    data = prepare(recipe, tmp_path / "cache")
+    assert data.labels == ("big", "red")
+    assert data.train.targets.dtype == np.float32
+    assert data.train.targets.tolist() == [[1, 1], [1, 0], [0, 0]] * 100
+    assert data.report.label_counts["train"] == {"big": 200, "red": 100}
+
+
+def test_several_labels_that_are_none(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no training row has a label"):
+        prepare(make(labelled([[]]), task="multi-label"), tmp_path / "cache")
+    rows = labelled(["[a, b]", None, "a"])
+    report = prepare(make(rows, task="multi-label"), tmp_path / "cache").report
+    assert {s.reason: s.rows for s in report.skipped} == {
+        "label is not a JSON list": 100,
+        "no label": 100,
+    }
+
+
+def test_numbers_to_predict(make: Any, tmp_path: Path) -> None:
+    rows = labelled(["1.5", 2, True, float("nan"), "1e39", "inf", "many", None, 10**400, [1]])
+    data = prepare(make(rows, task="regression", validation=0, test=0), tmp_path / "cache")
+    assert data.labels == ()
+    assert data.train.targets.dtype == np.float32
+    assert data.train.targets.tolist() == [1.5, 2.0, 1.0] * 30
+    assert {s.reason: s.rows for s in data.report.skipped} == {
+        "no label": 60,
+        "label is not a finite number": 150,
+    }
+    assert data.report.numbers["max"] == 2
+    assert any(line.startswith("targets") for line in data.report.lines())
+
+
+def test_indices_that_a_hub_data_set_names(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+    directory = tmp_path / "reviews"
+    directory.mkdir()
+    (directory / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  - name: label\n"
+        "    dtype: {class_label: {names: {'0': neg, '1': pos}}}\n---\n"
+    )
+    rows = [{"text": text, "label": n % 3 - 1} for n, text in enumerate(texts(300))]
+    pd.DataFrame(rows).to_json(directory / "train.jsonl", orient="records", lines=True)
+    recipe = make([]).model_copy(update={"data": recipes.Data(source=str(directory))})
+    data = prepare(recipe, tmp_path / "cache")
+    assert data.labels == ("neg", "pos")
+    assert [(s.reason, s.rows) for s in data.report.skipped] == [("no label", 100)]
+    named = recipes.Data(source=str(directory), labels=("negative", "positive"))
+    data = prepare(recipe.model_copy(update={"data": named}), tmp_path / "cache")
+    assert sum(data.report.label_counts["train"].values()) == data.report.rows["train"]
+    assert data.labels == ("negative", "positive")
+
+
+# --- empty sides, and the linear model
+
+
+@pytest.mark.parametrize("side", ["validation", "test"])
+def test_a_share_too_small_to_hold_out_anything(make: Any, tmp_path: Path, side: str) -> None:
+    shares = {"validation": 0, "test": 0} | {side: 0.0001}
+    with pytest.raises(DataError, match=rf"data.{side} = 0.0001 holds out no row.*data.{side}=0"):
+        prepare(make(classes(20), **shares), tmp_path / "cache")
+    data = prepare(make(classes(20), validation=0, test=0), tmp_path / "cache")
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 0, 0)
+
+
+def test_house_prices(tmp_path: Path) -> None:
+    data = prepare(recipes.load("house-prices.yaml"), tmp_path)
+    assert sum(data.report.rows.values()) == 400
+    areas = data.train.samples.collate(range(len(data.train)), 0)[0]
+    assert areas.shape == (len(data.train), 1)
+    slope, intercept = np.polyfit(areas[:, 0], data.train.targets, 1)
+    assert (slope, intercept) == (pytest.approx(1.8, abs=0.05), pytest.approx(0.5, abs=0.05))
+
+
+def test_a_linear_model_reads_as_many_numbers_everywhere(make: Any, tmp_path: Path) -> None:
+    test = make([("1 2", 1)], "test.jsonl").data.source
+    recipe = make([(str(n), n) for n in range(50)], task="regression", test=test, cleaning="none")
+    recipe = recipe.model_copy(update={"model": recipes.Model(name="linear")})
+    with pytest.raises(DataError, match="texts hold from 1 to 2 numbers"):
+        prepare(recipe, tmp_path / "cache")
+
+
+# --- the cache
+
+
+def entries(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if path.is_dir()}
+
+
+def same(one: Data, two: Data) -> bool:
+    return (
+        (one.labels, one.report, one.fingerprint) == (two.labels, two.report, two.fingerprint)
+    ) and all(
+        np.array_equal(a.samples.values, b.samples.values)
+        and np.array_equal(a.samples.offsets, b.samples.offsets)
+        and np.array_equal(a.targets, b.targets)
+        for a, b in [(getattr(one, n), getattr(two, n)) for n in ("train", "validation", "test")]
+    )
+
+
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression"])
+def test_a_second_call_maps_what_the_first_wrote(make: Any, tmp_path: Path, task: str) -> None:
+    rows = labelled([0, 1]) if task == "regression" else labelled(["a", "b"])
+    recipe, cache = make(rows, task=task), tmp_path / "cache"
+    told: list[tuple[int, int]] = []
+    first = prepare(recipe, cache, lambda done, total: told.append((done, total)))
+    assert told[-1] == (300, 300) and sorted(told) == told
+    again = prepare(recipe, cache, lambda done, total: pytest.fail("encoded twice"))
+    assert same(first, again)
+    assert not again.train.samples.values.flags.owndata
+    assert entries(cache) == {first.fingerprint}
+
+
+def test_whatever_changes_the_result_makes_another_entry(make: Any, tmp_path: Path) -> None:
+    cache, recipe = tmp_path / "cache", make(classes())
+    fingerprints = [prepare(recipe, cache).fingerprint]
+    for settings in ({"validation": 0.2}, {"max_rows": 200}, {"cleaning": "none"}):
+        fingerprints.append(prepare(make(classes(), **settings), cache).fingerprint)
+    longer = recipe.model_copy(update={"batch": recipes.Batch(max_length=17)})
+    fingerprints.append(prepare(longer, cache).fingerprint)
+    fingerprints.append(prepare(make(classes(299)), cache).fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
+    moved = make(classes(), "moved.jsonl").model_copy(update={"seed": 5})
+    assert prepare(moved, cache).fingerprint == fingerprints[0]
+
+
+def _flip(path: Path) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "test.arrow", "prepared.json"])
+@pytest.mark.parametrize(
+    "damage", [_flip, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])]
+)
+def test_a_damaged_entry_is_built_again(make: Any, tmp_path: Path, name: str, damage: Any) -> None:
+    cache, recipe = tmp_path / "cache", make(classes())
+    first = prepare(recipe, cache)
+    whole = {path.name: path.read_bytes() for path in (cache / first.fingerprint).iterdir()}
+    damage(cache / first.fingerprint / name)
+    told: list[int] = []
+    again = prepare(recipe, cache, lambda done, total: told.append(done))
+    assert told
+    assert {path.name: path.read_bytes() for path in (cache / first.fingerprint).iterdir()} == whole
+    assert again.labels == first.labels
+
+
+def test_what_a_killed_process_left_is_cleared(make: Any, tmp_path: Path) -> None:
+    cache, recipe = tmp_path / "cache", make(classes())
+    key = prepare(recipe, cache).fingerprint
+    (cache / key).rename(cache / f".{key}.1.tmp")
+    prepare(recipe, cache)
+    assert entries(cache) == {key}
+
+
+def test_a_cache_that_cannot_be_written_is_named(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match="cannot keep encoded data there"):
+        prepare(make(classes()), tmp_path / "cache")
+
+
+def _prepare_in_a_process(recipe: Recipe, cache: Path, log: Path) -> None:
+    def tell(done: int, total: int) -> None:
+        time.sleep(0.3)
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    prepare(recipe, cache, tell)
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_builds(make: Any, tmp_path: Path) -> None:
+    recipe, log = make(classes()), tmp_path / "log"
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (recipe, tmp_path / "cache", log)
+    workers = [spawn.Process(target=_prepare_in_a_process, args=arguments) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(set(log.read_text().split())) == 1
+
+
+# --- the report and the sketch
+
+
+def test_the_report_survives_json_and_reads_well(make: Any, tmp_path: Path) -> None:
+    recipe = make([*classes(), ("a film", None), ("good film " * 20, "good")])
+    report = prepare(recipe, tmp_path / "cache").report
+    assert type(report).from_json(json.loads(json.dumps(report.to_json()))) == report
+    said = "\n".join(report.lines())
+    assert "302 rows read, 1 left out" in said
+    assert "1 by no label (first: line 301)" in said
+    assert f"{report.rows['train']:,}" in said
+    assert "good" in said and "tokens" in said
+    assert report.lengths["max"] <= 16
+
+
+def test_many_labels_do_not_flood_the_report(make: Any, tmp_path: Path) -> None:
+    recipe = make(labelled([f"label {n}" for n in range(60)], 600), validation=0, test=0)
+    lines = prepare(recipe, tmp_path / "cache").report.lines()
+    assert len(lines) < 30
+    assert "and 40 labels more" in "\n".join(lines)
+
+
+def test_a_sketch_samples_what_is_not_encoded_yet(make: Any, tmp_path: Path) -> None:
+    recipe, cache = make(classes(2000)), tmp_path / "cache"
+    rough = sketch(recipe, cache)
+    assert not cache.exists()
+    assert (len(rough.lengths), rough.report.sampled) == (1000, 1000)
+    assert "of 1,000 training texts" in rough.report.lines()[-1]
+    data = prepare(recipe, cache)
+    exact = sketch(recipe, cache)
+    assert (rough.num_train, rough.labels) == (exact.num_train, exact.labels)
+    assert rough.report.rows == exact.report.rows == data.report.rows
+    assert exact.report == data.report and len(exact.lengths) == exact.num_train == len(data.train)
+    assert rough.lengths.mean() == pytest.approx(exact.lengths.mean(), rel=0.05)

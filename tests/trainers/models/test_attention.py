@@ -1,0 +1,82 @@
+"""Attention in training: by the fused kernel and multiplied out, it is the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
+
+from cluster.costmodel.memory import attention_of
+from tests.support.layouts import make_loop
+from trainers.config import recipe as recipes
+from trainers.distributed.device import DEVICES
+from trainers.models.bert import TextModel
+from trainers.models.dropout import sample_keys
+
+CONFIGS = {
+    "bert": BertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=64, attention_probs_dropout_prob=0.0,
+    ),
+    "distilbert": DistilBertConfig(
+        vocab_size=99, dim=32, n_layers=3, n_heads=4, hidden_dim=64, attention_dropout=0.0
+    ),
+}  # fmt: skip
+
+
+def gradients(model: TextModel, fused: bool, mask: Tensor | None) -> dict[str, Tensor]:
+    """Of a sum of logits, dropout on."""
+    model.zero_grad()
+    model.fuse_attention(fused)
+    ids = torch.arange(5, 5 + 4 * 12).view(4, 12)
+    keys = torch.from_numpy(sample_keys(0, 0, np.arange(4)))
+    model(ids, mask, keys).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_multiplied_out_it_is_the_same(
+    family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = TextModel(AutoModelForSequenceClassification.from_config(CONFIGS[family])).train()
+    mask = torch.ones(4, 12, dtype=torch.bool) if padded else None
+    if mask is not None:
+        mask[1, 5:] = mask[3, 11:] = False
+    expected = gradients(model, True, mask)
+    monkeypatch.delattr(torch.nn.functional, "scaled_dot_product_attention")
+    found = gradients(model, False, mask)
+    assert found.keys() == expected.keys() != set()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", DEVICES)
+def test_arithmetic_of_memory_knows_which(kind: str, precision: str) -> None:
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    fused = DEVICES[kind].fuses_attention(dtype)
+    assert attention_of(0.0, kind, precision) == ("fused" if fused else "kept")
+    assert attention_of(0.1, kind, precision) == "dropped"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_takes_what_is_fastest(
+    precision: str, tiny_bert: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*given: Tensor, **named: object) -> Tensor:
+        called.append(torch.is_grad_enabled())
+        return fused(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    words = [f"model.name={tiny_bert}", f"data.source={corpus}", f"precision={precision}"]
+    words += ["batch.max_length=32"]
+    loop = make_loop(recipes.load("csv", [*words, "stopping.max_steps=2"]), tmp_path)
+    assert list(loop.run())
+    assert any(called) == (precision == "fp32")

@@ -1,0 +1,160 @@
+"""The parity receipt: taken where a layout is new, true, harmless, and stern."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import multiprocessing
+
+from tests.support import worker_processes
+from tests.support.layouts import make_loop
+from tests.support.ranks import spawn
+from tests.support.worker_processes import assigned, work_together
+from trainers.checkpoint import checkpoint
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe
+from trainers.parallel.parallelize import Parallel
+from trainers.runtime.worker import Assignment
+from trainers.tracking.run_directory import RunDirectory
+from trainers.training import parity_check
+from trainers.training.events import Step
+from trainers.training.parity_check import Receipt
+
+DEGREES: dict[str, dict[str, int]] = {
+    "DDP": {"dp_replicate": 2},
+    "FSDP": {"dp_shard": 2},
+    "TP": {"tp": 2},
+    "PP": {"pp": 2},
+}
+
+
+def tiny(tiny_bert: Path, corpus: Path, *overrides: str) -> Recipe:
+    settings = [
+        f"model.name={tiny_bert}",
+        f"data.source={corpus}",
+        "model.attention_dropout=0.1",
+        "batch.global_size=13",
+        "batch.max_length=32",
+        "batch.token_budget=96",
+        "optimizer.learning_rate=2e-3",
+        "stopping.max_steps=3",
+        "stopping.patience=null",
+        "evaluation.every_steps=3",
+        "precision=fp32",
+    ]
+    return recipes.load("csv", [*settings, *overrides])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def flawless(**differences: Any) -> Receipt:
+    judged = ("loss", "grad_norm", "gradient")
+    held = Receipt({}, 4, 1e-7, 1e-7, 1e-7, 2e-4, judged, 0.1)
+    return replace(held, **differences)
+
+
+def test_a_difference_beyond_rounding_is_a_flaw() -> None:
+    assert flawless().flaw() is None
+    assert flawless(gradient=0.3).flaw() == "gradient differs by 3.00e-01, allowed 2e-04"
+    assert "loss differs by nan" in str(flawless(loss=float("nan")).flaw())
+    rounded = flawless(gradient=0.3, judged=("loss", "grad_norm"), tolerance=5e-2)
+    assert rounded.flaw() is None
+
+
+def test_one_rank_needs_no_receipt(tiny_bert: Path, corpus: Path, cache: Path) -> None:
+    loop = make_loop(tiny(tiny_bert, corpus), cache)
+    assert parity_check.take(loop, None, None) is None  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tiny_bert: Path, corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, RunDirectory]:
+    """What two processes leave behind of each layout, with a receipt and without."""
+    place = tmp_path_factory.mktemp("runs")
+    made = {
+        f"{name}{' without' * without}": assigned(
+            tiny(tiny_bert, corpus, *["parity=false"] * without),
+            place / f"{name}-{without}",
+            cache,
+            **degrees,
+        )
+        for name, degrees in DEGREES.items()
+        for without in (False, True)
+    }
+    sizes = ["num_hidden_layers=2", "hidden_size=32", "num_attention_heads=4", "name=random"]
+    sizes += ["intermediate_size=64", f"tokenizer={tiny_bert}"]
+    settings = ["task=masked-lm", "precision=bf16", *(f"model.{size}" for size in sizes)]
+    settings += [f"data.source={corpus}", "batch.global_size=8", "batch.max_length=32"]
+    settings += ["stopping.max_steps=1", "stopping.patience=null"]
+    mixed = assigned(recipes.load("csv", settings), place / "mixed", cache, dp_shard=2)
+    made["mixed"] = mixed
+    half = tiny(tiny_bert, corpus, "precision=fp16")
+    made["half"] = assigned(half, place / "half", cache, dp_shard=2)
+    work_together([(assignment, None) for assignment in made.values()], 2)
+    return {name: assignment.run for name, assignment in made.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEGREES)
+def test_it_is_taken_and_changes_no_loss(runs: dict[str, RunDirectory], name: str) -> None:
+    taken, without = runs[name], runs[f"{name} without"]
+    parity = taken.record()["parity"]
+    assert parity["samples"] == 4 and parity["tolerance"] == 2e-4
+    assert all(parity[key] < 2e-5 for key in ("loss", "grad_norm", "gradient"))
+    assert without.record()["parity"] is None
+    assert [row["loss"] for row in taken.rows("step")] == [
+        row["loss"] for row in without.rows("step")
+    ]
+
+
+@pytest.mark.slow
+def test_bf16_has_a_wider_tolerance_and_masked_lm_its_receipt(
+    runs: dict[str, RunDirectory],
+) -> None:
+    parity = runs["mixed"].record()["parity"]
+    assert parity["tolerance"] == 5e-2
+    assert 0 < parity["loss"] < 5e-2 and 0 < parity["grad_norm"] < 5e-2
+
+
+@pytest.mark.slow
+def test_fp16_on_shards_trains_as_on_one_device(
+    runs: dict[str, RunDirectory], tiny_bert: Path, corpus: Path, cache: Path
+) -> None:
+    loop = make_loop(tiny(tiny_bert, corpus, "precision=fp16"), cache)
+    alone = [event.loss for event in loop.run() if isinstance(event, Step)]
+    assert [row["loss"] for row in runs["half"].rows("step")] == pytest.approx(alone, abs=2e-3)
+    assert runs["half"].record()["parity"]["tolerance"] == 5e-2
+    assert checkpoint_of(runs["half"])["scale"] == {"factor": 2.0**16, "served": 3}
+
+
+def checkpoint_of(run: RunDirectory) -> dict[str, Any]:
+    """The state in the newest checkpoint."""
+    newest = checkpoint.latest(run.checkpoints)
+    assert newest is not None
+    return newest.state()
+
+
+@pytest.mark.slow
+def test_a_layout_that_computes_something_else_ends_the_run(
+    tiny_bert: Path, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    assignment = assigned(tiny(tiny_bert, corpus), tmp_path / "run", cache, dp_replicate=2)
+    with pytest.raises(multiprocessing.ProcessRaisedException) as caught:
+        spawn(_without_exchange, (assignment, tmp_path / "meet"), nprocs=2)
+    said = str(caught.value)
+    assert "layout (dp_replicate 2) does not compute what one device computes" in said
+    assert "grad_norm differs by" in said and "set parity: false" in said
+    assert assignment.run.record() == {}
+
+
+def _without_exchange(rank: int, assignment: Assignment, meet: Path) -> None:
+    """A rank that keeps its gradients to itself."""
+    Parallel.exchange = lambda self, stage, now: setattr(  # type: ignore[method-assign]
+        self.compute[stage], "require_backward_grad_sync", False
+    )
+    worker_processes._rank(rank, 2, [(assignment, None)], meet, None)

@@ -1,0 +1,309 @@
+"""The live page of a search: as an application, and in a real browser while a search runs.
+
+Pictures of it go where the environment's BERTHA_PICTURES says, as `docs`; of another search, that
+lies in a directory:
+
+    BERTHA_PICTURES=docs python tests/tuning/results/test_dashboard.py runs/tuned
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import httpx
+import pytest
+import yaml
+
+from cluster.errors import BerthaError
+from tests.support.browser import Person, browser, browser_or_skip
+from tests.support.searches import terms, write_search
+from tuning.__main__ import main
+from tuning.algorithms.trial import completed
+from tuning.results.dashboard import Dashboard, DashboardError, listening
+from tuning.results.status import status
+from tuning.store import reader
+
+# What TensorBoard says of libraries that it carries, and of its own answers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:html5lib:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s*In 3.0, this warning will become an error"),
+]
+
+HERE = {"HTTP_HOST": "localhost:8080"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that was killed in the middle."""
+    run = tmp_path_factory.mktemp("place") / "search"
+    write_search(run, terms(budget="2h"), moments=20)
+    return run
+
+
+@pytest.fixture(scope="module")
+def pages(run: Path) -> Dashboard:
+    return Dashboard(run)
+
+
+def ask(pages: Dashboard, path: str, method: str = "GET", **more: str) -> tuple[int, bytes]:
+    """The status and the body of an answer."""
+    environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method, **HERE, **more}
+    environ["wsgi.input"] = io.BytesIO(b"")
+    setup_testing_defaults(environ)
+    told: list[str] = []
+    body = b"".join(pages(environ, lambda line, headers, *_: told.append(line)))  # type: ignore
+    return int(told[0].split()[0]), body
+
+
+def test_the_page_tells_what_was_spent(run: Path, pages: Dashboard) -> None:
+    code, body = ask(pages, "/search/status")
+    told = json.loads(body)
+    assert code == 200 and told["run"] == "search"
+    snapshot = reader.read(run)
+    said, states = told["status"], [trial.state for trial in snapshot.trials]
+    assert said["trials"].startswith(f"{len(states)} of 12: ")
+    for state in ("complete", "stopped", "running"):
+        assert states.count(state) and f"{states.count(state)} {state}" in said["trials"]
+    assert said["spent"] == str(snapshot.spent) and said["budget"].startswith("2h; ")
+    best = completed(snapshot.trials)[0]
+    assert said["best so far"].startswith(f"trial {best.number}, f1 {best.score:.4f} on ")
+    assert "expected to cost" in said["an even chance of better"]
+    assert said["work"].endswith("whole runs") and "decision" in said["state"]
+
+
+def test_the_status_of_a_search_that_has_ended(tmp_path: Path) -> None:
+    trials = write_search(tmp_path, terms(trials=4, seeds=2))
+    (tmp_path / "result.json").write_text("{}")
+    told = status(reader.read(tmp_path), now=0.0)
+    again = sum(trial.repeats is not None for trial in trials)
+    assert told["state"].startswith("ended") and told["trials"].startswith("4 of 4")
+    assert told["other seeds"] == f"{again} runs: {again} complete" and "budget" not in told
+
+
+def test_the_heat_map_is_drawn_anew(pages: Dashboard) -> None:
+    code, body = ask(pages, "/search/heat")
+    assert code == 200 and body.startswith(b"<svg") and b"learning rate" in body
+
+
+def test_optuna_shows_the_trials(run: Path, pages: Dashboard) -> None:
+    code, body = ask(pages, "/api/studies/0", QUERY_STRING="after=0")
+    trials = json.loads(body)["trials"]
+    known = reader.read(run).trials
+    assert code == 200 and len(trials) == len(known)
+    assert json.loads(body)["objective_names"] == ["f1"]
+    values = [each["value"] for each in trials[0]["intermediate_values"]]
+    assert values == [look.score for look in known[0].curve]
+    code, body = ask(pages, "/dashboard/studies/0")
+    assert code == 200 and b"/static/" in body
+    assert b"https://" not in body and b'"//' not in body, "everything comes from this machine"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/api/studies/0"),
+        ("POST", "/api/studies"),
+        ("PUT", "/api/studies/0/note"),
+        ("POST", "/api/trials/0/tell"),
+        ("POST", "/"),
+    ],
+    ids=lambda value: value.strip("/").replace("/", "-") or "root",
+)
+def test_a_page_changes_nothing(run: Path, pages: Dashboard, method: str, path: str) -> None:
+    before = (run / "study.journal").read_bytes()
+    code, body = ask(pages, path, method)
+    assert code == 405 and "only shows it" in json.loads(body)["reason"]
+    assert (run / "study.journal").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:8080", "evil.example", "", "127.0.0.1.evil.example"]
+)
+def test_a_name_from_elsewhere_is_not_answered(pages: Dashboard, host: str) -> None:
+    for path in ("/", "/search/status", "/api/studies", "/tensorboard/"):
+        assert ask(pages, path, HTTP_HOST=host)[0] == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9000", "127.0.0.1:8080", "[::1]:8080"])
+def test_a_forwarded_port_may_have_another_number(pages: Dashboard, host: str) -> None:
+    assert ask(pages, "/search/status", HTTP_HOST=host)[0] == 200
+
+
+def test_a_port_that_is_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listening(run, 0) as server:
+        port = server.server_port
+        with pytest.raises(DashboardError, match=f"--port {port}: .*name another"):
+            listening(run, port)
+        assert main(["dashboard", str(run), "--port", str(port), "--no-browser"]) == 2
+    assert "name another" in capsys.readouterr().err
+    assert main(["dashboard", str(run), "--port", "99999", "--no-browser"]) == 2
+
+
+SETTINGS = {
+    "batch": {"global_size": 16, "max_length": 32, "token_budget": 128},
+    "optimizer": {"learning_rate": 5e-4},
+    "stopping": {"epochs": 40, "patience": None},  # a trial lasts for several looks of the page
+    "precision": "fp32",
+    "tune": {"optimizer.learning_rate": "log 1e-4..3e-2", "batch.global_size": [8, 16, 32]},
+}
+
+
+@pytest.fixture(scope="module")
+def searching(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Path
+) -> Iterator[Path]:
+    """A search that runs, in a process of its own."""
+    place = tmp_path_factory.mktemp("searching")
+    own = {"model": {"name": str(tiny_bert)}, "data": {"source": str(corpus)}}
+    (place / "recipe.yaml").write_text(yaml.safe_dump(SETTINGS | own))
+    metadata = {
+        "devices_per_node": 1,
+        "cache": str(place / "cache"),
+        "price_usd_per_hour": 3.0,
+        "power_watts": 100.0,
+    }
+    cluster = {"provider": {"type": "local"}, "metadata": metadata}
+    (place / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    run = place / "search"
+    words = [str(place / "recipe.yaml"), "--cluster", str(place / "cluster.yaml")]
+    command = [sys.executable, "-m", "tuning", *words, "--run", str(run), "--trials", "8"]
+    with (place / "said.txt").open("w") as said:
+        process = subprocess.Popen([*command, "--budget", "2h"], stdout=said, stderr=said)
+        until(lambda: is_told(run) or process.poll() is not None)
+        assert process.poll() is None, (place / "said.txt").read_text()
+        yield run
+        process.terminate()
+        process.wait()
+
+
+def is_told(run: Path) -> bool:
+    """Whether something is written down of a search."""
+    try:
+        return bool(reader.read(run).trials)
+    except BerthaError:
+        return False
+
+
+def until(happened: Callable[[], bool], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.2)
+
+
+@contextmanager
+def shown(run: Path) -> Iterator[str]:
+    """The address of a dashboard that is served meanwhile."""
+    with listening(run, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def person() -> Iterator[Person]:
+    with browser_or_skip() as person:
+        person.driver.set_window_size(1280, 1200)
+        yield person
+
+
+@contextmanager
+def inside(person: Person, panel: str) -> Iterator[None]:
+    """Look into one of the pages within the page."""
+    person.driver.switch_to.frame(person.named(panel))
+    yield
+    person.driver.switch_to.default_content()
+
+
+def curves(person: Person) -> dict[str, int]:
+    """How many evaluations of each trial are drawn."""
+    drawn = """const graph = document.getElementById("graph-intermediate-values");
+        return [graph?.querySelectorAll(".scatterlayer .trace").length ?? 0, graph?.data ?? []]"""
+    lines, data = person.driver.execute_script(drawn)
+    return {each["name"].split()[1]: len(each["x"]) for each in data if each["x"]} if lines else {}
+
+
+def choose(person: Person, tab: str) -> None:
+    person.all(f"[role=tab][aria-controls={tab}]")[0].click()
+
+
+def sources(person: Person) -> set[str]:
+    """From where everything was loaded."""
+    script = "return performance.getEntriesByType('resource').map((each) => each.name)"
+    return {"/".join(str(each).split("/")[:3]) for each in person.driver.execute_script(script)}
+
+
+def photograph(person: Person, name: str) -> None:
+    if "BERTHA_PICTURES" in os.environ:
+        person.driver.save_screenshot(str(Path(os.environ["BERTHA_PICTURES"]) / name))
+
+
+@pytest.mark.slow
+def test_a_person_watches_a_search(searching: Path, person: Person) -> None:
+    with shown(searching) as url:
+        here = url.rstrip("/")
+        person.driver.get(url)
+        person.until(lambda: "running" in person.fact("trials"), 60)
+        assert "$" in person.fact("spent") and "kWh" in person.fact("spent")
+        assert sources(person) == {here}
+        with inside(person, "trials"):
+            person.until(lambda: curves(person), 120)
+            seen = [curves(person)]
+            person.until(lambda: grows(seen, curves(person)), 240)
+            person.until(lambda: set(curves(person)) > set(seen[0]), 240)
+            assert sources(person) == {here}
+        photograph(person, "tuning-dashboard.png")
+        person.until(lambda: "complete" in person.fact("trials"), 240)
+        person.until(lambda: re.search(r"f1 [01]\.\d{4} on", person.fact("best so far")))
+        choose(person, "heat")
+        person.until(lambda: person.all("#heat svg"), 60)
+        before = person.named("heat").get_attribute("innerHTML")
+        person.until(lambda: person.named("heat").get_attribute("innerHTML") != before, 120)
+        photograph(person, "tuning-heat.png")
+        choose(person, "hparams")
+        listing = f"{url}tensorboard/data/plugins_listing"
+        until(lambda: bool(httpx.get(listing, timeout=60).json()["hparams"]["enabled"]))
+        with inside(person, "hparams"):
+            person.until(lambda: "hparams" in person.all("body")[0].text.lower(), 60)
+            assert sources(person) == {here}
+        photograph(person, "tuning-hparams.png")
+
+
+def grows(seen: list[dict[str, int]], now: dict[str, int]) -> bool:
+    """Whether a curve has become longer since it was looked at; `now` becomes what was seen."""
+    seen.append(now)
+    return any(now.get(name, 0) > length for name, length in seen[-2].items())
+
+
+@pytest.mark.slow
+def test_a_page_whose_dashboard_has_ended_says_so(run: Path, person: Person) -> None:
+    with shown(run) as url:
+        person.driver.get(url)
+        person.until(lambda: person.fact("spent"))
+        assert not person.named("silent").is_displayed()
+    person.until(lambda: person.named("silent").is_displayed())
+
+
+if __name__ == "__main__":
+    with shown(Path(sys.argv[1])) as address, browser() as somebody:
+        somebody.driver.set_window_size(1280, 1200)
+        somebody.driver.get(address)
+        with inside(somebody, "trials"):
+            somebody.until(lambda: curves(somebody), 60)
+        for panel in ("trials", "heat", "hparams"):
+            choose(somebody, panel)
+            time.sleep(8)  # until figures stand still, which no page tells
+            name = "dashboard" if panel == "trials" else panel
+            photograph(somebody, f"tuning-{name}.png")
