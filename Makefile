@@ -1,14 +1,16 @@
 # Two commands for everyone: `make demo` and `make test`. Each does its own set-up, once.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := .venv/torch
+DEMO := .venv/demo
 READY := .venv/ready
 
 .PHONY: demo test test-fast test-cluster check clean
 .DELETE_ON_ERROR:
 
-demo: $(READY)
-	$(BIN)/python -m trainers reviews.yaml --run runs/reviews --resume
-	$(BIN)/python -m serving run runs/reviews/bundle \
+demo: $(DEMO)
+	$(BIN)/bertha train reviews.yaml --run runs/reviews --resume
+	$(BIN)/bertha serve runs/reviews/bundle \
 	  --ask "A warm, funny and beautifully acted film." \
 	  --ask "Two hours of my life that I will never get back." \
 	  --ask "The plot is thin, but the cast makes it a joy to watch."
@@ -17,10 +19,10 @@ demo: $(READY)
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
-	$(PYTEST)
+	$(PYTEST) --durations=40
 
 test-fast: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not (ray or browser or multiprocess or slow)"
 
 # `up` to `down` on hosts made of namespaces, and on EC2 as moto has it; needs root and `ip netns`,
 # skips elsewhere.
@@ -31,12 +33,22 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir .venv/site
 
 # torch first and exactly: a looser pin pulls gigabytes of CUDA on a machine without a GPU.
-$(READY): pyproject.toml
+$(PIP):
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Bertha needs Python 3.11 or newer; set PYTHON="'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	touch $(PIP)
+
+# What the demo needs; what developers need holds it, too.
+$(DEMO): pyproject.toml | $(PIP)
+	test -e $(READY) || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
+	touch $(DEMO)
+
+$(READY): pyproject.toml | $(PIP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $(READY)
 

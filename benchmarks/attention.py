@@ -1,7 +1,7 @@
 """Attention in training: torch's fused kernel against multiplying out, forward and backward.
 
 Batches of 2,048 tokens in texts of one length, a tenth of each padded, 12 heads of 32; the two ways
-in turns, medians. Which one `trainers/distributed/device.py` takes on a processor rests on this.
+in turns, medians. `trainers/distributed/device.py` chooses by these figures on a CPU.
 
     python benchmarks/attention.py     # writes results/attention.json
 """
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import torch
 
-from trainers.models.attention import attend
+from trainers.models.attention import attention_forward
 from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results" / "attention.json"
@@ -26,8 +26,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WARMUP = 3
 
 
-def seconds(fused: bool, dtype: torch.dtype, length: int) -> float:
-    """Of one forward and backward."""
+def time_attention(fused: bool, dtype: torch.dtype, length: int) -> float:
+    """Time one forward and backward pass, in seconds."""
     count = TOKENS // length
     shape = (count, length, HEADS, WIDTH)
     query, key, value = (
@@ -36,24 +36,24 @@ def seconds(fused: bool, dtype: torch.dtype, length: int) -> float:
     mask = torch.ones(count, 1, 1, length, dtype=torch.bool)
     mask[..., length - length // 10 :] = False
     module = SimpleNamespace(dropout=SimpleNamespace(p=0.0), training=True, fused=fused)
-    began = time.perf_counter()
-    context, _ = attend(module, query, key, value, mask, WIDTH**-0.5)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    context, _ = attention_forward(module, query, key, value, mask, WIDTH**-0.5)  # type: ignore[arg-type]
     context.backward(torch.ones_like(context))  # type: ignore[no-untyped-call]
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def compared(dtype: torch.dtype, length: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of both ways, in turns."""
+def compare_paths(dtype: torch.dtype, length: int, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds of both ways, timed in turns, and their ratio."""
     taken: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(WARMUP + rounds):
-        for fused, found in taken.items():
-            found.append(seconds(fused, dtype, length))
+        for fused, times in taken.items():
+            times.append(time_attention(fused, dtype, length))
     fused_ms, out_ms = (1000 * statistics.median(each[WARMUP:]) for each in taken.values())
     return {"fused_ms": fused_ms, "multiplied_out_ms": out_ms, "ratio": fused_ms / out_ms}
 
 
 def main() -> int:
-    """Compare, print, store."""
+    """Compare both ways, print the table and store it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -63,13 +63,17 @@ def main() -> int:
     print("|---|---|---|---|---|")
     for name, dtype in DTYPES.items():
         for length in LENGTHS:
-            row = {"dtype": name, "tokens": length, **compared(dtype, length, options.rounds)}
+            row = {"dtype": name, "tokens": length, **compare_paths(dtype, length, options.rounds)}
             rows.append(row)
             print(
                 f"| {name} | {length} | {row['fused_ms']:.1f} | {row['multiplied_out_ms']:.1f} "
                 f"| {row['ratio']:.1f} |"
             )
-    record = {"environment": provenance.environment(), "rounds": options.rounds, "rows": rows}
+    record = {
+        "environment": provenance.describe_environment(),
+        "rounds": options.rounds,
+        "rows": rows,
+    }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 

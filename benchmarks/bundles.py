@@ -1,7 +1,7 @@
 """The bundle that all contenders serve: the demo's weights, reading 256 tokens, in fp32.
 
-Where no run has left a bundle, the demo's encoder with a random head: speed does not depend on
-what the weights say. A second copy holds the engines that were measured and chosen for it.
+Without a bundle of a finished run it is the demo's encoder with a random head: speed does not
+depend on the values of weights. A second copy holds engines built and chosen for this machine.
 """
 
 import json
@@ -10,84 +10,87 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from serving.engine.backends.registry import KINDS
-from serving.optimize.optimize import build
-from trainers.config.recipe import load
+from serving.engine.backends.registry import BACKENDS
+from serving.optimize.optimize import build_engines
+from trainers.config.recipe import load_recipe
 from trainers.data.tokenizer import load_encoder
 from trainers.models import bundle
-from trainers.models.build import build as build_model
-from trainers.models.card import CARD, Card, read, written
-from trainers.storage.atomic import digests
+from trainers.models.build import build_model
+from trainers.models.card import CARD_FILE, ModelCard, read_card, serialize_card
+from trainers.storage.atomic import hash_files
 from trainers.tracking import provenance
 
 RUN_BUNDLE = Path("runs/reviews/bundle")
 MAX_LENGTH = 256  # so that 180 words are not cut
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer_config.json"
-ENGINES = shutil.ignore_patterns(*filter(None, (kind.directory for kind in KINDS.values())))
+ENGINES = shutil.ignore_patterns(*filter(None, (kind.directory for kind in BACKENDS.values())))
 
 
-def plain(source: Path | None, out: Path, max_length: int = MAX_LENGTH) -> Path:
-    """A copy of the bundle `source` at `out` that reads `max_length` tokens, without engines."""
-    if (out / CARD).exists():
+def copy_without_engines(source: Path | None, out: Path, max_length: int = MAX_LENGTH) -> Path:
+    """Copy the bundle `source` to `out`, with its max_length changed and without engines.
+
+    source: None makes one with a random head. An existing `out` is returned as it is.
+    """
+    if (out / CARD_FILE).exists():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     if source is None:
-        return _random(out, max_length)
-    card = read(source)
+        return _write_untrained(out, max_length)
+    card = read_card(source)
     shutil.copytree(source, out, ignore=ENGINES)
     settings = json.loads((out / TOKENIZER).read_text())
     settings |= {"model_max_length": max_length, "max_length": max_length}
     (out / TOKENIZER).write_text(json.dumps(settings, indent=2) + "\n")
-    (out / CARD).unlink()
-    changed = {"max_length": max_length, "engines": (), "files": digests(out)}
-    (out / CARD).write_text(written(card.model_copy(update=changed)))
+    (out / CARD_FILE).unlink()
+    changed = {"max_length": max_length, "engines": (), "files": hash_files(out)}
+    (out / CARD_FILE).write_text(serialize_card(card.model_copy(update=changed)))
     return out
 
 
-def built(source: Path, out: Path, only: list[str] | None = None) -> Path:
-    """A copy of `source` at `out` with the engines that suit this machine, the best one chosen."""
-    if (out / CARD).exists() and read(out).engines:
+def copy_with_engines(source: Path, out: Path, only: list[str] | None = None) -> Path:
+    """Copy `source` to `out`, and build and choose engines there. only: their names."""
+    if (out / CARD_FILE).exists() and read_card(out).engines:
         return out
     shutil.copytree(source, out, dirs_exist_ok=True)
-    build(out, candidates=only)
+    build_engines(out, candidates=only)
     return out
 
 
-def broken(source: Path, out: Path) -> Path:
-    """A copy of `source` at `out` that is whole and answers no number."""
+def copy_with_nan_bias(source: Path, out: Path) -> Path:
+    """Copy `source` to `out` with valid hashes but a NaN bias, so that its scores are NaN."""
     shutil.copytree(source, out, ignore=ENGINES)
     weights = load_file(out / WEIGHTS)
     bias = next(name for name in weights if name.endswith("classifier.bias"))
     save_file(weights | {bias: weights[bias] * float("nan")}, out / WEIGHTS, {"format": "pt"})
-    card = read(source)
-    (out / CARD).unlink()
-    changed = {"engines": (), "files": digests(out)}
-    (out / CARD).write_text(written(card.model_copy(update=changed)))
+    card = read_card(source)
+    (out / CARD_FILE).unlink()
+    changed = {"engines": (), "files": hash_files(out)}
+    (out / CARD_FILE).write_text(serialize_card(card.model_copy(update=changed)))
     return out
 
 
-def engine_of(directory: Path) -> str:
-    """The engine that a bundle answers with."""
-    return next((each.name for each in read(directory).engines if each.chosen), "torch fp32")
+def chosen_engine(directory: Path) -> str:
+    """Return the name of the engine that serves a bundle."""
+    return next((each.name for each in read_card(directory).engines if each.chosen), "torch fp32")
 
 
-def _random(out: Path, max_length: int) -> Path:
-    """The demo's encoder with a head that was not trained."""
-    made = load("reviews", [f"batch.max_length={max_length}"])
+def _write_untrained(out: Path, max_length: int) -> Path:
+    """Write a bundle of the demo's encoder with an untrained head."""
+    recipe = load_recipe("reviews", [f"batch.max_length={max_length}"])
     labels = ("negative", "positive")
-    card = Card(
-        task=made.task,
+    card = ModelCard(
+        task=recipe.task,
         labels=labels,
-        cleaning=made.data.cleaning,
+        cleaning=recipe.data.cleaning,
         max_length=max_length,
         metrics={},
-        recipe=made.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
         data_fingerprint="",
-        revision=provenance.revision(),
-        environment=provenance.environment(),
+        revision=provenance.code_revision(),
+        environment=provenance.describe_environment(),
     )
-    encoder = load_encoder(made.model.name, card.cleaning, max_length)
-    model = build_model(made, labels, 0)
-    bundle.write(out, model, model.state_dict().items(), encoder, card)
+    encoder = load_encoder(recipe.model.name, card.cleaning, max_length)
+    model = build_model(recipe, labels, 0)
+    bundle.write_bundle(out, model, model.state_dict().items(), encoder, card)
     return out

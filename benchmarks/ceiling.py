@@ -1,7 +1,7 @@
-"""What the cores compute with no server around them: a process a core, of one thread each.
+"""The throughput of the cores without a server: a process a core, of one thread each.
 
-The texts that the servers are asked, encoded beforehand, in batches as Bertha fills them. All
-processes compute at once, for the same seconds.
+The same texts as the servers get, encoded beforehand and batched as Bertha batches them. All
+processes compute at once, for the same time.
 """
 
 import itertools
@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from serving.engine.engine import Engine, split
-from serving.engine.engine import batches as batches_of
+from serving.engine.engine import Engine, batch_rows, split_rows
 
 
-def measured(
+def compute_in_processes(
     bundle: Path, engine: str, texts: Sequence[str], processes: int, seconds: float
 ) -> dict[str, float]:
-    """Texts a second of all processes together, and the CPU seconds of a text."""
+    """Measure texts a second of all processes together, and CPU seconds a text."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(processes), context.Queue()
@@ -42,8 +41,8 @@ def _compute(
     bundle: Path, name: str, texts: list[str], seconds: float, barrier: Any, answers: Any
 ) -> None:
     engine = Engine.load(bundle, name)
-    batches = batches_of(split(engine.encode(texts)[0]), engine.batch_tokens)
-    for batch in batches[:: max(1, len(batches) // 8)]:  # every length is met once
+    batches = batch_rows(split_rows(engine.encode(texts)[0]), engine.batch_tokens)
+    for batch in batches[:: max(1, len(batches) // 8)]:  # warm up on every length
         engine.infer_rows(batch)
     barrier.wait()
     started, cpu, count = time.perf_counter(), time.process_time(), 0

@@ -1,6 +1,6 @@
-"""What is known of a server before it runs: its environment, its command, how it is asked.
+"""Describe a server before it runs: its environment, its command and its requests.
 
-Each rival lives in an environment of its own, outside this repository, made when it is asked for.
+Each rival has a virtual environment of its own, outside this repository, made by `--install`.
 """
 
 import shutil
@@ -16,16 +16,16 @@ Body = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a command is made of: the Python of its environment, and the port."""
+class LaunchContext:
+    """The values of a command: Python of its environment, port and bundle."""
 
     python: str
     port: int
     bundle: Path
 
     @property
-    def tools(self) -> Path:
-        """Where the environment's commands lie."""
+    def bin_directory(self) -> Path:
+        """Directory of the environment's commands."""
         return Path(self.python).parent
 
 
@@ -34,46 +34,49 @@ class Contender:
     """One server.
 
     requirements: of its environment; () is this project's own. needs: a command that must exist.
-    built: whether it serves the bundle with the chosen engine. settings: for the table's reader.
+    venv_name: its directory under `CACHE`. uses_chosen_engine: serves the bundle with engines.
+    settings: described for readers of the table.
     """
 
     name: str
     title: str
-    command: Callable[[Place], list[str]]
+    command: Callable[[LaunchContext], list[str]]
     path: str
     body: Body
     settings: str
     environment: Mapping[str, str] = field(default_factory=dict)
     requirements: tuple[str, ...] = ()
-    home: str = ""
+    venv_name: str = ""
     needs: str = ""
-    built: bool = False
+    uses_chosen_engine: bool = False
 
     @property
     def python(self) -> Path:
-        """The Python of its environment."""
-        return CACHE / self.home / "bin" / "python" if self.home else Path(sys.executable)
+        """Python of its environment."""
+        return CACHE / self.venv_name / "bin" / "python" if self.venv_name else Path(sys.executable)
 
-    def lacking(self) -> str | None:
-        """Why it cannot run here, or None."""
+    def missing_requirement(self) -> str | None:
+        """Return why it cannot run here, or None."""
         if self.needs and shutil.which(self.needs) is None:
             return f"needs {self.needs}"
-        if self.home and (CACHE / self.home / "failed").exists():
-            return (CACHE / self.home / "failed").read_text()
-        if self.home and not (CACHE / self.home / "installed").exists():
+        if self.venv_name and (CACHE / self.venv_name / "failed").exists():
+            return (CACHE / self.venv_name / "failed").read_text()
+        if self.venv_name and not (CACHE / self.venv_name / "installed").exists():
             return "not installed; --install makes its environment"
         return None
 
     def install(self) -> str | None:
-        """Make its environment, where there is none yet; why that failed, or None."""
-        place = CACHE / self.home
-        if not self.home or (place / "installed").exists():
+        """Make its environment if there is none yet; return why that failed, or None."""
+        directory = CACHE / self.venv_name
+        if not self.venv_name or (directory / "installed").exists():
             return None
-        place.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
         command = [str(self.python), "-m", "pip", "install", "-q", *self.requirements]
         result = subprocess.run(command, capture_output=True, text=True)
-        said = result.stderr.strip().splitlines()
-        mark = "failed" if result.returncode else "installed"
-        (place / mark).write_text(f"pip: {said[-1][:300]}" if result.returncode and said else mark)
-        return None if mark == "installed" else (place / mark).read_text()
+        errors = result.stderr.strip().splitlines()
+        marker = "failed" if result.returncode else "installed"
+        (directory / marker).write_text(
+            f"pip: {errors[-1][:300]}" if result.returncode and errors else marker
+        )
+        return None if marker == "installed" else (directory / marker).read_text()

@@ -1,8 +1,7 @@
-"""The servers that are compared: how each is started and asked, one row each.
+"""The servers that are compared: how each is started and called.
 
 Every rival runs as its own documentation recommends for this use; its file under `rivals/` says
-how. Where it can have them it gets batches and, in its tuned row, a worker a core of one thread.
-Knows no measurement.
+how. It gets batches if it supports them and, in its tuned row, a one-thread worker a core.
 """
 
 import json
@@ -10,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from contender import Body, Contender, Place
+from contender import Body, Contender, LaunchContext
 
 RIVALS = Path(__file__).parent / "rivals"
 TORCH = "torch==2.13.0"
@@ -23,25 +22,25 @@ def _text(text: str) -> str:
     return json.dumps({"text": text})
 
 
-def _bertha(place: Place) -> list[str]:
-    command = [place.python, "-m", "serving", "run", str(place.bundle)]
-    return [*command, "--port", str(place.port), "--replicas", str(CORES)]
+def _bertha(context: LaunchContext) -> list[str]:
+    command = [context.python, "-m", "serving", "serve", str(context.bundle)]
+    return [*command, "--port", str(context.port), "--replicas", str(CORES)]
 
 
-def _script(file: str, *more: object) -> Callable[[Place], list[str]]:
+def _script(file: str, *more: object) -> Callable[[LaunchContext], list[str]]:
     rest = [str(each) for each in more]
-    return lambda place: [place.python, str(RIVALS / file), str(place.port), *rest]
+    return lambda context: [context.python, str(RIVALS / file), str(context.port), *rest]
 
 
-def _uvicorn(*more: str) -> Callable[[Place], list[str]]:
-    def command(place: Place) -> list[str]:
-        uvicorn = [place.python, "-m", "uvicorn", "with_fastapi:app", "--app-dir", str(RIVALS)]
+def _uvicorn(*more: str) -> Callable[[LaunchContext], list[str]]:
+    def command(context: LaunchContext) -> list[str]:
+        uvicorn = [context.python, "-m", "uvicorn", "with_fastapi:app", "--app-dir", str(RIVALS)]
         return [
             *uvicorn,
             "--host",
             "127.0.0.1",
             "--port",
-            str(place.port),
+            str(context.port),
             "--no-access-log",
             *more,
         ]
@@ -49,22 +48,22 @@ def _uvicorn(*more: str) -> Callable[[Place], list[str]]:
     return command
 
 
-def _mosec(place: Place) -> list[str]:
-    command = [place.python, str(RIVALS / "with_mosec.py"), "--address", "127.0.0.1"]
-    return [*command, "--port", str(place.port), "--timeout", "60000", "--log-level", "error"]
+def _mosec(context: LaunchContext) -> list[str]:
+    command = [context.python, str(RIVALS / "with_mosec.py"), "--address", "127.0.0.1"]
+    return [*command, "--port", str(context.port), "--timeout", "60000", "--log-level", "error"]
 
 
-def _bentoml(place: Place) -> list[str]:
-    command = [str(place.tools / "bentoml"), "serve", "with_bentoml:Rival", "-q"]
+def _bentoml(context: LaunchContext) -> list[str]:
+    command = [str(context.bin_directory / "bentoml"), "serve", "with_bentoml:Rival", "-q"]
     command += ["--working-dir", str(RIVALS), "--host", "127.0.0.1"]
-    return [*command, "--port", str(place.port)]
+    return [*command, "--port", str(context.port)]
 
 
-def _infinity(place: Place) -> list[str]:
-    command = [str(place.tools / "infinity_emb"), "v2", "--model-id", str(place.bundle)]
+def _infinity(context: LaunchContext) -> list[str]:
+    command = [str(context.bin_directory / "infinity_emb"), "v2", "--model-id", str(context.bundle)]
     command += ["--served-model-name", "rival", "--engine", "torch", "--device", "cpu"]
     command += ["--dtype", "float32", "--no-bettertransformer", "--batch-size", "32"]
-    return [*command, "--host", "127.0.0.1", "--port", str(place.port), "--log-level", "error"]
+    return [*command, "--host", "127.0.0.1", "--port", str(context.port), "--log-level", "error"]
 
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "THREADS": "1"}
@@ -87,8 +86,8 @@ CONTENDERS = {
             _bertha,
             "/predict",
             _INPUTS,
-            f"python -m serving run, {CORES} replicas, the engine that `build` chose",
-            built=True,
+            f"python -m serving serve, {CORES} replicas, the engine that `build` chose",
+            uses_chosen_engine=True,
         ),
         Contender(
             "bertha-fp32",
@@ -96,7 +95,7 @@ CONTENDERS = {
             _bertha,
             "/predict",
             _INPUTS,
-            f"python -m serving run, {CORES} replicas",
+            f"python -m serving serve, {CORES} replicas",
         ),
         Contender(
             "ray-serve",

@@ -1,9 +1,9 @@
 """A load generator that costs little: one process, keep-alive connections, C parsers.
 
-Closed loop: so many connections, each asks again when it is answered. Open loop: requests are due
-at the moments of a seeded Poisson process, whether or not earlier ones were answered, and a latency
-counts from the moment the request was due, so a server that stalls cannot hide it (no coordinated
-omission). Knows no server: it sends the bodies of a file to one path and counts what comes back.
+Closed loop: a fixed number of connections, each sends again when it is answered. Open loop:
+requests are due at the times of a seeded Poisson process, answered earlier ones or not, and latency
+counts from the time that a request was due, so a stalled server cannot hide it (no coordinated
+omission). It sends the bodies of a file to one path and counts the responses.
 
     python benchmarks/load.py --port 8000 --path /predict --bodies bodies.json --concurrency 32
     python benchmarks/load.py --port 8000 --path /predict --bodies bodies.json --rate 50
@@ -23,36 +23,38 @@ from typing import Any
 
 import httptools
 import uvloop
-from outcomes import Outcome, Tally, cpu_seconds, summary
+from outcomes import Outcome, Tally, cpu_seconds, summarize_load
 
-DRAIN_SECONDS = 15.0  # for what is under way at the end
+DRAIN_SECONDS = 15.0  # for responses that are pending at the end
 MAX_CONNECTIONS = 512  # of the open loop; beyond it requests wait here, and the wait counts
 
 
 class Connection(asyncio.Protocol):
     """One keep-alive connection; one request at a time."""
 
-    def __init__(self, load: "Load") -> None:
+    def __init__(self, load: "LoadGenerator") -> None:
         self._load = load
         self._transport: Any = None
         self._due = self._sent = 0.0
         self.busy = False
         self._parser = httptools.HttpResponseParser(self)
 
-    def ask(self, request: bytes, due: float) -> None:
-        """Send a request that was due then."""
-        self.busy, self._due, self._sent = True, due, self._load.now()
+    def send_request(self, request: bytes, due: float) -> None:
+        """Send a request. due: when it should have been sent, in seconds from the start."""
+        self.busy, self._due, self._sent = True, due, self._load.elapsed()
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(request)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection at once."""
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Parse a part of a response."""
         if not self.busy:  # a server gives up a connection that was never used: 408
             self._transport.abort()
             return
@@ -63,13 +65,15 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def on_message_complete(self) -> None:
+        """Record a whole response; called by the parser."""
         if not self._parser.should_keep_alive():
-            self._load.lost(self)
+            self._load.on_connection_lost(self)
             self._transport.abort()
         self._end(self._parser.get_status_code(), "")
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._load.lost(self)
+        """Record a failure if a response was awaited."""
+        self._load.on_connection_lost(self)
         if self.busy:
             self._end(0, type(error).__name__ if error else "closed without an answer")
 
@@ -78,14 +82,14 @@ class Connection(asyncio.Protocol):
             return
         self.busy = False
         load = self._load
-        load.tally.outcomes.append(Outcome(self._due, self._sent, load.now(), status))
+        load.tally.outcomes.append(Outcome(self._due, self._sent, load.elapsed(), status))
         if failure:
             load.tally.failures[failure] += 1
-        load.answered(self)
+        load.on_response(self)
 
 
-class Load:
-    """Sends requests until the time is up."""
+class LoadGenerator:
+    """Sends requests for a number of seconds, over many connections."""
 
     def __init__(self, address: tuple[str, int], requests: Sequence[bytes], seconds: float) -> None:
         self.tally = Tally()
@@ -98,43 +102,45 @@ class Load:
         self._next = 0
         self._started = time.perf_counter()
 
-    def now(self) -> float:
-        """Seconds since the start."""
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
         return time.perf_counter() - self._started
 
-    async def closed(self, concurrency: int) -> None:
+    async def run_closed_loop(self, concurrency: int) -> None:
         """Keep `concurrency` requests under way."""
         self._closed_loop = True
         self._started = time.perf_counter()
         for _ in range(concurrency):
-            self._submit(self.now())
+            self._submit(self.elapsed())
         await asyncio.sleep(self._seconds)
         await self._drain()
 
-    async def open(self, moments: Sequence[float], concurrency: int) -> None:
-        """Send a request at each of `moments`, seconds from the start. concurrency: connections
-        that are opened beforehand."""
+    async def run_open_loop(self, moments: Sequence[float], concurrency: int) -> None:
+        """Send a request at each of `moments`, in seconds from the start.
+
+        concurrency: connections that are opened beforehand.
+        """
         for _ in range(concurrency):
             await self._connect()
         self._started = time.perf_counter()
         for due in moments:
-            while (wait := due - self.now()) > 0:
+            while (wait := due - self.elapsed()) > 0:
                 await asyncio.sleep(wait)
             self._submit(due)
-        await asyncio.sleep(max(0.0, self._seconds - self.now()))
+        await asyncio.sleep(max(0.0, self._seconds - self.elapsed()))
         await self._drain()
 
-    def answered(self, connection: Connection) -> None:
-        """A connection is free again."""
+    def on_response(self, connection: Connection) -> None:
+        """Reuse a connection that is free again."""
         if connection in self._all:
             self._free.append(connection)
-        if self._closed_loop and self.now() < self._seconds:
-            self._submit(self.now())
+        if self._closed_loop and self.elapsed() < self._seconds:
+            self._submit(self.elapsed())
         elif self._waiting and connection in self._all:
             self._submit(self._waiting.popleft())
 
-    def lost(self, connection: Connection) -> None:
-        """A connection is gone."""
+    def on_connection_lost(self, connection: Connection) -> None:
+        """Forget a closed connection."""
         self._all.discard(connection)
         if connection in self._free:
             self._free.remove(connection)
@@ -144,7 +150,7 @@ class Load:
             request = self._requests[self._next % len(self._requests)]
             self._next += 1
             self.tally.num_sent += 1
-            self._free.pop().ask(request, due)
+            self._free.pop().send_request(request, due)
             return
         self._waiting.append(due)
         if len(self._all) + len(self._opening) < MAX_CONNECTIONS:
@@ -159,11 +165,11 @@ class Load:
         except OSError as error:
             if self._waiting:
                 due = self._waiting.popleft()
-                self.tally.outcomes.append(Outcome(due, self.now(), self.now(), 0))
+                self.tally.outcomes.append(Outcome(due, self.elapsed(), self.elapsed(), 0))
             self.tally.failures[f"no connection: {type(error).__name__}"] += 1
-            await asyncio.sleep(0.05)  # before the closed loop would spin
-            if self._closed_loop and self.now() < self._seconds:
-                self._submit(self.now())
+            await asyncio.sleep(0.05)  # so that the closed loop does not spin
+            if self._closed_loop and self.elapsed() < self._seconds:
+                self._submit(self.elapsed())
             return
         self._all.add(connection)
         self._free.append(connection)
@@ -171,60 +177,61 @@ class Load:
             self._submit(self._waiting.popleft())
 
     async def _drain(self) -> None:
-        """Wait for what is under way; what is not answered then has failed."""
+        """Wait for open requests, and count the rest as never answered."""
         give_up = time.perf_counter() + DRAIN_SECONDS
-        while time.perf_counter() < give_up and self._under_way():
+        while time.perf_counter() < give_up and self._num_pending():
             await asyncio.sleep(0.02)
-        never = self._under_way()
-        if never:
-            self.tally.failures["never answered"] += never
+        if unanswered := self._num_pending():
+            self.tally.failures["never answered"] += unanswered
         for connection in list(self._all):
             connection.busy = False
             connection.close()
 
-    def _under_way(self) -> int:
+    def _num_pending(self) -> int:
         return len(self._waiting) + sum(connection.busy for connection in self._all)
 
 
-def requests_of(bodies: Sequence[str], host: str, path: str, headers: Sequence[str]) -> list[bytes]:
-    """The bytes of a POST for each body."""
+def build_requests(
+    bodies: Sequence[str], host: str, path: str, headers: Sequence[str]
+) -> list[bytes]:
+    """Return the bytes of a POST request for each body."""
     lines = "".join(f"{header}\r\n" for header in headers)
-    made = []
+    requests = []
     for body in bodies:
         data = body.encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\n{lines}\r\n"
         )
-        made.append(head.encode() + data)
-    return made
+        requests.append(head.encode() + data)
+    return requests
 
 
-def moments_of(rate: float, seconds: float, seed: int) -> list[float]:
-    """Arrivals of a Poisson process."""
-    draw, at, found = random.Random(seed), 0.0, []
-    while (at := at + draw.expovariate(rate)) < seconds:
-        found.append(at)
-    return found
+def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """Draw the arrival times of a Poisson process, in seconds."""
+    rng, moment, moments = random.Random(seed), 0.0, []
+    while (moment := moment + rng.expovariate(rate)) < seconds:
+        moments.append(moment)
+    return moments
 
 
-async def run(options: argparse.Namespace) -> Tally:
+async def run_load(options: argparse.Namespace) -> Tally:
     """Send the load that the command line describes."""
     bodies = json.loads(options.bodies.read_text())
     random.Random(options.seed).shuffle(bodies)
     host = f"{options.host}:{options.port}"
-    requests = requests_of(bodies, host, options.path, options.header)
-    load = Load((options.host, options.port), requests, options.seconds)
+    requests = build_requests(bodies, host, options.path, options.header)
+    load = LoadGenerator((options.host, options.port), requests, options.seconds)
     if options.rate:
-        moments = moments_of(options.rate, options.seconds, options.seed)
-        await load.open(moments, options.concurrency)
+        moments = poisson_arrivals(options.rate, options.seconds, options.seed)
+        await load.run_open_loop(moments, options.concurrency)
     else:
-        await load.closed(options.concurrency)
+        await load.run_closed_loop(options.concurrency)
     return load.tally
 
 
 def main() -> None:
-    """Generate the load and print what came of it."""
+    """Generate the load and print its results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
@@ -238,9 +245,9 @@ def main() -> None:
     parser.add_argument("--by-second", action="store_true")
     options = parser.parse_args()
     before = cpu_seconds()
-    tally = uvloop.run(run(options))
-    found = summary(tally, options.seconds, options.by_second)
-    print(json.dumps(found | {"client_cpu_seconds": cpu_seconds() - before}))
+    tally = uvloop.run(run_load(options))
+    results = summarize_load(tally, options.seconds, options.by_second)
+    print(json.dumps(results | {"client_cpu_seconds": cpu_seconds() - before}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What came of the requests of a load: latencies, statuses and failures; pure."""
+"""The results of a load: latencies, statuses and failures."""
 
 import resource
 from collections import Counter
@@ -22,15 +22,15 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """What came of all requests. num_sent: within the seconds of the measurement."""
+    """The outcomes of all requests. num_sent: within the seconds of the measurement."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     num_sent: int = 0
 
 
-def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """Milliseconds, by the name of the quantile; {} of nothing."""
+def latency_quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Return milliseconds by the name of the quantile; {} for no values. values: in seconds."""
     if not values:
         return {}
     ordered, last = sorted(values), len(values) - 1
@@ -40,45 +40,47 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def summary(tally: Tally, seconds: float, by_second: bool) -> dict[str, Any]:
-    """What is reported. Throughput is of what was answered with 200 within the seconds."""
+def summarize_load(tally: Tally, seconds: float, by_second: bool) -> dict[str, Any]:
+    """Summarize a load. Throughput counts responses of 200 within the seconds."""
     outcomes = tally.outcomes
     served = [each for each in outcomes if each.status == 200]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "seconds": seconds,
         "sent": tally.num_sent,
         "statuses": dict(Counter(str(each.status) for each in outcomes if each.status)),
         "failures": dict(tally.failures),
         "requests_per_second": sum(each.done <= seconds for each in served) / seconds,
-        "milliseconds": quantiles([each.done - each.due for each in served]),
-        "refused_milliseconds": quantiles(
+        "milliseconds": latency_quantiles([each.done - each.due for each in served]),
+        "refused_milliseconds": latency_quantiles(
             [each.done - each.due for each in outcomes if each.status == REFUSED]
         ),
-        "late_milliseconds": quantiles([each.sent - each.due for each in outcomes if each.sent]),
+        "late_milliseconds": latency_quantiles(
+            [each.sent - each.due for each in outcomes if each.sent]
+        ),
     }
     if by_second:
-        found["by_second"] = _by_second(outcomes)
-    return found
+        results["by_second"] = _summarize_by_second(outcomes)
+    return results
 
 
-def _by_second(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """By the second in which they were due: answered, refused, failed and the slowest."""
-    held: dict[int, list[Outcome]] = {}
+def _summarize_by_second(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Count by the second in which requests were due: answered, refused, failed, slowest."""
+    by_second: dict[int, list[Outcome]] = {}
     for each in outcomes:
-        held.setdefault(int(each.due), []).append(each)
+        by_second.setdefault(int(each.due), []).append(each)
     return [
         {
             "second": second,
-            "answered": sum(each.status == 200 for each in of_second),
-            "refused": sum(each.status == REFUSED for each in of_second),
-            "failed": sum(each.status not in (200, REFUSED) for each in of_second),
-            "max_milliseconds": round(1000 * max(o.done - o.due for o in of_second), 1),
+            "answered": sum(each.status == 200 for each in group),
+            "refused": sum(each.status == REFUSED for each in group),
+            "failed": sum(each.status not in (200, REFUSED) for each in group),
+            "max_milliseconds": round(1000 * max(each.done - each.due for each in group), 1),
         }
-        for second, of_second in sorted(held.items())
+        for second, group in sorted(by_second.items())
     ]
 
 
 def cpu_seconds() -> float:
-    """Of this process, so far."""
+    """Return the CPU seconds of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime

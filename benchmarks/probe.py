@@ -1,9 +1,9 @@
-"""The planner after a probe of this machine: predicted steps of real recipes against real ones.
+"""Compare predicted with measured steps of real recipes on this machine.
 
 Five recipes of different models, lengths and batches, on one and two workers: the probe times
-shapes that are none of theirs for a minute, the planner predicts their steps, and then a few steps
-of each are run as a run would (real_steps.py, which says what the columns of memory are). The
-machine must be idle. Weights are random, of the same sizes. Eight minutes on two cores.
+other shapes for a minute, the planner predicts the steps of the recipes, and then a few steps of
+each are run (real_steps.py, which defines the columns of memory). Needs an idle
+machine. Weights are random, of the same sizes. Eight minutes on two cores.
 
     python benchmarks/probe.py --seconds 60 --steps 12     # writes results/probe.json
 """
@@ -18,12 +18,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from real_steps import Seen, seen
+from real_steps import RealSteps, run_real_steps
 
-from cluster.planning import calibrate, demand
-from cluster.planning.probe import Local
-from trainers.distributed.device import DEVICES
-from trainers.planning import probe
+from cluster.planning.probe import ProbedDevices
+from trainers.planning.probe import run_probe
+from trainers.planning.workload import load_workload
 from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results" / "probe.json"
@@ -39,49 +38,49 @@ CASES: dict[str, tuple[str, Sequence[str]]] = {
 
 
 def main() -> int:
-    """Probe, predict, run, compare."""
-    options = _parse()
-    device, began = DEVICES["cpu"], os.getloadavg()[0]
-    share = options.seconds / len(options.workers)
-    known = probe.at_hand(
-        device, [m for n in options.workers for m in probe.measured(device.kind, n, share)]
-    )
-    found = []
+    """Probe, predict, run and compare; print and store the rows."""
+    options = _parse_args()
+    load_before = os.getloadavg()[0]
+    measured = run_probe(options.seconds, "cpu", options.workers)
+    rows = []
     print(
         f"{'recipe':<26}{'workers':>8}{'seen ms':>10}{'predicted':>11}{'error':>8}"
         f"{'tensors MiB':>13}{'predicted':>11}{'error':>8}{'resident':>10}{'error':>8}"
     )
     for workers in options.workers:
-        local = known.local(workers)
+        local = measured.fit_devices(workers)
         for case in options.cases:
-            row = _row(
-                case, workers, predicted(case, local), seen(*CASES[case], workers, options.steps)
+            row = _compare_case(
+                case,
+                workers,
+                predict_case(case, local),
+                run_real_steps(*CASES[case], workers, options.steps),
             )
-            print(_line(row), flush=True)
-            found.append(row)
+            print(_format_row(row), flush=True)
+            rows.append(row)
     record = {
-        "environment": provenance.environment(),
-        "load_before": began,
+        "environment": provenance.describe_environment(),
+        "load_before": load_before,
         "probe_seconds": options.seconds,
         "steps": options.steps,
-        **_summary(found),
-        "rows": found,
-        "probe": asdict(known),
+        **_summarize_errors(rows),
+        "rows": rows,
+        "probe": asdict(measured),
     }
-    for name, told in _summary(found).items():
-        print(f"{name:<10}median {told['median']:.1%}, worst {told['worst']:.1%}")
+    for name, errors in _summarize_errors(rows).items():
+        print(f"{name:<10}median {errors['median']:.1%}, worst {errors['worst']:.1%}")
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def predicted(case: str, local: Local) -> float:
-    """Seconds of a step of a case, by the planner."""
+def predict_case(case: str, local: ProbedDevices) -> float:
+    """Predict the seconds of a step of a case."""
     name, overrides = CASES[case]
-    work = calibrate.work(local.place, demand.read(name, overrides))
-    return local.step(replace(work, evaluated=0.0)).total
+    work = load_workload(name, overrides).work_on(local.topology)
+    return local.predict_step(replace(work, eval_ratio=0.0)).total
 
 
-def _row(case: str, workers: int, seconds: float, real: Seen) -> dict[str, Any]:
+def _compare_case(case: str, workers: int, seconds: float, real: RealSteps) -> dict[str, Any]:
     return {
         "case": case,
         "workers": workers,
@@ -96,7 +95,7 @@ def _row(case: str, workers: int, seconds: float, real: Seen) -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any]) -> str:
+def _format_row(row: dict[str, Any]) -> str:
     return (
         f"{row['case']:<26}{row['workers']:>8}{row['seen_ms']:>10.1f}{row['predicted_ms']:>11.1f}"
         f"{row['time_error']:>+8.1%}{row['tensors_mib']:>13.1f}{row['predicted_mib']:>11.1f}"
@@ -104,16 +103,16 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of time, tensors and resident memory: how wrong the prediction is."""
-    found = {}
+def _summarize_errors(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the median and worst error of time, tensors and resident memory."""
+    summary = {}
     for kind in ("time", "tensors", "resident"):
         errors = [abs(row[f"{kind}_error"]) for row in rows]
-        found[kind] = {"median": statistics.median(errors), "worst": max(errors)}
-    return found
+        summary[kind] = {"median": statistics.median(errors), "worst": max(errors)}
+    return summary
 
 
-def _parse() -> argparse.Namespace:
+def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the probe, in all")
     parser.add_argument("--steps", type=int, default=12, help="of each recipe")

@@ -1,7 +1,7 @@
-"""Published throughput of BERT as values: what was computed, where, and how fast it was.
+"""Published throughput of BERT: workload, hardware and sequences a second.
 
-Each table of benchmarks/data/ is read by one function. What a table does not say stands here, with
-where it is said: lengths of sequences, software, precision. Knows no predictions.
+One function for each table of benchmarks/data/. What a table omits (lengths of sequences, software,
+precision) is here with its source.
 """
 
 import csv
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.costmodel.constants import STACKS, SUSTAINED, Stack
-from cluster.costmodel.model_shape import Head, Shape
-from cluster.costmodel.step_time import Work
-from cluster.hardware.catalog import Catalogue
-from cluster.hardware.types import GIGA, Accelerator, Place
+from cluster.costmodel.model_shape import Head, ModelShape
+from cluster.costmodel.step_time import StepWork
+from cluster.hardware.catalog import Catalog
+from cluster.hardware.types import GIGA, Accelerator, Topology
 
 DATA = Path(__file__).parent / "data"
 
@@ -35,78 +35,82 @@ V100_BATCHES = {(128, "fp32"): 32, (128, "fp16"): 64, (512, "fp32"): 8, (512, "f
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published figure. copies: of the model on the place, each with the work."""
+class PublishedRow:
+    """One published figure, in sequences a second. copies: of the model, each with the work."""
 
     kind: str
     name: str
-    work: Work
-    place: Place
+    work: StepWork
+    topology: Topology
     stack: Stack
-    seen: float
+    throughput: float
     copies: int = 1
     note: str = ""
 
     @property
     def accelerator(self) -> str:
-        """Whose row it is."""
-        return self.place.accelerator.name.removeprefix("a core of ")
+        """Name of the accelerator."""
+        return self.topology.accelerator.name.removeprefix("a core of ")
 
 
-def mlperf(catalogue: Catalogue, path: Path = DATA / "mlperf_bert.csv") -> Iterator[Row]:
-    """Rows of MLPerf Training: BERT-large, unpadded, whole systems, evaluation in the time."""
-    for row in _read(path):
+def read_mlperf(catalog: Catalog, path: Path = DATA / "mlperf_bert.csv") -> Iterator[PublishedRow]:
+    """Yield the rows of MLPerf Training: BERT-large, unpadded, evaluation included."""
+    for row in _read_csv(path):
         if not row["seq_per_s_incl_eval"]:
             continue
-        place = _system(catalogue, row)
-        if place is None:
+        topology = _find_topology(catalog, row)
+        if topology is None:
             continue
-        accelerator, batch = place.accelerator, int(row["global_batch"])
+        accelerator, batch = topology.accelerator, int(row["global_batch"])
         precision = "fp8" if accelerator.name.startswith("H100") else accelerator.half_precision
         if accelerator.kind == "cuda" and precision == "bf16":
             precision = "fp16"
         trained = max(1, int(0.05 * (230.23 * batch + 3e6) // 25_000)) * 25_000
-        work = Work(_bert("large", "masked-lm"), batch, ACTIVATIONS_FIT, MEAN, ATTENDED, MASKED)
-        work = replace(work, precision=precision, optimizer="lamb", evaluated=EVALUATED / trained)
+        work = StepWork(
+            _bert_shape("large", "masked-lm"), batch, ACTIVATIONS_FIT, MEAN, ATTENDED, MASKED
+        )
+        work = replace(work, precision=precision, optimizer="lamb", eval_ratio=EVALUATED / trained)
         stack, note = STACKS["mlperf"], ""
         if accelerator.kind == "cpu":
             stack = STACKS["torch-unfused"]
         if row["system"].endswith("baseline"):  # Hugging Face's BERT: dense, all tokens scored
             stack = STACKS["torch-unfused"]
-            work = replace(work, tokens=512.0, attended=512.0, masked=512.0)
+            work = replace(work, tokens=512.0, attended_tokens=512.0, masked_tokens=512.0)
         if row.get("division") == "open":
             note = "open division: model or method may differ"
-        yield Row(
+        yield PublishedRow(
             "mlperf",
             row["system"],
             work,
-            place,
+            topology,
             stack,
-            _number(row, "seq_per_s_incl_eval"),
+            float(row["seq_per_s_incl_eval"]),
             note=note,
         )
 
 
-def training(
-    catalogue: Catalogue, path: Path = DATA / "bert_training_throughput.csv"
-) -> Iterator[Row]:
-    """Rows of NVIDIA's and AWS's own tables: pretraining, fine-tuning, and its inference."""
-    for row in _read(path):
-        accelerator = _accelerator(catalogue, row["hardware"])
+def read_training(
+    catalog: Catalog, path: Path = DATA / "bert_training_throughput.csv"
+) -> Iterator[PublishedRow]:
+    """Yield the rows of NVIDIA's and AWS's tables: pretraining, fine-tuning, and inference."""
+    for row in _read_csv(path):
+        accelerator = _find_accelerator(catalog, row["hardware"])
         if accelerator is None:
             continue
         nodes, length = int(row["n_nodes"]), int(row["seq_len"])
         near = int(row["n_accel"]) // nodes
-        work, note = _trained(row, accelerator)
+        work, note = _training_work(row, accelerator)
         stack = STACKS["neuron" if accelerator.kind == "neuron" else "deeplearning-examples"]
         name = f"{row['workload']} s{length} {work.precision}"
-        place = Place(accelerator, near, nodes, _cards(accelerator, near))
-        found = Row("training", name, work, place, stack, _number(row, "seq_per_s"), note=note)
-        yield replace(found, note=_impossible(found, length) or note)
+        topology = Topology(accelerator, near, nodes, _assume_network(accelerator, near))
+        published = PublishedRow(
+            "training", name, work, topology, stack, float(row["seq_per_s"]), note=note
+        )
+        yield replace(published, note=_flag_not_dense(published, length) or note)
 
 
-def _trained(row: Mapping[str, str], accelerator: Accelerator) -> tuple[Work, str]:
-    """(the work of a row of `training`, what is known of its sequences beyond the table)."""
+def _training_work(row: Mapping[str, str], accelerator: Accelerator) -> tuple[StepWork, str]:
+    """Return (the work of a row, a note on its sequences)."""
     length, devices = int(row["seq_len"]), int(row["n_accel"])
     precision, pretrains = row["precision"].split("+")[0], "SQuAD" not in row["workload"]
     neuron = accelerator.kind == "neuron"
@@ -115,8 +119,8 @@ def _trained(row: Mapping[str, str], accelerator: Accelerator) -> tuple[Work, st
     tokens, attended, note = float(length), float(length), ""
     if pretrains and length == 512 and not neuron:
         tokens, attended, note = BINNED, BINNED_ATTENDED, "sequences in bins of 64"
-    work = Work(
-        _bert(
+    work = StepWork(
+        _bert_shape(
             "large" if "large" in row["workload"] else "base",
             "masked-lm" if pretrains else "classification",
         ),
@@ -132,88 +136,85 @@ def _trained(row: Mapping[str, str], accelerator: Accelerator) -> tuple[Work, st
     return work, note
 
 
-def serving(
-    catalogue: Catalogue, path: Path = DATA / "bert_serving_throughput.csv"
-) -> Iterator[Row]:
-    """Rows of TensorRT's and Neuron's tables: batches of one length, answered one after another."""
-    for row in _read(path):
-        accelerator = _accelerator(catalogue, row["hardware"])
+def read_serving(
+    catalog: Catalog, path: Path = DATA / "bert_serving_throughput.csv"
+) -> Iterator[PublishedRow]:
+    """Yield the rows of TensorRT's and Neuron's tables: batches of one length, one by one."""
+    for row in _read_csv(path):
+        accelerator = _find_accelerator(catalog, row["hardware"])
         if accelerator is None:
             continue
         neuron, copies = accelerator.kind == "neuron", accelerator.cores  # each with a copy
         size = next((s for s in ("distil", "large") if s in row["model"]), "base")
         length = float(row["seq_len"])
-        work = Work(_bert(size, "classification"), int(row["batch"]), float(row["batch"]), length,
-                    length, 0.0, "bf16" if neuron else row["precision"], trains=False)  # fmt: skip
-        place = Place(accelerator.core, 1, 1, None)
+        precision = "bf16" if neuron else row["precision"]
+        shape, batch = _bert_shape(size, "classification"), int(row["batch"])
+        work = StepWork(shape, batch, float(batch), length, length, 0.0, precision, trains=False)
+        topology = Topology(accelerator.core, 1, 1, None)
         stack = STACKS["neuron-engine" if neuron else "tensorrt"]
         name = f"{row['model']} s{row['seq_len']} b{row['batch']} {work.precision}"
-        yield Row("serving", name, work, place, stack, _number(row, "seq_per_s"), copies)
+        yield PublishedRow("serving", name, work, topology, stack, float(row["seq_per_s"]), copies)
 
 
-def _system(catalogue: Catalogue, row: Mapping[str, str]) -> Place | None:
-    """Where a submission ran, with what its description says beyond the accelerator's name."""
-    accelerator = _accelerator(catalogue, row["accelerator"])
+def _find_topology(catalog: Catalog, row: Mapping[str, str]) -> Topology | None:
+    """Return the topology of a submission, by its description and systems.csv."""
+    accelerator = _find_accelerator(catalog, row["accelerator"])
     if accelerator is None:
         return None
     nodes = int(row["n_nodes"])
     devices = int(row["n_accel"]) or 2 * nodes  # sockets of a processor
     near = devices // nodes
-    known = next((r for r in _read(DATA / "systems.csv") if r["pattern"] in row["system"]), {})
-    network = _cards(accelerator, near)
-    if known.get("network_gbps_a_node"):
-        network = float(known["network_gbps_a_node"]) * GIGA / 8
-    if known.get("watts"):
-        accelerator = replace(accelerator, watts=float(known["watts"]))
-    if known.get("link_gb_per_s"):
-        accelerator = replace(accelerator, link_rate=float(known["link_gb_per_s"]) * GIGA)
-    bridged = "nvbridge" in row["system"].lower() or known.get("bridged") == "yes"
-    return Place(accelerator, near, nodes, network, bridged)
+    system = next((r for r in _read_csv(DATA / "systems.csv") if r["pattern"] in row["system"]), {})
+    network = _assume_network(accelerator, near)
+    if system.get("network_gbps_a_node"):
+        network = float(system["network_gbps_a_node"]) * GIGA / 8
+    if system.get("watts"):
+        accelerator = replace(accelerator, watts=float(system["watts"]))
+    if system.get("link_gb_per_s"):
+        accelerator = replace(accelerator, link_rate=float(system["link_gb_per_s"]) * GIGA)
+    bridged = "nvbridge" in row["system"].lower() or system.get("bridged") == "yes"
+    return Topology(accelerator, near, nodes, network, bridged)
 
 
-def _cards(accelerator: Accelerator, near: int) -> float:
-    """Bytes/s of a node's network where nobody says: 200 Gb/s a device with links, else 100."""
+def _assume_network(accelerator: Accelerator, near: int) -> float:
+    """Assume the bytes/s of a node's network: 200 or 400 Gb/s a device with links, else 100."""
     if accelerator.link == "pcie":
         return 100 * GIGA / 8
     return near * (400 if (accelerator.process_nm or 7) <= 5 else 200) * GIGA / 8
 
 
-def _accelerator(catalogue: Catalogue, text: str) -> Accelerator | None:
-    aliases = _read(DATA / "aliases.csv")
-    found = (r["accelerator"] for r in aliases if r["pattern"] in text.upper())
-    name = next(found, None)
-    return catalogue.accelerators.get(name) if name else None
+def _find_accelerator(catalog: Catalog, text: str) -> Accelerator | None:
+    aliases = _read_csv(DATA / "aliases.csv")
+    names = (r["accelerator"] for r in aliases if r["pattern"] in text.upper())
+    name = next(names, None)
+    return catalog.accelerators.get(name) if name else None
 
 
-def _impossible(row: Row, length: int) -> str:
-    """Said where the row, were its sequences dense, would be above what its units can compute."""
-    peak = row.place.accelerator.peak(row.work.precision)
+def _flag_not_dense(row: PublishedRow, length: int) -> str:
+    """Return a note if dense sequences would need more than the sustained peak, or ""."""
+    peak = row.topology.accelerator.peak_flops(row.work.precision)
     assert peak is not None
-    of_one = row.work.shape.forward_flops(length) * (3 if row.work.trains else 1)
-    share = of_one * row.seen / row.place.devices / peak
+    flops = row.work.shape.forward_flops(length) * (3 if row.work.trains else 1)
+    share = flops * row.throughput / row.topology.devices / peak
     return f"dense it would be {share:.0%} of the peak: not dense" if share > SUSTAINED else ""
 
 
 def _global_batch(row: Mapping[str, str], pretrains: bool, micro: int, devices: int) -> int:
-    """Sequences of a step: of the schedules of both phases on 8 devices (You et al. 2020)."""
+    """Return the sequences of a step; in pretraining by the schedules of You et al. 2020."""
     if not pretrains:
         return micro * devices
     return (65536 if row["seq_len"] == "128" else 32768) // 8 * devices
 
 
-def _bert(size: str, head: Head) -> Shape:
-    """The published BERTs; question answering is a head of two numbers a token."""
+def _bert_shape(size: str, head: Head) -> ModelShape:
+    """Return the shape of a published BERT; question answering has two numbers a token."""
     hidden, layers = {"large": (1024, 24), "base": (768, 12), "distil": (768, 6)}[size]
     types = 0 if size == "distil" else 2
-    return Shape(
+    return ModelShape(
         hidden, layers, hidden // 64, 4 * hidden, 30522, 512, types, hidden, head, 2, cls_only=False
     )
 
 
-def _number(row: Mapping[str, str], name: str) -> float:
-    return float(row[name])
-
-
-def _read(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))

@@ -1,4 +1,4 @@
-"""What Ray adds to a training step: the same worker under Ray Train and under plain torchrun.
+"""Measure the overhead of Ray: the same training worker under Ray Train and under torchrun.
 
 Processes of one thread each, the same recipe, in turns; the table compares the median steady step
 (metrics.jsonl, the first steps left out) and the time from start to first step. With as many
@@ -24,9 +24,10 @@ import yaml
 
 from cluster import spec
 from cluster.costmodel.layout import Layout
-from trainers.config import recipe
+from trainers.config.recipe import load_recipe
+from trainers.data import prepare
 from trainers.runtime import fit
-from trainers.runtime.worker import Assignment, work
+from trainers.runtime.worker import WorkerConfig, run_worker
 from trainers.tracking import provenance
 from trainers.tracking.run_directory import RunDirectory
 
@@ -34,8 +35,8 @@ RESULTS = Path(__file__).parent / "results"
 WARMUP = 10  # steps not counted
 
 
-def settings(steps: int) -> list[str]:
-    """The demo's recipe, cut to `steps` and without evaluations or checkpoints in between."""
+def recipe_overrides(steps: int) -> list[str]:
+    """Return overrides of `steps` steps without evaluations or checkpoints in between."""
     return [
         f"stopping.max_steps={steps}",
         "evaluation.every_steps=1000000",
@@ -44,17 +45,21 @@ def settings(steps: int) -> list[str]:
     ]
 
 
-def under_ray(directory: Path, workers: int, steps: int) -> RunDirectory:
-    """One run through `fit`."""
+def run_under_ray(directory: Path, workers: int, steps: int) -> RunDirectory:
+    """Train through `fit`."""
     metadata = {"devices_per_node": workers}
     path = directory / "cluster.yaml"
     path.write_text(yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata}))
-    fit.fit(recipe.load("reviews", settings(steps)), spec.load(path), directory / "run")
+    fit.fit(
+        load_recipe("reviews", recipe_overrides(steps)),
+        spec.load_cluster_spec(path),
+        directory / "run",
+    )
     return RunDirectory(directory / "run")
 
 
-def under_torchrun(directory: Path, workers: int, steps: int) -> RunDirectory:
-    """One run of the same worker, started by torchrun."""
+def run_under_torchrun(directory: Path, workers: int, steps: int) -> RunDirectory:
+    """Train with the same worker, started by torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(workers), __file__]
     command += ["--be-worker", str(directory / "run"), "--steps", str(steps)]
@@ -62,21 +67,23 @@ def under_torchrun(directory: Path, workers: int, steps: int) -> RunDirectory:
     return RunDirectory(directory / "run")
 
 
-def be_worker(run: Path, steps: int) -> None:
-    """What torchrun starts."""
+def run_torchrun_worker(run: Path, steps: int) -> None:
+    """Train in a process that torchrun started."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    made, directory = recipe.load("reviews", settings(steps)), RunDirectory(run)
+    recipe, directory = load_recipe("reviews", recipe_overrides(steps)), RunDirectory(run)
     if dist.get_rank() == 0:
-        directory.claim(made, resume=False)
+        directory.acquire(recipe, resume=False)
     dist.barrier()
-    work(Assignment(made, directory, spec.load("local.yaml").cache, "cpu", "benchmark", Layout()))
+    cache = spec.load_cluster_spec("local.yaml").cache_dir
+    key = prepare.prepare_dataset(recipe, cache).fingerprint
+    run_worker(WorkerConfig(recipe, directory, cache, key, "cpu", "benchmark", Layout()))
     dist.destroy_process_group()
 
 
-def figures(run: RunDirectory, started: float) -> dict[str, float]:
-    """Median steady step, tokens/s over the steady steps, and the time to the first step."""
-    rows = list(run.rows("step"))
+def summarize_run(run: RunDirectory, started: float) -> dict[str, float]:
+    """Return the median steady step, wall time a steady step, and time to the first step."""
+    rows = list(run.metric_rows("step"))
     steady = rows[WARMUP:]
     wall = steady[-1]["time"] - rows[WARMUP - 1]["time"]
     return {
@@ -95,20 +102,20 @@ def main() -> None:
     parser.add_argument("--be-worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be_worker:
-        be_worker(options.be_worker, options.steps)
+        run_torchrun_worker(options.be_worker, options.steps)
         return
     os.environ["OMP_NUM_THREADS"] = "1"
-    found: dict[str, list[dict[str, Any]]] = {"Ray Train": [], "torchrun": []}
+    results: dict[str, list[dict[str, Any]]] = {"Ray Train": [], "torchrun": []}
     for number in range(options.rounds):
-        for name, start in (("Ray Train", under_ray), ("torchrun", under_torchrun)):
+        for name, start in (("Ray Train", run_under_ray), ("torchrun", run_under_torchrun)):
             with tempfile.TemporaryDirectory() as directory:
                 started = time.time()
-                found[name].append(
-                    figures(start(Path(directory), options.workers, options.steps), started)
+                results[name].append(
+                    summarize_run(start(Path(directory), options.workers, options.steps), started)
                 )
-            print(f"round {number + 1}  {name:<10} {found[name][-1]}", flush=True)
+            print(f"round {number + 1}  {name:<10} {results[name][-1]}", flush=True)
     print(f"\n{'':<12}step, median  wall a step  to first step")
-    for name, rounds in found.items():
+    for name, rounds in results.items():
         medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         print(
             f"{name:<12}{medians['step_seconds'] * 1e3:9.1f} ms"
@@ -116,11 +123,11 @@ def main() -> None:
             f"{medians['to_first_step_seconds']:13.1f} s"
         )
     for key in ("step_seconds", "wall_seconds_a_step"):
-        pairs = zip(found["Ray Train"], found["torchrun"], strict=True)
+        pairs = zip(results["Ray Train"], results["torchrun"], strict=True)
         ratios = [a[key] / b[key] for a, b in pairs]
         print(f"Ray / torchrun, {key}: median {statistics.median(ratios):.3f} of {ratios}")
     RESULTS.mkdir(exist_ok=True)
-    stored = {"environment": provenance.environment(), "figures": found}
+    stored = {"environment": provenance.describe_environment(), "figures": results}
     (RESULTS / f"ray-share-{options.workers}.json").write_text(json.dumps(stored, indent=1) + "\n")
 
 

@@ -1,11 +1,9 @@
-"""Real steps of a recipe on its own data, one process a worker: what they take, in time and memory.
+"""Measure time and memory of real steps of a recipe on its own data, one process a worker.
 
-Three numbers of memory, for they are three things. Tensors: what lives at once, every storage
-followed (trainers/planning/memory_tracker.py); this is what the planner predicts. Resident: what
-the process has of the machine, above what it had with libraries loaded, data read and a small model
-trained; an allocator that keeps what was freed, and libraries that keep code for each shape they
-met, are in it. Predicted: cluster/costmodel/memory.py, for the micro-batches that the recipe's own
-batches are cut into.
+Memory is measured in three ways. Tensors: the most bytes of live storages
+(trainers/planning/memory_tracker.py), which the planner predicts. Resident: memory of the process
+above that with libraries loaded, data read and a small model trained; it includes the caches of the
+allocator and the libraries. Predicted: cluster/costmodel/memory.py for the recipe's micro-batches.
 """
 
 import gc
@@ -24,30 +22,30 @@ import torch.multiprocessing
 
 from cluster import spec
 from cluster.costmodel.layout import Layout
-from cluster.costmodel.memory import Regime, attention_of, needs, optimizer_of
-from cluster.planning.probe import Trial
+from cluster.costmodel.memory import TrainingSetup, attention_storage, memory_by_rank, moment_kind
+from cluster.planning.probe import ProbeCase
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
-from trainers.data.microbatch import Cost, cut, global_batch, order
+from trainers.data.microbatch import CutCost, cut_batch, epoch_order, global_batch_rows
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
-from trainers.models.build import materialize, outline
+from trainers.models.build import build_on_meta, materialize
 from trainers.parallel.parallelize import parallelize
 from trainers.planning import probe
-from trainers.planning.layout import sizes
-from trainers.planning.memory_tracker import Ledger
-from trainers.training.events import Step
-from trainers.training.loop import Loop
+from trainers.planning.layout import resolve_shape
+from trainers.planning.memory_tracker import MemoryTracker
+from trainers.training.events import StepEvent
+from trainers.training.loop import TrainingLoop
 
 WARMUP = 3  # steps that are not counted
-FOLLOWED = range(1, 4)  # steps whose tensors are followed: the first has no moments yet
-SMALL = Trial(64, 2, 128, 100, 32, 8, 256)
+TRACKED = range(1, 4)  # steps whose tensors are tracked: the first has no moments yet
+SMALL = ProbeCase(64, 2, 128, 100, 32, 8, 256)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What rank 0 saw. seconds: median of a step; bytes: the most in any step."""
+class RealSteps:
+    """Measured on rank 0. seconds: median of a step; the others: most bytes in any step."""
 
     seconds: float
     resident: float
@@ -55,12 +53,12 @@ class Seen:
     predicted: float
 
 
-def seen(name: str, overrides: Sequence[str], workers: int, steps: int) -> Seen:
+def run_real_steps(name: str, overrides: Sequence[str], workers: int, steps: int) -> RealSteps:
     """Run the first steps of a recipe, as copies on `workers` processes of this machine."""
     with tempfile.TemporaryDirectory() as directory:
-        told = (name, tuple(overrides), workers, steps, Path(directory))
-        torch.multiprocessing.spawn(_worker, told, nprocs=workers)
-        return Seen(**json.loads((Path(directory) / "seen.json").read_text()))
+        arguments = (name, tuple(overrides), workers, steps, Path(directory))
+        torch.multiprocessing.spawn(_worker, arguments, nprocs=workers)
+        return RealSteps(**json.loads((Path(directory) / "result.json").read_text()))
 
 
 def _worker(
@@ -69,114 +67,111 @@ def _worker(
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     if workers > 1:
-        meet = f"file://{directory / 'meet'}"
-        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=workers)
-    recipe = recipes.load(name, [*overrides, f"stopping.max_steps={10 * (WARMUP + steps)}"])
-    subject = _Subject(recipe)
-    before = _settled()
-    seconds, most = subject.timed(WARMUP + steps)
+        init_method = f"file://{directory / 'rendezvous'}"
+        dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=workers)
+    recipe = recipes.load_recipe(name, [*overrides, f"stopping.max_steps={10 * (WARMUP + steps)}"])
+    runner = _RecipeRunner(recipe)
+    before = _baseline_memory()
+    seconds, most = runner.time_steps(WARMUP + steps)
     gc.collect()
-    found = Seen(
+    result = RealSteps(
         statistics.median(seconds[WARMUP:]),
         most - before,
-        subject.followed(),
-        max(subject.predicted()),
+        runner.track_peak(),
+        max(runner.predict_memory()),
     )
     if workers > 1:
         dist.destroy_process_group()
     if rank == 0:
-        (directory / "seen.json").write_text(json.dumps(asdict(found)))
+        (directory / "result.json").write_text(json.dumps(asdict(result)))
 
 
-class _Subject:
-    """A recipe with its data read, of which any number of loops can be begun."""
+class _RecipeRunner:
+    """A recipe with its data loaded, which can make any number of training loops."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._device = recipe, DEVICES["cpu"]
-        cache = spec.load("local.yaml").cache
+        cache = spec.load_cluster_spec("local.yaml").cache_dir
         self._data, self._encoder = (
-            prepare.prepare(recipe, cache),
-            prepare.encoder_of(recipe, cache),
+            prepare.prepare_dataset(recipe, cache),
+            prepare.load_recipe_encoder(recipe, cache),
         )
-        self._shape = sizes(recipe, self._data.labels, 0, cache)
+        self._shape = resolve_shape(recipe, self._data.labels, 0, cache)
 
-    def timed(self, steps: int) -> tuple[list[float], float]:
-        """(seconds of each step, the most resident bytes in any)."""
+    def time_steps(self, steps: int) -> tuple[list[float], float]:
+        """Run steps and return (seconds of each, most resident bytes)."""
         run, seconds = self._loop().run(), []
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark (VmHWM)
         for _ in range(steps):
-            seconds.append(_next(run).seconds)
-        return seconds, _status("VmHWM")
+            seconds.append(_next_step(run).seconds)
+        return seconds, _read_status("VmHWM")
 
-    def followed(self) -> float:
-        """The most bytes of tensors that live at once in the followed steps."""
-        with Ledger() as ledger:
+    def track_peak(self) -> float:
+        """Return the most bytes of live tensors in the tracked steps."""
+        with MemoryTracker() as tracker:
             loop = self._loop()
-            ledger.mark((p for _, p in loop.parallel.named_parameters()), "parameters")
+            tracker.mark_tensors((p for _, p in loop.parallel.named_parameters()), "parameters")
             run = loop.run()
-            for _ in range(FOLLOWED.start):
-                _next(run)
-            ledger.begin()
-            for _ in FOLLOWED:
-                _next(run)
-        return float(ledger.peak)
+            for _ in range(TRACKED.start):
+                _next_step(run)
+            tracker.begin_step()
+            for _ in TRACKED:
+                _next_step(run)
+        return float(tracker.peak)
 
-    def predicted(self) -> Iterator[float]:
-        """The same by arithmetic, for each micro-batch of these steps.
-
-        The first of a step meets no gradients yet.
-        """
+    def predict_memory(self) -> Iterator[float]:
+        """Predict the same for each micro-batch of these steps; the first has no gradients yet."""
         recipe, loop = self._recipe, self._loop()
         lengths = self._data.train.samples.lengths
-        ordered = order(recipe.seed, 0, len(self._data.train))
+        ordered = epoch_order(recipe.seed, 0, len(self._data.train))
         layout, masks = loop.mesh.layout, recipe.task == "masked-lm"
-        cost = Cost(self._device.overhead_tokens, self._shape.hidden_size)
-        for step in FOLLOWED:
-            rows = global_batch(ordered, step, recipe.batch.global_size)
-            shares = cut(rows, lengths[rows], layout.dp, loop.token_budget, cost)
+        cost = CutCost(self._device.overhead_tokens, self._shape.hidden_size)
+        for step in TRACKED:
+            rows = global_batch_rows(ordered, step, recipe.batch.global_size)
+            shares = cut_batch(rows, lengths[rows], layout.dp, loop.token_budget, cost)
             share = shares[loop.mesh.dp_rank]
             for number, micro_batch in enumerate(share):
                 longest = int(lengths[micro_batch.rows].max())
                 precision = (
                     "fp32" if autocast_dtype(self._device, recipe.precision) is None else "bf16"
                 )
-                regime = Regime(
+                setup = TrainingSetup(
                     len(micro_batch.rows),
                     longest,
                     len(share) if number else 1,
                     precision,
-                    optimizer_of(recipe.optimizer.name, recipe.optimizer.momentum),
-                    attention_of(recipe.model.attention_dropout, self._device.kind, precision),
+                    moment_kind(recipe.optimizer.name, recipe.optimizer.momentum),
+                    attention_storage(recipe.model.attention_dropout, self._device.kind, precision),
                     round(recipe.masking.share * longest) if masks else None,
                 )
-                yield needs(self._shape, layout, regime)[0].total
+                yield memory_by_rank(self._shape, layout, setup)[0].total
 
-    def _loop(self) -> Loop:
+    def _loop(self) -> TrainingLoop:
         parallel = parallelize(
-            outline(self._recipe, self._data.labels, 0, self._encoder),
-            Mesh.of(Layout(), self._device.kind),
+            build_on_meta(self._recipe, self._data.labels, 0, self._encoder),
+            Mesh.from_layout(Layout(), self._device.kind),
             lambda part: materialize(part, self._recipe.seed, self._device.torch_device()),
             None,
         )
-        return Loop(self._recipe, self._data, self._encoder, parallel, self._device)
+        return TrainingLoop(self._recipe, self._data, self._encoder, parallel, self._device)
 
 
-def _next(run: Iterator[object]) -> Step:
-    """The next step of a run, past evaluations and moments to save."""
-    return next(event for event in run if isinstance(event, Step))
+def _next_step(run: Iterator[object]) -> StepEvent:
+    """Return the next step of a run, skipping other events."""
+    return next(event for event in run if isinstance(event, StepEvent))
 
 
-def _settled() -> float:
-    """Resident bytes before the model is there, when a small one has made libraries load."""
-    run = probe.loop_of(SMALL, DEVICES["cpu"]).run()
+def _baseline_memory() -> float:
+    """Return the resident bytes after a small model made libraries load."""
+    run = probe.build_loop(SMALL, DEVICES["cpu"]).run()
     for _ in range(WARMUP):
-        _next(run)
+        _next_step(run)
     del run
     gc.collect()
-    return _status("VmRSS")
+    return _read_status("VmRSS")
 
 
-def _status(name: str) -> float:
-    """Bytes of a line of /proc/self/status."""
+def _read_status(name: str) -> float:
+    """Return the bytes in a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024.0 * float(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

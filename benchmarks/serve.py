@@ -1,15 +1,15 @@
-"""Requests a second, latency and CPU of servers of one model, side by side on this machine.
+"""Compare requests a second, latency and CPU of servers of one model on this machine.
 
 The same bundle, texts and client for all; servers are started one at a time, warmed up, measured
-and ended, round after round, so what disturbs the machine disturbs all. Two more rows are no
-servers: the ceiling, what as many processes as there are cores compute in batches of the same
-budget (`ceiling.py`), for the engine that `python -m serving build` chooses and for torch fp32.
+and stopped, round after round, so what disturbs the machine disturbs all. Two more rows are not
+servers: the ceiling, the throughput of a process a core in batches of the same budget
+(`ceiling.py`), for the engine that `python -m serving build` chooses and for torch fp32.
 
     python benchmarks/serve.py --install                          # the rivals' environments, once
     python benchmarks/serve.py --rounds 3 --seconds 20 [--rows bertha mosec] [--open-loop]
 
-The closed loop asks with so many connections; --open-loop adds shares of what the closed loop
-reached, at moments that do not depend on answers; --half-cpu adds a busy process for half of the
+The closed loop keeps a fixed number of connections busy; --open-loop adds shares of its rate, at
+times that do not depend on responses; --half-cpu adds a busy process for half of the
 cores. Writes benchmarks/results/serve.json.
 """
 
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import bundles
 from contenders import CONTENDERS
-from report import table
-from servers import DidNotStart, end_in_order
-from texts import texts_of
-from turns import Bench, Record, of_ceiling, of_server
+from report import format_table
+from servers import ServerStartError, exit_on_sigterm
+from texts import sample_texts
+from turns import Bench, Record, measure_ceiling, measure_server
 
 from trainers.tracking import provenance
 
@@ -33,8 +33,8 @@ CACHE = Path("~/.cache/bertha/rivals/bundles").expanduser()
 CEILINGS = ("ceiling", "ceiling-fp32")
 
 
-def raced(bench: Bench, rows: list[str]) -> tuple[list[Record], dict[str, str]]:
-    """The records of all rounds, and why rows are missing."""
+def run_rounds(bench: Bench, rows: list[str]) -> tuple[list[Record], dict[str, str]]:
+    """Measure all rows in rounds; return (records, reasons of missing rows)."""
     records: list[Record] = []
     missing: dict[str, str] = {}
     for number in range(bench.options.rounds):
@@ -43,29 +43,29 @@ def raced(bench: Bench, rows: list[str]) -> tuple[list[Record], dict[str, str]]:
             if name in missing:
                 continue
             try:
-                found = _turn(bench, name)
-            except DidNotStart as error:
+                measured = _measure_row(bench, name)
+            except ServerStartError as error:
                 missing[name] = str(error)
                 print(f"{name}: {error}", flush=True)
                 continue
-            records += [{"row": name, "round": number, **record} for record in found]
-            for record in found:
-                print(_line(number, name, record), flush=True)
+            records += [{"row": name, "round": number, **record} for record in measured]
+            for record in measured:
+                print(_format_record(number, name, record), flush=True)
     return records, missing
 
 
-def _turn(bench: Bench, name: str) -> list[Record]:
+def _measure_row(bench: Bench, name: str) -> list[Record]:
     if name in CEILINGS:
-        return of_ceiling(bench, name)
+        return measure_ceiling(bench, name)
     contender = CONTENDERS[name]
-    lacking = contender.lacking()
-    if lacking is not None:
-        raise DidNotStart(lacking)
+    reason = contender.missing_requirement()
+    if reason is not None:
+        raise ServerStartError(reason)
     with tempfile.TemporaryDirectory(prefix="bertha-bench-") as directory:
-        return of_server(bench, contender, Path(directory))
+        return measure_server(bench, contender, Path(directory))
 
 
-def _line(number: int, name: str, record: Record) -> str:
+def _format_record(number: int, name: str, record: Record) -> str:
     p99 = record.get("milliseconds", {}).get("p99", 0.0)
     half = " (half the CPU)" if record["half_cpu"] else ""
     failed = {k: v for k, v in record.get("statuses", {}).items() if k != "200"}
@@ -76,38 +76,39 @@ def _line(number: int, name: str, record: Record) -> str:
     )
 
 
-def install(rows: list[str]) -> None:
-    """Make the rivals' environments."""
+def install_rivals(rows: list[str]) -> None:
+    """Make the virtual environments of the rivals."""
     for name in rows:
-        if name in CONTENDERS and CONTENDERS[name].home:
+        if name in CONTENDERS and CONTENDERS[name].venv_name:
             print(f"{name} …", CONTENDERS[name].install() or "installed", flush=True)
 
 
-def bundle_for(options: argparse.Namespace) -> tuple[Path, Path]:
-    """The bundle without engines, and the one with those that were chosen on this machine."""
+def prepare_bundles(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Return (bundle without engines, bundle with engines built and chosen here)."""
     source = options.bundle
     if source is None and (bundles.RUN_BUNDLE / "bundle.json").exists():
         source = bundles.RUN_BUNDLE
-    plain = bundles.plain(source, CACHE / "plain")
-    needed = {"bertha", "ceiling"} & set(options.rows)
-    return plain, bundles.built(plain, CACHE / "built", options.engine) if needed else plain
+    plain = bundles.copy_without_engines(source, CACHE / "plain")
+    if not {"bertha", "ceiling"} & set(options.rows):
+        return plain, plain
+    return plain, bundles.copy_with_engines(plain, CACHE / "built", options.engine)
 
 
 def main() -> None:
-    """Measure, print the table, store the records."""
-    options = _parser().parse_args()
+    """Measure the rows, print the table and store the records."""
+    options = _build_parser().parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    end_in_order()
+    exit_on_sigterm()
     if options.install:
-        install(options.rows)
+        install_rivals(options.rows)
         return
-    texts = {kind: texts_of(kind) for kind in options.texts}
-    bench = Bench(options, *bundle_for(options), texts)
-    records, missing = raced(bench, options.rows)
-    print("\n" + table(records, missing))
-    engine = bundles.engine_of(bench.built)
+    texts = {kind: sample_texts(kind) for kind in options.texts}
+    bench = Bench(options, *prepare_bundles(options), texts)
+    records, missing = run_rounds(bench, options.rows)
+    print("\n" + format_table(records, missing))
+    engine = bundles.chosen_engine(bench.built)
     stored = {
-        "environment": provenance.environment(),
+        "environment": provenance.describe_environment(),
         "options": {k: str(value) for k, value in vars(options).items() if k != "out"},
         "engine": engine,
         "settings": {name: each.settings for name, each in CONTENDERS.items()},
@@ -118,7 +119,7 @@ def main() -> None:
     options.out.write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     rows = [*CONTENDERS, *CEILINGS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows)

@@ -1,8 +1,7 @@
-"""A server as a tree of processes: started, waited for, measured and ended.
+"""A server as a tree of processes: start it, wait for it, measure it and stop it.
 
-Every process of a tree is found by a variable that it inherited, so those that detached count too:
-proxies, actors, workers. Only processes with that mark are ever ended, by their own ids. Knows no
-framework.
+The processes of a tree are found by an environment variable that they inherit, so detached ones
+(proxies, actors, workers) count too. Only processes with that mark are stopped, by their ids.
 """
 
 import contextlib
@@ -31,8 +30,8 @@ LOAD = Path(__file__).parent / "load.py"
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class DidNotStart(Exception):
-    """A server that ended, or answered nothing in time; the text has what it said last."""
+class ServerStartError(Exception):
+    """A server exited or did not answer in time; the message has the end of its log."""
 
 
 class Server:
@@ -58,67 +57,69 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.stop()
 
-    def wait(self, path: str, body: str) -> None:
-        """Return when one request is answered with 200. Raises DidNotStart."""
+    def wait_until_ready(self, path: str, body: str) -> None:
+        """Wait until a request is answered with 200. Raises ServerStartError."""
         give_up = time.monotonic() + START_SECONDS
         while True:
             if self._process.poll() is not None:
-                raise DidNotStart(f"ended with status {self._process.returncode}: {self._said()}")
-            status = ask(self.port, path, body)
+                raise ServerStartError(
+                    f"ended with status {self._process.returncode}: {self._last_lines()}"
+                )
+            status = post_body(self.port, path, body)
             if status == 200:
                 return
             if time.monotonic() > give_up:
-                raise DidNotStart(f"no answer (last status {status}): {self._said()}")
+                raise ServerStartError(f"no answer (last status {status}): {self._last_lines()}")
             time.sleep(0.25)
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that belongs to the server."""
-        found = []
+        """Return all processes of the server, detached ones too."""
+        processes = []
         for each in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if each.environ().get(MARK) == self._mark:
-                    found.append(each)
-        return found
+                    processes.append(each)
+        return processes
 
-    def end(self) -> None:
-        """Ask it to end, then end what is left."""
-        mine = self.processes()
+    def stop(self) -> None:
+        """Send SIGTERM, wait, then kill the processes that are left."""
+        processes = self.processes()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
-        for each in {*mine, *self.processes()}:
+        for each in {*processes, *self.processes()}:
             with contextlib.suppress(psutil.Error):
                 each.kill()
-        psutil.wait_procs(mine, timeout=5)
+        psutil.wait_procs(processes, timeout=5)
         self._process.wait(5)
         self._output.close()
 
-    def _said(self) -> str:
+    def _last_lines(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-6:])[-800:]
 
 
-class Usage:
-    """CPU seconds of processes since this was made."""
+class CpuUsage:
+    """CPU seconds of processes since construction."""
 
     def __init__(self, processes: Sequence[psutil.Process]) -> None:
         self._processes = processes
-        self._before = {each.pid: _cpu(each) for each in processes}
+        self._before = {each.pid: _cpu_seconds(each) for each in processes}
 
     def seconds(self) -> float:
-        """CPU seconds of all of them; of those that ended meanwhile, none."""
+        """Return the CPU seconds of all processes; those that exited count 0."""
         return sum(
-            max(0.0, _cpu(each) - self._before[each.pid])
+            max(0.0, _cpu_seconds(each) - self._before[each.pid])
             for each in self._processes
             if each.is_running()
         )
 
 
-def megabytes(processes: Sequence[psutil.Process]) -> float:
-    """Memory of processes, what they share counted in equal parts (PSS)."""
+def memory_megabytes(processes: Sequence[psutil.Process]) -> float:
+    """Return the proportional set size (PSS) of processes, in MiB."""
     total = 0
     for each in processes:
         with contextlib.suppress(OSError):
@@ -128,7 +129,7 @@ def megabytes(processes: Sequence[psutil.Process]) -> float:
     return total / 1024
 
 
-def _cpu(process: psutil.Process) -> float:
+def _cpu_seconds(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
     except psutil.Error:
@@ -136,8 +137,8 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def ask(port: int, path: str, body: str, timeout: float = 10.0) -> int:
-    """The status of one POST; 0 where nothing answered."""
+def post_body(port: int, path: str, body: str, timeout: float = 10.0) -> int:
+    """Send one POST and return its status; 0 without a response."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", body.encode(), {"Content-Type": "application/json"}
     )
@@ -150,8 +151,8 @@ def ask(port: int, path: str, body: str, timeout: float = 10.0) -> int:
         return 0
 
 
-def begin_load(port: int, path: str, bodies: Path, **options: Any) -> "subprocess.Popen[str]":
-    """Start the load generator. options: its own, as concurrency=32 or by_second=True."""
+def start_load(port: int, path: str, bodies: Path, **options: Any) -> "subprocess.Popen[str]":
+    """Start the load generator. options: its flags, as concurrency=32 or by_second=True."""
     command = [sys.executable, str(LOAD), "--port", str(port), "--path", path]
     command += ["--bodies", str(bodies)]
     for name, value in options.items():
@@ -162,16 +163,16 @@ def begin_load(port: int, path: str, bodies: Path, **options: Any) -> "subproces
 
 
 def finish_load(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    """What the load generator reported."""
+    """Wait for the load generator and return its report."""
     output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the load generator ended with status {process.returncode}")
-    found: dict[str, Any] = json.loads(output)
-    return found
+    report: dict[str, Any] = json.loads(output)
+    return report
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has, nor the two after it."""
+def find_free_port() -> int:
+    """Return a port of 127.0.0.1 that is free, as are the two after it."""
     while True:
         port = random.randrange(20000, 30000)
         try:
@@ -183,8 +184,8 @@ def free_port() -> int:
         return port
 
 
-def end_in_order() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, once, so that servers are ended on the way."""
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, once, so that servers are stopped on the way out."""
 
     def end(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice

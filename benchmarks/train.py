@@ -33,20 +33,19 @@ from transformers import (
 )
 
 from cluster.costmodel.layout import Layout
-from trainers.config import recipe
-from trainers.config.recipe import Recipe
+from trainers.config.recipe import Recipe, load_recipe
 from trainers.data import prepare
-from trainers.data.microbatch import order
+from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
+from trainers.data.microbatch import epoch_order
 from trainers.data.packages import resolve_model
-from trainers.data.prepare import Split
-from trainers.data.tokenizer import Samples
+from trainers.data.ragged import RaggedArray
 from trainers.distributed.device import DEVICES
 from trainers.distributed.mesh import Mesh
-from trainers.models.build import build
+from trainers.models.build import build_model
 from trainers.parallel.parallelize import parallelize
 from trainers.tracking import provenance
-from trainers.training.events import Step
-from trainers.training.loop import Loop
+from trainers.training.events import StepEvent
+from trainers.training.loop import TrainingLoop
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP = 1  # steps not counted
@@ -54,7 +53,7 @@ WARMUP = 1  # steps not counted
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contender did in one round: the counted steps."""
+    """The counted steps of one contender in one round."""
 
     seconds: float
     cpu_seconds: float
@@ -64,17 +63,17 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A name, and how it trains for some steps."""
+class TrainingContender:
+    """A name, and a function that trains for a number of steps."""
 
     name: str
-    train: Callable[[Recipe, prepare.Data, int], Turn]
+    train: Callable[[Recipe, PreparedDataset, int], Turn]
 
 
-class Ordered(Dataset[dict[str, Any]]):
+class OrderedRows(Dataset[dict[str, Any]]):
     """The rows of a split in a given order, as Trainer reads them."""
 
-    def __init__(self, split: Split, rows: np.ndarray, pad_to: int | None) -> None:
+    def __init__(self, split: DatasetSplit, rows: np.ndarray, pad_to: int | None) -> None:
         self.split, self.rows, self.pad_to = split, rows, pad_to
 
     def __len__(self) -> int:
@@ -90,75 +89,76 @@ class Ordered(Dataset[dict[str, Any]]):
         return {"input_ids": ids, "attention_mask": mask, "labels": int(self.split.targets[row])}
 
 
-class InOrder(Trainer):
-    """Trainer without its shuffle, so that everyone sees the same batches."""
+class UnshuffledTrainer(Trainer):
+    """Trainer without its shuffle, so that all contenders get the same batches."""
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
 
-class Clock(TrainerCallback):
-    """Reads both clocks at the end of each step."""
+class StepClock(TrainerCallback):
+    """Records wall and CPU time at the end of each step."""
 
     def __init__(self) -> None:
         self.ticks: list[tuple[float, float]] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Read both clocks."""
         self.ticks.append((time.perf_counter(), time.process_time()))
 
 
-def trainer_model(made: Recipe, labels: int, attention_dropout: float) -> Any:
-    """The model as Trainer's users load it."""
-    torch.manual_seed(made.seed)
+def load_trainer_model(recipe: Recipe, labels: int, attention_dropout: float) -> Any:
+    """Load the model as users of Trainer do."""
+    torch.manual_seed(recipe.seed)
     return BertForSequenceClassification.from_pretrained(
-        resolve_model(made.model.name),
+        resolve_model(recipe.model.name),
         num_labels=labels,
-        hidden_dropout_prob=made.model.dropout,
+        hidden_dropout_prob=recipe.model.dropout,
         attention_probs_dropout_prob=attention_dropout,
     )
 
 
-def collator(made: Recipe) -> DataCollatorWithPadding:
-    """Pads a batch to its longest."""
-    return DataCollatorWithPadding(AutoTokenizer.from_pretrained(resolve_model(made.model.name)))
+def build_collator(recipe: Recipe) -> DataCollatorWithPadding:
+    """Return a collator that pads a batch to its longest row."""
+    return DataCollatorWithPadding(AutoTokenizer.from_pretrained(resolve_model(recipe.model.name)))
 
 
-def trainer_arguments(made: Recipe, directory: str, **more: Any) -> TrainingArguments:
-    """Trainer with the recipe's optimizer and schedule, and nothing it writes."""
+def build_training_arguments(recipe: Recipe, directory: str, **more: Any) -> TrainingArguments:
+    """Return arguments of the recipe's optimizer and schedule, without logs or checkpoints."""
     return TrainingArguments(
         output_dir=directory,
-        per_device_train_batch_size=made.batch.global_size,
+        per_device_train_batch_size=recipe.batch.global_size,
         per_device_eval_batch_size=64,
-        learning_rate=made.optimizer.learning_rate,
-        weight_decay=made.optimizer.weight_decay,
-        warmup_steps=made.schedule.warmup,
-        max_grad_norm=made.optimizer.max_grad_norm or 0.0,
+        learning_rate=recipe.optimizer.learning_rate,
+        weight_decay=recipe.optimizer.weight_decay,
+        warmup_steps=recipe.schedule.warmup,
+        max_grad_norm=recipe.optimizer.max_grad_norm or 0.0,
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
-        seed=made.seed,
+        seed=recipe.seed,
         **more,
     )
 
 
-def with_trainer(
+def make_trainer_run(
     pad: bool, attention_dropout: float
-) -> Callable[[Recipe, prepare.Data, int], Turn]:
-    """Trainer padding to max_length, or to the longest of its batch."""
+) -> Callable[[Recipe, PreparedDataset, int], Turn]:
+    """Return a run of Trainer that pads to max_length, or to the longest of its batch."""
 
-    def train(made: Recipe, prepared: prepare.Data, steps: int) -> Turn:
-        split, size = prepared.train, made.batch.global_size
-        rows = order(made.seed, 0, len(split))[: (WARMUP + steps) * size]
-        pad_to = made.batch.max_length if pad else None
-        clock = Clock()
+    def train(recipe: Recipe, prepared: PreparedDataset, steps: int) -> Turn:
+        split, size = prepared.train, recipe.batch.global_size
+        rows = epoch_order(recipe.seed, 0, len(split))[: (WARMUP + steps) * size]
+        pad_to = recipe.batch.max_length if pad else None
+        clock = StepClock()
         with tempfile.TemporaryDirectory() as directory:
-            trainer = InOrder(
-                model=trainer_model(made, len(prepared.labels), attention_dropout),
-                args=trainer_arguments(made, directory, max_steps=WARMUP + steps),
-                train_dataset=Ordered(split, rows, pad_to),
-                data_collator=collator(made),
+            trainer = UnshuffledTrainer(
+                model=load_trainer_model(recipe, len(prepared.labels), attention_dropout),
+                args=build_training_arguments(recipe, directory, max_steps=WARMUP + steps),
+                train_dataset=OrderedRows(split, rows, pad_to),
+                data_collator=build_collator(recipe),
                 callbacks=[clock],
             )
             trainer.train()
@@ -176,108 +176,131 @@ def with_trainer(
     return train
 
 
-def loop_of(made: Recipe, prepared: prepare.Data) -> Loop:
-    """The loop of this project, in this process."""
-    model, alone = build(made, prepared.labels, 0), Mesh.of(Layout(), "cpu")
-    parallel = parallelize(model, alone, lambda part: part)
-    return Loop(made, prepared, prepare.encoder_of(made), parallel, DEVICES["cpu"])
+def build_loop(recipe: Recipe, prepared: PreparedDataset) -> TrainingLoop:
+    """Build the training loop of this project, in this process."""
+    model, mesh = build_model(recipe, prepared.labels, 0), Mesh.from_layout(Layout(), "cpu")
+    parallel = parallelize(model, mesh, lambda part: part)
+    return TrainingLoop(
+        recipe, prepared, prepare.load_recipe_encoder(recipe), parallel, DEVICES["cpu"]
+    )
 
 
-def with_bertha(attention_dropout: float) -> Callable[[Recipe, prepare.Data, int], Turn]:
-    """The loop of this project."""
+def make_bertha_run(attention_dropout: float) -> Callable[[Recipe, PreparedDataset, int], Turn]:
+    """Return a run of the training loop of this project."""
 
-    def train(made: Recipe, prepared: prepare.Data, steps: int) -> Turn:
-        changes = {"model": made.model.model_copy(update={"attention_dropout": attention_dropout})}
-        stopping = made.stopping.model_copy(update={"max_steps": WARMUP + steps})
-        evaluation = made.evaluation.model_copy(update={"every_steps": 10**6})
-        made = made.model_copy(update={**changes, "stopping": stopping, "evaluation": evaluation})
-        none = Samples(prepared.train.samples.values[:0], prepared.train.samples.offsets[:1])
-        nothing = Split(none, prepared.train.targets[:0])
-        empty = dataclasses.replace(prepared, validation=nothing)
-        loop = loop_of(made, empty)
-        counted: list[Step] = []
+    def train(recipe: Recipe, prepared: PreparedDataset, steps: int) -> Turn:
+        changes = {
+            "model": recipe.model.model_copy(update={"attention_dropout": attention_dropout})
+        }
+        stopping = recipe.stopping.model_copy(update={"max_steps": WARMUP + steps})
+        evaluation = recipe.evaluation.model_copy(update={"every_steps": 10**6})
+        recipe = recipe.model_copy(
+            update={**changes, "stopping": stopping, "evaluation": evaluation}
+        )
+        no_rows = RaggedArray(prepared.train.samples.values[:0], prepared.train.samples.offsets[:1])
+        no_split = DatasetSplit(no_rows, prepared.train.targets[:0])
+        loop = build_loop(recipe, dataclasses.replace(prepared, validation=no_split))
+        counted_steps: list[StepEvent] = []
         start = cpu_start = end = cpu_end = 0.0
         for event in loop.run():
-            if isinstance(event, Step):
+            if isinstance(event, StepEvent):
                 end, cpu_end = time.perf_counter(), time.process_time()
                 if event.step == WARMUP:
                     start, cpu_start = end, cpu_end
                 else:
-                    counted.append(event)
+                    counted_steps.append(event)
         return Turn(
             end - start,
             cpu_end - cpu_start,
-            sum(step.samples for step in counted),
-            sum(step.tokens for step in counted),
-            sum(step.computed_tokens for step in counted),
+            sum(step.samples for step in counted_steps),
+            sum(step.tokens for step in counted_steps),
+            sum(step.computed_tokens for step in counted_steps),
         )
 
     return train
 
 
 CONTENDERS = [
-    Contender("Trainer, dynamic padding", with_trainer(pad=False, attention_dropout=0.1)),
-    Contender("Trainer, padded to max_length", with_trainer(pad=True, attention_dropout=0.1)),
-    Contender("Trainer, dynamic, attention dropout 0", with_trainer(False, attention_dropout=0.0)),
-    Contender("Bertha, attention dropout 0.1", with_bertha(attention_dropout=0.1)),
-    Contender("Bertha, attention dropout 0 (default)", with_bertha(attention_dropout=0.0)),
+    TrainingContender(
+        "Trainer, dynamic padding", make_trainer_run(pad=False, attention_dropout=0.1)
+    ),
+    TrainingContender(
+        "Trainer, padded to max_length", make_trainer_run(pad=True, attention_dropout=0.1)
+    ),
+    TrainingContender(
+        "Trainer, dynamic, attention dropout 0", make_trainer_run(False, attention_dropout=0.0)
+    ),
+    TrainingContender("Bertha, attention dropout 0.1", make_bertha_run(attention_dropout=0.1)),
+    TrainingContender(
+        "Bertha, attention dropout 0 (default)", make_bertha_run(attention_dropout=0.0)
+    ),
 ]
 
 
-def race(made: Recipe, prepared: prepare.Data, rounds: int, steps: int) -> dict[str, Any]:
-    """Let every contender train `rounds` times in turns; the table and the raw turns."""
+def race_contenders(
+    recipe: Recipe, prepared: PreparedDataset, rounds: int, steps: int
+) -> dict[str, Any]:
+    """Train every contender `rounds` times in turns; print the table and return the turns."""
     turns: dict[str, list[Turn]] = {contender.name: [] for contender in CONTENDERS}
     for number in range(rounds):
         for contender in CONTENDERS:
-            turn = contender.train(made, prepared, steps)
+            turn = contender.train(recipe, prepared, steps)
             turns[contender.name].append(turn)
             speed = turn.samples / turn.seconds
             print(f"round {number + 1}  {contender.name:<40} {speed:7.2f} samples/s", flush=True)
     first = turns[CONTENDERS[0].name]
     print(f"\n{'':<40} samples/s  CPU s/sample  padding   speed-up (wall)  speed-up (CPU)")
-    for name, own in turns.items():
-        wall = [a.seconds / b.seconds for a, b in zip(first, own, strict=True)]
-        cpu = [a.cpu_seconds / b.cpu_seconds for a, b in zip(first, own, strict=True)]
+    for name, contender_turns in turns.items():
+        wall = [a.seconds / b.seconds for a, b in zip(first, contender_turns, strict=True)]
+        cpu = [a.cpu_seconds / b.cpu_seconds for a, b in zip(first, contender_turns, strict=True)]
         print(
-            f"{name:<40} {statistics.median(t.samples / t.seconds for t in own):9.2f}"
-            f"{statistics.median(t.cpu_seconds / t.samples for t in own):14.3f}"
-            f"{1 - own[0].tokens / own[0].computed_tokens:9.1%}"
+            f"{name:<40} {statistics.median(t.samples / t.seconds for t in contender_turns):9.2f}"
+            f"{statistics.median(t.cpu_seconds / t.samples for t in contender_turns):14.3f}"
+            f"{1 - contender_turns[0].tokens / contender_turns[0].computed_tokens:9.1%}"
             f"{statistics.median(wall):16.2f}x{statistics.median(cpu):15.2f}x"
         )
-    return {name: [dataclasses.asdict(turn) for turn in own] for name, own in turns.items()}
+    return {
+        name: [dataclasses.asdict(turn) for turn in contender_turns]
+        for name, contender_turns in turns.items()
+    }
 
 
-def accuracies(made: Recipe, prepared: prepare.Data, seeds: int) -> dict[str, list[float]]:
+def compare_accuracies(
+    recipe: Recipe, prepared: PreparedDataset, seeds: int
+) -> dict[str, list[float]]:
     """Held-out accuracy after the same epochs: Trainer as its documentation leaves it, and ours."""
-    found: dict[str, list[float]] = {"Trainer": [], "Bertha": []}
+    accuracies: dict[str, list[float]] = {"Trainer": [], "Bertha": []}
     for seed in range(seeds):
-        seeded = made.model_copy(update={"seed": seed})
-        found["Trainer"].append(trainer_accuracy(seeded, prepared))
-        loop = loop_of(seeded, prepared)
+        seeded = recipe.model_copy(update={"seed": seed})
+        accuracies["Trainer"].append(measure_trainer_accuracy(seeded, prepared))
+        loop = build_loop(seeded, prepared)
         for _ in loop.run():
             pass
-        found["Bertha"].append(loop.evaluate(prepared.test)["accuracy"])
+        accuracies["Bertha"].append(loop.evaluate(prepared.test)["accuracy"])
         print(
-            f"seed {seed}  " + "  ".join(f"{k} {v[-1]:.4f}" for k, v in found.items()), flush=True
+            f"seed {seed}  " + "  ".join(f"{k} {v[-1]:.4f}" for k, v in accuracies.items()),
+            flush=True,
         )
-    for name, values in found.items():
+    for name, values in accuracies.items():
         print(f"{name:<8} mean {statistics.mean(values):.4f}")
-    return found
+    return accuracies
 
 
-def trainer_accuracy(made: Recipe, prepared: prepare.Data) -> float:
-    """Accuracy on the test rows after Trainer's own shuffled epochs."""
-    train, test = (Ordered(s, np.arange(len(s)), None) for s in (prepared.train, prepared.test))
+def measure_trainer_accuracy(recipe: Recipe, prepared: PreparedDataset) -> float:
+    """Return the test accuracy after Trainer's own shuffled epochs."""
+    train, test = (OrderedRows(s, np.arange(len(s)), None) for s in (prepared.train, prepared.test))
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
-            model=trainer_model(made, len(prepared.labels), 0.1),
-            args=trainer_arguments(made, directory, num_train_epochs=made.stopping.epochs),
+            model=load_trainer_model(recipe, len(prepared.labels), 0.1),
+            args=build_training_arguments(
+                recipe, directory, num_train_epochs=recipe.stopping.epochs
+            ),
             train_dataset=train,
-            data_collator=collator(made),
+            data_collator=build_collator(recipe),
         )
         trainer.train()
-        said = trainer.predict(test).predictions.argmax(axis=1)
-    return float((said == prepared.test.targets).mean())
+        predicted = trainer.predict(test).predictions.argmax(axis=1)
+    return float((predicted == prepared.test.targets).mean())
 
 
 def main() -> None:
@@ -294,15 +317,19 @@ def main() -> None:
     parser.add_argument("--cache", default="~/.cache/bertha")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
-    made = recipe.load(options.recipe, [f"stopping.epochs={options.epochs}", *options.overrides])
-    prepared = prepare.prepare(made, Path(options.cache).expanduser())
+    recipe = load_recipe(options.recipe, [f"stopping.epochs={options.epochs}", *options.overrides])
+    prepared = prepare.prepare_dataset(recipe, Path(options.cache).expanduser())
     kind = "accuracy" if options.accuracy else "speed"
     if options.accuracy:
-        figures: dict[str, Any] = accuracies(made, prepared, options.seeds)
+        figures: dict[str, Any] = compare_accuracies(recipe, prepared, options.seeds)
     else:
-        figures = race(made, prepared, options.rounds, options.steps)
+        figures = race_contenders(recipe, prepared, options.rounds, options.steps)
     RESULTS.mkdir(exist_ok=True)
-    stored = {"environment": provenance.environment(), "options": vars(options), "figures": figures}
+    stored = {
+        "environment": provenance.describe_environment(),
+        "options": vars(options),
+        "figures": figures,
+    }
     (RESULTS / f"train-{kind}-{options.recipe}.json").write_text(
         json.dumps(stored, indent=1) + "\n"
     )

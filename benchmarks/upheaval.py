@@ -1,9 +1,9 @@
-"""What requests notice while an endpoint is killed, upgraded, tried out, scaled and flooded.
+"""Measure requests while an endpoint loses a replica, is upgraded, scaled and overloaded.
 
-Requests come at half of what the endpoint reached in a closed loop, at moments that do not depend
-on its answers, so every one of them that waits or fails is seen. Meanwhile a replica is killed, a
-new version deployed, a canary promoted and a broken one rolled back by the judge; an endpoint of
-its own scales from one replica to two and back; and at last twice the capacity is offered.
+Requests come at half of the rate that the endpoint reached in a closed loop, at times that do not
+depend on its responses, so every request that waits or fails counts. Meanwhile a replica is killed,
+a new version deployed, a canary promoted and a broken one rolled back automatically; another
+endpoint scales from one replica to two and back; and at last twice the capacity is offered.
 
     python benchmarks/upheaval.py --seconds 60 [--only calm killed] [--bundle runs/reviews/bundle]
 
@@ -22,71 +22,86 @@ from pathlib import Path
 import bundles
 from contenders import CORES
 from serve import CACHE, RESULTS
-from servers import Server, begin_load, end_in_order, finish_load, free_port
-from texts import texts_of
-from upheavals import NAME, PATH, UPHEAVALS, Record, Subject, calm, scaled, under_load
+from servers import Server, exit_on_sigterm, find_free_port, finish_load, start_load
+from texts import sample_texts
+from upheavals import (
+    NAME,
+    PATH,
+    UPHEAVALS,
+    EndpointUnderTest,
+    Record,
+    do_nothing,
+    run_scaling,
+    run_under_load,
+)
 
-from serving.deployment.config import Endpoint
+from serving.deployment.config import EndpointConfig
 from serving.registry.registry import Registry
 from trainers.tracking import provenance
 
 DOWNSCALE_SECONDS = 5.0
 
 
-def endpoint(registry: Registry, port: int, least: int, most: int) -> Endpoint:
-    """The settings of an endpoint under test."""
-    return Endpoint(
+def build_endpoint_config(
+    registry: Registry, port: int, min_replicas: int, max_replicas: int
+) -> EndpointConfig:
+    """Return the settings of an endpoint under test."""
+    return EndpointConfig(
         registry=registry.address,
         port=port,
-        min_replicas=least,
-        max_replicas=most,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
         downscale_seconds=DOWNSCALE_SECONDS,
     )
 
 
-def tried(options: argparse.Namespace, least: int, cases: list[str]) -> list[Record]:
-    """The records of `cases`, of one endpoint of at least so many replicas."""
-    with tempfile.TemporaryDirectory(prefix="bertha-bench-") as place:
-        registry = Registry.open(str(Path(place) / "registry"))
+def run_endpoint(options: argparse.Namespace, min_replicas: int, cases: list[str]) -> list[Record]:
+    """Start an endpoint of at least `min_replicas` and return the records of `cases`."""
+    with tempfile.TemporaryDirectory(prefix="bertha-bench-") as directory:
+        registry = Registry.open(str(Path(directory) / "registry"))
         registry.deploy(NAME, registry.register(options.bundle, NAME))
-        bodies, port = Path(place) / "bodies.json", free_port()
-        texts = [json.dumps({"inputs": text}) for text in texts_of(options.texts)]
+        bodies, port = Path(directory) / "bodies.json", find_free_port()
+        texts = [json.dumps({"inputs": text}) for text in sample_texts(options.texts)]
         bodies.write_text(json.dumps(texts))
-        settings = endpoint(registry, port, least, CORES).model_dump_json()
+        settings = build_endpoint_config(registry, port, min_replicas, CORES).model_dump_json()
         command = [sys.executable, str(Path(__file__).resolve()), "--be-endpoint", settings]
-        with Server(command, port, {}, Path(place) / "log") as server:
-            server.wait(PATH, texts[0])
-            closed = {"concurrency": 16 * least, "seconds": max(2.0, options.seconds / 4)}
-            found = finish_load(begin_load(port, PATH, bodies, **closed))
-            capacity = found["requests_per_second"]
-            print(f"{least} of {CORES} replicas: {capacity:.1f} requests/s", flush=True)
-            subject = Subject(server, registry, options.bundle, bodies, options.seconds, capacity)
-            return _records(subject, cases)
+        with Server(command, port, {}, Path(directory) / "log") as server:
+            server.wait_until_ready(PATH, texts[0])
+            closed = {"concurrency": 16 * min_replicas, "seconds": max(2.0, options.seconds / 4)}
+            load = finish_load(start_load(port, PATH, bodies, **closed))
+            capacity = load["requests_per_second"]
+            print(f"{min_replicas} of {CORES} replicas: {capacity:.1f} requests/s", flush=True)
+            endpoint = EndpointUnderTest(
+                server, registry, options.bundle, bodies, options.seconds, capacity
+            )
+            return _run_cases(endpoint, cases)
 
 
-def _records(subject: Subject, cases: list[str]) -> list[Record]:
+def _run_cases(endpoint: EndpointUnderTest, cases: list[str]) -> list[Record]:
     records = []
     for case in cases:
         if case == "scaled":
-            records += scaled(subject)
+            records += run_scaling(endpoint)
         elif case == "flooded":
-            records.append({"case": case} | under_load(subject, 2 * subject.capacity, calm))
+            records.append(
+                {"case": case} | run_under_load(endpoint, 2 * endpoint.capacity, do_nothing)
+            )
         else:
-            load = under_load(subject, subject.capacity / 2, UPHEAVALS[case])
+            load = run_under_load(endpoint, endpoint.capacity / 2, UPHEAVALS[case])
             records.append({"case": case} | load)
         print(f"{records[-1]['case']}: {records[-1]['happened']}", flush=True)
     return records
 
 
-def table(records: list[Record]) -> str:
-    """A line a case."""
+def format_table(records: list[Record]) -> str:
+    """Format a Markdown table, a line a case."""
     lines = [
         "| case | requests/s offered | answered | refused | failed | p50 ms | p99 ms | max ms "
         "| 429 median ms | MB first, most, last | what happened, seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in records:
-        took, refusals = each["milliseconds"], each["refused_milliseconds"]
+        latencies, refusals = each["milliseconds"], each["refused_milliseconds"]
         refused = each["statuses"].get("429", 0)
         memory = each["megabytes"] or [0.0]
         cells = [
@@ -95,7 +110,7 @@ def table(records: list[Record]) -> str:
             str(each["statuses"].get("200", 0)),
             str(refused),
             str(each["failed"] - refused),
-            *(f"{took.get(name, 0.0):.1f}" for name in ("p50", "p99", "max")),
+            *(f"{latencies.get(name, 0.0):.1f}" for name in ("p50", "p99", "max")),
             f"{refusals['p50']:.1f}" if refusals else "",
             f"{memory[0]:.0f}, {max(memory):.0f}, {memory[-1]:.0f}",
             f"{each['happened']}, {each['took_seconds']}",
@@ -104,20 +119,20 @@ def table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def be_endpoint(settings: str) -> None:
-    """What is started as the endpoint under test."""
-    from serving.deployment import app  # Ray, which the measuring process must not pay for
+def serve_endpoint(settings: str) -> None:
+    """Serve the endpoint under test until SIGTERM, in a process of its own."""
+    from serving.deployment import app  # imports Ray, which would slow the measuring process
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with app.running(Endpoint(**json.loads(settings))):
+        with app.serve_locally(EndpointConfig(**json.loads(settings))):
             threading.Event().wait()
     except KeyboardInterrupt:
         return
 
 
 def main() -> None:
-    """Run the cases, print the table, store the records."""
+    """Run the cases, print the table and store the records."""
     cases = [*UPHEAVALS, "flooded", "scaled"]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each case")
@@ -128,18 +143,18 @@ def main() -> None:
     parser.add_argument("--be-endpoint", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be_endpoint:
-        be_endpoint(options.be_endpoint)
+        serve_endpoint(options.be_endpoint)
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    end_in_order()
+    exit_on_sigterm()
     if options.bundle is None:
         run = bundles.RUN_BUNDLE if bundles.RUN_BUNDLE.exists() else None
-        options.bundle = bundles.plain(run, CACHE / "plain")
-    of_all = [case for case in options.only if case != "scaled"]
-    records = tried(options, CORES, of_all) if of_all else []
-    records += tried(options, 1, ["scaled"]) if "scaled" in options.only else []
-    print("\n" + table(records))
-    stored = {"environment": provenance.environment(), "seconds": options.seconds}
+        options.bundle = bundles.copy_without_engines(run, CACHE / "plain")
+    common = [case for case in options.only if case != "scaled"]
+    records = run_endpoint(options, CORES, common) if common else []
+    records += run_endpoint(options, 1, ["scaled"]) if "scaled" in options.only else []
+    print("\n" + format_table(records))
+    stored = {"environment": provenance.describe_environment(), "seconds": options.seconds}
     options.out.write_text(json.dumps(stored | {"records": records}, indent=1) + "\n")
 
 

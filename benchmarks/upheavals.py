@@ -1,7 +1,7 @@
-"""What happens to an endpoint under load, and what its requests notice of it.
+"""Disturb an endpoint under load, and measure its requests meanwhile.
 
-An upheaval is a function that does it, waits until it has taken effect and says so in words. Knows
-how to look into an endpoint from outside: its processes, its metrics, its registry.
+An upheaval is a function that disturbs the endpoint, waits until that has taken effect and
+describes it. It observes the endpoint from outside: its processes, metrics and registry.
 """
 
 import json
@@ -17,23 +17,23 @@ from typing import Any
 
 import bundles
 from contenders import CORES
-from report import failed
-from servers import Server, begin_load, finish_load, megabytes
+from report import count_failed
+from servers import Server, finish_load, memory_megabytes, start_load
 
 from serving import client
-from serving.registry.canary_rule import Rule
+from serving.registry.canary_rule import CanaryRule
 from serving.registry.registry import Registry
 
 NAME, PATH = "reviews", "/predict"
-MOST_WAIT_SECONDS = 90.0  # for something to take effect
+MAX_WAIT_SECONDS = 90.0  # for something to take effect
 CONNECTIONS = 8
-LENIENT = Rule(min_requests=20, max_error_rate=0.2, max_p95_ratio=None)
+LENIENT = CanaryRule(min_requests=20, max_error_rate=0.2, max_p95_ratio=None)
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Subject:
+class EndpointUnderTest:
     """An endpoint under test. capacity: requests a second in a closed loop."""
 
     server: Server
@@ -44,135 +44,138 @@ class Subject:
     capacity: float
 
     def replicas(self) -> list[Any]:
-        """The processes of its replicas."""
+        """Return the processes of its replicas."""
         mark = "ServeReplica:bertha:replica"
         return [each for each in self.server.processes() if mark in " ".join(each.cmdline())]
 
 
-Upheaval = Callable[[Subject], str]
+Upheaval = Callable[[EndpointUnderTest], str]
 
 
-def under_load(subject: Subject, rate: float, upheaval: Upheaval) -> Record:
-    """What came of requests at `rate` while `upheaval` happened a quarter of the way."""
-    load = begin_load(
-        subject.server.port,
+def run_under_load(endpoint: EndpointUnderTest, rate: float, upheaval: Upheaval) -> Record:
+    """Send requests at `rate`, run `upheaval` after a quarter of the time; return the record."""
+    load = start_load(
+        endpoint.server.port,
         PATH,
-        subject.bodies,
+        endpoint.bodies,
         rate=rate,
-        seconds=subject.seconds,
+        seconds=endpoint.seconds,
         concurrency=CONNECTIONS,
         by_second=True,
     )
-    memory = Memory(subject)
-    time.sleep(subject.seconds / 4)
+    memory = MemorySampler(endpoint)
+    time.sleep(endpoint.seconds / 4)
     started = time.monotonic()
-    happened = upheaval(subject)
-    effect = time.monotonic() - started
-    found = finish_load(load)
-    memory.end()
-    found |= {"rate": rate, "happened": happened, "took_seconds": round(effect, 2)}
-    return found | {"failed": failed(found), "megabytes": memory.samples}
+    happened = upheaval(endpoint)
+    took_seconds = time.monotonic() - started
+    results = finish_load(load)
+    memory.stop()
+    results |= {"rate": rate, "happened": happened, "took_seconds": round(took_seconds, 2)}
+    return results | {"failed": count_failed(results), "megabytes": memory.samples}
 
 
-class Memory:
-    """The memory of an endpoint's processes, every two seconds, until told to end."""
+class MemorySampler:
+    """Samples the memory of an endpoint's processes every two seconds until `stop`."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, endpoint: EndpointUnderTest) -> None:
         self.samples: list[float] = []
-        self._subject, self._ended = subject, threading.Event()
+        self._endpoint, self._ended = endpoint, threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Take no more samples."""
         self._ended.set()
         self._thread.join()
 
     def _sample(self) -> None:
         while not self._ended.wait(2.0):
-            self.samples.append(round(megabytes(self._subject.server.processes()), 1))
+            self.samples.append(round(memory_megabytes(self._endpoint.server.processes()), 1))
 
 
-def calm(subject: Subject) -> str:
-    """Nothing happens."""
+def do_nothing(endpoint: EndpointUnderTest) -> str:
+    """Leave the endpoint alone."""
     return "nothing"
 
 
-def killed(subject: Subject) -> str:
-    """A replica is killed; another takes its place."""
-    victim = subject.replicas()[0]
+def kill_replica(endpoint: EndpointUnderTest) -> str:
+    """Kill a replica and wait until another replaces it."""
+    victim = endpoint.replicas()[0]
     victim.send_signal(signal.SIGKILL)
-    time.sleep(6)  # until the front has noticed
-    replaced = until(lambda: num_replicas(subject) == CORES)
+    time.sleep(6)  # until the replica table has noticed
+    replaced = wait_until(lambda: num_replicas(endpoint) == CORES)
     return f"replica {victim.pid} killed, {'replaced' if replaced else 'not replaced yet'}"
 
 
-def deployed(subject: Subject) -> str:
-    """A new version is made live."""
-    version = subject.registry.register(subject.bundle, NAME)
-    subject.registry.deploy(NAME, version)
-    served = until(lambda: version in versions(subject))
+def deploy_version(endpoint: EndpointUnderTest) -> str:
+    """Deploy a new version and wait until it is served."""
+    version = endpoint.registry.register(endpoint.bundle, NAME)
+    endpoint.registry.deploy(NAME, version)
+    served = wait_until(lambda: version in served_versions(endpoint))
     return f"version {version} deployed, {'served' if served else 'not served yet'}"
 
 
-def promoted(subject: Subject) -> str:
-    """A canary shows itself and becomes live."""
-    version = subject.registry.register(subject.bundle, NAME)
-    subject.registry.deploy(NAME, version, share=0.5, rule=LENIENT)
-    done = until(lambda: subject.registry.state(NAME).live == version)
-    return f"canary {version}, {'promoted' if done else 'not promoted yet'}: {why(subject)}"
+def promote_canary(endpoint: EndpointUnderTest) -> str:
+    """Deploy a good canary and wait until it is promoted."""
+    version = endpoint.registry.register(endpoint.bundle, NAME)
+    endpoint.registry.deploy(NAME, version, share=0.5, rule=LENIENT)
+    done = wait_until(lambda: endpoint.registry.read_state(NAME).live == version)
+    return (
+        f"canary {version}, {'promoted' if done else 'not promoted yet'}: {last_reason(endpoint)}"
+    )
 
 
-def rolled_back(subject: Subject) -> str:
-    """A canary that answers nothing is ended."""
+def roll_back_canary(endpoint: EndpointUnderTest) -> str:
+    """Deploy a broken canary and wait until it is rolled back."""
     with tempfile.TemporaryDirectory() as directory:
-        broken = bundles.broken(subject.bundle, Path(directory) / "bundle")
-        version = subject.registry.register(broken, NAME)
-    subject.registry.deploy(NAME, version, share=0.5, rule=LENIENT)
-    done = until(lambda: subject.registry.state(NAME).canary is None)
-    return f"canary {version}, {'rolled back' if done else 'not yet'}: {why(subject)}"
+        broken = bundles.copy_with_nan_bias(endpoint.bundle, Path(directory) / "bundle")
+        version = endpoint.registry.register(broken, NAME)
+    endpoint.registry.deploy(NAME, version, share=0.5, rule=LENIENT)
+    done = wait_until(lambda: endpoint.registry.read_state(NAME).canary is None)
+    return f"canary {version}, {'rolled back' if done else 'not yet'}: {last_reason(endpoint)}"
 
 
-def why(subject: Subject) -> str:
-    """The reason of the last change."""
-    return subject.registry.state(NAME).why
+def last_reason(endpoint: EndpointUnderTest) -> str:
+    """Return the reason of the last change of the registry."""
+    return endpoint.registry.read_state(NAME).why
 
 
 UPHEAVALS: dict[str, Upheaval] = {
-    "calm": calm,
-    "killed": killed,
-    "deployed": deployed,
-    "promoted": promoted,
-    "rolled-back": rolled_back,
+    "calm": do_nothing,
+    "killed": kill_replica,
+    "deployed": deploy_version,
+    "promoted": promote_canary,
+    "rolled-back": roll_back_canary,
 }
 
 
-def scaled(subject: Subject) -> list[Record]:
-    """Little, much and little again, for an endpoint that begins with one replica."""
-    seen: list[int] = []
+def run_scaling(endpoint: EndpointUnderTest) -> list[Record]:
+    """Offer a low, a high and a low load to an endpoint that starts with one replica."""
+    counts: list[int] = []
 
-    def watch(wanted: int) -> Upheaval:
-        def upheaval(subject: Subject) -> str:
-            until(lambda: num_replicas(subject) == wanted)
-            seen.append(num_replicas(subject))
-            return f"{seen[-1]} replicas, wanted {wanted}"
+    def await_replicas(target: int) -> Upheaval:
+        def upheaval(endpoint: EndpointUnderTest) -> str:
+            wait_until(lambda: num_replicas(endpoint) == target)
+            counts.append(num_replicas(endpoint))
+            return f"{counts[-1]} replicas, wanted {target}"
 
         return upheaval
 
-    shares = ((0.2, 1), (1.0, 2), (0.2, 1))  # of what one replica reaches
+    # Share of the capacity of one replica, and the replicas that it should need.
+    shares = ((0.2, 1), (1.0, 2), (0.2, 1))
     return [
-        {"case": f"scaling to {wanted}"}
-        | under_load(subject, share * subject.capacity, watch(wanted))
-        for share, wanted in shares
+        {"case": f"scaling to {target}"}
+        | run_under_load(endpoint, share * endpoint.capacity, await_replicas(target))
+        for share, target in shares
     ]
 
 
-def until(true: Callable[[], bool]) -> bool:
-    """Wait for something; whether it came."""
-    give_up = time.monotonic() + MOST_WAIT_SECONDS
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Poll until `condition` holds; return False after `MAX_WAIT_SECONDS`."""
+    give_up = time.monotonic() + MAX_WAIT_SECONDS
     while time.monotonic() < give_up:
         try:
-            if true():
+            if condition():
                 return True
         except OSError:
             pass
@@ -180,22 +183,24 @@ def until(true: Callable[[], bool]) -> bool:
     return False
 
 
-def get(subject: Subject, path: str) -> str:
-    """The text at a path of the endpoint."""
+def fetch_text(endpoint: EndpointUnderTest, path: str) -> str:
+    """Get the text at a path of the endpoint."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{client.url('127.0.0.1', subject.server.port)}{path}", timeout=5) as reply:
+    with opener.open(
+        f"{client.service_url('127.0.0.1', endpoint.server.port)}{path}", timeout=5
+    ) as reply:
         return str(reply.read().decode())
 
 
-def num_replicas(subject: Subject) -> int:
-    """Replicas that the front knows."""
-    lines = get(subject, "/metrics").splitlines()
+def num_replicas(endpoint: EndpointUnderTest) -> int:
+    """Return how many replicas the proxy serves from."""
+    lines = fetch_text(endpoint, "/metrics").splitlines()
     return int(
         float(next(each for each in lines if each.startswith("bertha_replicas ")).split()[1])
     )
 
 
-def versions(subject: Subject) -> list[str]:
-    """Versions of the model that are served."""
-    found: list[str] = json.loads(get(subject, f"/v2/models/{NAME}"))["versions"]
-    return found
+def served_versions(endpoint: EndpointUnderTest) -> list[str]:
+    """Return the versions of the model that are served."""
+    versions: list[str] = json.loads(fetch_text(endpoint, f"/v2/models/{NAME}"))["versions"]
+    return versions

@@ -1,30 +1,33 @@
 """Hardware before, during and after: `python -m cluster plan|check|up|down|doctor|...`.
 
-Each command is a module of COMMANDS. It has `add_parser(subparsers)`, which adds a parser (or more
-than one), and names with `set_defaults(run=...)` the function that runs it: parsed options in, exit
-status out, lines printed by itself. A BerthaError that it raises is printed here, status 2. It
-imports what is heavy (ray, torch, boto3) only when it runs, never when it is imported. A parser
-that has a list `overrides` is given every key=value of the line.
+Each module of COMMANDS has `add_parser(subparsers)`, which adds one or more parsers and names with
+`set_defaults(run=...)` the function that runs the command: parsed options in, exit status out. A
+BerthaError that it raises is printed here. Heavy libraries (ray, boto3) are imported only by the
+command that needs them. `plan` is an alias of trainers.planning.plan_command.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.doctor import doctor
 from cluster.errors import BerthaError
 from cluster.launch import cost_commands, launcher, spot_notice
-from cluster.planning import command
 from cluster.validation import check
 
-COMMANDS = (command, check, launcher, cost_commands, doctor, spot_notice)
+COMMANDS = (check, launcher, cost_commands, doctor, spot_notice)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. Everything a user can get wrong ends in one line."""
-    options = _parse(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster") -> int:
+    """Run the command line and return its exit status, 2 after a user's mistake."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["plan"]:
+        return int(_plan_command().main(words[1:], f"{prog} plan"))
+    options = parse_arguments(words, prog)
     try:
         status: int = options.run(options)
     except BerthaError as error:
@@ -33,20 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may stand anywhere: argparse stops at the first option behind a positional."""
-    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__.splitlines()[0])
+def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    """Parse a command line; exit as argparse does on a mistake."""
+    if arguments[:1] == ["plan"]:
+        options: argparse.Namespace = _plan_command().parse_arguments(arguments[1:], f"{prog} plan")
+        return options
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for each in COMMANDS:
-        each.add_parser(subparsers)
-    options, rest = parser.parse_known_args(arguments)
-    takes_overrides = hasattr(options, "overrides")
-    unknown = [each for each in rest if "=" not in each or each.startswith("-")]
-    if unknown or (rest and not takes_overrides):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
-    if takes_overrides:
-        options.overrides = [*options.overrides, *rest]
-    return options
+    subparsers.add_parser("plan", help="compare hardware and layouts by time, price and energy")
+    for module in COMMANDS:
+        module.add_parser(subparsers)
+    return parser.parse_args(arguments)
+
+
+def _plan_command() -> Any:
+    """Return the module of `plan`, by name: it reads recipes, so it is above this package."""
+    return importlib.import_module("trainers.planning.plan_command")
 
 
 if __name__ == "__main__":

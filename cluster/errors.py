@@ -1,5 +1,5 @@
-"""The one exception tree for whatever a user can mend."""
+"""The base of all exceptions that a user can act on."""
 
 
 class BerthaError(ValueError):
-    """Something a user gave or has cannot be used; the text says what, and the way out."""
+    """A problem with what the user gave or has; the message names it and the way out."""

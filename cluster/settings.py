@@ -1,10 +1,10 @@
-"""Settings read from YAML: frozen, checked, and wrong in words that show the way out.
+"""Frozen settings read from YAML and validated, with errors that say how to fix each setting.
 
-The recipe and the cluster file are both read through here. Knows nothing of what they mean.
+Recipes and cluster files are both read through here.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,20 +16,20 @@ from cluster.errors import BerthaError
 
 
 class SettingsError(BerthaError):
-    """Settings that cannot be used; the text says which key, which value, and the way out."""
+    """Settings that cannot be used; names the key, the value and the way out."""
 
 
 class Settings(BaseModel):
-    """A frozen group of settings; an unknown key is an error."""
+    """Base class of a frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-AnySettings = TypeVar("AnySettings", bound=Settings)
+Group = TypeVar("Group", bound=Settings)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises SettingsError where there is none to be had."""
+    """Read the mapping in a YAML file. Raises SettingsError for a missing or malformed file."""
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
@@ -41,10 +41,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def override(settings: dict[str, Any], assignment: str) -> None:
-    """Apply one `dotted.key=value` to `settings` in place; the value is read as YAML.
+def apply_override(settings: dict[str, Any], assignment: str) -> None:
+    """Apply one `dotted.key=value` to `settings` in place; the value is parsed as YAML.
 
-    A group that was left to us, as in `layout: auto`, becomes a mapping when a key of it is set.
+    A group given as `auto` or null becomes a mapping once one of its keys is set.
     """
     key, separator, text = assignment.partition("=")
     if not separator or not key:
@@ -66,20 +66,27 @@ def override(settings: dict[str, Any], assignment: str) -> None:
     settings[last] = value
 
 
-def validated(kind: type[AnySettings], settings: Mapping[str, Any], origin: str) -> AnySettings:
-    """`settings` as a checked `kind`. Raises one SettingsError that lists every mistake."""
-    mistakes = [f"{key}: this setting is never true or false" for key in _booleans(kind, settings)]
+def validate_settings(kind: type[Group], settings: Mapping[str, Any], origin: str) -> Group:
+    """Validate `settings` as a `kind`. Raises one SettingsError that lists every mistake."""
+    booleans = _find_booleans(kind, settings)
+    mistakes = [f"{key}: this setting is never true or false" for key in booleans]
     try:
         value = kind.model_validate(settings)
     except ValidationError as error:
-        mistakes += [_explain(kind, detail) for detail in error.errors(include_url=False)]
+        mistakes += [_explain_error(kind, detail) for detail in error.errors(include_url=False)]
     if mistakes:
         raise SettingsError("\n  ".join([f"{origin}:", *dict.fromkeys(mistakes)]))
     return value
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the closest of `names`, or "" where none is close."""
+    close = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key written twice instead of keeping the last one silently."""
+    """A YAML loader that rejects duplicate keys; PyYAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -93,20 +100,22 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _booleans(kind: type[Settings], settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of numbers that hold true or false, which pydantic would read as 1 or 0."""
+def _find_booleans(
+    kind: type[Settings], settings: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """Yield number settings given as true or false, which pydantic would accept as 1 or 0."""
     for name, value in settings.items():
         info = kind.model_fields.get(name)
-        inner = _group_in(info and info.annotation)
-        if isinstance(value, bool) and info is not None and bool not in _leaves(info.annotation):
+        inner = _nested_group(info and info.annotation)
+        if isinstance(value, bool) and info and bool not in _leaf_types(info.annotation):
             yield f"{prefix}{name} = {str(value).lower()}"
         elif isinstance(value, Mapping) and inner is not None:
-            yield from _booleans(inner, value, f"{prefix}{name}.")
+            yield from _find_booleans(inner, value, f"{prefix}{name}.")
 
 
-def _explain(kind: type[Settings], detail: ErrorDetails) -> str:
-    """One sentence for one pydantic error: key, value, what is wrong, way out."""
-    path, description, siblings = _locate(kind, [str(part) for part in detail["loc"]])
+def _explain_error(kind: type[Settings], detail: ErrorDetails) -> str:
+    """Describe one pydantic error in a sentence: key, value, what is wrong, how to fix it."""
+    path, description, siblings = _locate_setting(kind, [str(part) for part in detail["loc"]])
     key = ".".join(path)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
@@ -119,18 +128,15 @@ def _explain(kind: type[Settings], detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
     choices = str(detail.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
-    close = difflib.get_close_matches(str(detail["input"]), [c.strip("'") for c in choices], n=1)
-    meant = f"; did you mean {close[0]}?" if close else ""
+    meant = did_you_mean(str(detail["input"]), [choice.strip("'") for choice in choices])
     hint = f" ({description})" if description else ""
     return f"{key} = {detail['input']!r}: {message[0].lower()}{message[1:]}{meant}{hint}"
 
 
-def _locate(kind: type[Settings], location: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """The dotted path, description and siblings of a setting.
-
-    Pydantic puts the name of a union's branch after the key, or at the end; it is no key and is
-    dropped.
-    """
+def _locate_setting(
+    kind: type[Settings], location: Sequence[str]
+) -> tuple[list[str], str, list[str]]:
+    """Return the dotted path, description and siblings of a setting."""
     group, path, description = kind, [], ""
     parts = iter(location)
     for part in parts:
@@ -139,25 +145,25 @@ def _locate(kind: type[Settings], location: Sequence[str]) -> tuple[list[str], s
         if info is None:
             break
         description = info.description or ""
-        inner = _group_in(info.annotation)
+        inner = _nested_group(info.annotation)
         if inner is None:
             break
-        if len(set(_leaves(info.annotation)) - {type(None)}) > 1:
-            next(parts, None)
+        if len(set(_leaf_types(info.annotation)) - {type(None)}) > 1:
+            next(parts, None)  # pydantic inserts the name of the union's branch, which is no key
         group = inner
     return path, description, list(group.model_fields)
 
 
-def _group_in(annotation: Any) -> type[Settings] | None:
-    """The group of settings that a field may hold."""
-    groups = (leaf for leaf in _leaves(annotation) if isinstance(leaf, type))
+def _nested_group(annotation: Any) -> type[Settings] | None:
+    """Return the group of settings that a field may hold, if any."""
+    groups = (leaf for leaf in _leaf_types(annotation) if isinstance(leaf, type))
     return next((leaf for leaf in groups if issubclass(leaf, Settings)), None)
 
 
-def _leaves(annotation: Any) -> Iterator[Any]:
-    """The types and values that an annotation is made of."""
+def _leaf_types(annotation: Any) -> Iterator[Any]:
+    """Yield the types and literal values that an annotation is made of."""
     inner = () if get_origin(annotation) in (dict, tuple, list) else get_args(annotation)
     if not inner:
         yield annotation
     for each in inner:
-        yield from _leaves(each)
+        yield from _leaf_types(each)

@@ -1,9 +1,8 @@
-"""A Ray cluster YAML, the very file that `ray up` reads, as a value.
+"""Read a Ray cluster YAML, the same file that `ray up` takes, into a `ClusterSpec`.
 
-Our own keys live under `metadata:`, which Ray leaves alone. Knows no torch and no Ray.
+Bertha's own keys are under `metadata:`, which Ray ignores.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,20 +12,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from cluster.settings import Settings, SettingsError, read_yaml, validated
+from cluster.settings import Settings, SettingsError, did_you_mean, read_yaml, validate_settings
 
-SHIPPED = Path(__file__).parent
+SHIPPED_DIR = Path(__file__).parent
 
 
-class Metadata(Settings):
-    """What Bertha must know of a cluster and Ray does not."""
+class ClusterMetadata(Settings):
+    """Bertha's own keys of a cluster file."""
 
     accelerator: Literal["cpu", "cuda", "neuron", "tpu"] = Field(
         "cpu", description="the kind of device that trains"
     )
-    accelerator_name: str | None = Field(
-        None, description="as the catalogue has it: A100-SXM4-80GB"
-    )
+    accelerator_name: str | None = Field(None, description="as in the catalog: A100-SXM4-80GB")
     devices_per_node: int = Field(1, ge=0, description="training workers a node")
     device_memory_gib: float | None = Field(
         None,
@@ -38,9 +35,7 @@ class Metadata(Settings):
         description="where runs are kept: a directory all nodes see, or s3://BUCKET/PREFIX, in "
         "which {account} and {region} stand for yours",
     )
-    cache: str = Field(
-        "~/.cache/bertha", description="a directory of each node, for data made ready to train on"
-    )
+    cache: str = Field("~/.cache/bertha", description="a directory of each node, for prepared data")
     max_failures: int = Field(3, ge=0, description="how often a run restarts by itself")
     min_workers: int | None = Field(
         None,
@@ -67,45 +62,44 @@ class Metadata(Settings):
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """A cluster: its name, where it runs, how many training nodes, and our metadata.
+    """A cluster: name, provider, number of training nodes, and metadata.
 
-    present: how many workers there are, where some have left. instances: what kinds of machine its
-    workers are rented as, the first of those that are always there; none of machines one owns.
-    region: where they are rented.
+    workers_present: the number of workers after some have left; None for all of them.
+    instance_types: EC2 types of the workers, always-on types first; empty for owned machines.
     """
 
     name: str
     provider: str
     num_nodes: int
-    metadata: Metadata
-    present: int | None = None
-    instances: tuple[str, ...] = ()
+    metadata: ClusterMetadata
+    workers_present: int | None = None
+    instance_types: tuple[str, ...] = ()
     region: str = ""
 
     @property
     def num_workers(self) -> int:
-        """Training workers, one a device. 0 trains inside the calling process."""
-        if self.present is not None:
-            return self.present
+        """Number of training workers, one per device; 0 trains inside the calling process."""
+        if self.workers_present is not None:
+            return self.workers_present
         return self.num_nodes * self.metadata.devices_per_node
 
     @property
     def is_elastic(self) -> bool:
-        """Whether a run goes on with fewer workers when some leave."""
+        """Whether a run continues with fewer workers when some leave."""
         return self.metadata.min_workers is not None
 
     @property
-    def sizes(self) -> range:
-        """The numbers of workers that a run may have."""
+    def worker_counts(self) -> range:
+        """All numbers of workers that a run may have."""
         return range(self.metadata.min_workers or self.num_workers, self.num_workers + 1)
 
-    def at(self, num_workers: int) -> "ClusterSpec":
-        """The same cluster while it has `num_workers`."""
-        return replace(self, present=num_workers)
+    def with_workers(self, num_workers: int) -> "ClusterSpec":
+        """Return the same cluster with `num_workers` workers present."""
+        return replace(self, workers_present=num_workers)
 
     @property
-    def device_memory(self) -> float | None:
-        """Bytes a device has; None where nobody said and nobody can know."""
+    def device_memory_bytes(self) -> float | None:
+        """Memory of a device in bytes; None for an accelerator whose memory is not given."""
         if self.metadata.device_memory_gib is not None:
             return self.metadata.device_memory_gib * 2**30
         if self.metadata.accelerator != "cpu":
@@ -115,44 +109,43 @@ class ClusterSpec:
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether the cluster is only the machine it is asked from."""
+        """Whether the cluster is only the local machine."""
         return self.provider == "local" and self.num_nodes == 1
 
     @property
-    def cache(self) -> Path:
-        """The node's cache directory."""
+    def cache_dir(self) -> Path:
+        """Cache directory of a node."""
         return Path(self.metadata.cache).expanduser()
 
-    def run_named(self, name: str) -> str:
-        """Where a run of that name is kept, a path or a URL."""
+    def run_path(self, name: str) -> str:
+        """Return the path or URL of the run called `name`."""
         return f"{self.metadata.storage.rstrip('/')}/{name}"
 
 
-def find(name: str | Path) -> Path:
-    """A cluster file, or the shipped one of that name. Raises SettingsError for neither."""
+def find_cluster_file(name: str | Path) -> Path:
+    """Return the path of a cluster file or of a shipped one. Raises SettingsError for neither."""
     path = Path(name)
     if not path.is_file():
-        path = SHIPPED / path.with_suffix(".yaml").name
+        path = SHIPPED_DIR / path.with_suffix(".yaml").name
     if not path.is_file():
-        names = sorted(shipped.stem for shipped in SHIPPED.glob("*.yaml"))
+        names = sorted(shipped.stem for shipped in SHIPPED_DIR.glob("*.yaml"))
         raise SettingsError(
             f"no cluster file {str(name)!r}: give a file, or one of {', '.join(names)}"
         )
     return path
 
 
-def load(name: str | Path) -> ClusterSpec:
-    """Read a cluster YAML, a file or the name of a shipped one.
-
-    Raises SettingsError for a missing file, broken YAML, or wrong metadata.
-    """
-    path = find(name)
-    return read(path, read_yaml(path))
+def load_cluster_spec(name: str | Path) -> ClusterSpec:
+    """Read a cluster YAML, a file or a shipped one's name. Raises SettingsError if unusable."""
+    path = find_cluster_file(name)
+    return parse_cluster_spec(path, read_yaml(path))
 
 
-def read(path: Path, settings: dict[str, Any]) -> ClusterSpec:
-    """The settings of `path` as a cluster. Raises SettingsError for what `load` cannot use."""
-    metadata = validated(Metadata, settings.get("metadata") or {}, f"{path}: metadata")
+def parse_cluster_spec(path: Path, settings: dict[str, Any]) -> ClusterSpec:
+    """Build the spec from the settings read from `path`. Raises SettingsError if unusable."""
+    metadata = validate_settings(
+        ClusterMetadata, settings.get("metadata") or {}, f"{path}: metadata"
+    )
     provider = settings.get("provider")
     if not isinstance(provider, dict) or "type" not in provider:
         raise SettingsError(f"{path}: provider.type: missing; local, aws, ... as `ray up` reads it")
@@ -161,43 +154,42 @@ def read(path: Path, settings: dict[str, Any]) -> ClusterSpec:
         provider=str(provider["type"]),
         num_nodes=_num_nodes(settings, provider, path),
         metadata=metadata,
-        instances=rented(settings),
+        instance_types=worker_instance_types(settings),
         region=str(provider.get("region") or ""),
     )
-    _check(cluster, path)
+    _check_consistency(cluster, path)
     return cluster
 
 
-def rented(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The instance types of the workers that are on, those that are always there first.
+def worker_instance_types(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the instance types of the enabled workers, always-on types first.
 
-    A kind of machine is off when its max_workers is 0; where the head is the only one, it trains.
-    Machines that one owns have none. What has not the shape of a cluster file is passed over:
-    files/schema.py and `read` say so.
+    A node type is disabled by `max_workers: 0`; a head without workers trains itself. Malformed
+    parts are skipped, since validation reports them.
     """
     types = settings.get("available_node_types")
     kinds = dict(types) if isinstance(types, Mapping) else {}
     head = kinds.pop(str(settings.get("head_node_type")), None)
-    shaped = [kind for kind in kinds.values() or (head,) if isinstance(kind, Mapping)]
-    on = [kind for kind in shaped if kind is head or kind.get("max_workers") != 0]
-    on.sort(key=lambda kind: not kind.get("min_workers"))
-    nodes = [kind.get("node_config") for kind in on]
-    found = (node.get("InstanceType") for node in nodes if isinstance(node, Mapping))
-    return tuple(dict.fromkeys(str(instance) for instance in found if instance))
+    mappings = [kind for kind in kinds.values() or (head,) if isinstance(kind, Mapping)]
+    enabled = [kind for kind in mappings if kind is head or kind.get("max_workers") != 0]
+    enabled.sort(key=lambda kind: not kind.get("min_workers"))
+    nodes = [kind.get("node_config") for kind in enabled]
+    instances = (node.get("InstanceType") for node in nodes if isinstance(node, Mapping))
+    return tuple(dict.fromkeys(str(instance) for instance in instances if instance))
 
 
-def dump(settings: Mapping[str, Any]) -> str:
-    """Settings as the YAML of a cluster file, in their order, nothing by reference."""
-    return yaml.dump(dict(settings), Dumper=_Plain, sort_keys=False, width=100)
+def dump_yaml(settings: Mapping[str, Any]) -> str:
+    """Format settings as YAML in their order, without anchors and aliases."""
+    return yaml.dump(dict(settings), Dumper=_NoAliasDumper, sort_keys=False, width=100)
 
 
-class _Plain(yaml.SafeDumper):
+class _NoAliasDumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _check(cluster: ClusterSpec, path: Path) -> None:
-    """What metadata must agree on with itself and with the number of nodes."""
+def _check_consistency(cluster: ClusterSpec, path: Path) -> None:
+    """Raise SettingsError where metadata contradicts itself or the number of nodes."""
     metadata, most = cluster.metadata, cluster.num_workers
     if metadata.min_workers is not None and metadata.min_workers > most:
         raise SettingsError(
@@ -213,15 +205,14 @@ def _check(cluster: ClusterSpec, path: Path) -> None:
 
 
 def _num_nodes(settings: dict[str, Any], provider: dict[str, Any], path: Path) -> int:
-    """Training nodes: listed machines, or the least the worker types promise."""
+    """Count the training nodes: listed machines, or the sum of min_workers."""
     if provider["type"] == "local":
         workers = provider.get("worker_ips") or []
         return 1 + len(workers)
     types = settings.get("available_node_types") or {}
     head = settings.get("head_node_type")
     if head not in types:
-        close = difflib.get_close_matches(str(head), types, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
+        meant = did_you_mean(str(head), types)
         raise SettingsError(
             f"{path}: head_node_type = {head!r} is not in available_node_types{meant}"
         )

@@ -1,0 +1,1 @@
+"""Answer requests from bundles, over many protocols. Imports `cluster` and `trainers`."""

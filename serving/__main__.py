@@ -2,12 +2,12 @@
 
 python -m serving run BUNDLE [--port 8000] [--ask TEXT ...]     on this machine, until Ctrl-C
 python -m serving predict BUNDLE TEXT...                        in this process
-python -m serving build BUNDLE                                  measure and choose an engine
+python -m serving build BUNDLE                                  benchmark and choose an engine
 python -m serving deploy BUNDLE|NAME[:VERSION] [--canary 0.1]   in a registry, and on a cluster
-python -m serving register BUNDLE --as NAME                     keep it there, answering nothing yet
+python -m serving register BUNDLE --as NAME                     in a registry, without deploying
 python -m serving promote|rollback|list|history ...             in a registry
-python -m serving key NAME                                      an API key
-python -m serving embedder MODEL OUT                            a bundle of embeddings
+python -m serving key NAME                                      create an API key
+python -m serving embedder MODEL OUT                            export a bundle of embeddings
 """
 
 import argparse
@@ -23,16 +23,16 @@ from pathlib import Path
 
 from cluster.errors import BerthaError
 from serving import client, commands
-from serving.deployment.config import memory_gib, replicas_for
-from serving.fetch import at_hand, put_back
+from serving.deployment.config import machine_memory_gib, suggest_replicas
+from serving.fetch import local_copy, upload_engines
 from serving.http import keys
-from serving.registry.naming import name_of
-from trainers.models.card import read
+from serving.registry.model_ref import default_model_name
+from trainers.models.card import read_card
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, or 2 where the command line asks the impossible."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m serving") -> int:
+    """Run one command and return the exit status: 0, or 2 for an error of the user."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments, prog)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         return int(options.command(options))
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve a bundle, or what a registry has live, until Ctrl-C."""
-    url = client.url(options.host, options.port)
-    with _registry_of(options) as (registry, name, task):
-        endpoint = commands.endpoint_of(options, registry)
+def run_service(options: argparse.Namespace) -> int:
+    """Serve a bundle, or what is live in a registry, until Ctrl-C."""
+    url = client.service_url(options.host, options.port)
+    with _open_registry(options) as (registry, name, task):
+        endpoint = commands.endpoint_from_options(options, registry)
         if options.dry_run:
             number = endpoint.min_replicas
             replicas = f"{number} replica{'s' if number > 1 else ''} of one thread"
@@ -56,40 +56,61 @@ def run(options: argparse.Namespace) -> int:
         from serving.deployment import app  # Ray, which `predict` must not pay for
 
         print(f"starting Ray and loading {name} …", flush=True)
-        with app.running(endpoint):
+        with app.serve_locally(endpoint):
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             client.wait_until_healthy(url)
             print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
             for text in options.ask:
-                print(client.line(client.ask(url, text), task, text), flush=True)
+                print(client.format_labels(client.predict_text(url, text), task, text), flush=True)
             if options.ask and not sys.stdin.isatty():
                 print(f"To serve it again: python -m serving run {options.what}")
             else:
-                _wait_for_the_end()
+                _wait_for_interrupt()
     return 0
 
 
 @contextlib.contextmanager
-def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """The registry to serve, the name in it that is meant, and its task: of a bundle, its own."""
-    from serving.registry.model_ref import Reference
+def serve_bundle(
+    bundle: str, *, host: str = "127.0.0.1", port: int = 8000, replicas: int = 1
+) -> Iterator[str]:
+    """Serve a bundle on this machine within a `with` block; yield its URL once it answers."""
+    from serving.deployment import app
+
+    command = ["run", bundle, "--host", host, "--port", str(port), "--replicas", str(replicas)]
+    options = parse_arguments(command, "bertha")
+    url = client.service_url(host, port)
+    with contextlib.ExitStack() as stack:
+        registry, _, _ = stack.enter_context(_open_registry(options))
+        endpoint = commands.endpoint_from_options(options, registry)
+        stack.enter_context(app.serve_locally(endpoint))
+        client.wait_until_healthy(url)
+        yield url
+
+
+@contextlib.contextmanager
+def _open_registry(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """Yield the registry to serve, a name in it, and its task; a bundle gets its own."""
+    from serving.registry.model_ref import ModelReference
     from serving.registry.registry import Registry
 
     if not (Path(options.what).exists() or "/" in options.what):
         registry = Registry.open(options.registry)
-        state, reference = registry.read().find(options.what)
-        if reference != Reference(state.name):
+        state, reference = registry.read_snapshot().resolve_reference(options.what)
+        if reference != ModelReference(state.name):
             raise BerthaError(
                 f"{options.what}: what runs is the live version; python -m serving deploy "
                 f"{options.what}, and run {state.name}"
             )
-        card = registry.card(state.name, state.version_of(reference))
+        card = registry.read_card(state.name, state.resolve_version(reference))
         if not options.dry_run:
             registry.make_default(state.name)
         yield options.registry, state.name, card.task
         return
-    with at_hand(options.what) as directory, tempfile.TemporaryDirectory(prefix="bertha-") as place:
-        card, name = read(directory), name_of(directory)
+    with (
+        local_copy(options.what) as directory,
+        tempfile.TemporaryDirectory(prefix="bertha-") as place,
+    ):
+        card, name = read_card(directory), default_model_name(directory)
         labels = ", ".join(card.labels) or "a number"
         if options.dry_run:
             print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
@@ -100,13 +121,13 @@ def _registry_of(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         yield place, name, card.task
 
 
-def predict(options: argparse.Namespace) -> int:
+def predict_texts(options: argparse.Namespace) -> int:
     """Answer texts in this process."""
     from serving.engine.engine import Engine
     from serving.interface import Prediction
-    from serving.protocols.labels import ranked
+    from serving.protocols.labels import rank_labels
 
-    with at_hand(options.bundle) as directory:
+    with local_copy(options.bundle) as directory:
         engine = Engine.load(directory, options.engine)
         answers = engine.predict(options.text)
     card = engine.card
@@ -116,61 +137,67 @@ def predict(options: argparse.Namespace) -> int:
                 f"{options.bundle}: a model for {card.task}; serve it and ask over HTTP: "
                 f"python -m serving run {options.bundle}"
             )
-        print(client.line(ranked(answer.scores, card.labels), card.task, text))
+        print(client.format_labels(rank_labels(answer.scores, card.labels), card.task, text))
     return 0
 
 
-def key(options: argparse.Namespace) -> int:
-    """Make an API key and show it once."""
+def create_key(options: argparse.Namespace) -> int:
+    """Create an API key and print it once."""
     scopes = tuple(options.scope or ("inference",))
-    print(keys.add(options.file, options.name, scopes, options.rate))
+    print(keys.add_key(options.file, options.name, scopes, options.rate))
     print(f"kept as SHA-256 in {options.file}; it is not shown again", file=sys.stderr)
     return 0
 
 
-def embedder(options: argparse.Namespace) -> int:
-    """Write a bundle that answers embeddings."""
+def export_embedder_bundle(options: argparse.Namespace) -> int:
+    """Export a bundle of embeddings."""
     from serving.optimize import export_embedder
 
-    card = export_embedder.write(options.model, options.out, options.pooling, options.max_length)
+    card = export_embedder.write_embedder_bundle(
+        options.model, options.out, options.pooling, options.max_length
+    )
     print(f"{options.out}: embeddings of texts of up to {card.max_length} tokens")
     return 0
 
 
-def build(options: argparse.Namespace) -> int:
-    """Measure engines and choose one."""
-    from serving.optimize.optimize import main_build
+def build_engines(options: argparse.Namespace) -> int:
+    """Benchmark engines and choose one."""
+    from serving.optimize.optimize import run_build_command
 
-    with at_hand(options.bundle) as directory:
-        status = main_build(options, directory)
+    with local_copy(options.bundle) as directory:
+        status = run_build_command(options, directory)
         if not options.dry_run:
-            put_back(directory, options.bundle)
+            upload_engines(directory, options.bundle)
     return status
 
 
-def _wait_for_the_end() -> None:
+def _wait_for_interrupt() -> None:
     print("Ctrl-C ends it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
     print("ending …", flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving", description="Serve bundles.")
+def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    """Parse a command line; exit as argparse does on a mistake."""
+    parser = argparse.ArgumentParser(prog=prog, description="Serve bundles.")
     subparsers = parser.add_subparsers(required=True, metavar="command")
 
-    runs = subparsers.add_parser("run", help="serve on this machine until Ctrl-C")
+    runs = subparsers.add_parser(
+        "serve", aliases=["run"], help="serve on this machine until Ctrl-C"
+    )
     runs.add_argument("what", metavar="BUNDLE|NAME", help="a directory, s3://, or a live name")
     runs.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this first")
     runs.add_argument("--dry-run", action="store_true", help="say what would be served")
-    commands.add_endpoint_arguments(runs, replicas_for(_cores(), memory_gib()))
-    runs.set_defaults(command=run)
+    num_cores = len(os.sched_getaffinity(0))
+    commands.add_endpoint_arguments(runs, suggest_replicas(num_cores, machine_memory_gib()))
+    runs.set_defaults(command=run_service)
 
     predicts = subparsers.add_parser("predict", help="answer texts in this process")
     predicts.add_argument("bundle", help="directory of a bundle, or s3://")
     predicts.add_argument("text", nargs="+", help="what to answer")
     predicts.add_argument("--engine", help="as 'onnxruntime int8'; default: the chosen one")
-    predicts.set_defaults(command=predict)
+    predicts.set_defaults(command=predict_texts)
 
     builds = subparsers.add_parser("build", help="measure engines of a bundle and choose one")
     builds.add_argument("bundle", help="directory of a bundle, or s3://")
@@ -183,28 +210,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     builds.add_argument("--rounds", type=int, help="turns of each engine; default: 3")
     builds.add_argument("--dry-run", action="store_true", help="say what would be measured")
-    builds.set_defaults(command=build)
+    builds.set_defaults(command=build_engines)
 
     made = subparsers.add_parser("key", help="make an API key")
     made.add_argument("name", help="whose it is")
     made.add_argument("--file", type=Path, default=Path("keys.jsonl"), help="default: %(default)s")
     made.add_argument("--scope", action="append", choices=("inference", "management"))
     made.add_argument("--rate", type=float, help="requests a second, of all replicas together")
-    made.set_defaults(command=key)
+    made.set_defaults(command=create_key)
 
     embeds = subparsers.add_parser("embedder", help="make a bundle of embeddings from an encoder")
     embeds.add_argument("model", help="a directory, a hub name or package:all-minilm-l6-v2")
     embeds.add_argument("out", type=Path, help="directory of the bundle")
     embeds.add_argument("--pooling", choices=("mean", "cls"), default="mean")
     embeds.add_argument("--max-length", type=int, default=256, help="tokens: %(default)s")
-    embeds.set_defaults(command=embedder)
+    embeds.set_defaults(command=export_embedder_bundle)
 
     commands.add_commands(subparsers)
-    return parser
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

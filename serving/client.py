@@ -1,4 +1,4 @@
-"""Asking a running service over HTTP, and one readable line for an answer."""
+"""Send texts to a running service over HTTP, and print its answers."""
 
 import json
 import textwrap
@@ -17,18 +17,18 @@ LabelScores = Sequence[Mapping[str, Any]]  # [{"label": ..., "score": ...}], by 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class AskError(BerthaError):
+class ServiceError(BerthaError):
     """A service that did not answer, or answered with an error."""
 
 
-def url(host: str, port: int) -> str:
-    """The address to ask a service that listens at host:port."""
+def service_url(host: str, port: int) -> str:
+    """Return the URL of a service that listens at host:port."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
-def ask(address: str, text: str) -> LabelScores:
-    """The labels of one text, by falling score. Raises AskError."""
+def predict_text(address: str, text: str) -> LabelScores:
+    """Return the labels of one text, by falling score. Raises ServiceError."""
     request = urllib.request.Request(
         f"{address}/predict",
         data=json.dumps({"inputs": text}).encode(),
@@ -38,14 +38,16 @@ def ask(address: str, text: str) -> LabelScores:
         with _direct.open(request, timeout=TIMEOUT_SECONDS) as response:
             labels: LabelScores = json.load(response)
     except urllib.error.HTTPError as error:
-        raise AskError(f"{text!r}: {error.code} {error.read().decode(errors='replace')}") from None
+        raise ServiceError(
+            f"{text!r}: {error.code} {error.read().decode(errors='replace')}"
+        ) from None
     except OSError as error:
-        raise AskError(f"{address} does not answer: {error}") from None
+        raise ServiceError(f"{address} does not answer: {error}") from None
     return labels
 
 
 def wait_until_healthy(address: str) -> None:
-    """Return when the service at `address` answers. Raises AskError after a minute."""
+    """Wait until the service answers. Raises ServiceError after a minute."""
     give_up = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
@@ -53,12 +55,12 @@ def wait_until_healthy(address: str) -> None:
                 return
         except OSError as error:
             if time.monotonic() > give_up:
-                raise AskError(f"{address} does not answer: {error}") from None
+                raise ServiceError(f"{address} does not answer: {error}") from None
             time.sleep(0.1)
 
 
-def line(labels: LabelScores, task: str, text: str) -> str:
-    """What the answer to `text` comes to, in one line."""
+def format_labels(labels: LabelScores, task: str, text: str) -> str:
+    """Format the answer to `text` in one line."""
     shown = json.dumps(textwrap.shorten(text, 72, placeholder=" …"), ensure_ascii=False)
     if task == "regression":
         return f"{labels[0]['score']:.6g}  {shown}"

@@ -1,7 +1,7 @@
-"""Commands for what a registry holds and serves: register, deploy, promote, rollback, list.
+"""Commands on a registry: deploy, register, promote, rollback, list, history.
 
-Whatever endpoint looks at the registry takes a change up within a second; `deploy --address` also
-starts an endpoint on a Ray cluster where none of ours runs.
+Running endpoints adopt a change within a second; `deploy --address` also starts an endpoint on a
+Ray cluster.
 """
 
 import argparse
@@ -10,20 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import validated
-from serving.deployment.config import Endpoint
-from serving.fetch import at_hand, is_far
-from serving.registry.canary_rule import Rule
-from serving.registry.model_ref import checked_alias, checked_name
-from serving.registry.naming import name_of
+from cluster.settings import validate_settings
+from serving.deployment.config import EndpointConfig
+from serving.fetch import local_copy
+from serving.registry.canary_rule import CanaryRule
+from serving.registry.model_ref import check_alias, check_model_name, default_model_name
 from serving.registry.registry import Registry, RegistryError
-from serving.registry.state import State
+from serving.registry.state import ModelState
+from trainers.storage.store import is_url
 
 REGISTRY = "registry"
 
 
-def endpoint_of(options: argparse.Namespace, registry: str) -> Endpoint:
-    """The endpoint that the command line describes."""
+def endpoint_from_options(options: argparse.Namespace, registry: str) -> EndpointConfig:
+    """Return the endpoint that the command line describes."""
     least = options.replicas
     settings = {
         "registry": registry if "://" in registry else str(Path(registry).resolve()),
@@ -37,11 +37,11 @@ def endpoint_of(options: argparse.Namespace, registry: str) -> Endpoint:
         "log_requests": options.log_requests,
         "traces": options.traces,
     }
-    return validated(Endpoint, settings, "the command line")
+    return validate_settings(EndpointConfig, settings, "the command line")
 
 
 def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: int) -> None:
-    """What `endpoint_of` reads."""
+    """Add the arguments that `endpoint_from_options` reads."""
     parser.add_argument("--registry", default=REGISTRY, help="directory or s3://: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at: %(default)s")
@@ -57,7 +57,7 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: int) -
 
 
 def add_commands(commands: Any) -> None:
-    """The parsers of the commands of this file."""
+    """Add the parsers of these commands."""
     deploys = commands.add_parser("deploy", help="make a bundle or a version the one that answers")
     deploys.add_argument("what", metavar="BUNDLE|NAME[:VERSION|@ALIAS]")
     deploys.add_argument("--as", dest="name", help="name of the bundle; default: of its run")
@@ -69,7 +69,7 @@ def add_commands(commands: Any) -> None:
     )
     deploys.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="a Ray cluster")
     add_endpoint_arguments(deploys, 1)
-    deploys.set_defaults(command=deploy)
+    deploys.set_defaults(command=deploy_version)
     registers = commands.add_parser("register", help="keep a bundle under a name; it answers later")
     registers.add_argument("what", metavar="BUNDLE", help="a directory, or s3://")
     registers.add_argument("--as", dest="name", help="name of the bundle; default: of its run")
@@ -77,11 +77,11 @@ def add_commands(commands: Any) -> None:
     registers.add_argument("--note", default="", help="for the history")
     registers.add_argument("--registry", default=REGISTRY, help="default: %(default)s")
     registers.add_argument("--dry-run", action="store_true", help="only whether it could be done")
-    registers.set_defaults(command=register)
+    registers.set_defaults(command=register_bundle)
     for name, command, text in (
-        ("promote", promote, "make the canary live"),
-        ("rollback", rollback, "end the canary, or go back to the live version before"),
-        ("history", history, "every change of a name"),
+        ("promote", promote_canary, "make the canary live"),
+        ("rollback", roll_back, "end the canary, or go back to the live version before"),
+        ("history", print_history, "every change of a name"),
     ):
         parser = commands.add_parser(name, help=text)
         parser.add_argument("name")
@@ -89,77 +89,80 @@ def add_commands(commands: Any) -> None:
         parser.set_defaults(command=command)
     lists = commands.add_parser("list", help="names, versions, aliases and canaries")
     lists.add_argument("--registry", default=REGISTRY, help="default: %(default)s")
-    lists.set_defaults(command=show)
+    lists.set_defaults(command=list_models)
 
 
-def deploy(options: argparse.Namespace) -> int:
-    """Make a version live or a canary; register it first where a bundle is given."""
+def deploy_version(options: argparse.Namespace) -> int:
+    """Make a version live or a canary; register it first if a bundle is given."""
     registry = Registry.open(options.registry)
-    if is_far(options.what) or Path(options.what).is_dir():
-        name = options.name or name_of(Path(options.what))
-        with at_hand(options.what) as bundle:
+    if is_url(options.what) or Path(options.what).is_dir():
+        name = options.name or default_model_name(Path(options.what))
+        with local_copy(options.what) as bundle:
             version = registry.register(bundle, name, options.note)
     else:
-        state, reference = registry.read().find(options.what)
-        name, version = state.name, _meant(state, reference)
-    rule = validated(Rule, dict(pair.partition("=")[::2] for pair in options.rule), "--rule")
+        state, reference = registry.read_snapshot().resolve_reference(options.what)
+        name, version = state.name, _resolve_version(state, reference)
+    rule = validate_settings(
+        CanaryRule, dict(pair.partition("=")[::2] for pair in options.rule), "--rule"
+    )
     after = registry.deploy(name, version, options.canary, options.shadow, rule, options.note)
-    print(_line(after))
+    print(_describe_state(after))
     if options.address:
         from serving.deployment import app  # Ray, which a change of the registry must not pay for
 
-        app.deploy(endpoint_of(options, options.registry), options.address)
+        app.deploy_endpoint(endpoint_from_options(options, options.registry), options.address)
         print(f"served at {options.host}:{options.port} of the cluster's head node")
     return 0
 
 
-def register(options: argparse.Namespace) -> int:
-    """Keep a bundle as the next version of a name, which changes nothing of what answers."""
-    name = checked_name(options.name or name_of(Path(options.what)))
-    alias = checked_alias(options.alias) if options.alias else None
-    _check_place(options.registry)
-    try:
-        registry = Registry.open(options.registry)
-        snapshot = registry.read()
-    except OSError as error:
-        raise RegistryError(
-            f"--registry {options.registry}: {error}; name a directory, or s3://BUCKET/PREFIX"
-        ) from None
+def register_bundle(options: argparse.Namespace) -> int:
+    """Register a bundle as the next version of a name; nothing answers by it yet."""
+    name = check_model_name(options.name or default_model_name(Path(options.what)))
+    alias = check_alias(options.alias) if options.alias else None
+    registry = open_writable_registry(options.registry)
     if options.dry_run:
-        print(f"{options.registry}: {len(snapshot.states)} names; {name} can be registered")
+        num_names = len(registry.read_snapshot().states)
+        print(f"{options.registry}: {num_names} names; {name} can be registered")
         return 0
-    with at_hand(options.what) as bundle:
+    with local_copy(options.what) as bundle:
         version = registry.register(bundle, name, options.note)
     if alias:
-        registry.alias(name, alias, version, options.note)
+        registry.set_alias(name, alias, version, options.note)
     print(f"{name}:{version}")
     return 0
 
 
-def _check_place(registry: str) -> None:
-    """Raise RegistryError unless `registry` can be written: a directory, or what can become one."""
-    if "://" in registry:
-        return
-    path = Path(registry)
-    there = next(each for each in (path, *path.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "cannot be written" if there.is_dir() else "is not a directory"
-        raise RegistryError(f"--registry {registry}: {there} {what}; name another")
+def open_writable_registry(address: str) -> Registry:
+    """Open a registry. Raises RegistryError unless it can be read and written, or created."""
+    if "://" not in address:
+        path = Path(address)
+        parent = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            what = "cannot be written" if parent.is_dir() else "is not a directory"
+            raise RegistryError(f"--registry {address}: {parent} {what}; name another")
+    try:
+        registry = Registry.open(address)
+        registry.read_snapshot()
+    except OSError as error:
+        raise RegistryError(
+            f"--registry {address}: {error}; name a directory, or s3://BUCKET/PREFIX"
+        ) from None
+    return registry
 
 
-def promote(options: argparse.Namespace) -> int:
+def promote_canary(options: argparse.Namespace) -> int:
     """Make the canary live."""
-    print(_line(Registry.open(options.registry).promote(options.name)))
+    print(_describe_state(Registry.open(options.registry).promote(options.name)))
     return 0
 
 
-def rollback(options: argparse.Namespace) -> int:
-    """End the canary, or go back."""
-    print(_line(Registry.open(options.registry).rollback(options.name)))
+def roll_back(options: argparse.Namespace) -> int:
+    """End the canary, or go back to the previous live version."""
+    print(_describe_state(Registry.open(options.registry).rollback(options.name)))
     return 0
 
 
-def history(options: argparse.Namespace) -> int:
+def print_history(options: argparse.Namespace) -> int:
     """Print every change of a name."""
     for state in Registry.open(options.registry).history(options.name):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.when))
@@ -168,24 +171,27 @@ def history(options: argparse.Namespace) -> int:
     return 0
 
 
-def show(options: argparse.Namespace) -> int:
+def list_models(options: argparse.Namespace) -> int:
     """Print names, versions, aliases and canaries."""
-    snapshot = Registry.open(options.registry).read()
+    snapshot = Registry.open(options.registry).read_snapshot()
     for name in sorted(snapshot.states):
-        print(_line(snapshot.states[name]) + ("  (default)" if name == snapshot.default else ""))
+        print(
+            _describe_state(snapshot.states[name])
+            + ("  (default)" if name == snapshot.default_name else "")
+        )
     if not snapshot.states:
         print(f"{options.registry}: no models; python -m serving deploy BUNDLE makes the first")
     return 0
 
 
-def _meant(state: State, reference: Any) -> str:
-    """The version to deploy: the one that is named, or the newest of a bare name."""
+def _resolve_version(state: ModelState, reference: Any) -> str:
+    """Return the named version, or the newest of a bare name."""
     if reference.version is None and reference.alias is None:
         return max(state.versions, key=int)
-    return state.version_of(reference)
+    return state.resolve_version(reference)
 
 
-def _line(state: State) -> str:
+def _describe_state(state: ModelState) -> str:
     versions = [
         version + "".join(f"@{alias}" for alias in state.aliases_of(version))
         for version in sorted(state.versions, key=int)

@@ -1,53 +1,40 @@
-"""Bundles wherever they lie, at hand on this machine.
+"""Bundles by path or URL, on this machine."""
 
-A directory is used as it is. One of a run in S3 is fetched for as long as it is used, and every
-file of it verified; engines that are made from it are put back beside it.
-"""
-
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.models.card import CARD, BundleError, read
-from trainers.storage.object_store import reach
-
-
-def is_far(address: str) -> bool:
-    """Whether a bundle is named by a URL."""
-    return "://" in address
+from trainers.models.card import CARD_FILE, BundleError, read_card
+from trainers.storage.directory import SyncedDirectory
+from trainers.storage.store import is_url, open_store
 
 
 @contextmanager
-def at_hand(address: str) -> Iterator[Path]:
-    """The directory of the bundle that a path or a URL names.
+def local_copy(address: str) -> Iterator[Path]:
+    """Yield the directory of the bundle at a path, or a verified temporary copy of that at a URL.
 
     Raises BundleError, for a URL where a file is missing or altered, and StoreError.
     """
-    if not is_far(address):
+    if not is_url(address):
         yield Path(address)
         return
-    address = address.rstrip("/")
-    with tempfile.TemporaryDirectory(prefix="bertha-") as place:
-        directory = Path(place, *Path(address).parts[-2:])  # a bundle is called after its run
-        directory.mkdir(parents=True)
-        store = reach(address)
-        if not store.files(CARD):
-            raise BundleError(f"{address}: no {CARD}; a training run leaves RUN/bundle")
-        store.download("", directory)
+    with SyncedDirectory.open_temporary(address) as bundle:
+        if not bundle.store.list_files(CARD_FILE):
+            raise BundleError(f"{bundle.home}: no {CARD_FILE}; a training run leaves RUN/bundle")
+        bundle.store.download_directory("", bundle.path)
         try:
-            read(directory)
+            read_card(bundle.path)
         except BundleError as error:
-            raise BundleError(str(error).replace(str(directory), address)) from None
-        yield directory
+            raise BundleError(str(error).replace(str(bundle.path), bundle.home)) from None
+        yield bundle.path
 
 
-def put_back(directory: Path, address: str) -> None:
-    """Bring the bundle at a URL up to what was made of it in `directory`: its engines, its card."""
-    if not is_far(address):
+def upload_engines(directory: Path, address: str) -> None:
+    """Copy the engines that were built in `directory`, and its card, to the bundle at a URL."""
+    if not is_url(address):
         return
-    store, card = reach(address.rstrip("/")), read(directory)
+    store, card = open_store(address.rstrip("/")), read_card(directory)
     for engine in card.engines:
         for file in engine.files:
-            store.put(directory / file, file)
-    store.put(directory / CARD, CARD)  # at last: it names them
+            store.put_file(directory / file, file)
+    store.put_file(directory / CARD_FILE, CARD_FILE)  # last: it names the other files

@@ -1,6 +1,6 @@
-"""What protocols may ask: models by name, their answers and what is known of them.
+"""What wire protocols may call: models by name, their predictions and what is known of them.
 
-The border between the wire and the models. Knows neither; both sides import it.
+The interface between the protocols and the models; both import it, and it imports neither.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ Vector = np.ndarray  # float32 [width], of length 1 where the bundle says so
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer of a classifier or a regression to one text.
+    """The output of a classifier or a regression for one text.
 
-    scores: a probability for each label in the order of the card (softmax, or the sigmoid of each
-    for multi-label), or the one number of a regression. logits: what the model computed, raw.
+    scores: a probability for each label in the order of the card (softmax, or sigmoid for
+    multi-label), or the one value of a regression. logits: the raw output.
     """
 
     scores: tuple[float, ...]
@@ -27,10 +27,10 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Filling:
-    """One token that a masked language model puts in the place of a mask.
+class MaskPrediction:
+    """One token that a masked language model predicts for a mask.
 
-    sequence: the text with the token in it.
+    sequence: the text with the token filled in.
     """
 
     score: float
@@ -41,11 +41,10 @@ class Filling:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """How much a piece of a text spoke for a label.
+    """How much a span of the text contributed to a label.
 
-    start, end: the place in the text that was given, in characters. weight: signed; the weights of
-    a text add up to the difference that the text makes to the label's logit, to the error of the
-    method.
+    start, end: characters of the original text. weight: signed; the weights of a text add up to its
+    effect on the label's logit, within the error of the method.
     """
 
     start: int
@@ -55,7 +54,7 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a text got a label."""
+    """Attributions of one text to one label."""
 
     label: int
     prediction: Prediction
@@ -67,10 +66,9 @@ class ModelInfo:
     """What is known of one version of a model.
 
     task: "classification", "multi-label", "regression", "masked-lm" or "embedding". width: of an
-    embedding, else 0. engine: the backend that answers, as "onnxruntime int8". metrics: measured on
-    held-out texts. created: seconds since 1970. state: "ready", "loading" or "cold" (loaded when
-    first asked). pooling: of an embedding, "mean" or "cls", where it is known. batch_tokens: that
-    the engine computes at once.
+    embedding, else 0. engine: the backend, as "onnxruntime int8". metrics: measured on held-out
+    texts. created: seconds since 1970. state: "ready", "loading" or "cold" (loaded on first use).
+    pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
     """
 
     name: str
@@ -91,28 +89,33 @@ class ModelInfo:
     batch_tokens: int = 0
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """The labels, or the one name of a regression's value."""
         return self.labels or ("value",)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """The answers to the texts of one request, in order, by one version of a model.
+class InferenceResult(Generic[T]):
+    """The outputs for the texts of one request, in order, by one version of a model.
 
-    num_tokens: of each text as it was computed, special tokens included.
+    rows: the token ids of each text as computed, special tokens included.
     """
 
     model: ModelInfo
     values: Sequence[T]
-    num_tokens: Sequence[int]
+    rows: Sequence[np.ndarray]
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """Tokens of each text."""
+        return [len(row) for row in self.rows]
 
 
 @dataclass(slots=True)
-class Statistics:
+class ModelStatistics:
     """What one version of a model has done since this replica loaded it.
 
-    num_executions: batches. seconds: in all, of those that were answered (queue and compute).
+    num_executions: batches. seconds: total of the answered requests (queue and compute).
     last_inference: seconds since 1970, or 0.
     """
 
@@ -128,11 +131,10 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request, and all of them together, may ask of a replica.
+    """Limits of one request, and of all requests to a replica together.
 
-    max_texts: of a request. max_waiting_requests, max_waiting_tokens: beyond either, a request is
-    refused at once, so that those accepted are answered soon. max_body_bytes: of a request,
-    decompressed.
+    max_texts: of a request. max_waiting_requests, max_waiting_tokens: beyond either a request is
+    rejected at once, so that accepted ones are answered soon. max_body_bytes: after decompression.
     """
 
     max_texts: int = 32
@@ -141,72 +143,72 @@ class Limits:
     max_body_bytes: int = 2 * 1024 * 1024
 
 
-class Management(Protocol):
-    """Changes to what an endpoint serves. Every call raises `wire.Refusal` and nothing else."""
+class ModelManagement(Protocol):
+    """Changes to what an endpoint serves. Every call raises HTTPError and nothing else."""
 
     async def register(self, url: str, name: str | None) -> ModelInfo:
-        """Add the bundle in a directory as the next version of a name; by default its own."""
+        """Register the bundle in a directory as the next version of a name."""
 
     async def set_default(self, name: str, version: str) -> None:
         """Make a version the one that answers for the bare name."""
 
     async def unregister(self, name: str, version: str | None) -> None:
-        """Take away a version, or the live one; refused where others depend on it."""
+        """Remove a version, by default the live one; refused while others need it."""
 
-    async def load(self, model: str) -> None:
-        """Have a model in memory before anybody asks it."""
+    async def load_model(self, model: str) -> None:
+        """Load a model into memory."""
 
-    async def unload(self, model: str) -> None:
-        """Give its memory back; it loads again when it is asked."""
+    async def unload_model(self, model: str) -> None:
+        """Free its memory; it loads again on the next request."""
 
 
 class Models(Protocol):
     """The models of an endpoint.
 
     model: "sentiment", "sentiment:3", "sentiment@best", or None for the default one. Every call
-    raises `wire.Refusal` and nothing else: no-model, wrong-task, too-large, too-long, empty,
-    unreadable, overloaded, late, failed, unready.
+    raises HTTPError and nothing else: no-model, wrong-task, too-large, too-long, empty, unreadable,
+    overloaded, late, failed, unready.
     """
 
     limits: Limits
 
     @property
-    def management(self) -> Management | None:
-        """What changes the models; None where one bundle is served, and nothing can be changed."""
+    def management(self) -> ModelManagement | None:
+        """Changes to the models; None if they are fixed."""
 
     async def predict(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Prediction]:
-        """Labels or numbers: classification, multi-label and regression."""
+    ) -> InferenceResult[Prediction]:
+        """Classify or score texts: classification, multi-label and regression."""
 
     async def embed(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Vector]:
-        """Vectors: embedding."""
+    ) -> InferenceResult[Vector]:
+        """Embed texts: embedding."""
 
-    async def fill(
+    async def fill_mask(
         self,
         model: str | None,
         texts: Sequence[str],
         *,
         top_k: int = 5,
         targets: Sequence[str] | None = None,
-    ) -> Answer[tuple[tuple[Filling, ...], ...]]:
-        """For each text, for each of its masks, the likeliest tokens: masked-lm."""
+    ) -> InferenceResult[tuple[tuple[MaskPrediction, ...], ...]]:
+        """Predict the likeliest tokens of each mask of each text: masked-lm."""
 
     async def explain(
         self, model: str | None, texts: Sequence[str], *, label: str | None = None
-    ) -> Answer[Explanation]:
-        """Which words spoke for a label, by default the likeliest: classification, multi-label."""
+    ) -> InferenceResult[Explanation]:
+        """Attribute a label, by default the likeliest, to words: classification, multi-label."""
 
-    def find(self, model: str | None) -> ModelInfo:
-        """What is known of a model; does not load it."""
+    def get_info(self, model: str | None) -> ModelInfo:
+        """Describe a model without loading it."""
 
-    def all(self) -> Sequence[ModelInfo]:
-        """Every version of every model, the default model's live version first."""
+    def list_models(self) -> Sequence[ModelInfo]:
+        """Return every version of every model, the live one of the default model first."""
 
-    def statistics(self, model: str | None) -> Statistics:
-        """Of one version."""
+    def get_statistics(self, model: str | None) -> ModelStatistics:
+        """Return the statistics of one version."""
 
-    async def ready(self) -> bool:
-        """Whether the default model has answered a text, and still would."""
+    async def is_ready(self) -> bool:
+        """Return whether the default model answers."""

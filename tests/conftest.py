@@ -26,3 +26,11 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CSV of 240 short reviews, `text,label`, that a tiny model can learn."""
     return write_corpus(tmp_path_factory.mktemp("corpus") / "reviews.csv")
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two classes, made of that BERT without training."""
+    from tests.support.tiny_bundle import write_tiny_bundle
+
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny-classifier") / "bundle", tiny_bert)

@@ -1,4 +1,4 @@
-"""Imports point one way: cluster <- trainers <- {tuning, serving}; no cycles; light doors."""
+"""Imports point one way: a table of rooms, and what each may import."""
 
 import ast
 import functools
@@ -10,75 +10,163 @@ import pytest
 
 from tests.support.paths import ROOT
 
-MAY_IMPORT = {
+# Packages, lower ones first, with the packages that they may import.
+PACKAGES = {
     "cluster": {"cluster"},
     "trainers": {"cluster", "trainers"},
-    "tuning": {"cluster", "trainers", "tuning"},
     "serving": {"cluster", "trainers", "serving"},
+    "tuning": {"cluster", "trainers", "serving", "tuning"},
+    "bertha": {"cluster", "trainers", "serving", "tuning"},
 }
+
+# Of each package the rooms (folders) and loose modules, lower ones first, with what each may import
+# of its own package. Whatever stands here is used, and points upwards in the table.
+ROOMS: dict[str, dict[str, str]] = {
+    "cluster": {
+        "errors": "",
+        "settings": "errors",
+        "hardware": "errors settings",
+        "spec": "settings",
+        "costmodel": "errors settings hardware",
+        "validation": "settings hardware spec",
+        "doctor": "errors settings hardware spec costmodel",
+        "launch": "errors settings hardware spec validation",
+        "planning": "errors settings hardware spec costmodel",
+        "__main__": "errors validation doctor launch",
+    },
+    "trainers": {
+        "config": "",
+        "storage": "",
+        "data": "config storage",
+        "distributed": "storage",
+        "checkpoint": "storage distributed",
+        "models": "config storage data distributed",
+        "parallel": "distributed models",
+        "training": "config storage data distributed checkpoint models parallel",
+        "planning": "config data distributed models parallel training",
+        "tracking": "config storage checkpoint training",
+        "runtime": "config storage data distributed checkpoint models parallel training planning "
+        "tracking",
+        "__main__": "config data training planning tracking runtime",
+        "probe": "__main__",
+    },
+    "serving": {
+        "client": "",
+        "fetch": "",
+        "interface": "",
+        "registry": "",
+        "engine": "interface",
+        "http": "interface",
+        "inference": "interface registry engine http",
+        "optimize": "interface engine",
+        "protocols": "interface http",
+        "deployment": "interface registry http inference protocols",
+        "commands": "fetch registry deployment",
+        "__main__": "client fetch interface registry engine http optimize protocols deployment "
+        "commands",
+    },
+    "tuning": {
+        "space": "",
+        "algorithms": "space",
+        "store": "space algorithms",
+        "execution": "space algorithms store",
+        "forecast": "algorithms execution",
+        "results": "space algorithms store execution",
+        "dry_run": "space algorithms store execution forecast results",
+        "study": "space algorithms store execution results",
+        "__main__": "algorithms store execution results dry_run study",
+    },
+}
+
+# The only import of a higher package, by name and when it is called: `python -m cluster plan`.
+LAZY = {("cluster.__main__", "trainers.planning.plan_command")}
 
 
 @functools.cache
 def modules() -> dict[str, Path]:
+    """Return all our modules by dotted name."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for package in MAY_IMPORT
-        for path in (ROOT / package).rglob("*.py")
+        for path in [*paths, ROOT / "bertha.py"]
     }
 
 
 @functools.cache
-def imported(path: Path, at_the_top: bool) -> set[str]:
-    """Our modules that `path` imports."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if at_the_top else list(ast.walk(tree))
-    found = set()
-    for node in nodes:
+def imported(name: str, at_the_top: bool = False) -> frozenset[str]:
+    """Return our modules that a module imports; those of a `from` import, not their package."""
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body if at_the_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & set(modules())
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & modules().keys()
+            found |= below or {node.module}
+        elif isinstance(node, ast.Constant) and "." in str(node.value):
+            found |= {str(node.value)}  # imported by name, when it is called
+    return frozenset(found & modules().keys() - {name, name.partition(".")[0]})
 
 
-def test_imports_point_one_way() -> None:
-    for name, path in modules().items():
-        package = name.partition(".")[0]
-        reached = {other.partition(".")[0] for other in imported(path, at_the_top=False)}
-        assert reached <= MAY_IMPORT[package], name
+def room_of(module: str) -> str:
+    """Return the folder below the package, or the module's own name where it lies in none."""
+    return module.split(".")[1] if "." in module else module
+
+
+def test_packages_point_one_way() -> None:
+    for name in modules():
+        allowed = PACKAGES[name.partition(".")[0]]
+        upward = {other for other in imported(name) if other.partition(".")[0] not in allowed}
+        assert upward <= {target for source, target in LAZY if source == name}, name
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_what_the_table_says(package: str) -> None:
+    used: dict[str, set[str]] = {}
+    for name in modules():
+        if name.startswith(f"{package}."):
+            own = {room_of(each) for each in imported(name) if each.startswith(f"{package}.")}
+            used.setdefault(room_of(name), set()).update(own - {room_of(name)})
+    table = {room: set(allowed.split()) for room, allowed in ROOMS[package].items()}
+    assert used == table
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_table_points_upwards(package: str) -> None:
+    rooms = list(ROOMS[package])
+    for place, room in enumerate(rooms):
+        assert set(ROOMS[package][room].split()) <= set(rooms[:place]), room
 
 
 def test_there_is_no_cycle() -> None:
-    graph = {
-        name: imported(path, at_the_top=True) - {name, name.rpartition(".")[0]}
-        for name, path in modules().items()
-    }
-    while leaves := [name for name, wants in graph.items() if not wants & set(graph)]:
+    graph = {name: set(imported(name, at_the_top=True)) for name in modules()}
+    while leaves := [name for name, wants in graph.items() if not wants & graph.keys()]:
         for name in leaves:
             del graph[name]
     assert graph == {}
 
 
-def test_the_rooms_of_serving_have_an_order() -> None:
-    room = {name: ".".join(name.split(".")[:2]) for name in modules() if name != "serving"}
-    graph: dict[str, set[str]] = {}
-    for name, path in modules().items():
-        if name.startswith("serving.") and name != "serving.__main__":
-            wants = {room[other] for other in imported(path, at_the_top=False) if other in room}
-            graph.setdefault(room[name], set()).update(wants - {room[name]})
-    while leaves := [name for name, wants in graph.items() if not wants & set(graph)]:
-        for name in leaves:
-            del graph[name]
-    assert graph == {}
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_says_what_it_holds(package: str) -> None:
+    for path in (ROOT / package).rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+HEAVY = {"torch", "ray", "transformers", "matplotlib", "optuna", "pandas", "boto3"}
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("cluster.spec", {"torch", "ray", "transformers"}),
-        ("trainers.config.recipe", {"torch", "ray", "transformers"}),
-        pytest.param("trainers.runtime.worker", {"ray"}, marks=pytest.mark.slow),
-        pytest.param("serving.deployment.server", {"ray"}, marks=pytest.mark.slow),
+        ("bertha", HEAVY | {"numpy", "pydantic"}),
+        ("cluster.spec", HEAVY),
+        ("cluster.__main__", HEAVY),
+        ("trainers.config.recipe", HEAVY),
+        ("trainers.__main__", HEAVY),
+        ("tuning.__main__", {"torch", "ray", "transformers", "matplotlib"}),
+        ("serving.__main__", {"ray", "matplotlib", "optuna"}),
+        pytest.param("trainers.runtime.worker", {"ray"}, marks=pytest.mark.multiprocess),
+        pytest.param("serving.deployment.server", {"ray"}, marks=pytest.mark.multiprocess),
     ],
 )
 def test_a_light_door_stays_light(module: str, heavy: set[str]) -> None:

@@ -1,7 +1,12 @@
-"""Train a recipe: `python -m trainers reviews.yaml batch.global_size=64 --run runs/mine`."""
+"""Train a recipe: `python -m trainers reviews.yaml batch.global_size=64 --run runs/mine`.
+
+Two other commands: `recipes` lists the shipped recipes, `probe` times real steps on this machine.
+"""
 
 import argparse
+import itertools
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,69 +17,91 @@ from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. Everything a user can get wrong ends in one line."""
-    options = _parse(arguments)
-    if options.schema:
-        print(recipes.schema())
-        return 0
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m trainers") -> int:
+    """Run the command line and return the exit status; a user's mistake is one line on stderr."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments, prog)
     try:
-        return _train(options)
+        return int(options.command(options))
     except BerthaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def _list_recipes(options: argparse.Namespace) -> int:
+    for path in sorted(recipes.SHIPPED.glob("*.yaml")):
+        print(f"{path.stem:<20}{_summary(path)}")
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from trainers.planning.probe import measure_to_file
+
+    return measure_to_file(options)
+
+
 def _train(options: argparse.Namespace) -> int:
+    if options.schema:
+        print(recipes.recipe_schema())
+        return 0
     if options.recipe is None:
         raise SettingsError("name a recipe: a file, or a shipped one such as reviews.yaml")
-    recipe = recipes.load(options.recipe, options.overrides)
-    if options.rehearse:
-        return _rehearse(options, recipe)
-    cluster = spec.load(options.cluster or "local.yaml")
+    recipe = recipes.load_recipe(options.recipe, options.overrides)
+    if options.simulate:
+        return _simulate(options, recipe)
+    cluster = spec.load_cluster_spec(options.cluster or "local.yaml")
     if options.dry_run:
-        from trainers.planning.dry_run import describe
+        from trainers.planning.dry_run import describe_run
 
-        for line in describe(recipe, cluster):
+        for line in describe_run(recipe, cluster):
             print(line)
         return 0
     from trainers.data import prepare
     from trainers.runtime import fit
-    from trainers.tracking import progress, run_directory, summary
+    from trainers.tracking import progress
     from trainers.training import distillation
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = (options.run or cluster.run_named(f"{Path(options.recipe).stem}-{stamp}")).rstrip("/")
-    run_directory.RunDirectory.at(run, cluster.cache).probe()
+    run = (options.run or cluster.run_path(f"{Path(options.recipe).stem}-{stamp}")).rstrip("/")
+    directory = fit.open_run(run, cluster)
     print(f"run: {run}")
-    prepared = prepare.prepare(recipe, cluster.cache, progress.encoding())
-    for line in prepared.report.lines():
+    prepared = prepare.prepare_dataset(
+        recipe, cluster.cache_dir, progress.count_printer("encoding texts")
+    )
+    for line in prepared.report.to_lines():
         print(line)
-    distillation.taught(recipe, prepared, cluster.cache, progress.asking())
-    outcome = fit.fit(recipe, cluster, run, options.resume)
-    for line in summary.lines(outcome.result, outcome.seconds, run):
+    prepared = distillation.attach_teacher_logits(
+        recipe, prepared, cluster.cache_dir, progress.count_printer("asking the teacher")
+    )
+    outcome = fit.fit(recipe, cluster, directory, options.resume, prepared=prepared)
+    for line in progress.summarize_run(outcome.result, outcome.seconds, run):
         print(line)
     return 0
 
 
-def _rehearse(options: argparse.Namespace, recipe: recipes.Recipe) -> int:
-    """Play a step of the run on devices that need not exist."""
-    from trainers.planning.simulation_report import described, devices_of
+def _summary(path: Path) -> str:
+    """Return the beginning of the comment at the top of a recipe file."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines())
+    return textwrap.shorten(" ".join(line[2:] for line in lines), 80, placeholder=" ...")
 
-    memory = None if options.device_memory is None else _gib(options.device_memory)
-    cluster = devices_of(
-        spec.load(options.cluster) if options.cluster else None,
+
+def _simulate(options: argparse.Namespace, recipe: recipes.Recipe) -> int:
+    """Simulate a step of the run on devices that need not exist."""
+    from trainers.planning.simulation_report import simulated_cluster, simulation_lines
+
+    memory = None if options.device_memory is None else _parse_gib(options.device_memory)
+    cluster = simulated_cluster(
+        spec.load_cluster_spec(options.cluster) if options.cluster else None,
         options.devices,
         memory,
         options.devices_per_node,
     )
-    for line in described(recipe, cluster, options.vocabulary_size):
+    for line in simulation_lines(recipe, cluster, options.vocabulary_size):
         print(line, flush=True)
     return 0
 
 
-def _gib(size: str) -> float:
-    """GiB of `size`, as in 80GiB or 80. Raises SettingsError for anything else."""
+def _parse_gib(size: str) -> float:
+    """Parse `size`, as in 80GiB or 80. Raises SettingsError for anything else."""
     try:
         gib = float(size.removesuffix("GiB"))
     except ValueError:
@@ -84,8 +111,13 @@ def _gib(size: str) -> float:
     return gib
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
+def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    """Parse a command line; exit as argparse does on a mistake."""
+    if arguments and arguments[0] in ("recipes", "probe"):
+        return _parse_side_command(arguments, prog)
+    name = prog if prog.startswith("python") else f"{prog} train"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
+    parser.set_defaults(command=_train)
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
@@ -93,15 +125,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     parser.add_argument(
+        "--simulate",
         "--rehearse",
         action="store_true",
-        help="play a step with fake tensors on devices that need not exist: memory and exchanges",
+        help="simulate a step with fake tensors, without devices: memory and communication",
     )
-    rehearsal = parser.add_argument_group("with --rehearse, instead of what --cluster says")
-    rehearsal.add_argument("--devices", type=int, metavar="N", help="devices in all")
-    rehearsal.add_argument("--device-memory", metavar="GIB", help="of each, as in 80GiB")
-    rehearsal.add_argument("--devices-per-node", type=int, metavar="N", help="default: 8")
-    rehearsal.add_argument(
+    simulation = parser.add_argument_group("with --simulate, instead of what --cluster says")
+    simulation.add_argument("--devices", type=int, metavar="N", help="devices in all")
+    simulation.add_argument("--device-memory", metavar="GIB", help="of each, as in 80GiB")
+    simulation.add_argument("--devices-per-node", type=int, metavar="N", help="default: 8")
+    simulation.add_argument(
         "--vocabulary-size",
         type=int,
         metavar="N",
@@ -109,6 +142,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     return parser.parse_intermixed_args(arguments)
+
+
+def _parse_side_command(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    """Parse the commands that train nothing."""
+    parser = argparse.ArgumentParser(prog=prog)
+    subparsers = parser.add_subparsers(required=True)
+    lists = subparsers.add_parser("recipes", description="List the shipped recipes.")
+    lists.set_defaults(command=_list_recipes)
+    probes = subparsers.add_parser("probe", description="Time real training steps here, for plans.")
+    probes.add_argument("--device", help="cpu, cuda, neuron or tpu; default: what is here")
+    probes.add_argument("--workers", type=int, nargs="+", metavar="N", help="default: 1 and more")
+    probes.add_argument("--seconds", type=float, default=60.0, help="in all, for steps")
+    probes.add_argument("--out", type=Path, required=True, metavar="FILE")
+    probes.set_defaults(command=_measure)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

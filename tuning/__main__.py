@@ -15,134 +15,111 @@ from typing import TYPE_CHECKING, get_args
 
 from cluster import spec
 from cluster.errors import BerthaError
-from cluster.settings import validated
-from trainers.config import recipe as recipes
-from trainers.storage.directory import Directory
+from trainers.storage.directory import SyncedDirectory
 from tuning.algorithms.sampler import Sampler
 from tuning.algorithms.scheduler import Scheduler
-from tuning.store.config import PLAN, Plan, load
-from tuning.store.lease import at_hand
+from tuning.store.config import (
+    PLAN,
+    SearchConfig,
+    build_search_config,
+    load_search_config,
+    resolve_cluster,
+)
+from tuning.store.lease import open_study_directory
 
 if TYPE_CHECKING:
-    from tuning.study import Setting
+    from tuning.execution.controller import PreparedSearch
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. Everything a user can get wrong ends in one line."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    command = {"resume": _resume, "dashboard": _dashboard, "report": _report}.get(
-        "".join(words[:1])
-    )
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m tuning") -> int:
+    """Run the command line and return the exit status. A user's mistake ends in one line."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments, prog)
     try:
-        return _start(_parse(words)) if command is None else command(words[1:])
+        return int(options.command(options))
     except BerthaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _start(options: argparse.Namespace) -> int:
-    plan = _plan(options)
+def _start_search(options: argparse.Namespace) -> int:
+    given = vars(options)
+    fields = {
+        name: given[name] for name in given.keys() & (SearchConfig.model_fields.keys() - {"recipe"})
+    }
+    config = build_search_config(options.recipe, options.overrides, **fields)
     from tuning import study
 
     if options.dry_run:
-        from tuning.dry_run import describe
+        from tuning.dry_run import describe_search
 
-        for line in describe(study.setting(plan, sketched=True), options.probed):
+        for line in describe_search(study.prepare_search(config, estimate=True), options.probed):
             print(line)
         return 0
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    named = spec.load(plan.cluster).run_named(f"tuning-{Path(options.recipe).stem}-{stamp}")
-    with at_hand(options.run or named) as run:
-        made = study.create(plan, run)
+    cluster = spec.load_cluster_spec(config.cluster)
+    default_run = cluster.run_path(f"tuning-{Path(options.recipe).stem}-{stamp}")
+    with open_study_directory(options.run or default_run) as run:
+        prepared = study.create_search(config, run)
         print(f"search: {run.address}")
-        return _go(run, made)
+        return _run_search(run, prepared)
 
 
-def _resume(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tuning resume", description="go on with it")
-    parser.add_argument("run", help="the directory of the search, or s3://...")
-    parser.add_argument("--cluster", help="where it goes on; default: where it began")
-    options = parser.parse_args(words)
+def _resume_search(options: argparse.Namespace) -> int:
     from tuning import study
 
-    with at_hand(options.run) as run:
-        plan = load(run.path, run.address)
+    with open_study_directory(options.run) as run:
+        config = load_search_config(run.path, run.address)
         if options.cluster:
-            plan = plan.model_copy(update={"cluster": _cluster(options.cluster)})
-        made = study.setting(plan)
-        plan.save(run.path)
-        run.publish(PLAN)
-        return _go(run, made)
+            config = config.model_copy(update={"cluster": resolve_cluster(options.cluster)})
+        prepared = study.prepare_search(config)
+        config.save(run.path)
+        run.publish_files(PLAN)
+        return _run_search(run, prepared)
 
 
-def _dashboard(words: list[str]) -> int:
+def _show_dashboard(options: argparse.Namespace) -> int:
     from tuning.results import dashboard
 
-    return dashboard.main(words)
+    return dashboard.run_dashboard(options.run, options.port, not options.no_browser)
 
 
-def _report(words: list[str]) -> int:
-    from tuning.results import report
+def _write_report(options: argparse.Namespace) -> int:
+    from tuning.results.report import write_report
 
-    return report.main(words)
-
-
-def _go(run: Directory, made: "Setting") -> int:
-    """Search to the end and show the outcome."""
-    from tuning import study
-    from tuning.results import outcome, report
-    from tuning.results.summary import lines
-
-    with study.opened(run, made) as search:
-        if not run.home:
-            print(f"look at it: python -m tuning dashboard {run.address}", flush=True)
-        search.go()
-        result = outcome.conclude(search, run)
-    for line in lines(result, made.cluster):
-        print(line)
-    print(f"report: {run.address}/{report.write(run)[0]}")
+    with open_study_directory(options.run) as run:
+        for name in write_report(run):
+            print(f"report: {run.address}/{name}")
     return 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    """What was asked for, checked as far as that needs no data."""
-    settings, origin = recipes.read(options.recipe, options.overrides)
-    ranges = settings.pop(recipes.RANGES, None)
-    recipe = recipes.parse(settings, origin).rooted()
-    registry = options.registry
-    asked = {
-        "recipe": recipe.model_dump(mode="json"),
-        "ranges": ranges,
-        "cluster": _cluster(options.cluster or "local.yaml"),
-        "trials": options.trials,
-        "sampler": options.sampler,
-        "scheduler": options.scheduler,
-        "seeds": options.seeds,
-        "budget": options.budget,
-        "scaling_rule": options.scaling_rule,
-        "deployment": options.deployment,
-        "register_as": options.register,
-        "registry": registry if "://" in registry else str(Path(registry).resolve()),
-    }
-    return validated(Plan, asked, "search")
+def _run_search(run: SyncedDirectory, prepared: "PreparedSearch") -> int:
+    """Search to the end and show the outcome."""
+    from tuning import study
+    from tuning.results import report
+
+    if not run.home:
+        print(f"look at it: python -m tuning dashboard {run.address}", flush=True)
+    result = study.finish_search(run, prepared)
+    for line in report.summary_lines(result, prepared.cluster):
+        print(line)
+    print(f"report: {run.address}/{report.HTML}")
+    return 0
 
 
-def _cluster(name: str) -> str:
-    """A cluster file as a plan names it: by its whole path, or as one that is shipped."""
-    return str(Path(name).resolve()) if Path(name).is_file() else name
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    """Parse a command line; exit as argparse does on a mistake."""
+    name = prog if prog.startswith("python") else f"{prog} tune"
+    if arguments and arguments[0] in ("resume", "dashboard", "report"):
+        return _parse_follow_up(arguments, name)
     parser = argparse.ArgumentParser(
-        prog="python -m tuning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.set_defaults(command=_start_search)
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--trials", type=int, default=16, help="of the search (16)")
     parser.add_argument("--run", help="the search: a directory, or s3://...; default: a new one")
-    parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
+    parser.add_argument("--cluster", default="local.yaml", help="a Ray cluster YAML (local.yaml)")
     parser.add_argument("--budget", help="the most it may cost: 2h, 50USD or 3kWh")
     parser.add_argument("--sampler", choices=get_args(Sampler), default="gp")
     parser.add_argument("--scheduler", choices=get_args(Scheduler), default="asha")
@@ -158,16 +135,37 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="measure every engine of the best of each model: metric, p95 latency, price",
     )
-    parser.add_argument("--register", metavar="NAME", help="the winner, as NAME@best")
+    parser.add_argument(
+        "--register", dest="register_as", metavar="NAME", help="the winner, as NAME@best"
+    )
     parser.add_argument("--registry", default="registry", help="directory or s3://: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     parser.add_argument(
         "--probed",
         metavar="FILE",
         type=Path,
-        help="what `python -m trainers.planning.probe --out FILE` measured, for a dry run's time",
+        help="what `python -m trainers probe --out FILE` measured, for a dry run's time",
     )
     return parser.parse_intermixed_args(arguments)
+
+
+def _parse_follow_up(arguments: Sequence[str], name: str) -> argparse.Namespace:
+    """Parse the commands on a search that exists."""
+    parser = argparse.ArgumentParser(prog=name)
+    subparsers = parser.add_subparsers(required=True)
+    resumes = subparsers.add_parser("resume", description="Continue an interrupted search.")
+    resumes.add_argument("run", help="the directory of the search, or s3://...")
+    resumes.add_argument("--cluster", help="where it goes on; default: where it began")
+    resumes.set_defaults(command=_resume_search)
+    looks = subparsers.add_parser("dashboard", description="Show a live page of a search.")
+    looks.add_argument("run", help="the directory of the search")
+    looks.add_argument("--port", type=int, default=8080, help="to listen at, 0 for any (8080)")
+    looks.add_argument("--no-browser", action="store_true", help="open none")
+    looks.set_defaults(command=_show_dashboard)
+    reports = subparsers.add_parser("report", description="Write the report of a search again.")
+    reports.add_argument("run", help="a search that has ended: its directory, or s3://...")
+    reports.set_defaults(command=_write_report)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,102 +1,98 @@
-"""What a search would do, without starting anything.
-
-python -m tuning reviews.yaml --dry-run
-"""
+"""What a search would do, without starting anything: `python -m tuning reviews.yaml --dry-run`."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.costmodel.constants import NINE_IN_TEN
-from cluster.hardware.catalog import CatalogueError
+from cluster.hardware.catalog import CatalogError
+from trainers.tracking.progress import format_duration
 from tuning.algorithms import pbt, repeats, scheduler
-from tuning.forecast import ForecastError, forecast
-from tuning.results.registration import ALIAS
+from tuning.execution.controller import PreparedSearch
+from tuning.forecast import ForecastError, forecast_search
+from tuning.results.deployment import ALIAS
 from tuning.space.scaling_rule import RATE
-from tuning.space.space import value_of
+from tuning.space.space import get_value
 from tuning.store.budget import Spend
-from tuning.study import Setting
 
 
-def describe(made: Setting, probed: Path | None = None) -> Iterator[str]:
-    """Lines for a person. probed: what a probe of the devices has measured."""
-    terms, cluster = made.terms, made.cluster
-    plan, pace = terms.plan, terms.pace
-    width = max(len(key) for key in terms.space)
-    for index, (key, dimension) in enumerate(terms.space.items()):
-        own = value_of(plan.recipe, key)
+def describe_search(prepared: PreparedSearch, probed: Path | None = None) -> Iterator[str]:
+    """Yield lines for a person. probed: what a probe of the devices has measured."""
+    config, schedule, capacity = prepared.config, prepared.schedule, prepared.capacity
+    width = max(len(key) for key in prepared.space)
+    for index, (key, dimension) in enumerate(prepared.space.items()):
+        own = get_value(config.recipe, key)
         yield f"{'' if index else 'space':<9} {key:<{width}}  {dimension}  (the recipe: {own})"
-    yield from _rule(made)
-    yield f"metric    {plan.recipe.metric}, on the validation rows"
-    yield f"trials    {plan.trials} by {plan.sampler}, the first with the recipe's own settings"
-    yield from _stops(made)
-    repeated = (plan.seeds - 1) * (repeats.FINALISTS + 1)
-    if repeated:
+    if prepared.scaling_rule.reference is not None:
+        how = "linearly" if config.recipe.optimizer.name == "sgd" else "with the square root"
+        yield (
+            f"rule      {RATE} is that at batch size {prepared.scaling_rule.reference}; it grows "
+            f"{how} of the batch size (--no-scaling-rule)"
+        )
+    yield f"metric    {config.recipe.metric}, on the validation rows"
+    yield f"trials    {config.trials} by {config.sampler}, the first with the recipe's own settings"
+    yield from _scheduler_lines(prepared)
+    num_repeats = (config.seeds - 1) * (repeats.FINALISTS + 1)
+    if num_repeats:
         yield (
             f"seeds     the best {repeats.FINALISTS} and the recipe's own are trained with "
-            f"{plan.seeds - 1} other seed(s): up to {repeated} runs more"
+            f"{config.seeds - 1} other seed(s): up to {num_repeats} runs more"
         )
     yield (
-        f"capacity  {terms.slots} trial(s) at once, {made.capacity.devices} device(s) each, on "
-        f"cluster {cluster.name}"
+        f"capacity  {capacity.slots} trial(s) at once, {capacity.devices} device(s) each, on "
+        f"cluster {prepared.cluster.name}"
     )
     yield (
-        f"a trial   {pace.total_tokens:,.0f} tokens to its end, in {pace.total_samples:,} samples; "
-        f"all: at most {(plan.trials + repeated) * pace.total_tokens:,.0f}"
+        f"a trial   {schedule.total_tokens:,.0f} tokens to its end, in "
+        f"{schedule.total_samples:,} samples; all: at most "
+        f"{(config.trials + num_repeats) * schedule.total_tokens:,.0f}"
     )
-    yield from _forecast(made, probed)
-    if made.budget is not None:
-        yield f"budget    {plan.budget}: the cluster is held for at most {made.budget}"
-    if plan.deployment:
-        yield "engines   of the best of each model are measured: metric, p95 latency, price"
-    if plan.register_as is not None:
-        yield f"register  the winner as {plan.register_as}@{ALIAS} in {plan.registry}"
-
-
-def _forecast(made: Setting, probed: Path | None) -> Iterator[str]:
-    """Time and dollars, and how wrong they may be."""
-    try:
-        found = forecast(made, probed)
-    except (ForecastError, CatalogueError) as error:
-        yield f"time      not known: {error}"
-        return
-    cluster = made.cluster
-
-    def between(seconds: float) -> str:
-        low, high = (
-            Spend.of(seconds / NINE_IN_TEN, cluster),
-            Spend.of(seconds * NINE_IN_TEN, cluster),
-        )
-        return f"{Spend.of(seconds, cluster)} (nine in ten: {low} to {high})"
-
-    slots = f"on {made.terms.slots} trial(s) at once"
-    yield f"time      a trial {between(found.trial_seconds)}, by {found.origin}"
-    yield f"          the search, {slots}, {between(found.expected_seconds)} as trials are stopped"
-    yield f"          at most {between(found.search_seconds)}, if none is"
-
-
-def _rule(made: Setting) -> Iterator[str]:
-    terms = made.terms
-    if terms.prior.reference is None:
-        return
-    name = terms.plan.recipe.optimizer.name
-    how = "linearly" if name == "sgd" else "with the square root"
-    yield (
-        f"rule      {RATE} is that at batch size {terms.prior.reference}; it grows {how} of the "
-        "batch size (--no-scaling-rule)"
-    )
-
-
-def _stops(made: Setting) -> Iterator[str]:
-    pace, kind = made.terms.pace, made.terms.plan.scheduler
-    yield f"looks     {pace.looks} a trial, after equal shares of its samples"
-    if made.terms.plan.sampler == "pbt":
+    yield from _forecast_lines(prepared, probed)
+    if prepared.max_seconds is not None:
         yield (
-            f"rounds    {pbt.ROUNDS} of equal tokens, {made.terms.plan.trials - 1} members; "
+            f"budget    {config.budget}: the cluster is held for at most "
+            f"{format_duration(prepared.max_seconds)}"
+        )
+    if config.deployment:
+        yield "engines   of the best of each model are measured: metric, p95 latency, price"
+    if config.register_as is not None:
+        yield f"register  the winner as {config.register_as}@{ALIAS} in {config.registry}"
+
+
+def _scheduler_lines(prepared: PreparedSearch) -> Iterator[str]:
+    config, schedule = prepared.config, prepared.schedule
+    yield f"evals     {schedule.num_evals} a trial, after equal shares of its samples"
+    if config.population_size:
+        yield (
+            f"rounds    {pbt.ROUNDS} of equal tokens, {config.population_size} members; "
             "after each, the worst quarter go on from the best"
         )
+    elif config.scheduler != "none":
+        shares = ", ".join(f"{rung / schedule.total_tokens:.1%}" for rung in schedule.rungs)
+        how = (
+            f"one in {scheduler.REDUCTION_FACTOR} goes on"
+            if config.scheduler == "asha"
+            else "the better half goes on"
+        )
+        yield f"stops     {config.scheduler}: compared after {shares} of the tokens; {how}"
+
+
+def _forecast_lines(prepared: PreparedSearch, probed: Path | None) -> Iterator[str]:
+    """Yield the expected time and dollars, with their interval of nine in ten."""
+    try:
+        forecast = forecast_search(prepared, probed)
+    except (ForecastError, CatalogError) as error:
+        yield f"time      not known: {error}"
         return
-    if kind == "none":
-        return
-    shares = ", ".join(f"{rung / pace.total_tokens:.1%}" for rung in pace.rungs)
-    how = f"one in {scheduler.REDUCTION} goes on" if kind == "asha" else "the better half goes on"
-    yield f"stops     {kind}: compared after {shares} of the tokens; {how}"
+
+    def with_interval(seconds: float) -> str:
+        low, middle, high = (
+            Spend.for_seconds(seconds * factor, prepared.cluster)
+            for factor in (1 / NINE_IN_TEN, 1, NINE_IN_TEN)
+        )
+        return f"{middle} (nine in ten: {low} to {high})"
+
+    slots = f"on {prepared.capacity.slots} trial(s) at once"
+    expected = with_interval(forecast.expected_seconds)
+    yield f"time      a trial {with_interval(forecast.trial_seconds)}, by {forecast.origin}"
+    yield f"          the search, {slots}, {expected} as trials are stopped"
+    yield f"          at most {with_interval(forecast.search_seconds)}, if none is"

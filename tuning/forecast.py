@@ -1,31 +1,31 @@
-"""What a trial and a search will take, by the cluster's cost model: seconds, dollars, kWh.
+"""How long a trial and a search will take, by the cluster's cost model.
 
-The hardware is what the cluster file names, as the catalogue has it, or what a probe has measured
-(python -m trainers.planning.probe --out FILE). Where it is neither, nothing is said.
+The hardware is that of the cluster file, as the catalog describes it, or what a probe has
+measured (python -m trainers probe --out FILE).
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.costmodel.layout_search import first_fitting, rank_candidates
 from cluster.costmodel.microbatches import Lengths
 from cluster.errors import BerthaError
-from cluster.planning import calibrate, demand, devices, probe
-from cluster.planning.demand import Demand, Extent
-from cluster.planning.placement import place_on
-from cluster.planning.recipe_reader import Sketch
+from cluster.planning import devices, probe
+from cluster.planning.workload import Workload
+from trainers.planning.workload import RunLength, make_workload
 from tuning.algorithms import repeats, scheduler
-from tuning.study import Setting
+from tuning.execution.controller import PreparedSearch
 
 
 class ForecastError(BerthaError):
-    """Hardware that nothing is known of; the text says the way out."""
+    """Hardware that neither the catalog nor a probe describes; the text says the way out."""
 
 
 @dataclass(frozen=True)
 class Forecast:
     """Seconds of a trial, and of a search whose trials all train to their end.
 
-    expected_seconds: of the search, as its scheduler stops trials. origin: whose figures these are.
+    expected_seconds: of the search, as its scheduler stops trials. origin: source of the figures.
     """
 
     trial_seconds: float
@@ -34,74 +34,78 @@ class Forecast:
     origin: str
 
 
-def forecast(made: Setting, probed: Path | None) -> Forecast:
-    """The forecast for a search. probed: a probe of its devices.
+def forecast_search(prepared: PreparedSearch, probed: Path | None) -> Forecast:
+    """Return the forecast for a search. probed: a probe of its devices.
 
-    Raises BerthaError where nothing is known of the hardware, or the probe cannot be read.
+    Raises BerthaError if nothing is known of the hardware, or the probe cannot be read.
     """
-    asked = demand_of(made)
+    workload = _trial_workload(prepared)
     if probed is not None:
-        seconds, origin = _by_probe(made, asked, probed)
+        seconds, origin = _predict_from_probe(prepared, workload, probed)
     else:
-        seconds, origin = _by_catalogue(made, asked)
-    plan, slots = made.terms.plan, made.terms.slots
-    again = (plan.seeds - 1) * (repeats.FINALISTS + 1)
-    runs = 1 + again + (plan.trials - 1) * share_of_work(made)
-    most = seconds * (plan.trials + again) / slots
-    return Forecast(seconds, most, seconds * runs / slots, origin)
+        seconds, origin = _predict_from_catalog(prepared, workload)
+    config, slots = prepared.config, prepared.capacity.slots
+    num_repeats = (config.seeds - 1) * (repeats.FINALISTS + 1)
+    expected_runs = 1 + num_repeats + (config.trials - 1) * expected_work_share(prepared)
+    search_seconds = seconds * (config.trials + num_repeats) / slots
+    return Forecast(seconds, search_seconds, seconds * expected_runs / slots, origin)
 
 
-def share_of_work(made: Setting) -> float:
-    """The part of a whole trial that a trial is expected to train, if one is as good as another.
+def expected_work_share(prepared: PreparedSearch) -> float:
+    """Return the share of a whole run that a trial is expected to train, if all are as good.
 
-    Of ASHA one in `REDUCTION` goes on at each rung; of median stopping, half; in a population, all.
+    ASHA continues one trial in REDUCTION_FACTOR at each rung; median stopping, half of them; a
+    population, all.
     """
-    pace, kind = made.terms.pace, made.terms.plan.scheduler
-    if kind == "none" or made.terms.plan.sampler == "pbt":
+    schedule, config = prepared.schedule, prepared.config
+    if config.scheduler == "none" or config.sampler == "pbt":
         return 1.0
-    onward = 1 / scheduler.REDUCTION if kind == "asha" else 0.5
-    ends = [*(rung / pace.total_tokens for rung in pace.rungs), 1.0]
+    survival = 1 / scheduler.REDUCTION_FACTOR if config.scheduler == "asha" else 0.5
+    ends = [*(rung / schedule.total_tokens for rung in schedule.rungs), 1.0]
     share, before, alive = 0.0, 0.0, 1.0
     for end in ends:
         share += alive * (end - before)
-        before, alive = end, alive * onward
+        before, alive = end, alive * survival
     return share
 
 
-def demand_of(made: Setting) -> Demand:
-    """The work of trial 0; one with other settings trains as many samples."""
-    pace, recipe = made.terms.pace, made.terms.plan.recipe
+def _trial_workload(prepared: PreparedSearch) -> Workload:
+    """Return the work of trial 0; trials with other settings train as many samples."""
+    schedule, recipe = prepared.schedule, prepared.config.recipe
     size = recipe.batch.global_size
-    steps = max(1, round(pace.total_samples / size))
-    extent = Extent(
+    steps = max(1, round(schedule.total_samples / size))
+    length = RunLength(
         steps=steps,
-        lengths=Lengths.unknown(pace.train_tokens / pace.train_samples, recipe.batch.max_length),
-        evaluated=pace.looks * pace.validation_samples / (steps * size),
-        rows=pace.train_samples,
+        lengths=Lengths.assume_even(
+            schedule.train_tokens / schedule.train_samples, recipe.batch.max_length
+        ),
+        eval_ratio=schedule.num_evals * schedule.validation_samples / (steps * size),
+        rows=schedule.train_samples,
     )
-    sketch = Sketch.model_validate(recipe.model_dump())
-    return demand.of(recipe.model.name, sketch, made.shape, extent)
+    return make_workload(recipe.model.name, recipe, prepared.shape, length)
 
 
-def _by_probe(made: Setting, asked: Demand, path: Path) -> tuple[float, str]:
-    known = probe.read(path)
-    local = known.local(made.capacity.devices)
-    work = calibrate.work(local.place, asked)
-    return asked.steps * local.step(work).total, f"a probe of {known.name}"
+def _predict_from_probe(
+    prepared: PreparedSearch, workload: Workload, path: Path
+) -> tuple[float, str]:
+    known = probe.read_probe(path)
+    local = known.fit_devices(prepared.capacity.devices)
+    step = local.predict_step(workload.work_on(local.topology))
+    return workload.steps * step.total, f"a probe of {known.name}"
 
 
-def _by_catalogue(made: Setting, asked: Demand) -> tuple[float, str]:
-    found = devices.of(made.cluster.at(made.capacity.devices))
-    if found.memory is None:
-        rented = ", ".join(made.cluster.instances) or "no kind of machine"
+def _predict_from_catalog(prepared: PreparedSearch, workload: Workload) -> tuple[float, str]:
+    hardware = devices.devices_of_cluster(prepared.cluster.with_workers(prepared.capacity.devices))
+    if hardware.memory is None:
+        rented = ", ".join(prepared.cluster.instance_types) or "no kind of machine"
         raise ForecastError(
-            f"cluster {made.cluster.name} names {rented}, which the catalogue does not have: "
-            "measure one for a minute (python -m trainers.planning.probe --out FILE), "
+            f"cluster {prepared.cluster.name} names {rented}, which the catalog does not have: "
+            "measure one for a minute (python -m trainers probe --out FILE), "
             "and give --probed FILE"
         )
-    a_node = min(made.capacity.devices, found.place.devices_per_node)
-    place = replace(found.place, devices_per_node=a_node)
-    placed = place_on(place, asked, found.constants)
-    if placed is None:
-        raise ForecastError(f"{place.accelerator.name}: no layout of a trial fits there")
-    return asked.steps * placed.step.total, f"the cost model, {found.told}"
+    per_node = min(prepared.capacity.devices, hardware.topology.devices_per_node)
+    topology = replace(hardware.topology, devices_per_node=per_node)
+    candidate = first_fitting(rank_candidates(workload.job_on(topology, hardware.constants)))
+    if candidate is None:
+        raise ForecastError(f"{topology.accelerator.name}: no layout of a trial fits there")
+    return workload.steps * candidate.step.total, f"the cost model, {hardware.description}"

@@ -1,155 +1,172 @@
-"""A search on disk: made from a recipe, or found again. Everything is checked before it starts.
+"""Prepares, creates and opens searches. All that a user can get wrong is checked before the start.
 
-RUN/plan.yaml        what was asked for
+RUN/plan.yaml        the configuration
 RUN/study.journal    every decision
 RUN/trials/0007/     the run directory of a trial, as `python -m trainers` leaves it
 RUN/bundle           the winner        RUN/result.json   the outcome
 RUN/report.html      for people        RUN/report.md
 
-RUN is a directory that all nodes see, or a URL as s3://...
+RUN is a directory that all nodes see, or a URL such as s3://...
 """
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 from cluster import spec
-from cluster.costmodel.model_shape import Shape
 from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
 from trainers.config import recipe as recipes
-from trainers.config.recipe import Recipe, lower_is_better
+from trainers.config.recipe import Recipe
 from trainers.data import prepare
-from trainers.planning.layout import sizes
-from trainers.storage.directory import Directory
+from trainers.planning.layout import resolve_shape
+from trainers.storage.directory import SyncedDirectory
 from trainers.tracking import progress
 from tuning.algorithms import pbt
-from tuning.algorithms.eval_schedule import Pace
-from tuning.algorithms.sampler import grid
+from tuning.algorithms.eval_schedule import EvalSchedule
+from tuning.algorithms.sampler import grid_points
 from tuning.execution.capacity import Capacity
-from tuning.execution.controller import Director, Terms
+from tuning.execution.controller import PreparedSearch, SearchController
 from tuning.execution.tuner import Search
-from tuning.results import registration
-from tuning.space import space as spaces
-from tuning.space.scaling_rule import Prior
-from tuning.space.space import Space
-from tuning.store import config as plans
-from tuning.store.budget import Budget
-from tuning.store.config import Plan
+from tuning.results import outcome, report
+from tuning.results.deployment import check_registration
+from tuning.space.scaling_rule import ScalingRule
+from tuning.space.space import Space, extract_point, parse_space
+from tuning.store.budget import parse_budget
+from tuning.store.config import PLAN, SearchConfig
 from tuning.store.journal import Journal
-from tuning.store.lease import Holder
+from tuning.store.lease import StudyLease, open_study_directory
 from tuning.store.reader import JournalError
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What follows from a plan: the cluster, the terms, how trials share the devices, and the sizes
-    of the recipe's own model.
+def prepare_search(config: SearchConfig, estimate: bool = False) -> PreparedSearch:
+    """Validate a search and work out all that follows from its configuration.
+
+    estimate: estimate the sizes of data that is not encoded yet, instead of encoding it. Raises
+    BerthaError.
     """
-
-    cluster: ClusterSpec
-    terms: Terms
-    capacity: Capacity
-    budget: Budget | None
-    shape: Shape
-
-
-def setting(plan: Plan, sketched: bool = False) -> Setting:
-    """Everything that can be known, and be wrong, before a search starts.
-
-    sketched: data that is not encoded yet is looked at and not encoded. Raises BerthaError.
-    """
-    cluster, recipe = spec.load(plan.cluster), plan.recipe
-    if plan.register_as is not None:
-        registration.check(plan.register_as, plan.registry)
-    budget = None if plan.budget is None else Budget.parse(plan.budget, cluster)
+    cluster, recipe = spec.load_cluster_spec(config.cluster), config.recipe
+    if config.register_as is not None:
+        check_registration(config.register_as, config.registry)
+    max_seconds = None if config.budget is None else parse_budget(config.budget, cluster)
     if not recipe.data.validation:
         raise SettingsError(
             "data.validation is 0, but a search decides by validation rows; hold some out"
         )
-    pace, labels, num_features = _measured(recipe, cluster, sketched)
-    shape = sizes(recipe, labels, num_features, cluster.cache)
-    settings = recipe.model_dump(mode="json") | {recipes.RANGES: plan.ranges}
-    space = spaces.of(settings, recipe, shape.num_parameters, "recipe")
-    _check_size(plan, space)
-    prior = Prior.of(space, recipe.batch.global_size, recipe.optimizer.name, plan.scaling_rule)
-    capacity = Capacity.of(recipe, shape, cluster)
-    seconds = None if budget is None else budget.seconds
-    terms = Terms(plan, space, prior, pace, capacity.slots, seconds)
-    return Setting(cluster, terms, capacity, budget, shape)
+    schedule, labels, num_features = _measure_data(recipe, cluster, estimate)
+    shape = resolve_shape(recipe, labels, num_features, cluster.cache_dir)
+    settings = recipe.model_dump(mode="json") | {recipes.SEARCH_KEY: config.ranges}
+    space = parse_space(settings, recipe, shape.num_parameters, "recipe")
+    _check_num_trials(config, space)
+    batch_size, optimizer = recipe.batch.global_size, recipe.optimizer.name
+    return PreparedSearch(
+        config=config,
+        cluster=cluster,
+        shape=shape,
+        space=space,
+        scaling_rule=ScalingRule.for_space(space, batch_size, optimizer, config.scaling_rule),
+        schedule=schedule,
+        capacity=Capacity.for_recipe(recipe, shape, cluster),
+        max_seconds=max_seconds,
+    )
 
 
-def create(plan: Plan, run: Directory) -> Setting:
-    """Make the search `run`. Raises BerthaError for whatever is wrong, and then leaves nothing."""
-    if (run.path / plans.PLAN).exists():
+def create_search(config: SearchConfig, run: SyncedDirectory) -> PreparedSearch:
+    """Create the search `run`. Raises BerthaError for any mistake, and then leaves no files."""
+    if (run.path / PLAN).exists():
         raise JournalError(
             f"{run.address} holds a search already; `python -m tuning resume {run.address}` goes "
             "on with it, --run names another"
         )
-    made = setting(plan)
+    prepared = prepare_search(config)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        plan.save(run.path)
+        config.save(run.path)
     except OSError as error:
         raise JournalError(
             f"{run.address}: cannot be written: {error}; name another with --run"
         ) from None
-    run.publish(plans.PLAN)
-    return made
+    run.publish_files(PLAN)
+    return prepared
 
 
 @contextmanager
-def opened(run: Directory, made: Setting) -> Iterator[Search]:
-    """The search in `run`, held by this process while the block runs."""
-    terms = made.terms
-    recipe = terms.plan.recipe
-    sign = -1 if lower_is_better(recipe.metric) else 1
-    default = spaces.point_of(recipe, terms.space)
-    journal = Journal(run.path, terms.prior.shown(terms.space), default, sign, Holder(run))
-    facts = {"total_tokens": terms.pace.total_tokens, "slots": terms.slots}
-    journal.note({"sampler": terms.plan.sampler, **facts})
-    journal.measures(recipe.metric)
+def open_search(run: SyncedDirectory, prepared: PreparedSearch) -> Iterator[Search]:
+    """Open the search in `run`, locked for this process while the block runs."""
+    config, space = prepared.config, prepared.space
+    journal = Journal(
+        run.path,
+        prepared.scaling_rule.settings_space(space),
+        extract_point(config.recipe, space),
+        config.sign,
+        StudyLease(run),
+    )
+    journal.note_facts(
+        {
+            "sampler": config.sampler,
+            "total_tokens": prepared.schedule.total_tokens,
+            "slots": prepared.capacity.slots,
+        }
+    )
+    journal.set_metric_name(config.recipe.metric)
     try:
-        yield Search(Director(terms, journal), made.capacity, made.cluster, run)
+        yield Search(SearchController(prepared, journal), run)
     finally:
         journal.close()
         shutil.rmtree(run.path / "ray", ignore_errors=True)
 
 
-def _measured(
-    recipe: Recipe, cluster: ClusterSpec, sketched: bool
-) -> tuple[Pace, tuple[str, ...], int]:
-    """The pace, the labels, and the features of a linear model."""
-    if sketched:
-        sketch = prepare.sketch(recipe, cluster.cache)
-        rows, lengths = sketch.num_train, sketch.lengths
-        tokens = int(lengths.mean() * rows)
-        held_out = sketch.report.sequences or sketch.report.rows
-        pace = Pace.of(recipe, rows, tokens, held_out["validation"])
-        return pace, sketch.labels, int(lengths[0])
-    prepared = prepare.prepare(recipe, cluster.cache, progress.encoding())
-    lengths = prepared.train.samples.lengths
-    pace = Pace.of(recipe, len(prepared.train), int(lengths.sum()), len(prepared.validation))
-    return pace, prepared.labels, int(lengths[0])
+def finish_search(run: SyncedDirectory, prepared: PreparedSearch) -> dict[str, Any]:
+    """Search to the end and write the report; return the contents of result.json."""
+    with open_search(run, prepared) as search:
+        search.run()
+        result = outcome.conclude_search(search, run)
+    report.write_report(run)
+    return result
 
 
-def _check_size(plan: Plan, space: Space) -> None:
-    """Raise SettingsError where the sampler cannot search this space with so many trials."""
-    if plan.sampler == "pbt":
-        pbt.check(space)
-        if plan.seeds != 1 or plan.trials < 3:
+def run_new_search(config: SearchConfig, run: str) -> dict[str, Any]:
+    """Search in a new directory or s3:// URL; return the contents of result.json."""
+    with open_study_directory(run) as directory:
+        return finish_search(directory, create_search(config, directory))
+
+
+def _measure_data(
+    recipe: Recipe, cluster: ClusterSpec, estimate: bool
+) -> tuple[EvalSchedule, tuple[str, ...], int]:
+    """Return the evaluation schedule, the labels, and the features of a linear model."""
+    if estimate:
+        sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
+        lengths, labels, num_train = sketch.lengths, sketch.labels, sketch.num_train
+        num_tokens = int(lengths.mean() * num_train)
+        num_validation = (sketch.report.sequences or sketch.report.rows)["validation"]
+    else:
+        data = prepare.prepare_dataset(
+            recipe, cluster.cache_dir, progress.count_printer("encoding texts")
+        )
+        lengths, labels, num_train = data.train.samples.lengths, data.labels, len(data.train)
+        num_tokens, num_validation = int(lengths.sum()), len(data.validation)
+    schedule = EvalSchedule.for_recipe(recipe, num_train, num_tokens, num_validation)
+    return schedule, labels, int(lengths[0])
+
+
+def _check_num_trials(config: SearchConfig, space: Space) -> None:
+    """Raise SettingsError if the sampler cannot search this space with so many trials."""
+    if config.sampler == "pbt":
+        pbt.check_mutable(space)
+        if config.seeds != 1 or config.trials < 3:
             raise SettingsError(
-                f"--sampler pbt with --trials {plan.trials} --seeds {plan.seeds}: give --trials 3 "
-                "or more, a population of two beside the recipe's own, and --seeds 1: a schedule "
-                "that was found while training is not repeated with another seed"
+                f"--sampler pbt with --trials {config.trials} --seeds {config.seeds}: give "
+                "--trials 3 or more, a population of two beside the recipe's own, and --seeds 1: "
+                "a schedule that was found while training is not repeated with another seed"
             )
-    if plan.sampler != "grid":
+    if config.sampler != "grid":
         return
-    own = spaces.point_of(plan.recipe, space)
-    points = 1 + sum(point != own for point in grid(space))
-    if points > plan.trials:
+    own = extract_point(config.recipe, space)
+    num_points = 1 + sum(point != own for point in grid_points(space))
+    if num_points > config.trials:
         raise SettingsError(
-            f"--trials {plan.trials}: the grid has {points} points, the recipe's own among them; "
-            f"raise --trials to {points}, shorten the lists, or choose another --sampler"
+            f"--trials {config.trials}: the grid has {num_points} points, the recipe's own among "
+            f"them; raise --trials to {num_points}, shorten the lists, or choose another --sampler"
         )

@@ -1,8 +1,6 @@
-"""The model as every rival loads it: transformers, its fast tokenizer, fp32, a batch padded to its
-longest text.
+"""The model of every rival: transformers, fast tokenizer, fp32, batches padded to the longest text.
 
-Knows no server. Each rival imports it from beside its own file, in an environment of its own, so it
-imports nothing of this project.
+Rivals import this file in virtual environments of their own, so it imports nothing of this project.
 """
 
 import os
@@ -16,10 +14,10 @@ MAX_LENGTH = 256
 
 
 class Classifier:
-    """Texts to labels with scores."""
+    """Classifies texts: labels with scores."""
 
     def __init__(self, num_threads: int | None = None) -> None:
-        """num_threads: of torch; default: what torch chooses."""
+        """Load the model. num_threads: of torch; default: torch's own."""
         if num_threads:
             torch.set_num_threads(num_threads)
         directory = os.environ[BUNDLE]
@@ -28,7 +26,7 @@ class Classifier:
         self._labels = self._model.config.id2label
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
-        """The likeliest label of each text."""
+        """Return the most likely label of each text."""
         encoded = self._tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         )

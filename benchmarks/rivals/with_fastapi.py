@@ -1,8 +1,8 @@
-"""FastAPI around a transformers pipeline, the service that most people write first.
+"""FastAPI around a transformers pipeline, as in most tutorials.
 
     uvicorn --app-dir rivals with_fastapi:app --port PORT [--workers 2]
 
-As tutorials have it, the handler is a plain function, which FastAPI runs in a pool of threads.
+The handler is a plain function, which FastAPI runs in a pool of threads.
 Tuned, there is a worker process a core, each of one torch thread (THREADS=1) that computes one
 request after the other.
 """
@@ -37,7 +37,7 @@ if THREADS:
 
     @app.post("/predict")
     async def predict(body: Body) -> Any:
-        """The label of a text, computed in this process's one thread."""
+        """Classify a text in the one compute thread of this process."""
         loop = asyncio.get_running_loop()
         return (await loop.run_in_executor(one_by_one, classify, body.text))[0]
 
@@ -45,5 +45,5 @@ else:
 
     @app.post("/predict")
     def predict_in_pool(body: Body) -> Any:
-        """The label of a text."""
+        """Classify a text in the pool of threads."""
         return classify(body.text)[0]

@@ -9,26 +9,26 @@ from typing import Any
 import litserve
 from classifier import Classifier
 
-WAIT_SECONDS = 0.01  # as its batching guide has it
+WAIT_SECONDS = 0.01  # as in its batching guide
 
 
 class Api(litserve.LitAPI):
-    """What LitServe asks of a model."""
+    """The API that LitServe calls."""
 
     def setup(self, device: str) -> None:
-        """Once in each worker."""
+        """Load the model, once in each worker."""
         self._classify = Classifier(num_threads=1)
 
     def decode_request(self, request: dict[str, Any]) -> str:
-        """The text of a request."""
+        """Return the text of a request."""
         return str(request["text"])
 
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:
-        """A batch."""
+        """Classify a batch."""
         return self._classify(texts)
 
     def encode_response(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request."""
+        """Return the response to one request."""
         return answer
 
 

@@ -13,14 +13,14 @@ WAIT_MILLISECONDS = 10  # its default
 
 
 class Inference(Worker):
-    """What mosec asks of a model."""
+    """The worker that mosec runs."""
 
     def __init__(self) -> None:
         super().__init__()
         self._classify = Classifier(num_threads=1)
 
     def forward(self, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A batch."""
+        """Classify a batch."""
         return self._classify([each["text"] for each in data])
 
 

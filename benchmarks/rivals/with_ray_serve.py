@@ -1,10 +1,10 @@
-"""Ray Serve with `@serve.batch`, as its guide to dynamic request batching writes it.
+"""Ray Serve with `@serve.batch`, as in its guide to dynamic request batching.
 
     python with_ray_serve.py PORT NUM_REPLICAS BATCH
 
-One replica by default; tuned: one a core, each of one thread, which is what Ray gives to an actor
-of one CPU. `max_ongoing_requests` is raised above the batch, as the guide asks: with its default of
-5, batches never fill. Ray's HAProxy mode is this file under RAY_SERVE_ENABLE_HA_PROXY=1.
+One replica by default; tuned: one a core, each of one thread, as Ray gives an actor of one CPU.
+`max_ongoing_requests` is raised above the batch, as in the guide: with its default of 5, batches
+never fill. Ray's HAProxy mode is this file under RAY_SERVE_ENABLE_HA_PROXY=1.
 """
 
 import signal
@@ -20,8 +20,8 @@ from starlette.requests import Request
 WAIT_SECONDS = 0.01  # the default
 
 
-def deployment(num_replicas: int, batch: int) -> Any:
-    """The application."""
+def build_application(num_replicas: int, batch: int) -> Any:
+    """Build the application."""
 
     @serve.deployment(
         num_replicas=num_replicas,
@@ -43,11 +43,11 @@ def deployment(num_replicas: int, batch: int) -> Any:
 
 
 def main() -> None:
-    """Serve until the process is told to end."""
+    """Serve until SIGTERM."""
     port, num_replicas, batch = map(int, sys.argv[1:])
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(deployment(num_replicas, batch), name="rival", route_prefix="/")
+    serve.run(build_application(num_replicas, batch), name="rival", route_prefix="/")
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     ended.wait()

@@ -26,29 +26,29 @@ models={models}
 
 
 class Handler:
-    """What TorchServe asks of a model."""
+    """The handler that TorchServe calls."""
 
     def initialize(self, context: Any) -> None:
-        """Once in each worker."""
+        """Load the model, once in each worker."""
         from classifier import Classifier
 
         threads = int(os.environ.get("THREADS", "0"))
         self._classify = Classifier(num_threads=threads or None)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """A batch."""
+        """Classify a batch."""
         bodies = [each.get("body") or each.get("data") for each in data]
         parsed = [each if isinstance(each, dict) else json.loads(each) for each in bodies]
         return self._classify([each["text"] for each in parsed])
 
 
 def main() -> None:
-    """Archive and serve, in the current directory."""
+    """Archive the model and serve it, in the current directory."""
     port, workers, batch = map(int, sys.argv[1:])
-    here, tools = Path(__file__).resolve(), Path(sys.executable).parent
+    script, tools = Path(__file__).resolve(), Path(sys.executable).parent
     Path("store").mkdir(exist_ok=True)
     archive = [str(tools / "torch-model-archiver"), "--model-name", "rival", "--version", "1.0"]
-    archive += ["--handler", str(here), "--extra-files", str(here.parent / "classifier.py")]
+    archive += ["--handler", str(script), "--extra-files", str(script.parent / "classifier.py")]
     subprocess.run([*archive, "--export-path", "store", "--force"], check=True)
     settings = {"defaultVersion": True, "marName": "rival.mar", "minWorkers": workers}
     settings |= {"maxWorkers": workers, "batchSize": batch, "maxBatchDelay": DELAY_MILLISECONDS}

@@ -1,9 +1,9 @@
-"""Seconds of exchanges between devices, by the alpha-beta model, inside a node and across.
+"""Seconds of collectives by the alpha-beta model, inside a node and across nodes.
 
 A message costs its latency and its bytes over a rate (Hockney 1994). An all-reduce of n bytes over
 N ranks in a ring takes 2 (N - 1) alpha + 2 (N - 1) / N n / B (Thakur, Rabenseifner & Gropp 2005,
-section 4); gather and scatter half of that. Across nodes it is hierarchical: scattered inside each
-node, reduced across by every device its share, gathered again. Knows no models.
+section 4); all-gather and reduce-scatter take half of that. Across nodes it is hierarchical: a
+reduce-scatter inside each node, an all-reduce of every device's share across, an all-gather inside.
 """
 
 from __future__ import annotations
@@ -18,62 +18,68 @@ from cluster.costmodel.constants import (
     NETWORK_SHARE,
     Constants,
 )
-from cluster.hardware.types import PCIE, Place
+from cluster.hardware.types import PCIE, Topology
 
 
-def link_rate(place: Place, ranks: int, constants: Constants) -> float:
-    """Bytes/s each way between `ranks` devices of a node, as a collective sees it.
+def link_rate(topology: Topology, ranks: int, constants: Constants) -> float:
+    """Return the bytes/s each way between `ranks` devices of a node in a collective.
 
-    More than two PCIe cards share roots unless bridges join them.
+    More than two PCIe cards share root ports unless bridges join pairs of them.
     """
-    rate = place.accelerator.link_rate
+    rate = topology.accelerator.link_rate
     if rate is None:
         return math.inf if ranks == 1 else 0.0
-    shared = place.accelerator.link == PCIE and ranks > 2 and not place.bridged
+    shared = topology.accelerator.link == PCIE and ranks > 2 and not topology.bridged
     return rate * (constants.shared_link if shared else LINK_SHARE)
 
 
-def network_rate(place: Place) -> float:
-    """Bytes/s of a node's cards in a collective across nodes; 0 where unknown."""
-    return (place.network or 0.0) * NETWORK_SHARE
+def network_rate(topology: Topology) -> float:
+    """Return the bytes/s of a node in a collective across nodes; 0 where unknown."""
+    return (topology.network or 0.0) * NETWORK_SHARE
 
 
-def all_reduce(num_bytes: float, place: Place, ranks: int, constants: Constants) -> float:
-    """Seconds to add up `num_bytes` over `ranks` devices, consecutive ones, node after node."""
-    return across(num_bytes, place, ranks, 1, constants)
+def all_gather_seconds(
+    num_bytes: float, topology: Topology, ranks: int, constants: Constants
+) -> float:
+    """Return the seconds of an all-gather to `num_bytes` a rank, or a reduce-scatter from them."""
+    return all_reduce_seconds(num_bytes, topology, ranks, constants) / 2
 
 
-def gather(num_bytes: float, place: Place, ranks: int, constants: Constants) -> float:
-    """Seconds until each of `ranks` has all `num_bytes`; also of a reduce-scatter."""
-    return all_reduce(num_bytes, place, ranks, constants) / 2
+def all_reduce_seconds(
+    num_bytes: float, topology: Topology, ranks: int, constants: Constants, stride: int = 1
+) -> float:
+    """Return the seconds of an all-reduce over `ranks` devices, every `stride`-th of the world.
 
-
-def across(num_bytes: float, place: Place, ranks: int, apart: int, constants: Constants) -> float:
-    """All-reduce of `num_bytes` over `ranks` devices that stand `apart` ranks from one another.
-
-    As many such groups as fit beside each other share the links and the node's network cards.
+    The `stride` groups side by side run at once and share the links and the node's network.
     """
-    near = max(1, min(ranks, place.devices_per_node // apart))
+    near = max(1, min(ranks, topology.devices_per_node // stride))  # ranks of a group in a node
     nodes = -(-ranks // near)
     seconds = 0.0
+    # A ring inside the node carries the whole buffer; the links are shared by all groups, so the
+    # rate is that of a collective over all their devices. The two halves are latency-bound on
+    # small buffers: one latency for each of 2 (near - 1) messages, here counted as 2 near.
     if near > 1:
-        ring = 2 * _ring(near) * num_bytes
-        seconds += ring / link_rate(place, near * apart, constants) + 2 * near * NEAR_LATENCY
+        ring = 2 * _ring_share(near) * num_bytes
+        seconds += ring / link_rate(topology, near * stride, constants) + 2 * near * NEAR_LATENCY
     if nodes > 1:
-        beside = min(place.devices_per_node, apart)
-        seconds += 2 * _ring(nodes) * num_bytes * beside / network_rate(place)
+        # After the reduce-scatter each device of a group sends only its 1/near of the buffer, so a
+        # group sends the buffer once a node; groups side by side divide the node's network.
+        groups = min(topology.devices_per_node, stride)
+        seconds += 2 * _ring_share(nodes) * num_bytes * groups / network_rate(topology)
         seconds += FAR_ROUNDS * math.log2(nodes) * FAR_LATENCY
     return seconds
 
 
-def send(num_bytes: float, place: Place, leaves_node: bool, constants: Constants) -> float:
-    """Seconds of one message to the next pipeline rank."""
+def send_seconds(
+    num_bytes: float, topology: Topology, leaves_node: bool, constants: Constants
+) -> float:
+    """Return the seconds of one message to the next pipeline rank."""
     if leaves_node:
-        share = network_rate(place) / place.devices_per_node
+        share = network_rate(topology) / topology.devices_per_node
         return FAR_LATENCY + num_bytes / share
-    return NEAR_LATENCY + num_bytes / link_rate(place, 2, constants)
+    return NEAR_LATENCY + num_bytes / link_rate(topology, 2, constants)
 
 
-def _ring(ranks: int) -> float:
-    """Share of a buffer that a rank sends in one half of an all-reduce."""
+def _ring_share(ranks: int) -> float:
+    """Return the share of a buffer that a rank sends in one half of an all-reduce."""
     return (ranks - 1) / ranks

@@ -1,7 +1,7 @@
-"""Seconds that one device computes: products of matrices, attention, memory traffic, launches.
+"""Seconds of a forward pass on one device: matmuls, attention, memory traffic, kernel launches.
 
 A roofline (Williams et al. 2009) with a third roof, power: a device computes no faster than its
-watts pay for. Knows nothing of layouts and of exchanges (planning/cost.py) and no torch.
+power limit allows. Layouts and collectives are step_time.py's.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from cluster.costmodel.constants import (
     Constants,
     Stack,
 )
-from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.model_shape import ModelShape
 from cluster.hardware.types import Accelerator
 
-TILE = 128  # rows and columns of a product that a multiprocessor computes at once (CUTLASS)
-SPLIT_K = 1024  # beyond this depth a product of few tiles is split along it
-# Bytes of an element outside of products. FP8 recipes keep the residual stream in 16 bits and what
-# enters a product in 8; autocast keeps norms, softmax and residuals in 32 bits.
+TILE = 128  # rows and columns of a matmul that a multidevice computes at once (CUTLASS)
+SPLIT_K = 1024  # a matmul of few tiles that is deeper is split along its depth
+# Bytes of an element outside of matmuls. FP8 recipes keep the residual stream in 16 bits and what
+# enters a matmul in 8; autocast keeps norms, softmax and residuals in 32 bits.
 WIDTHS = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.5, "int8": 1.0}
 AUTOCAST_WIDTH = 3.0
 WEIGHT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)
-class Forward:
-    """Seconds of a forward pass on one device, by what they are spent on."""
+class ForwardTime:
+    """Seconds of a forward pass on one device, term by term."""
 
     products: float
     attention: float
@@ -41,18 +41,17 @@ class Forward:
 
     @property
     def total(self) -> float:
-        """Launches that a program issues itself run ahead of the device: the longer one counts."""
+        """The sum of all terms."""
         return self.products + self.attention + self.traffic + self.launches
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a device computes at once.
+class ComputeBatch:
+    """The mean micro-batch of a device.
 
-    sequences x tokens: as computed; the mean where sequences are not padded. attended: tokens that
-    a token attends to: the mean over tokens, E[s^2] / E[s] where lengths differ. masked: tokens of
-    a sequence that a masked-lm head looks at. fresh: share of batches whose shape is none of those
-    before, about as large as lengths are spread.
+    sequences x tokens: as computed, padding included. attended: tokens that a token attends to, the
+    mean over tokens: E[s^2] / E[s] where lengths differ. masked: tokens of a sequence that a
+    masked-lm head predicts. fresh: share of micro-batches of a shape not met before.
     """
 
     sequences: float
@@ -62,19 +61,19 @@ class Batch:
     fresh: float = 0.0
 
     @property
-    def size(self) -> float:
-        """All tokens."""
+    def num_tokens(self) -> float:
+        """All tokens, padding included."""
         return self.sequences * self.tokens
 
 
-def sustained(accelerator: Accelerator, precision: str, constants: Constants) -> float:
-    """FLOP/s of a large product of matrices: what the units or the watts allow, the lesser.
+def sustained_flops(accelerator: Accelerator, precision: str, constants: Constants) -> float:
+    """Return the FLOP/s of a large matmul: the lesser of what units and power limit allow.
 
-    Units: SUSTAINED of the peak. Watts: power times FLOPs a joule, which falls with the energy that
-    the process needs for an operation. Plain fp32 runs outside of matrix units and meets no such
-    limit. Raises KeyError for a precision that the accelerator does not have: check first.
+    Units: SUSTAINED of the peak. Power: watts times FLOPs a joule, which falls with the energy of
+    an operation in the chip's process. Plain fp32 runs outside of matrix units and never meets the
+    power limit. Raises KeyError for a precision that the accelerator does not have.
     """
-    peak = accelerator.peak(precision)
+    peak = accelerator.peak_flops(precision)
     if peak is None:
         raise KeyError(f"{accelerator.name} has no {precision}")
     rate = SUSTAINED * peak
@@ -88,8 +87,8 @@ def sustained(accelerator: Accelerator, precision: str, constants: Constants) ->
 
 
 @dataclass(frozen=True)
-class Processor:
-    """An accelerator as some software uses it, in a precision that it has."""
+class DeviceModel:
+    """An accelerator as a software stack uses it, in one precision."""
 
     accelerator: Accelerator
     precision: str
@@ -97,63 +96,66 @@ class Processor:
     constants: Constants
 
     @cached_property
-    def rate(self) -> float:
-        """FLOP/s of large products of matrices."""
-        return sustained(self.accelerator, self.precision, self.constants)
+    def matmul_flops(self) -> float:
+        """FLOP/s of large matmuls."""
+        return sustained_flops(self.accelerator, self.precision, self.constants)
 
     @cached_property
-    def rate_of_scores(self) -> float:
-        """FLOP/s of the attention core, which stays in 16 bits where products are in integers."""
-        rate = self.rate
+    def attention_flops(self) -> float:
+        """FLOP/s of the attention core, which stays in 16 bits where matmuls are in integers."""
+        rate = self.matmul_flops
         if self.precision == "int8":
             halves = self.accelerator.half_precision
-            rate = min(rate, sustained(self.accelerator, halves, self.constants))
+            rate = min(rate, sustained_flops(self.accelerator, halves, self.constants))
         return rate * self.constants.attention
 
     @property
-    def memory(self) -> float:
+    def memory_bandwidth(self) -> float:
         """Bytes/s of large transfers."""
         return (self.accelerator.memory_rate or math.inf) * MEMORY_SHARE
 
     @property
-    def width(self) -> float:
-        """Bytes of an element outside of products."""
+    def element_bytes(self) -> float:
+        """Bytes of an element outside of matmuls."""
         width = WIDTHS[self.precision]
         return AUTOCAST_WIDTH if width == 2.0 and not self.stack.narrow else width
 
 
-def forward(
-    shape: Shape, batch: Batch, processor: Processor, tp: int = 1, share: float = 1.0
-) -> Forward:
-    """Seconds of a forward pass of `batch` through a `share` of the model, over `tp` devices.
+def predict_forward(
+    shape: ModelShape, batch: ComputeBatch, device: DeviceModel, tp: int = 1, share: float = 1.0
+) -> ForwardTime:
+    """Predict a forward pass of `batch` through a `share` of the model, over `tp` devices.
 
     A classifier's last layer counts for what it computes ([CLS] alone); embeddings and head are
     counted in proportion to the layers.
     """
-    stack, constants = processor.stack, processor.constants
-    layers = share * _whole_layers(shape, batch)
-    products = layers * _products(shape, batch, processor, tp)
-    products += share * batch.sequences * _ends_flops(shape, batch) / processor.rate / tp
-    scores = 4 * batch.size * batch.attended * shape.hidden_size / tp
-    attention = layers * scores / processor.rate_of_scores
+    stack, constants = device.stack, device.constants
+    layers = share * _effective_layers(shape, batch)
+    products = layers * _matmul_seconds(shape, batch, device, tp)
+    ends = share * batch.sequences * _end_flops(shape, batch)
+    products += ends / device.matmul_flops / tp
+    scores = 4 * batch.num_tokens * batch.attended * shape.hidden_size / tp
+    attention = layers * scores / device.attention_flops
     traffic = 0.0
     if not stack.on_chip:
-        moved = _bytes(shape, batch, processor, tp)
-        traffic = (layers + share * constants.embeddings) * moved / processor.memory
-        weights = layers * shape.layer_matrices * WEIGHT_BYTES[processor.precision] / tp
-        unhidden = weights / processor.memory - (products + attention + traffic)
+        moved = _layer_traffic(shape, batch, device, tp)
+        traffic = (layers + share * constants.embeddings) * moved / device.memory_bandwidth
+        weights = layers * shape.layer_matrices * WEIGHT_BYTES[device.precision] / tp
+        unhidden = weights / device.memory_bandwidth - (products + attention + traffic)
         traffic += max(0.0, unhidden)  # a small batch waits for the weights
     launched = layers * stack.kernels * constants.launch_seconds
-    launched += batch.fresh * constants.fresh_seconds  # once: layers are alike
-    if not stack.captured:  # a program launches ahead of the device
+    launched += (
+        batch.fresh * constants.fresh_seconds
+    )  # once for all layers: they have the same shapes
+    if not stack.captured:  # launched one by one, ahead of the device: hidden while it computes
         launched = max(0.0, launched - (products + attention + traffic))
-    return Forward(products, attention, traffic, launched)
+    return ForwardTime(products, attention, traffic, launched)
 
 
-def _products(shape: Shape, batch: Batch, processor: Processor, tp: int) -> float:
-    """One layer's products: FLOPs, and a lost share of a wave of tiles for each product.
+def _matmul_seconds(shape: ModelShape, batch: ComputeBatch, device: DeviceModel, tp: int) -> float:
+    """Return the seconds of one layer's matmuls, each with a lost share of a wave of tiles.
 
-    The last wave of tiles fills the multiprocessors only in part (NVIDIA, "Matrix Multiplication
+    The last wave of tiles fills the multidevices only in part (NVIDIA, "Matrix Multiplication
     Background User's Guide", wave quantization); `wave` is what that costs on average.
     """
     hidden, wide = shape.hidden_size, shape.intermediate_size
@@ -164,36 +166,36 @@ def _products(shape: Shape, batch: Batch, processor: Processor, tp: int) -> floa
         (ups * wide / tp, hidden),
         (hidden, wide / tp),
     )
-    flops = sum(2 * batch.size * n * k for n, k in sizes)
-    units = processor.accelerator.units or 0
-    lost = processor.constants.wave * units * TILE * TILE
+    flops = sum(2 * batch.num_tokens * n * k for n, k in sizes)
+    units = device.accelerator.units or 0
+    lost = device.constants.wave * units * TILE * TILE
     flops += sum(lost * 2 * min(k, SPLIT_K) for _, k in sizes)
-    return flops / processor.rate
+    return flops / device.matmul_flops
 
 
-def _ends_flops(shape: Shape, batch: Batch) -> float:
-    """Of one sequence, in embeddings and head."""
+def _end_flops(shape: ModelShape, batch: ComputeBatch) -> float:
+    """Return the FLOPs of one sequence in embeddings and head."""
     before = shape.embedding_flops(1) * batch.tokens
     if shape.head != "masked-lm":
         return before + shape.head_flops()
     return before + batch.masked * shape.head_flops(1)
 
 
-def _whole_layers(shape: Shape, batch: Batch) -> float:
-    """Layers, the last one of a classifier counting for its share of the work."""
+def _effective_layers(shape: ModelShape, batch: ComputeBatch) -> float:
+    """Count layers, the last one of a classifier for its share of the work."""
     if not shape.reads_cls_alone:
         return float(shape.num_layers)
     tokens = max(1, round(batch.tokens))
     return shape.num_layers - 1 + shape.layer_flops(tokens, 1) / shape.layer_flops(tokens)
 
 
-def _bytes(shape: Shape, batch: Batch, processor: Processor, tp: int) -> float:
-    """Bytes read and written in one layer outside of products.
+def _layer_traffic(shape: ModelShape, batch: ComputeBatch, device: DeviceModel, tp: int) -> float:
+    """Return the bytes read and written in one layer outside of matmuls.
 
     Norms and residuals are whole on every rank of a tensor-parallel group: half of the passes.
     """
-    passes = getattr(processor.constants, processor.stack.passes) * (0.5 + 0.5 / tp)
-    moved = passes * batch.size * shape.hidden_size
-    if not processor.stack.fused_attention:
-        moved += SCORE_PASSES * batch.size * batch.attended * shape.num_heads / tp
-    return float(moved * processor.width)
+    passes = getattr(device.constants, device.stack.passes) * (0.5 + 0.5 / tp)
+    moved = passes * batch.num_tokens * shape.hidden_size
+    if not device.stack.fused_attention:
+        moved += SCORE_PASSES * batch.num_tokens * batch.attended * shape.num_heads / tp
+    return float(moved * device.element_bytes)

@@ -1,8 +1,7 @@
-"""How a model and its batch are laid over devices: a value, and the check that refuses bad ones.
+"""Degrees of parallelism as a value, and the checks that reject impossible ones.
 
 Ranks are numbered with `pp` outermost, then `dp_replicate`, `dp_shard`, and `tp` innermost, so that
-a tensor-parallel group is made of neighbours inside a node. A layout decides who computes what,
-never what is computed. Knows no torch and no Ray.
+a tensor-parallel group consists of neighbours inside a node. A layout never changes the result.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from cluster.costmodel.model_shape import Recompute, Shape
+from cluster.costmodel.model_shape import ModelShape, Recompute
 from cluster.errors import BerthaError
 from cluster.settings import Settings
 
@@ -41,39 +40,39 @@ class Layout(Settings):
         "none", description="activations computed again in backward instead of kept"
     )
 
-    def resolved(self, world_size: int) -> Layout:
-        """The layout with dp_replicate filled in. Raises LayoutError if it does not come out."""
-        mistakes = list(_of_degrees(self, world_size))
+    def resolve_for(self, world_size: int) -> Layout:
+        """Return the layout with dp_replicate filled in, or raise LayoutError."""
+        mistakes = list(_degree_mistakes(self, world_size))
         if mistakes:
-            raise _error(self, mistakes)
-        return self.model_copy(update={"dp_replicate": world_size // self._inner})
+            raise _layout_error(self, mistakes)
+        return self.model_copy(update={"dp_replicate": world_size // self._inner_degree})
 
     @property
     def world_size(self) -> int:
-        """Ranks of a resolved layout."""
-        return self._copies * self._inner
+        """Number of ranks of a resolved layout."""
+        return self._num_replicas * self._inner_degree
 
     @property
     def dp(self) -> int:
-        """Ranks of a resolved layout that see different samples."""
-        return self._copies * self.dp_shard
+        """Number of ranks of a resolved layout that see different samples."""
+        return self._num_replicas * self.dp_shard
 
     @property
     def num_stages(self) -> int:
-        """Consecutive parts that the layers are cut into."""
+        """Number of pipeline stages that the layers are cut into."""
         return self.pp * self.stages_per_rank
 
     @property
-    def _inner(self) -> int:
+    def _inner_degree(self) -> int:
         return self.dp_shard * self.pp * self.tp
 
     @property
-    def _copies(self) -> int:
+    def _num_replicas(self) -> int:
         assert self.dp_replicate is not None, "a layout is resolved before it is used"
         return self.dp_replicate
 
     def __str__(self) -> str:
-        """The degrees that do something, as in `dp_replicate 2 x tp 2`."""
+        """Return the degrees other than 1, as in `dp_replicate 2 x tp 2`."""
         degrees = {name: getattr(self, name) for name in DEGREES}
         named = [f"{name} {degree}" for name, degree in degrees.items() if degree not in (None, 1)]
         extras = [
@@ -85,35 +84,36 @@ class Layout(Settings):
         return ", ".join([text, *filter(None, extras)])
 
 
-def check(
-    layout: Layout, shape: Shape, num_devices: int, devices_per_node: int, global_batch_size: int
+def check_layout(
+    layout: Layout,
+    shape: ModelShape,
+    num_devices: int,
+    devices_per_node: int,
+    global_batch_size: int,
 ) -> None:
     """Raise LayoutError if `layout` cannot train `shape`, listing every mistake at once."""
-    mistakes = [
-        *_of_degrees(layout, num_devices),
-        *_of_switches(layout),
-    ]
+    mistakes = [*_degree_mistakes(layout, num_devices), *_switch_mistakes(layout)]
     if all(degree >= 1 for degree in (layout.tp, layout.pp, layout.dp_shard)):
-        mistakes += _of_model(layout, shape)
-        mistakes += _of_nodes(layout, devices_per_node)
-        mistakes += _of_batch(layout, num_devices, global_batch_size)
+        mistakes += _model_mistakes(layout, shape)
+        mistakes += _node_mistakes(layout, devices_per_node)
+        mistakes += _batch_mistakes(layout, num_devices, global_batch_size)
     if mistakes:
-        raise _error(layout, mistakes)
+        raise _layout_error(layout, mistakes)
 
 
-def _error(layout: Layout, mistakes: list[str]) -> LayoutError:
+def _layout_error(layout: Layout, mistakes: list[str]) -> LayoutError:
     return LayoutError("\n  ".join([f"layout ({layout}):", *dict.fromkeys(mistakes)]))
 
 
-def _of_degrees(layout: Layout, num_devices: int) -> Iterator[str]:
-    """Degrees that are no counts, or whose product is not the number of devices."""
+def _degree_mistakes(layout: Layout, num_devices: int) -> Iterator[str]:
+    """Find degrees below 1, or whose product is not the number of devices."""
     counts = {name: getattr(layout, name) for name in (*DEGREES, "stages_per_rank")}
     wrong = {name: count for name, count in counts.items() if count is not None and count < 1}
     for name, count in wrong.items():
         yield f"{name} = {count}: a count of at least 1; 1 turns it off"
     if wrong:
         return
-    inner = layout._inner
+    inner = layout._inner_degree
     if num_devices % inner:
         yield (
             f"dp_shard {layout.dp_shard} x pp {layout.pp} x tp {layout.tp} = {inner} does not "
@@ -128,7 +128,7 @@ def _of_degrees(layout: Layout, num_devices: int) -> Iterator[str]:
         )
 
 
-def _of_switches(layout: Layout) -> Iterator[str]:
+def _switch_mistakes(layout: Layout) -> Iterator[str]:
     if layout.sequence_parallel and layout.tp == 1:
         yield "sequence_parallel splits a tp group, and tp is 1; set tp above 1, or remove it"
     if layout.stages_per_rank > 1 and layout.pp == 1:
@@ -138,8 +138,8 @@ def _of_switches(layout: Layout) -> Iterator[str]:
         )
 
 
-def _of_model(layout: Layout, shape: Shape) -> Iterator[str]:
-    """Degrees that the model's sizes do not admit."""
+def _model_mistakes(layout: Layout, shape: ModelShape) -> Iterator[str]:
+    """Find degrees that do not divide the model's sizes."""
     if shape.head == "linear":
         others = [n for n in ("dp_shard", "pp", "tp") if getattr(layout, n) != 1]
         others += ["recompute"] if layout.recompute != "none" else []
@@ -150,7 +150,7 @@ def _of_model(layout: Layout, shape: Shape) -> Iterator[str]:
     for name in ("num_heads", "intermediate_size", "hidden_size"):
         size = getattr(shape, name)
         if size % tp:
-            yield f"tp = {tp} does not divide {name} {size}; set tp to {_divisors(shape)}"
+            yield f"tp = {tp} does not divide {name} {size}; set tp to {_tp_choices(shape)}"
     if tp > shape.vocab_size:
         yield f"tp = {tp}: more ranks than the {shape.vocab_size} words; lower tp"
     if stages > shape.num_layers:
@@ -160,24 +160,22 @@ def _of_model(layout: Layout, shape: Shape) -> Iterator[str]:
         )
 
 
-def _of_nodes(layout: Layout, devices_per_node: int) -> Iterator[str]:
-    here = max(1, devices_per_node)
-    if layout.tp > here:
+def _node_mistakes(layout: Layout, devices_per_node: int) -> Iterator[str]:
+    count = max(1, devices_per_node)
+    if layout.tp > count:
         yield (
-            f"tp = {layout.tp}: leaves the node, which has {here} devices; "
-            f"set tp to at most {here}, and use pp or dp_shard across nodes"
+            f"tp = {layout.tp}: leaves the node, which has {count} devices; "
+            f"set tp to at most {count}, and use pp or dp_shard across nodes"
         )
-    elif here % layout.tp:
+    elif count % layout.tp:
         yield (
-            f"tp = {layout.tp} does not divide the {here} devices of a node, so that a group would "
-            f"straddle two; set tp to a divisor of {here}"
+            f"tp = {layout.tp} does not divide the {count} devices of a node, so that a group "
+            f"would straddle two; set tp to a divisor of {count}"
         )
 
 
-def _of_batch(layout: Layout, num_devices: int, global_batch_size: int) -> Iterator[str]:
-    dp = (layout.dp_replicate or num_devices // (layout.pp * layout.tp * layout.dp_shard) or 1) * (
-        layout.dp_shard
-    )
+def _batch_mistakes(layout: Layout, num_devices: int, global_batch_size: int) -> Iterator[str]:
+    dp = layout.dp_shard * (layout.dp_replicate or num_devices // layout._inner_degree or 1)
     if dp > global_batch_size:
         yield (
             f"{dp} data-parallel ranks (dp_replicate x dp_shard), but batch.global_size is "
@@ -186,8 +184,8 @@ def _of_batch(layout: Layout, num_devices: int, global_batch_size: int) -> Itera
         )
 
 
-def _divisors(shape: Shape) -> str:
-    """Degrees of tensor parallelism that the sizes admit, for a message."""
+def _tp_choices(shape: ModelShape) -> str:
+    """List the tensor-parallel degrees that divide the model's sizes."""
     sizes = (shape.num_heads, shape.intermediate_size, shape.hidden_size)
     fit = [n for n in range(1, shape.num_heads + 1) if all(size % n == 0 for size in sizes)]
     return f"one of {', '.join(map(str, fit))}"

@@ -1,9 +1,9 @@
-"""The layout for a model on given devices: the fastest one that fits, by the cost model, and why.
+"""Search for the fastest layout that fits the memory of given devices, by the cost model.
 
-A short list is weighed: whole layers first (copies, shards in a node, shards over all), each with
-as much computed again as need be; layers are divided only where nothing else fits, as small
-operations and waiting cost more there than formulas say. A run with `layout: auto` and a plan both
-ask here. Knows no torch and no prices.
+A short list is evaluated: data parallelism first (copies, shards in a node, shards over all nodes),
+each with as much recomputation as necessary; tensor and pipeline parallelism only where nothing
+else fits, as their small operations and waits cost more than formulas say. Serves both a run with
+`layout: auto` and `bertha plan`.
 """
 
 from __future__ import annotations
@@ -11,98 +11,101 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cluster.costmodel.job import Job
-from cluster.costmodel.layout import Layout, LayoutError, check
-from cluster.costmodel.memory import peak
+from cluster.costmodel.job import TrainingJob
+from cluster.costmodel.layout import Layout, LayoutError, check_layout
+from cluster.costmodel.memory import peak_memory
 from cluster.costmodel.model_shape import Recompute
-from cluster.costmodel.step_time import Step
+from cluster.costmodel.step_time import StepTime
 
 GIB = 2**30
-FREE = 0.1  # of a device's memory is left to the allocator, libraries and what is not counted
+FREE_MEMORY_SHARE = (
+    0.1  # of a device's memory: for the allocator, libraries and what is not counted
+)
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-
-
-# Of a step, what each further kind of parallelism must gain at least: less is within the error of
-# the model, and more kinds cost what no formula counts.
+# Share of a step that each further kind of parallelism must gain: less is within the error of the
+# model, and more kinds cost what no formula counts.
 COMPLEXITY = 0.05
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A layout that was weighed. layout: resolved. token_budget: tokens computed at once.
+class LayoutCandidate:
+    """A resolved layout with a token budget.
 
-    memory: bytes on the fullest device. step: its seconds.
+    memory: bytes on the fullest device. fits: with FREE_MEMORY_SHARE to spare.
     """
 
     layout: Layout
     token_budget: int
     memory: float
-    step: Step
+    step: StepTime
     fits: bool
 
     @property
-    def weight(self) -> float:
-        """What the fastest has least of."""
+    def penalized_seconds(self) -> float:
+        """Seconds of a step, plus COMPLEXITY for each kind of parallelism beside copies."""
         layout = self.layout
         kinds = (layout.dp_shard > 1) + (layout.tp > 1) + (layout.pp > 1)
         return self.step.total * (1 + COMPLEXITY * kinds)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The chosen candidate, all that were weighed, in their order, and the reason in words."""
+class LayoutChoice:
+    """The chosen candidate, all candidates in their order, and the reason in words."""
 
-    chosen: Candidate
-    considered: tuple[Candidate, ...]
+    chosen: LayoutCandidate
+    considered: tuple[LayoutCandidate, ...]
     reason: str
 
     @property
     def layout(self) -> Layout:
-        """The layout, resolved."""
+        """The chosen layout, resolved."""
         return self.chosen.layout
 
     @property
     def token_budget(self) -> int:
-        """Tokens, padding included, a device computes at once."""
+        """Tokens, padding included, that a device computes at once."""
         return self.chosen.token_budget
 
 
-def choose(job: Job) -> Choice:
-    """The fastest layout that fits. Raises LayoutError when none does, with the way out.
+def choose_layout(job: TrainingJob) -> LayoutChoice:
+    """Return the fastest layout that fits. Raises LayoutError when none does, with the way out.
 
     With unknown memory, and for a linear model, every device holds a copy. Where only smaller
     micro-batches fit, the token budget is lowered: that changes speed, never the result.
     """
     if job.device_memory is None or job.shape.head == "linear":
-        return _copies(job)
-    candidates = weighed(job)
+        return _replicate_everywhere(job)
+    candidates = rank_candidates(job)
     if not candidates:
-        check(Layout(), job.shape, job.num_devices, job.devices_per_node, job.global_batch_size)
-        raise LayoutError(_no_layout(job))
-    chosen = fastest(candidates)
+        _check_on_devices(job, Layout())
+        raise LayoutError(
+            f"layout: no layout of {job.num_devices} devices suits the model; "
+            "give the number of devices another divisor"
+        )
+    chosen = first_fitting(candidates)
     if chosen is None:
-        raise LayoutError(_nothing_fits(job, candidates))
-    return Choice(chosen, tuple(candidates), _why(job, chosen, candidates))
+        raise LayoutError(_explain_no_fit(job, candidates))
+    return LayoutChoice(chosen, tuple(candidates), _explain_choice(job, chosen, candidates))
 
 
-def weighed(job: Job) -> list[Candidate]:
-    """The candidates, whole layers first, each kind by its speed."""
-    found: list[Candidate] = []
-    for layouts in (whole(job), divided(job)):
-        candidates = [each for layout in layouts for each in _weigh(job, layout)]
-        found += sorted(candidates, key=lambda c: (c.weight, -c.token_budget))
+def rank_candidates(job: TrainingJob) -> list[LayoutCandidate]:
+    """Return the candidates, data-parallel ones first, each kind sorted by speed."""
+    ranked: list[LayoutCandidate] = []
+    for layouts in (data_parallel_layouts(job), model_parallel_layouts(job)):
+        candidates = [each for layout in layouts for each in _evaluate_layout(job, layout)]
+        ranked += sorted(candidates, key=lambda c: (c.penalized_seconds, -c.token_budget))
         if any(candidate.fits for candidate in candidates):
             break
-    return found
+    return ranked
 
 
-def fastest(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The first of `weighed` that fits."""
+def first_fitting(candidates: Iterable[LayoutCandidate]) -> LayoutCandidate | None:
+    """Return the first of `rank_candidates` that fits, or None."""
     return next((candidate for candidate in candidates if candidate.fits), None)
 
 
-def whole(job: Job) -> Iterator[Layout]:
-    """Layouts that can run of whole layers: copies, shards inside a node, shards over all."""
+def data_parallel_layouts(job: TrainingJob) -> Iterator[Layout]:
+    """Yield valid layouts of copies, shards inside a node, and shards over all devices."""
     devices = job.num_devices
     inside = job.devices_per_node if devices % job.devices_per_node == 0 else devices
     for dp_shard in dict.fromkeys((1, min(devices, inside), devices)):
@@ -110,15 +113,15 @@ def whole(job: Job) -> Iterator[Layout]:
             layout = Layout(
                 dp_replicate=devices // dp_shard, dp_shard=dp_shard, recompute=recompute
             )
-            if _runs(job, layout):
+            if _is_valid(job, layout):
                 yield layout
 
 
-def divided(job: Job) -> Iterator[Layout]:
-    """Layouts that can run of layers divided by tp inside a node and by pp, the rest shards."""
+def model_parallel_layouts(job: TrainingJob) -> Iterator[Layout]:
+    """Yield valid layouts of tp inside a node, pp, and shards over the remaining devices."""
     devices = job.num_devices
-    for tp in _divisors(min(job.devices_per_node, devices)):
-        for pp in _divisors(devices // tp) if tp <= job.max_tp and devices % tp == 0 else ():
+    for tp in _list_divisors(min(job.devices_per_node, devices)):
+        for pp in _list_divisors(devices // tp) if devices % tp == 0 else ():
             if tp * pp == 1:
                 continue
             for recompute in RECOMPUTES:
@@ -130,87 +133,94 @@ def divided(job: Job) -> Iterator[Layout]:
                     sequence_parallel=tp > 1,
                     recompute=recompute,
                 )
-                if _runs(job, layout):
+                if _is_valid(job, layout):
                     yield layout
 
 
-def _weigh(job: Job, layout: Layout) -> Iterator[Candidate]:
-    """The layout with the whole token budget, and the fastest that fits with less of it.
+def _evaluate_layout(job: TrainingJob, layout: Layout) -> Iterator[LayoutCandidate]:
+    """Yield the layout with the whole token budget, and the fastest that fits with less of it.
 
     Budgets are halved down to one longest sample; a pipeline may gain by more micro-batches.
     """
-    largest = _candidate(job, layout, job.token_budget)
+    largest = _make_candidate(job, layout, job.token_budget)
     yield largest
     if (largest.fits and layout.pp == 1) or not job.may_lower_budget:
         return
     smaller, budget = [], job.token_budget // 2
     while budget >= job.max_length:
-        smaller.append(_candidate(job, layout, budget))
+        smaller.append(_make_candidate(job, layout, budget))
         if smaller[-1].fits and layout.pp == 1:
             break
         budget //= 2
     fitting = [candidate for candidate in smaller if candidate.fits]
     if fitting:
-        best = min(fitting, key=lambda c: c.weight)
-        if not largest.fits or best.weight < largest.weight:
+        best = min(fitting, key=lambda c: c.penalized_seconds)
+        if not largest.fits or best.penalized_seconds < largest.penalized_seconds:
             yield best
     elif not largest.fits and smaller:
         yield smaller[-1]
 
 
-def _candidate(job: Job, layout: Layout, budget: int) -> Candidate:
+def _make_candidate(job: TrainingJob, layout: Layout, budget: int) -> LayoutCandidate:
     assert job.device_memory is not None
-    memory = peak(job.shape, layout, job.regime(layout, budget))
-    fits = memory <= job.device_memory * (1 - FREE)
-    return Candidate(layout, budget, memory, job.step(layout, budget), fits)
+    memory = peak_memory(job.shape, layout, job.training_setup(layout, budget))
+    fits = memory <= job.device_memory * (1 - FREE_MEMORY_SHARE)
+    return LayoutCandidate(layout, budget, memory, job.predict_step(layout, budget), fits)
 
 
-def _copies(job: Job) -> Choice:
+def _replicate_everywhere(job: TrainingJob) -> LayoutChoice:
     layout = Layout(dp_replicate=job.num_devices)
-    check(layout, job.shape, job.num_devices, job.devices_per_node, job.global_batch_size)
-    memory = peak(job.shape, layout, job.regime(layout, job.token_budget))
+    _check_on_devices(job, layout)
+    memory = peak_memory(job.shape, layout, job.training_setup(layout, job.token_budget))
     reason = (
         "a linear model is only replicated"
         if job.shape.head == "linear"
         else "the memory of a device is unknown (metadata.device_memory_gib), so every device "
         "holds a copy of the model"
     )
-    step = job.step(layout, job.token_budget)
-    chosen = Candidate(layout, job.token_budget, memory, step, True)
-    return Choice(chosen, (chosen,), reason)
+    step = job.predict_step(layout, job.token_budget)
+    chosen = LayoutCandidate(layout, job.token_budget, memory, step, True)
+    return LayoutChoice(chosen, (chosen,), reason)
 
 
-def _runs(job: Job, layout: Layout) -> bool:
+def _check_on_devices(job: TrainingJob, layout: Layout) -> None:
+    check_layout(layout, job.shape, job.num_devices, job.devices_per_node, job.global_batch_size)
+
+
+def _is_valid(job: TrainingJob, layout: Layout) -> bool:
     try:
-        check(layout, job.shape, job.num_devices, job.devices_per_node, job.global_batch_size)
+        _check_on_devices(job, layout)
     except LayoutError:
         return False
     return True
 
 
-def _why(job: Job, chosen: Candidate, candidates: list[Candidate]) -> str:
-    """Plain words: the fastest fits, or how many faster ones do not."""
+def _explain_choice(
+    job: TrainingJob, chosen: LayoutCandidate, candidates: list[LayoutCandidate]
+) -> str:
+    """Say that the fastest layout fits, or how many faster ones do not."""
     assert job.device_memory is not None
-    told = f"needs {chosen.memory / GIB:.2f} of {job.device_memory / GIB:.2f} GiB a device"
+    need = f"needs {chosen.memory / GIB:.2f} of {job.device_memory / GIB:.2f} GiB a device"
     before = candidates[: candidates.index(chosen)]
     if not before:
-        return f"the fastest layout, {chosen.layout}, {told}"
+        return f"the fastest layout, {chosen.layout}, {need}"
     first = before[0]
     lowered = ""
     if chosen.token_budget < job.token_budget:
         lowered = f" with micro-batches of {chosen.token_budget:,} tokens"
     return (
-        f"{chosen.layout}{lowered} {told}; {len(before)} considered before it, {first.layout} "
+        f"{chosen.layout}{lowered} {need}; {len(before)} considered before it, {first.layout} "
         f"first, would need {min(c.memory for c in before) / GIB:.2f} GiB or more, and a tenth "
         "stays free"
     )
 
 
-def _nothing_fits(job: Job, candidates: list[Candidate]) -> str:
+def _explain_no_fit(job: TrainingJob, candidates: list[LayoutCandidate]) -> str:
     assert job.device_memory is not None
     least = min(candidates, key=lambda c: c.memory)
     out = [
-        f"give devices of {least.memory / (1 - FREE) / GIB:.2f} GiB (metadata.device_memory_gib)",
+        f"give devices of {least.memory / (1 - FREE_MEMORY_SHARE) / GIB:.2f} GiB "
+        "(metadata.device_memory_gib)",
         "use more devices",
     ]
     if least.token_budget >= 2 * job.max_length:
@@ -224,12 +234,5 @@ def _nothing_fits(job: Job, candidates: list[Candidate]) -> str:
     )
 
 
-def _no_layout(job: Job) -> str:
-    return (
-        f"layout: no layout of {job.num_devices} devices suits the model; "
-        "give the number of devices another divisor"
-    )
-
-
-def _divisors(number: int) -> list[int]:
+def _list_divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]

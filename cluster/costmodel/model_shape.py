@@ -1,7 +1,6 @@
-"""What a model asks of hardware: parameters and FLOPs, from its sizes alone.
+"""Parameters and FLOPs of a model, from its sizes alone.
 
-A `Shape` is what arithmetic must know of a model; `trainers/models/shape.py` reads one off a
-Transformers configuration. Knows no torch, no devices and no layouts.
+`trainers/models/shape.py` makes a ModelShape from a Transformers configuration.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Literal
 Head = Literal["classification", "masked-lm", "linear"]
 Recompute = Literal["none", "selective", "full"]
 
-MASKED_SHARE = 0.15  # of the tokens, where nobody says otherwise (Devlin et al. 2018, 3.1)
-BALANCED_AT = 128  # tokens a sequence for which pipeline stages are balanced
+MASKED_SHARE = 0.15  # of the tokens, by default (Devlin et al. 2018, 3.1)
+BALANCED_AT = 128  # tokens of a sequence for which pipeline stages are balanced
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The sizes of an encoder and its head.
+class ModelShape:
+    """Sizes of an encoder and its head.
 
     max_positions and type_vocab_size are 0 where there is no such table. embedding_size differs
     from hidden_size where a projection stands between them (ELECTRA). gated: the feed-forward has a
@@ -46,29 +45,31 @@ class Shape:
     cls_only: bool = True
 
     @classmethod
-    def linear(cls, num_features: int, num_labels: int) -> Shape:
-        """A linear map of `num_features` numbers to `num_labels`."""
+    def for_linear(cls, num_features: int, num_labels: int) -> ModelShape:
+        """Return the shape of a linear map of `num_features` numbers to `num_labels`."""
         return cls(num_features, 0, 0, 0, 0, 0, 0, 0, "linear", num_labels)
 
     @property
     def embedding_parameters(self) -> int:
-        """Tables, their norm, and the projection to the layers where sizes differ."""
+        """Parameters of the tables, their norm, and the projection where sizes differ."""
         if self.head == "linear":
             return 0
         tables = self.vocab_size + self.max_positions + self.type_vocab_size
         projection = 0
         if self.embedding_size != self.hidden_size:
             projection = self.embedding_size * self.hidden_size + self.hidden_size
-        return tables * self.embedding_size + self._norm(self.embedding_size) + projection
+        return (
+            tables * self.embedding_size + self._norm_parameters(self.embedding_size) + projection
+        )
 
     @property
     def layer_parameters(self) -> int:
-        """One layer: attention, feed-forward and two norms."""
+        """Parameters of one layer: attention, feed-forward and two norms."""
         return self.layer_matrices + self.layer_vectors
 
     @property
     def layer_matrices(self) -> int:
-        """The weights of one layer's linear maps; what tensor parallel divides."""
+        """Weights of one layer's linear maps, which tensor parallelism divides."""
         ups = 2 if self.gated else 1
         return 4 * self.hidden_size**2 + (ups + 1) * self.hidden_size * self.intermediate_size
 
@@ -77,40 +78,49 @@ class Shape:
         """Biases and norms of one layer."""
         ups = 2 if self.gated else 1
         biases = 5 * self.hidden_size + ups * self.intermediate_size
-        return biases * self.biases + 2 * self._norm(self.hidden_size)
+        return biases * self.biases + 2 * self._norm_parameters(self.hidden_size)
 
     @property
     def head_parameters(self) -> int:
-        """What stands behind the layers; a decoder tied to the word embeddings counts once."""
+        """Parameters after the layers; a decoder tied to the word embeddings counts once."""
         hidden, out = self.hidden_size, self.embedding_size
         if self.head == "linear":
             return (hidden + 1) * self.num_labels
         if self.head == "masked-lm":
             dense = hidden * out + out * self.biases
-            return dense + self._norm(out) + self.vocab_size + self._norm(hidden) * self.pre_norm
+            return (
+                dense
+                + self._norm_parameters(out)
+                + self.vocab_size
+                + self._norm_parameters(hidden) * self.pre_norm
+            )
         dense = hidden * hidden + hidden * self.biases
-        norms = 2 * self._norm(hidden) * self.pre_norm  # behind the last layer, and in the head
+        norms = (
+            2 * self._norm_parameters(hidden) * self.pre_norm
+        )  # behind the last layer, and in the head
         return dense + norms + (hidden + 1) * self.num_labels
 
     @property
     def num_parameters(self) -> int:
         """All parameters, as Transformers' own model of this shape has."""
         # ModernBERT's first attention reads the embeddings' norm and has none of its own.
-        missing = self._norm(self.hidden_size) if self.pre_norm and self.num_layers else 0
+        missing = (
+            self._norm_parameters(self.hidden_size) if self.pre_norm and self.num_layers else 0
+        )
         layers = self.num_layers * self.layer_parameters - missing
         return self.embedding_parameters + layers + self.head_parameters
 
     @property
     def reads_cls_alone(self) -> bool:
-        """Whether the last layer computes its output for the first token alone."""
+        """Whether the last layer computes its output only for the first token."""
         return self.head == "classification" and self.cls_only
 
-    def masked(self, num_tokens: int) -> int:
-        """Tokens of `num_tokens` that the head looks at, where nobody counts them."""
+    def count_masked(self, num_tokens: int) -> int:
+        """Estimate the tokens of `num_tokens` that a masked-lm head predicts."""
         return -(-int(num_tokens * MASKED_SHARE * 100) // 100) if self.head == "masked-lm" else 0
 
     def layer_flops(self, s: int, queries: int | None = None) -> float:
-        """Forward FLOPs of one layer over `s` tokens, giving an output for `queries` of them.
+        """Return one layer's forward FLOPs over `s` tokens, with outputs for `queries` of them.
 
         24 s h^2 + 4 s^2 h for a feed-forward of 4h (Narayanan et al. 2021, arXiv 2104.04473,
         appendix), where each product of matrices counts 2 a multiply-add: 8 s h^2 for queries,
@@ -124,13 +134,13 @@ class Shape:
         return projections + core + 2 * (ups + 1) * q * hidden * self.intermediate_size
 
     def embedding_flops(self, s: int) -> float:
-        """Forward FLOPs before the layers: only a projection multiplies."""
+        """Return the forward FLOPs before the layers: only a projection multiplies."""
         if self.embedding_size == self.hidden_size:
             return 0.0
         return 2.0 * s * self.embedding_size * self.hidden_size
 
     def head_flops(self, masked: int = 0) -> float:
-        """Forward FLOPs of the head for one sequence; masked-lm sees `masked` tokens of it.
+        """Return the head's forward FLOPs for one sequence; masked-lm predicts `masked` tokens.
 
         2 m e (h + V): the dense layer and the decoder, on masked tokens alone.
         """
@@ -140,37 +150,23 @@ class Shape:
         return 2.0 * self.hidden_size * (dense + self.num_labels)
 
     def layers_flops(self, s: int, layers: range | None = None) -> float:
-        """Forward FLOPs of `layers`, default all, for one sequence of `s` tokens."""
+        """Return the forward FLOPs of `layers`, default all, for one sequence of `s` tokens."""
         return sum(
             self.layer_flops(s, 1 if self.reads_cls_alone and i == self.num_layers - 1 else None)
             for i in (range(self.num_layers) if layers is None else layers)
         )
 
     def forward_flops(self, s: int, masked: int | None = None) -> float:
-        """FLOPs of one forward pass of one sequence of `s` tokens."""
-        m = self.masked(s) if masked is None else masked
+        """Return the FLOPs of one forward pass of one sequence of `s` tokens."""
+        m = self.count_masked(s) if masked is None else masked
         return self.embedding_flops(s) + self.layers_flops(s) + self.head_flops(m)
 
-    def backward_flops(self, s: int, masked: int | None = None) -> float:
-        """Twice the forward: the gradient of the input, and that of the weights."""
-        return 2 * self.forward_flops(s, masked)
+    def training_flops(self, s: int, masked: int | None = None) -> float:
+        """Return the FLOPs of training on one sequence: backward is twice a forward.
 
-    def recomputed_flops(self, s: int, recompute: Recompute) -> float:
-        """FLOPs computed a second time for one sequence: what is recomputed of each layer.
-
-        full: every layer, as a layer's input alone is kept. selective: what stands between the
-        products of matrices, which multiplies nothing.
+        Recomputation is left out, as MFU does (PaLM, arXiv 2204.02311, appendix B).
         """
-        return self.layers_flops(s) if recompute == "full" else 0.0
-
-    def training_flops(
-        self, s: int, masked: int | None = None, recompute: Recompute = "none"
-    ) -> float:
-        """FLOPs of one training step's share of one sequence: 3 forwards, and what is recomputed.
-
-        For MFU, which leaves recomputation out, give none (PaLM, arXiv 2204.02311, appendix B).
-        """
-        return 3 * self.forward_flops(s, masked) + self.recomputed_flops(s, recompute)
+        return 3 * self.forward_flops(s, masked)
 
     @cached_property
     def _stage_costs(self) -> tuple[float, list[float], float]:
@@ -180,21 +176,19 @@ class Shape:
         # Embeddings multiply nothing but move as much memory as a tenth of a layer's elementwise
         # part; the exact share only has to break ties towards a lighter first stage.
         before = self.embedding_flops(s) + 0.1 * self.layer_flops(s)
-        return before, layers, self.head_flops(self.masked(s))
+        return before, layers, self.head_flops(self.count_masked(s))
 
-    def _norm(self, width: int) -> int:
+    def _norm_parameters(self, width: int) -> int:
         return width * (2 if self.biases else 1)
 
 
-def stage_layers(shape: Shape, num_stages: int) -> list[range]:
-    """The layers of each pipeline stage, in order, such that the slowest is as fast as can be.
+def split_into_stages(shape: ModelShape, num_stages: int) -> list[range]:
+    """Return the layers of each pipeline stage, in order, so that the slowest stage is fastest.
 
     The first stage also has the embeddings, the last also the head; a classifier's last layer,
-    which computes one token, counts for what it costs. Among equals the most even cut wins. Every
-    stage has a layer. By dynamic programming: best[k][n] is the best cut of the first n layers into
-    k stages.
+    which computes one token, counts for what it costs. Every stage has a layer.
     """
-    assert 1 <= num_stages <= max(1, shape.num_layers), "layout.check refuses empty stages"
+    assert 1 <= num_stages <= max(1, shape.num_layers), "check_layout refuses empty stages"
     before, layers, after = shape._stage_costs
     ends = [0.0, *itertools.accumulate(layers)]
     total = shape.num_layers
@@ -203,16 +197,18 @@ def stage_layers(shape: Shape, num_stages: int) -> list[range]:
         first = before if start == 0 else 0.0
         return first + ends[stop] - ends[start] + (after if stop == total else 0.0)
 
+    # Dynamic programming: best[n] is the best cut of the first n layers into the stages so far, as
+    # (slowest stage, sum of squares, edges); the squares make the most even of equal cuts win.
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, (0,))}
     for stage in range(num_stages):
         left = num_stages - stage - 1
         following: dict[int, tuple[float, float, tuple[int, ...]]] = {}
         for stop in range(stage + 1, total - left + 1) if left else (total,):
             following[stop] = min(
-                (max(slowest, here), squares + here * here, (*edges, stop))
+                (max(slowest, added), squares + added * added, (*edges, stop))
                 for start, (slowest, squares, edges) in best.items()
                 if start < stop or total == 0
-                for here in (cost(start, stop),)
+                for added in (cost(start, stop),)
             )
         best = following
     edges = best[total][2]

@@ -1,12 +1,10 @@
-"""`python -m cluster doctor`: is this live cluster fit to train, and if not, how is that mended?
+"""`python -m cluster doctor FILE`: find what keeps a live cluster from training, and its fix.
 
-    ray job submit --working-dir . -- python -m cluster doctor FILE     # as docs/doctor.md tells
+    ray job submit --working-dir . -- python -m cluster doctor FILE     # see docs/doctor.md
     python -m cluster doctor FILE --json                               # on a node of the cluster
 
-Looks at every node and at every two of them together: versions, devices, ports, network cards,
-all-reduces, clocks, disks, the shared storage, the token. A minute or two, the links a second or
-two a round; the devices should be idle. Exit status: 0 nothing found, 1 something is, 2 the
-cluster could not be looked at.
+Takes a minute or two; the devices should be idle. Exit status: 0 nothing found, 1 something is
+wrong, 2 the cluster could not be probed.
 """
 
 from __future__ import annotations
@@ -21,18 +19,14 @@ from typing import Any
 
 from cluster import spec
 from cluster.doctor import bandwidth, diagnosis
-from cluster.doctor.diagnosis import CHECKS, Expected, Finding
-from cluster.doctor.observations import Node, Observed
+from cluster.doctor.diagnosis import CHECKS, GIB, ExpectedCluster, Finding
+from cluster.doctor.observations import Node, Observations
 from cluster.hardware import catalog
-from cluster.hardware.types import Machine
 from cluster.settings import read_yaml
-from cluster.spec import ClusterSpec
-
-GIB = 1 << 30
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The command `doctor`."""
+    """Add the command `doctor`."""
     parser = commands.add_parser("doctor", help="is a live cluster fit to train?")
     parser.add_argument("file", help="the YAML that the cluster was brought up with")
     parser.add_argument("--json", action="store_true", help="print everything for programs")
@@ -40,71 +34,71 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Look, tell, and return 0 or 1. Raises NoCluster, and SettingsError for the file."""
-    from cluster.doctor.probe import examine  # its fsspec, and Ray
+    """Probe, diagnose and print; return 0 or 1. Raises ClusterNotFoundError and SettingsError."""
+    from cluster.doctor.probe import observe_cluster  # imports fsspec
 
-    expected = expectation(options.file)
-    doubtful = functools.partial(bandwidth.doubtful, machine=expected.machine)
-    seen = examine(expected.cluster, doubtful, lambda line: print(line, file=sys.stderr))
-    found = diagnosis.findings(expected, seen)
+    expected = load_expected(options.file)
+    find_suspects = functools.partial(bandwidth.find_suspects, machine=expected.machine)
+    seen = observe_cluster(
+        expected.cluster, find_suspects, lambda line: print(line, file=sys.stderr)
+    )
+    findings = diagnosis.run_checks(expected, seen)
     if options.json:
-        print(json.dumps(as_json(expected, seen, found), indent=2))
+        print(json.dumps(report_to_dict(expected, seen, findings), indent=2))
     else:
-        for line in lines(expected, seen, found):
-            print(line)
-    return 1 if found else 0
+        print("\n".join(format_report(expected, seen, findings)))
+    return 1 if findings else 0
 
 
-def expectation(file: str) -> Expected:
-    """What a cluster's file says of it. Raises SettingsError."""
-    cluster = spec.load(file)
-    settings = read_yaml(spec.find(file))
-    provider = settings["provider"]
+def load_expected(file: str) -> ExpectedCluster:
+    """Read what the cluster should be from its file. Raises SettingsError."""
+    cluster = spec.load_cluster_spec(file)
+    provider = read_yaml(spec.find_cluster_file(file))["provider"]
     listed = [provider.get("head_ip"), *(provider.get("worker_ips") or [])]
-    addresses = [str(address) for address in listed if address]
-    return Expected(file, cluster, tuple(addresses), _machine(cluster))
+    addresses = tuple(str(address) for address in listed if address)
+    types = cluster.instance_types
+    machine = catalog.load_catalog().find_machine(types[0]) if len(types) == 1 else None
+    return ExpectedCluster(file, cluster, addresses, machine)
 
 
-def _machine(cluster: ClusterSpec) -> Machine | None:
-    """What the workers are rented as, where all are of one kind that the catalogue has."""
-    alone = len(cluster.instances) == 1
-    return catalog.load().find(cluster.instances[0]) if alone else None
-
-
-def lines(expected: Expected, seen: Observed, found: Sequence[Finding]) -> Iterator[str]:
-    """All that is printed: what was seen, then a line a check, then findings with their fixes."""
+def format_report(
+    expected: ExpectedCluster, seen: Observations, findings: Sequence[Finding]
+) -> Iterator[str]:
+    """Yield the lines to print: observations, passed checks, findings with fixes."""
     kind = expected.cluster.metadata.accelerator
     yield f"{expected.cluster.name}: {len(seen.nodes)} nodes"
-    yield from (_node_line(node, kind, seen) for node in seen.nodes)
+    yield from (_format_node(node, kind, seen) for node in seen.nodes)
     for link in seen.links:
-        over = " and ".join(dict.fromkeys(card for card in link.cards if card))
-        told = bandwidth.rate_of(link.rate) if link.rate else "failed"
-        yield f"  {link.name}: {told}{f' over {over}' if over else ''} ({link.backend})"
-    wrong = {finding.check for finding in found}
+        cards = " and ".join(dict.fromkeys(card for card in link.cards if card))
+        rate = bandwidth.format_rate(link.bus_bandwidth) if link.bus_bandwidth else "failed"
+        yield f"  {link.name}: {rate}{f' over {cards}' if cards else ''} ({link.backend})"
+    wrong = {finding.check for finding in findings}
     yield f"fine: {', '.join(name for name in CHECKS if name not in wrong) or 'nothing'}"
-    for finding in found:
+    for finding in findings:
         yield f"{finding.check}: {finding.subject}: {finding.found}"
         yield f"  fix: {finding.fix}"
-    yield f"{len(found)} found" if found else "fit to train"
+    yield f"{len(findings)} found" if findings else "fit to train"
 
 
-def _node_line(node: Node, kind: str, seen: Observed) -> str:
-    told = seen.vitals.get(node.name)
+def _format_node(node: Node, kind: str, seen: Observations) -> str:
+    facts = seen.facts.get(node.name)
     line = f"  {node.name}  {node.address}{'  head' if node.is_head else ''}"
-    if told is None:
+    if facts is None:
         return f"{line}  no answer"
-    devices = told.torch.names[0] if told.torch and told.torch.names else kind
+    devices = facts.torch.names[0] if facts.torch and facts.torch.names else kind
     clock = seen.clocks.get(node.name)
     ahead = f"  clock {clock.ahead:+.3f} s" if clock else ""
-    free = min(held.free for use, held in told.space.items() if use != "shared memory") / GIB
+    free = min(space.free for use, space in facts.space.items() if use != "shared memory") / GIB
     return (
-        f"{line}  {node.devices(kind)} x {devices}  torch {told.versions['torch']}"
-        f"  ray {told.versions['ray']}{ahead}  {free:.0f} GiB free"
+        f"{line}  {node.count_devices(kind)} x {devices}  torch {facts.versions['torch']}"
+        f"  ray {facts.versions['ray']}{ahead}  {free:.0f} GiB free"
     )
 
 
-def as_json(expected: Expected, seen: Observed, found: Sequence[Finding]) -> dict[str, Any]:
-    """The same for programs; rates in bytes/s."""
+def report_to_dict(
+    expected: ExpectedCluster, seen: Observations, findings: Sequence[Finding]
+) -> dict[str, Any]:
+    """Return the report for programs; rates in bytes/s."""
     return {
         "cluster": expected.cluster.name,
         "nodes": [
@@ -113,12 +107,12 @@ def as_json(expected: Expected, seen: Observed, found: Sequence[Finding]) -> dic
                 "address": node.address,
                 "head": node.is_head,
                 "resources": dict(node.resources),
-                **(asdict(seen.vitals[node.name]) if node.name in seen.vitals else {}),
+                **(asdict(seen.facts[node.name]) if node.name in seen.facts else {}),
                 **({"clock": asdict(seen.clocks[node.name])} if node.name in seen.clocks else {}),
             }
             for node in seen.nodes
         ],
-        "links": [{**asdict(link), "rate": link.rate} for link in seen.links],
+        "links": [{**asdict(link), "rate": link.bus_bandwidth} for link in seen.links],
         "checked": list(CHECKS),
-        "findings": [asdict(finding) for finding in found],
+        "findings": [asdict(finding) for finding in findings],
     }

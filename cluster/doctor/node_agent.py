@@ -1,9 +1,4 @@
-"""What the doctor does on a node: looks at it, and tries what training needs of the others.
-
-Lives in a process of Ray's on every node. Knows no Ray and judges nothing.
-"""
-
-from __future__ import annotations
+"""The doctor's actor on each node: collects facts and tries connections, storage and HTTP."""
 
 import socket
 import time
@@ -18,86 +13,86 @@ from cluster.doctor import node_facts
 from cluster.hardware.types import Kind
 
 CONNECT_SECONDS = 5.0
-UNSEEN = "does not see the directory that another node made"
-SEEN_SECONDS = 10.0  # a file may take to appear on other nodes: NFS keeps what it knows for a while
+NOT_SHARED = "does not see the directory that another node made"
+VISIBLE_SECONDS = 10.0  # a file may take to appear on other nodes: NFS caches directory listings
 
 
-class Examiner:
-    """On one node; every method answers at once or within its time limit."""
+class NodeAgent:
+    """Runs on one node; every method returns within its time limit."""
 
     def __init__(self) -> None:
-        self._heard: socket.socket | None = None
+        self._listener: socket.socket | None = None
 
-    def vitals(self, kind: Kind, places: Mapping[str, str]) -> node_facts.Vitals:
-        """As `vitals.vitals`."""
-        return node_facts.vitals(kind, places)
+    def collect_facts(self, kind: Kind, directories: Mapping[str, str]) -> node_facts.NodeFacts:
+        """Collect this node's facts; see `collect_node_facts`."""
+        return node_facts.collect_node_facts(kind, directories)
 
-    def now(self) -> float:
-        """Seconds by this node's clock."""
+    def read_clock(self) -> float:
+        """Return seconds since the epoch by this node's clock."""
         return time.time()
 
-    def listen(self) -> int:
-        """Be there for others, at the port that is returned."""
-        if self._heard is None:
+    def open_port(self) -> int:
+        """Listen on a free port, and return it."""
+        if self._listener is None:
             both = socket.has_dualstack_ipv6()
             family = socket.AF_INET6 if both else socket.AF_INET
-            self._heard = socket.create_server(
+            self._listener = socket.create_server(
                 ("", 0), family=family, backlog=512, dualstack_ipv6=both
             )
-        return int(self._heard.getsockname()[1])
+        return int(self._listener.getsockname()[1])
 
-    def hush(self) -> None:
-        """Listen no more."""
-        if self._heard is not None:
-            self._heard.close()
-            self._heard = None
+    def close_port(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
-    def reach(self, others: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-        """Connect to others, named with address and port; who was not reached, and why."""
+    def try_connections(self, others: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+        """Connect to others, name -> (address, port); return the reason of each failure."""
         with ThreadPoolExecutor(32) as threads:
-            answers = dict(zip(others, threads.map(_connected, others.values()), strict=True))
-        return {name: why for name, why in answers.items() if why}
+            errors = threads.map(_connection_error, others.values())
+            return {name: error for name, error in zip(others, errors, strict=True) if error}
 
-    def write(self, storage: str, name: str, text: str, make: bool) -> str:
-        """Write a file into a directory or URL; why that failed, "" where it did not.
+    def write_file(self, storage: str, name: str, text: str, make_directory: bool) -> str:
+        """Write a file into a directory or URL; return why that failed, or "".
 
-        make: the directory first; who does not waits until it is seen here.
+        A node that does not make the directory waits until it sees the one that another made.
         """
-        give_up = time.monotonic() + SEEN_SECONDS
-        files, place = fsspec.core.url_to_fs(storage)
+        give_up = time.monotonic() + VISIBLE_SECONDS
+        files, path = fsspec.core.url_to_fs(storage)
         while True:
             try:
-                if make:
-                    files.makedirs(place, exist_ok=True)
-                files.pipe_file(f"{place}/{name}", text.encode())
+                if make_directory:
+                    files.makedirs(path, exist_ok=True)
+                files.pipe_file(f"{path}/{name}", text.encode())
                 return ""
             except FileNotFoundError:
-                if make or time.monotonic() > give_up:
-                    return UNSEEN
+                if make_directory or time.monotonic() > give_up:
+                    return NOT_SHARED
             except OSError as error:
                 return error.strerror or str(error)
             time.sleep(0.5)
 
-    def read(self, storage: str, expected: Mapping[str, str]) -> dict[str, str]:
-        """Read files that others wrote; which are not as expected, and why."""
-        give_up = time.monotonic() + SEEN_SECONDS
-        wrong = {name: "" for name in expected}
+    def compare_files(self, storage: str, expected: Mapping[str, str]) -> dict[str, str]:
+        """Read files that other nodes wrote; return the reason for each that is not as expected."""
+        give_up = time.monotonic() + VISIBLE_SECONDS
+        wrong = dict.fromkeys(expected, "")
         while wrong:
-            wrong = {name: _unlike(storage, name, expected[name]) for name in wrong}
-            wrong = {name: why for name, why in wrong.items() if why}
+            errors = {name: _content_error(storage, name, expected[name]) for name in wrong}
+            wrong = {name: error for name, error in errors.items() if error}
             if time.monotonic() > give_up:
                 break
             time.sleep(0.5 if wrong else 0)
         return wrong
 
-    def remove(self, storage: str) -> None:
-        """Take the directory away again."""
-        files, place = fsspec.core.url_to_fs(storage)
-        if files.exists(place):
-            files.rm(place, recursive=True)
+    def remove_directory(self, storage: str) -> None:
+        """Remove the directory with all test files."""
+        files, path = fsspec.core.url_to_fs(storage)
+        if files.exists(path):
+            files.rm(path, recursive=True)
 
-    def knock(self, url: str) -> int:
-        """The HTTP status of a page for who shows no token; 0 where nothing answers."""
+    def probe_http(self, url: str) -> int:
+        """Return the HTTP status of a request without a token; 0 where nothing answers."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with direct.open(url, timeout=CONNECT_SECONDS) as answer:
@@ -108,10 +103,10 @@ class Examiner:
             return 0
 
 
-def _connected(where: tuple[str, int]) -> str:
-    """Why `where` could not be connected to; "" where it could."""
+def _connection_error(address: tuple[str, int]) -> str:
+    """Return why `address` could not be connected to, or ""."""
     try:
-        socket.create_connection(where, timeout=CONNECT_SECONDS).close()
+        socket.create_connection(address, timeout=CONNECT_SECONDS).close()
     except TimeoutError:
         return f"no answer within {CONNECT_SECONDS:g} s"
     except OSError as error:
@@ -119,14 +114,14 @@ def _connected(where: tuple[str, int]) -> str:
     return ""
 
 
-def _unlike(storage: str, name: str, expected: str) -> str:
-    """Why a file does not hold what is expected; "" where it does."""
-    files, place = fsspec.core.url_to_fs(storage)
+def _content_error(storage: str, name: str, expected: str) -> str:
+    """Return why a file does not contain what is expected, or ""."""
+    files, path = fsspec.core.url_to_fs(storage)
     files.invalidate_cache()
     try:
-        held = files.cat_file(f"{place}/{name}").decode(errors="replace")
+        text = files.cat_file(f"{path}/{name}").decode(errors="replace")
     except FileNotFoundError:
         return "not there"
     except OSError as error:
         return error.strerror or str(error)
-    return "" if held == expected else "holds something else"
+    return "" if text == expected else "has other contents"

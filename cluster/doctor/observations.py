@@ -1,28 +1,20 @@
-"""What the doctor saw of a cluster, as plain values: nodes, clocks, who reaches whom, links.
-
-Seen by doctor/examination.py, judged by doctor/diagnosis.py. Knows no Ray.
-"""
-
-from __future__ import annotations
+"""What the doctor observed of a cluster, as plain values: nodes, clocks, connections, links."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.doctor.allreduce import Link
-from cluster.doctor.node_facts import Vitals
+from cluster.doctor.node_facts import NodeFacts
 
-# What Ray calls a device of each kind; trainers/distributed/device.py has the same names.
+# Ray's resource name of each kind of device; the same names as in trainers/distributed/device.py.
 RESOURCES: Mapping[str, str] = {
-    "cpu": "CPU",
-    "cuda": "GPU",
-    "neuron": "neuron_cores",
-    "tpu": "TPU",
-}
+    "cpu": "CPU", "cuda": "GPU", "neuron": "neuron_cores", "tpu": "TPU",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node as Ray knows it. name: its host's, with the address where two hosts share one."""
+    """A node as Ray knows it. name: its host name, with the address where two hosts share one."""
 
     id: str
     name: str
@@ -30,37 +22,37 @@ class Node:
     is_head: bool = False
     resources: Mapping[str, float] = field(default_factory=dict)
 
-    def devices(self, kind: str) -> int:
-        """Devices of a kind that Ray counts here."""
+    def count_devices(self, kind: str) -> int:
+        """Return the number of devices of a kind that Ray counts on this node."""
         return int(self.resources.get(RESOURCES[kind], 0))
 
 
 @dataclass(frozen=True)
-class Clock:
-    """Seconds that a node's clock is ahead of the asker's, known to within half a round trip."""
+class ClockReading:
+    """Seconds that a node's clock is ahead of the caller's, accurate to half a round trip."""
 
     ahead: float
     within: float
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A cluster as it was found. Nodes are named in all mappings by `Node.name`.
+class Observations:
+    """Everything observed of a cluster. All mappings name nodes by `Node.name`.
 
-    gone: nodes that Ray has given up. silent: why a node did not answer at all. unreached: (from,
-    to) and why. unwritten: nodes that could not write to the storage, and why. unread: (reader,
-    writer) and why. door: of the dashboard, where it lets in who has no token. waiting: nodes whose
-    devices are held by others, so that their links were not timed.
+    dead_nodes: nodes that Ray has declared dead. unresponsive, write_errors: node -> reason.
+    unreachable: (from, to) -> reason. read_errors: (reader, writer) -> reason. open_dashboard: the
+    address of a dashboard that serves requests without a token. busy_nodes: nodes whose devices
+    others hold, so their links were not timed.
     """
 
     nodes: tuple[Node, ...]
-    gone: tuple[Node, ...] = ()
-    silent: Mapping[str, str] = field(default_factory=dict)
-    vitals: Mapping[str, Vitals] = field(default_factory=dict)
-    clocks: Mapping[str, Clock] = field(default_factory=dict)
-    unreached: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    unwritten: Mapping[str, str] = field(default_factory=dict)
-    unread: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    door: str | None = None
+    dead_nodes: tuple[Node, ...] = ()
+    unresponsive: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, NodeFacts] = field(default_factory=dict)
+    clocks: Mapping[str, ClockReading] = field(default_factory=dict)
+    unreachable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    write_errors: Mapping[str, str] = field(default_factory=dict)
+    read_errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    open_dashboard: str | None = None
     links: tuple[Link, ...] = ()
-    waiting: tuple[str, ...] = ()
+    busy_nodes: tuple[str, ...] = ()

@@ -1,10 +1,4 @@
-"""Looks at a live cluster through Ray: every node by itself, and every two of them together.
-
-Says what it is doing, since it may take minutes on a large cluster; what it found is judged by
-doctor/diagnosis.py. Ray is imported when an examination begins.
-"""
-
-from __future__ import annotations
+"""Probe a live cluster through Ray: every node by itself, and every two of them together."""
 
 import os
 import secrets
@@ -16,78 +10,85 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.doctor.allreduce import Link, rounds
-from cluster.doctor.gather import gathered
-from cluster.doctor.node_agent import CONNECT_SECONDS, SEEN_SECONDS, Examiner
-from cluster.doctor.node_facts import PATIENCE
-from cluster.doctor.observations import Clock, Node, Observed
-from cluster.doctor.ranks import Crew
+from cluster.doctor.allreduce import Link, schedule_rounds
+from cluster.doctor.node_agent import CONNECT_SECONDS, VISIBLE_SECONDS, NodeAgent
+from cluster.doctor.node_facts import QUERY_SECONDS
+from cluster.doctor.observations import ClockReading, Node, Observations
+from cluster.doctor.ranks import RankActors, gather_replies, start_actor
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 
-REPLY_SECONDS = 60.0  # an answer may take, the start of the process that gives it included
-ROUND_TRIPS = 5  # the quickest tells the clock best
+REPLY_SECONDS = 60.0  # an answer may take, including the start of its process
+ROUND_TRIPS = 5  # the quickest reads the clock best
 
-Say = Callable[[str], None]
-Doubt = Callable[[Observed], Sequence[Link]]
-
-
-class NoCluster(BerthaError):
-    """There is no live cluster to look at; the text says how to reach one."""
+Agents = Mapping[str, Any]
+PairReasons = dict[tuple[str, str], str]
+Log = Callable[[str], None]
+FindSuspects = Callable[[Observations], Sequence[Link]]
 
 
-def examine(cluster: ClusterSpec, doubtful: Doubt, say: Say) -> Observed:
-    """Look at the live cluster that this process belongs to, or stands on a node of.
+class ClusterNotFoundError(BerthaError):
+    """There is no live cluster to probe; the message says how to reach one."""
 
-    doubtful: of links that were timed beside others, which are timed again alone. Raises NoCluster.
+
+def observe_cluster(cluster: ClusterSpec, find_suspects: FindSuspects, log: Log) -> Observations:
+    """Probe the live cluster of this process, or of the node that it runs on.
+
+    find_suspects: the links that may be slow only from other pairs' traffic; they are timed again
+    alone. Raises ClusterNotFoundError.
     """
-    with _joined(cluster) as dashboard:
-        nodes, gone = _nodes()
-        say(f"{len(nodes)} nodes: {', '.join(node.name for node in nodes)}")
-        examiners = {node.name: _examiner(node) for node in nodes}
-        asked = _each(examiners, "vitals", cluster.metadata.accelerator, places(cluster))
-        vitals, silent = gathered(asked, REPLY_SECONDS + 2 * PATIENCE)
-        able = [node for node in nodes if node.name in vitals]
-        examiners = {node.name: examiners[node.name] for node in able}
-        say("clocks, ports, storage")
-        clocks = _clocks(examiners)
-        unreached = _unreached(examiners, able)
-        unwritten, unread = _storage(examiners, cluster)
-        door = _door(examiners, able, dashboard)
-        seen = Observed(nodes, gone, silent, vitals, clocks, unreached, unwritten, unread, door)
-        links, waiting = _links(cluster, able, seen, doubtful, say)
-        return replace(seen, links=links, waiting=waiting)
+    with _join_ray(cluster) as address:
+        nodes, dead = _list_nodes()
+        log(f"{len(nodes)} nodes: {', '.join(node.name for node in nodes)}")
+        agents = {node.name: start_actor(NodeAgent, node) for node in nodes}
+        directories = watched_directories(cluster)
+        futures = _call_all(agents, "collect_facts", cluster.metadata.accelerator, directories)
+        facts, unresponsive = gather_replies(futures, REPLY_SECONDS + 2 * QUERY_SECONDS)
+        responsive = [node for node in nodes if node.name in facts]
+        agents = {node.name: agents[node.name] for node in responsive}
+        log("clocks, ports, storage")
+        clocks, unreachable = _read_clocks(agents), _test_ports(agents, responsive)
+        write_errors, read_errors = _test_storage(agents, cluster)
+        dashboard = _test_dashboard(agents, responsive, address)
+        seen = Observations(
+            nodes, dead, unresponsive, facts, clocks,
+            unreachable, write_errors, read_errors, dashboard,
+        )  # fmt: skip
+        links, busy = _time_links(cluster, responsive, seen, find_suspects, log)
+        return replace(seen, links=links, busy_nodes=busy)
 
 
-def places(cluster: ClusterSpec) -> dict[str, str]:
-    """Directories of a node that must not run full, by their use."""
-    held = {"Ray's sessions": "/tmp/ray", "shared memory": "/dev/shm", "cache": str(cluster.cache)}
+def watched_directories(cluster: ClusterSpec) -> dict[str, str]:
+    """Return the directories of a node that must not run full, by their use."""
+    directories = {
+        "Ray's sessions": "/tmp/ray", "shared memory": "/dev/shm", "cache": str(cluster.cache_dir),
+    }  # fmt: skip
     storage = cluster.metadata.storage
-    return held if "://" in storage else {**held, "storage": storage}
+    return directories if "://" in storage else {**directories, "storage": storage}
 
 
 @contextmanager
-def _joined(cluster: ClusterSpec) -> Iterator[str]:
-    """Part of the cluster for a while; the address of its dashboard."""
+def _join_ray(cluster: ClusterSpec) -> Iterator[str]:
+    """Connect to the cluster for the block, and yield the address of its dashboard."""
     import ray
 
     ours = not ray.is_initialized()
     address = os.environ.get("RAY_ADDRESS", "")
     where = f"at RAY_ADDRESS = {address}" if address else "on this machine"
-    nobody = NoCluster(
-        f"no live Ray {where} that could be joined; the doctor stands on a node of "
+    not_found = ClusterNotFoundError(
+        f"no live Ray {where} that could be joined; the doctor runs on a node of "
         f"{cluster.name}: `ray dashboard FILE` in another terminal, then RAY_AUTH_MODE=token "
         "RAY_ADDRESS=http://127.0.0.1:8265 ray job submit --working-dir . -- python -m cluster "
         "doctor FILE"
     )
-    if ours and not _answers(address):
-        raise nobody
+    if ours and not _is_reachable(address):
+        raise not_found
     try:
         context = ray.init(
             address="auto", ignore_reinit_error=True, log_to_driver=False, logging_level="error"
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise nobody from error
+        raise not_found from error
     try:
         yield str(context.dashboard_url or "")
     finally:
@@ -95,10 +96,10 @@ def _joined(cluster: ClusterSpec) -> Iterator[str]:
             ray.shutdown()
 
 
-def _answers(address: str) -> bool:
-    """Whether anybody is there: Ray itself would wait for minutes. True where it must search."""
+def _is_reachable(address: str) -> bool:
+    """Whether anything listens, since ray.init would wait minutes; True where Ray must search."""
     host, _, port = address.rpartition(":")
-    if not host or "://" in address:  # a dashboard's address is joined by nobody
+    if not host or "://" in address:  # a dashboard's address cannot be joined
         return not host
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
@@ -107,124 +108,136 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _nodes() -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-    """Nodes that are alive, the head first, and nodes that Ray has given up."""
+def _list_nodes() -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """Return the nodes that are alive, the head first, and the dead ones that have not rejoined."""
     import ray
 
-    told = ray.nodes()
-    names = [node["NodeManagerHostname"] for node in told if node["Alive"]]
-    found: dict[bool, list[Node]] = {True: [], False: []}
-    for node in told:
-        name, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
-        if node["Alive"] and names.count(name) > 1:
-            name = f"{name} ({address}, {node['NodeID'][:6]})"
-        resources = node.get("Resources", {})
-        head = "node:__internal_head__" in resources
-        found[node["Alive"]].append(Node(node["NodeID"], name, address, head, resources))
-    alive = sorted(found[True], key=lambda node: (not node.is_head, node.name))
-    back = {node.address for node in alive}
-    return tuple(alive), tuple(node for node in found[False] if node.address not in back)
+    rows = ray.nodes()
+    names = [row["NodeManagerHostname"] for row in rows if row["Alive"]]
+    alive: list[Node] = []
+    dead: list[Node] = []
+    for row in rows:
+        name, address = row["NodeManagerHostname"], row["NodeManagerAddress"]
+        if row["Alive"] and names.count(name) > 1:
+            name = f"{name} ({address}, {row['NodeID'][:6]})"
+        resources = row.get("Resources", {})
+        is_head = "node:__internal_head__" in resources
+        node = Node(row["NodeID"], name, address, is_head, resources)
+        (alive if row["Alive"] else dead).append(node)
+    alive.sort(key=lambda node: (not node.is_head, node.name))
+    rejoined = {node.address for node in alive}
+    return tuple(alive), tuple(node for node in dead if node.address not in rejoined)
 
 
-def _examiner(node: Node) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return ray.remote(Examiner).options(num_cpus=0, scheduling_strategy=there).remote()
+def _call_all(agents: Agents, method: str, *arguments: Any) -> dict[str, Any]:
+    """Call the same method on every node's agent; return the futures by node."""
+    return {name: getattr(agent, method).remote(*arguments) for name, agent in agents.items()}
 
 
-def _each(examiners: Mapping[str, Any], method: str, *words: Any) -> dict[str, Any]:
-    """The same asked of every node."""
-    return {name: getattr(each, method).remote(*words) for name, each in examiners.items()}
+def _read_clocks(agents: Agents) -> dict[str, ClockReading]:
+    """Estimate clock offsets by Cristian's method (1989): a clock is read in mid round trip."""
+    readings = {name: _clock_readings(agent) for name, agent in agents.items()}
+    return {name: min(each, key=lambda r: r.within) for name, each in readings.items() if each}
 
 
-def _clocks(examiners: Mapping[str, Any]) -> dict[str, Clock]:
-    """Cristian's method: the clock was read in the middle of the round trip (Cristian 1989)."""
-    readings = {name: _readings(each) for name, each in examiners.items()}
-    return {name: min(each, key=lambda c: c.within) for name, each in readings.items() if each}
-
-
-def _readings(examiner: Any) -> list[Clock]:
-    found = []
+def _clock_readings(agent: Any) -> list[ClockReading]:
+    readings = []
     for _ in range(ROUND_TRIPS):
         before = time.time()
-        answers, _silent = gathered({"now": examiner.now.remote()}, REPLY_SECONDS)
+        replies, _failed = gather_replies({"now": agent.read_clock.remote()}, REPLY_SECONDS)
         after = time.time()
-        if not answers:
+        if not replies:
             break
-        found.append(Clock(answers["now"] - (before + after) / 2, (after - before) / 2))
-    return found
+        offset = replies["now"] - (before + after) / 2
+        readings.append(ClockReading(offset, (after - before) / 2))
+    return readings
 
 
-def _unreached(examiners: Mapping[str, Any], nodes: Sequence[Node]) -> dict[tuple[str, str], str]:
-    """Who cannot open a connection to whom, at a port that nobody chose."""
-    ports, _ = gathered(_each(examiners, "listen"), REPLY_SECONDS)
+def _test_ports(agents: Agents, nodes: Sequence[Node]) -> PairReasons:
+    """Connect every node to every other at an arbitrary port; return the reasons of failures."""
+    ports, _ = gather_replies(_call_all(agents, "open_port"), REPLY_SECONDS)
     where = {node.name: (node.address, ports[node.name]) for node in nodes if node.name in ports}
-    asked = {
-        name: each.reach.remote({other: to for other, to in where.items() if other != name})
-        for name, each in examiners.items()
+    futures = {
+        name: agent.try_connections.remote(
+            {other: where[other] for other in where if other != name}
+        )
+        for name, agent in agents.items()
     }
-    answers, _ = gathered(asked, REPLY_SECONDS + len(nodes))
-    gathered(_each(examiners, "hush"), REPLY_SECONDS)
-    return {(one, to): why for one, missed in answers.items() for to, why in missed.items()}
+    replies, _ = gather_replies(futures, REPLY_SECONDS + len(nodes))
+    gather_replies(_call_all(agents, "close_port"), REPLY_SECONDS)
+    return {(one, to): why for one, missed in replies.items() for to, why in missed.items()}
 
 
-def _storage(
-    examiners: Mapping[str, Any], cluster: ClusterSpec
-) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+def _test_storage(agents: Agents, cluster: ClusterSpec) -> tuple[dict[str, str], PairReasons]:
     """Write a file from every node into the storage, and read it from every other."""
     storage = cluster.metadata.storage
-    if not examiners:
+    if not agents:
         return {}, {}
-    if "://" not in storage and not Path(storage).is_absolute() and len(examiners) > 1:
-        return {}, {}  # every node has its own: nothing to try
-    place = f"{storage.rstrip('/')}/.doctor-{secrets.token_hex(8)}"
-    texts = {name: f"{number} {secrets.token_hex()}" for number, name in enumerate(examiners)}
-    files = {name: f"node-{number}" for number, name in enumerate(examiners)}
-    unwritten: dict[str, str] = {}
-    first, *others = examiners
-    for some, make in (([first], True), (others, False)):
-        asked = {
-            name: examiners[name].write.remote(place, files[name], texts[name], make)
-            for name in some
+    if "://" not in storage and not Path(storage).is_absolute() and len(agents) > 1:
+        return {}, {}  # a relative path is another directory on each node: diagnosis says so
+    directory = f"{storage.rstrip('/')}/.doctor-{secrets.token_hex(8)}"
+    texts = {name: f"{number} {secrets.token_hex()}" for number, name in enumerate(agents)}
+    files = {name: f"node-{number}" for number, name in enumerate(agents)}
+    write_errors: dict[str, str] = {}
+    # One node makes the directory and the others must see it: if each made its own, a directory
+    # that is not mounted everywhere would look as if it were shared.
+    first, *others = agents
+    for names, make_directory in (([first], True), (others, False)):
+        futures = {
+            name: agents[name].write_file.remote(
+                directory, files[name], texts[name], make_directory
+            )
+            for name in names
         }
-        answers, silent = gathered(asked, REPLY_SECONDS)
-        unwritten |= silent | {name: why for name, why in answers.items() if why}
-    expected = {files[name]: texts[name] for name in examiners if name not in unwritten}
-    able = {name: each for name, each in examiners.items() if name not in unwritten}
-    answers, silent = gathered(_each(able, "read", place, expected), REPLY_SECONDS + SEEN_SECONDS)
-    for name, each in able.items():  # one after another: two would trip over each other
-        gathered({name: each.remove.remote(place)}, REPLY_SECONDS)
-    named = {file: name for name, file in files.items()}
-    unread = {(one, named[file]): why for one, bad in answers.items() for file, why in bad.items()}
-    return unwritten | silent, unread
+        replies, failed = gather_replies(futures, REPLY_SECONDS)
+        write_errors |= failed | {name: why for name, why in replies.items() if why}
+    writers = {name: agent for name, agent in agents.items() if name not in write_errors}
+    expected = {files[name]: texts[name] for name in writers}
+    futures = _call_all(writers, "compare_files", directory, expected)
+    replies, failed = gather_replies(futures, REPLY_SECONDS + VISIBLE_SECONDS)
+    for name, agent in writers.items():  # one after another: two would trip over each other
+        gather_replies({name: agent.remove_directory.remote(directory)}, REPLY_SECONDS)
+    node_of = {file: name for name, file in files.items()}
+    read_errors = {
+        (reader, node_of[file]): why for reader, bad in replies.items() for file, why in bad.items()
+    }
+    return write_errors | failed, read_errors
 
 
-def _door(examiners: Mapping[str, Any], nodes: Sequence[Node], dashboard: str) -> str | None:
-    """The dashboard's address, where it answers who shows no token."""
+def _test_dashboard(agents: Agents, nodes: Sequence[Node], address: str) -> str | None:
+    """Return the dashboard's address if it serves requests without a token."""
     head = next((node.name for node in nodes if node.is_head), None)
-    if head is None or not dashboard:
+    if head is None or not address:
         return None
-    asked = {head: examiners[head].knock.remote(f"http://{dashboard}/api/jobs/")}
-    answers, _ = gathered(asked, REPLY_SECONDS)
-    return dashboard if answers.get(head) == 200 else None
+    future = agents[head].probe_http.remote(f"http://{address}/api/jobs/")
+    replies, _ = gather_replies({head: future}, REPLY_SECONDS)
+    return address if replies.get(head) == 200 else None
 
 
-def _links(
-    cluster: ClusterSpec, nodes: Sequence[Node], seen: Observed, doubtful: Doubt, say: Say
+def _time_links(
+    cluster: ClusterSpec,
+    nodes: Sequence[Node],
+    seen: Observations,
+    find_suspects: FindSuspects,
+    log: Log,
 ) -> tuple[tuple[Link, ...], tuple[str, ...]]:
-    """All-reduces inside every node that trains and between every two that can connect."""
+    """Time all-reduces inside every training node and between every two that can connect.
+
+    Returns the links, and the nodes whose devices are busy.
+    """
     kind = cluster.metadata.accelerator
-    with Crew([node for node in nodes if node.devices(kind)], kind) as crew:
-        found = {link.ends: link for link in crew.time(crew.inside)}
-        turns = list(rounds(crew.names))
-        for number, pairs in enumerate(turns, 1):
-            say(f"all-reduces between pairs of nodes, round {number} of {len(turns)}")
-            able = [pair for pair in pairs if not {pair, pair[::-1]} & seen.unreached.keys()]
-            found |= {link.ends: link for link in crew.time(able)}
-        for link in doubtful(replace(seen, links=tuple(found.values()))):
-            say(f"again, alone: {link.name}")
-            again = [link, *crew.time([link.ends])]
-            found[link.ends] = max(again, key=lambda each: each.rate)
-        return tuple(found.values()), crew.waiting
+    with RankActors([node for node in nodes if node.count_devices(kind)], kind) as actors:
+        links = {link.ends: link for link in actors.time_groups(actors.multi_rank_nodes)}
+        rounds = list(schedule_rounds(actors.ready_nodes))
+        for number, pairs in enumerate(rounds, 1):
+            log(f"all-reduces between pairs of nodes, round {number} of {len(rounds)}")
+            # Pairs that cannot connect would only wait for their time limit.
+            able = [pair for pair in pairs if not {pair, pair[::-1]} & seen.unreachable.keys()]
+            links |= {link.ends: link for link in actors.time_groups(able)}
+        # The pairs of a round share switches, so a healthy link may have been slowed down by the
+        # others. Only one that is slow alone as well is reported.
+        for link in find_suspects(replace(seen, links=tuple(links.values()))):
+            log(f"again, alone: {link.name}")
+            timings = [link, *actors.time_groups([link.ends])]
+            links[link.ends] = max(timings, key=lambda each: each.bus_bandwidth)
+        return tuple(links.values()), actors.busy_nodes

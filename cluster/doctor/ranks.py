@@ -1,105 +1,131 @@
-"""The devices of a live cluster as ranks that can be called together, a pair of nodes at a time.
+"""Ranks as Ray actors, one per device, that time all-reduces over chosen groups of nodes.
 
-What a rank does is doctor/links.py's; here Ray puts it on its device. Ray is imported when a crew
-is made. Neuron and TPU cores are not called: their nodes are timed over gloo, by the hosts' own
-network.
+Neuron and TPU cores are not used: their nodes are timed over gloo, by the hosts' network.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from cluster.doctor.allreduce import BACKENDS, PATIENCE, Link, Meeting, Rank, Timing
-from cluster.doctor.gather import gathered
-from cluster.doctor.observations import RESOURCES, Node
+from cluster.doctor.allreduce import ALLREDUCE_TIMEOUT_SECONDS, BACKENDS, AllReduceRank, Link
+from cluster.doctor.observations import Node
 
 START_SECONDS = 60.0  # a process that imports torch may take this long to start
+Key = TypeVar("Key")
 
 
-class Crew:
-    """One rank a device on every node; where devices are not called, one a node."""
+class RankActors:
+    """One rank per device on every node; one per node where devices are not used."""
 
     def __init__(self, nodes: Sequence[Node], kind: str) -> None:
-        """Starts all ranks, and waits until they are there or START_SECONDS have passed."""
+        """Start all ranks; those that take over START_SECONDS make their node a busy one."""
         self.backend = BACKENDS.get(kind, "gloo")
-        self._kind = kind
         self._nodes = {node.name: node for node in nodes}
-        self._ranks = {name: self._started(node) for name, node in self._nodes.items()}
-        asked = {
-            (name, number): rank.address.remote()
+        self._ranks = {name: self._start_ranks(node) for name, node in self._nodes.items()}
+        futures = {
+            (name, number): rank.rendezvous_address.remote()
             for name, ranks in self._ranks.items()
             for number, rank in enumerate(ranks)
         }
-        _, late = gathered(asked, START_SECONDS)
-        self.waiting = tuple(dict.fromkeys(name for name, _ in late))
+        _, late = gather_replies(futures, START_SECONDS)
+        self.busy_nodes = tuple(dict.fromkeys(name for name, _ in late))
 
     @property
-    def names(self) -> list[str]:
-        """Nodes whose ranks are there."""
-        return [name for name in self._ranks if name not in self.waiting]
+    def ready_nodes(self) -> list[str]:
+        """Nodes whose ranks have started."""
+        return [name for name in self._ranks if name not in self.busy_nodes]
 
     @property
-    def inside(self) -> list[tuple[str, ...]]:
-        """Nodes with several ranks."""
-        return [(name,) for name in self.names if len(self._ranks[name]) > 1]
+    def multi_rank_nodes(self) -> list[tuple[str, ...]]:
+        """Ready nodes with several ranks, each as a group of one."""
+        return [(name,) for name in self.ready_nodes if len(self._ranks[name]) > 1]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> RankActors:
         return self
 
     def __exit__(self, *_: object) -> None:
         for name in self._ranks:
-            self._dismiss(name)
+            self._kill_ranks(name)
 
-    def time(self, groups: Sequence[tuple[str, ...]]) -> list[Link]:
-        """All-reduces over the devices of each group of nodes, all groups at the same time."""
-        asked = {ends: self._ranks[ends[0]][0].address.remote() for ends in groups}
-        addresses, silent = gathered(asked, START_SECONDS)
-        begun = {ends: self._begin(ends, address) for ends, address in addresses.items()}
-        timed = [self._ended(ends, futures) for ends, futures in begun.items()]
-        return [*timed, *(self._failed(ends, why) for ends, why in silent.items())]
+    def time_groups(self, groups: Sequence[tuple[str, ...]]) -> list[Link]:
+        """Time all-reduces over the devices of each group of nodes, all groups at the same time."""
+        futures = {ends: self._ranks[ends[0]][0].rendezvous_address.remote() for ends in groups}
+        addresses, failed = gather_replies(futures, START_SECONDS)
+        started = {ends: self._start_group(ends, address) for ends, address in addresses.items()}
+        timed = [self._collect_link(ends, timings) for ends, timings in started.items()]
+        return [*timed, *(self._replace_failed(ends, reason) for ends, reason in failed.items())]
 
-    def _begin(self, ends: tuple[str, ...], address: str) -> dict[int, Any]:
+    def _start_group(self, ends: tuple[str, ...], address: str) -> dict[int, Any]:
         ranks = [rank for name in ends for rank in self._ranks[name]]
-        meeting = Meeting(address, len(ranks), self.backend)
-        return {number: rank.time.remote(meeting, number) for number, rank in enumerate(ranks)}
+        return {
+            number: rank.time_allreduce.remote(address, self.backend, number, len(ranks))
+            for number, rank in enumerate(ranks)
+        }
 
-    def _ended(self, ends: tuple[str, ...], futures: Mapping[int, Any]) -> Link:
-        timings, failed = gathered(futures, PATIENCE)
+    def _collect_link(self, ends: tuple[str, ...], futures: Mapping[int, Any]) -> Link:
+        timings, failed = gather_replies(futures, ALLREDUCE_TIMEOUT_SECONDS)
         if failed:
-            return self._failed(ends, next(iter(failed.values())))
-        told: dict[int, Timing] = timings
+            return self._replace_failed(ends, next(iter(failed.values())))
         counts = [len(self._ranks[name]) for name in ends]
-        firsts = [sum(counts[:place]) for place in range(len(ends))]
-        slowest = max(timing.seconds for timing in told.values())
-        cards = tuple(told[first].card for first in firsts)
+        slowest = max(seconds for seconds, _ in timings.values())
+        # The cards that the first rank of each node used.
+        cards = tuple(timings[sum(counts[:place])][1] for place in range(len(ends)))
         return Link(ends, self.backend, len(futures), slowest, cards)
 
-    def _failed(self, ends: tuple[str, ...], why: str) -> Link:
-        """The link, and new ranks at its ends: one that hangs would spoil what comes next."""
-        number = sum(len(self._ranks[name]) for name in ends)
+    def _replace_failed(self, ends: tuple[str, ...], reason: str) -> Link:
+        """Return a failed link, and start new ranks at its ends.
+
+        An actor runs one call at a time: a rank that still hangs in NCCL would make every later
+        pair of its node fail as well, so a healthy node would look broken.
+        """
+        num_ranks = sum(len(self._ranks[name]) for name in ends)
         for name in ends:
-            self._dismiss(name)
-            self._ranks[name] = self._started(self._nodes[name])
-        return Link(ends, self.backend, number, None, trouble=why)
+            self._kill_ranks(name)
+            self._ranks[name] = self._start_ranks(self._nodes[name])
+        return Link(ends, self.backend, num_ranks, None, trouble=reason)
 
-    def _started(self, node: Node) -> list[Any]:
-        """Ranks on a node, each with its device."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def _start_ranks(self, node: Node) -> list[Any]:
+        number = node.count_devices("cuda") if self.backend == "nccl" else 0
+        options = {"num_gpus": 1} if number else {}
+        return [
+            start_actor(AllReduceRank, node, node.address, **options) for _ in range(max(1, number))
+        ]
 
-        number = node.devices(self._kind) if self._kind in BACKENDS and self._kind != "cpu" else 0
-        options: dict[str, Any] = {"num_cpus": 0}
-        if number:
-            options["resources"] = {RESOURCES[self._kind]: 1}
-        if options.get("resources", {}).pop("GPU", 0):
-            options["num_gpus"] = 1
-        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        remote = ray.remote(Rank).options(scheduling_strategy=there, **options)
-        return [remote.remote(node.address) for _ in range(max(1, number))]
-
-    def _dismiss(self, name: str) -> None:
+    def _kill_ranks(self, name: str) -> None:
         import ray
 
         for rank in self._ranks[name]:
             ray.kill(rank)
+
+
+def start_actor(actor: type, node: Node, *arguments: Any, **options: Any) -> Any:
+    """Start an actor on a node, without claiming a CPU of it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    remote = ray.remote(actor).options(num_cpus=0, scheduling_strategy=strategy, **options)
+    return remote.remote(*arguments)
+
+
+def gather_replies(
+    futures: Mapping[Key, Any], seconds: float
+) -> tuple[dict[Key, Any], dict[Key, str]]:
+    """Return the replies that arrive within `seconds`, and the reason why each other one failed."""
+    import ray
+
+    replies: dict[Key, Any] = {}
+    failed: dict[Key, str] = {}
+    give_up = time.monotonic() + seconds
+    for key, future in futures.items():
+        try:
+            replies[key] = ray.get(future, timeout=max(0.01, give_up - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            failed[key] = f"no answer within {seconds:.0f} s"
+        except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+            # Ray prints the remote traceback first and the message last.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            failed[key] = lines[-1] if lines else type(error).__name__
+    return replies, failed

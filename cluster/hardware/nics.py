@@ -1,4 +1,4 @@
-"""The network cards of a machine, as its kernel tells them, and the one that has an address."""
+"""Network interfaces of this machine, as its kernel reports them, and the one gloo should use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from pathlib import Path
 if sys.platform == "linux":
     import fcntl
 
-ADDRESS_OF = 0x8915  # SIOCGIFADDR of linux/sockios.h
+SIOCGIFADDR = 0x8915  # linux/sockios.h: get the address of an interface
 
 
 @dataclass(frozen=True)
-class Card:
-    """A network card. rate: bytes/s each way, by the card itself; None where it does not tell.
-
-    sent: bytes since it is up.
-    """
+class NetworkInterface:
+    """A network interface. rate: bytes/s each way, None where unknown; sent: bytes since boot."""
 
     name: str
     address: str
@@ -28,68 +25,72 @@ class Card:
     sent: int
 
 
-def cards() -> tuple[Card, ...]:
-    """The network cards of this machine that are up, without loopback."""
-    found = []
-    for place in sorted(Path("/sys/class/net").glob("*")):
-        state = _word(place / "operstate")
-        if place.name != "lo" and state in ("up", "unknown"):
-            sent = int(_word(place / "statistics" / "tx_bytes") or 0)
-            found.append(Card(place.name, _address_of(place.name), _rate(place), sent))
-    return (*found, *_fabric())
+def list_interfaces() -> tuple[NetworkInterface, ...]:
+    """List the network interfaces that are up, without loopback."""
+    interfaces = []
+    for device in sorted(Path("/sys/class/net").glob("*")):
+        name, state = device.name, _read_sysfs(device / "operstate")
+        if name != "lo" and state in ("up", "unknown"):
+            sent = int(_read_sysfs(device / "statistics" / "tx_bytes") or 0)
+            address, rate = _ipv4_address(name), _link_rate(device)
+            interfaces.append(NetworkInterface(name, address, rate, sent))
+    return (*interfaces, *_list_infiniband())
 
 
-def card_of(address: str) -> str:
-    """The card, loopback among them, whose first IPv4 address this is; "" where none is known."""
+def find_interface(address: str) -> str:
+    """Return the interface, maybe loopback, whose first IPv4 address this is, or ""."""
     names = (name for _, name in socket.if_nameindex())
-    return next((name for name in names if address and _address_of(name) == address), "")
+    return next((name for name in names if address and _ipv4_address(name) == address), "")
 
 
-def meet_over(address: str) -> None:
-    """Let gloo in this process use the card that has `address`, unless its user has named one.
+def bind_gloo_interface(address: str) -> None:
+    """Make gloo in this process use the interface of `address`, unless the user named one.
 
-    gloo takes the card of whatever address the machine's own name has. On Debian as it is installed
-    that is 127.0.1.1, where no other machine can reach it.
+    By default gloo uses the interface that the host name resolves to. On a fresh Debian that is
+    127.0.1.1, which no other machine can reach.
     """
-    card = card_of(address)
-    if card:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
+    name = find_interface(address)
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-def _fabric() -> list[Card]:
-    """InfiniBand and EFA, whose traffic the kernel's cards do not count."""
-    found = []
+def _list_infiniband() -> list[NetworkInterface]:
+    """List InfiniBand and EFA ports, whose traffic /sys/class/net does not count."""
+    interfaces = []
     for port in sorted(Path("/sys/class/infiniband").glob("*/ports/*")):
-        words = _word(port / "counters" / "port_xmit_data")  # of four bytes
-        sent = 4 * int(words) if words.isdigit() else int(_word(port / "hw_counters/tx_bytes") or 0)
-        rate = _word(port / "rate").partition(" ")[0]  # 100 Gb/sec (4X EDR)
-        told = float(rate) * 1e9 / 8 if rate.replace(".", "", 1).isdigit() else None
-        found.append(Card(port.parts[-3], "", told, sent))
-    return found
+        words = _read_sysfs(port / "counters" / "port_xmit_data")  # of four bytes
+        if words.isdigit():
+            sent = 4 * int(words)
+        else:
+            sent = int(_read_sysfs(port / "hw_counters/tx_bytes") or 0)
+        gigabits = _read_sysfs(port / "rate").partition(" ")[0]  # 100 Gb/sec (4X EDR)
+        is_number = gigabits.replace(".", "", 1).isdigit()
+        rate = float(gigabits) * 1e9 / 8 if is_number else None
+        interfaces.append(NetworkInterface(port.parts[-3], "", rate, sent))
+    return interfaces
 
 
-def _rate(card: Path) -> float | None:
-    """Bytes/s. A virtual card names a speed that nothing holds it to, so it is not believed."""
-    megabits = _word(card / "speed")
-    real = (card / "device").exists() or (card / "bonding").exists()
+def _link_rate(device: Path) -> float | None:
+    """Return bytes/s; None for a virtual interface, whose reported speed means nothing."""
+    megabits = _read_sysfs(device / "speed")
+    real = (device / "device").exists() or (device / "bonding").exists()
     return int(megabits) * 1e6 / 8 if real and megabits.isdigit() and int(megabits) else None
 
 
-def _word(path: Path) -> str:
-    """What a file of the kernel says; "" where it says nothing."""
+def _read_sysfs(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:
         return ""
 
 
-def _address_of(card: str) -> str:
-    """The first IPv4 address of a network card; "" without one."""
+def _ipv4_address(name: str) -> str:
+    """Return the first IPv4 address of a network interface, or ""."""
     if sys.platform != "linux":
         return ""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         try:
-            answer = fcntl.ioctl(asked, ADDRESS_OF, struct.pack("256s", card[:15].encode()))
+            answer = fcntl.ioctl(query, SIOCGIFADDR, struct.pack("256s", name[:15].encode()))
         except OSError:
             return ""
     return socket.inet_ntoa(answer[20:24])

@@ -1,10 +1,7 @@
-"""Prices of this hour, of AWS: into the catalogue, and on what a cluster has cost so far.
+"""AWS prices of this hour: of the catalog's machines, and of a cluster's running instances.
 
-Spot from EC2's price history (median over zones, as the table has it), on demand from the price
-list. Knows no plans.
+Spot from EC2's price history, on demand from the price list.
 """
-
-from __future__ import annotations
 
 import json
 import statistics
@@ -12,49 +9,44 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from cluster.hardware.catalog import Catalogue
+from cluster.hardware.catalog import Catalog
 from cluster.hardware.types import Machine
-from cluster.launch.aws import Account, Running, in_words, running
+from cluster.launch.aws import AwsAccount, RunningInstance, running_instances, translate_errors
 
 PRICE_LIST_REGION = "us-east-1"  # the price list is served from a few regions only
 LINUX = "Linux/UNIX"
-FROM = "AWS, when this was asked"
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a cluster's machines have cost. dollars: None where a price is not known."""
+class InstanceCost:
+    """What a running instance has cost. usd_per_hour, usd: None where no price is known."""
 
-    machine: Running
+    instance: RunningInstance
     hours: float
-    per_hour: float | None
+    usd_per_hour: float | None
 
     @property
-    def dollars(self) -> float | None:
-        """Since it was started, disks and traffic left out."""
-        return None if self.per_hour is None else self.hours * self.per_hour
+    def usd(self) -> float | None:
+        """Cost since its launch, without disks and traffic."""
+        return None if self.usd_per_hour is None else self.hours * self.usd_per_hour
 
 
-def spot(account: Account, instances: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-    """Dollars an hour by instance type and zone; a type without spot is absent."""
-    rows = account.pages(
+def spot_prices(account: AwsAccount, instances: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+    """Return dollars per hour by instance type and zone; a type without spot is absent."""
+    rows = account.paginate(
         "ec2", "describe_spot_price_history", "SpotPriceHistory",
         InstanceTypes=list(instances), ProductDescriptions=[LINUX], StartTime=datetime.now(UTC),
     )  # fmt: skip
-    newest: dict[tuple[str, str], tuple[datetime, float]] = {}
-    for row in rows:
-        key = (row["InstanceType"], row["AvailabilityZone"])
-        if key not in newest or row["Timestamp"] > newest[key][0]:
-            newest[key] = (row["Timestamp"], float(row["SpotPrice"]))
-    found: dict[str, dict[str, float]] = {}
-    for (instance, zone), (_, price) in newest.items():
-        found.setdefault(instance, {})[zone] = price
-    return found
+    prices: dict[str, dict[str, float]] = {}
+    for row in sorted(rows, key=lambda row: row["Timestamp"]):  # the newest price wins
+        zones = prices.setdefault(row["InstanceType"], {})
+        zones[row["AvailabilityZone"]] = float(row["SpotPrice"])
+    return prices
 
 
-def on_demand(account: Account, instance: str) -> float | None:
-    """Dollars an hour of an instance type, Linux, shared hardware; None where none is listed."""
-    wanted = {
+def on_demand_price(account: AwsAccount, instance: str) -> float | None:
+    """Return dollars per hour for Linux on shared hardware; None where no price is listed."""
+    fields = {
         "instanceType": instance,
         "regionCode": account.region,
         "operatingSystem": "Linux",
@@ -62,69 +54,67 @@ def on_demand(account: Account, instance: str) -> float | None:
         "preInstalledSw": "NA",
         "capacitystatus": "Used",
     }
-    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": v} for name, v in wanted.items()]
+    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": v} for name, v in fields.items()]
     client = account.client("pricing", PRICE_LIST_REGION)
-    with in_words(f"pricing:GetProducts {instance}"):
+    with translate_errors(f"pricing:GetProducts {instance}"):
         rows = client.get_products(ServiceCode="AmazonEC2", Filters=filters)["PriceList"]
-    prices = [price for row in rows for price in _dollars(json.loads(row))]
-    return min(prices) if prices else None
+    return min((price for row in rows for price in _hourly_prices(json.loads(row))), default=None)
 
 
-def live(catalogue: Catalogue, region: str | None) -> Catalogue:
-    """The catalogue with the prices of this hour.
+def with_live_prices(catalog: Catalog, region: str | None) -> Catalog:
+    """Return the catalog with the prices of this hour.
 
-    region: of which machines are wanted, whether or not the tables have it; None: the tables' own.
-    Owned machines stay as they are; a type that a region does not offer is left out there.
+    region: price all rented machines there, whether or not the tables list them; None: in the
+    tables' own regions. Owned machines stay as they are; a type that a region does not offer is
+    left out.
     """
-    rented = [machine for machine in catalogue.machines if machine.region]
+    rented = [machine for machine in catalog.machines if machine.region]
     regions = [region] if region else list(dict.fromkeys(each.region for each in rented))
-    machines = [machine for machine in catalogue.machines if not machine.region]
+    machines = [machine for machine in catalog.machines if not machine.region]
     for each in regions:
-        machines += _priced(Account(each), rented, region is not None)
-    return Catalogue(catalogue.accelerators, tuple(machines))
+        machines += _reprice_machines(AwsAccount(each), rented, region is not None)
+    return Catalog(catalog.accelerators, tuple(machines))
 
 
-def spent(account: Account, cluster: str, now: datetime) -> list[Spent]:
-    """What the running machines of a cluster have cost until `now`, at the prices of now."""
-    there = running(account, cluster)
-    taken = sorted({each.instance_type for each in there if each.spot})
-    spots = spot(account, taken) if taken else {}
+def instance_costs(account: AwsAccount, cluster: str, now: datetime) -> list[InstanceCost]:
+    """Return the cost of a cluster's running instances until `now`, at current prices."""
+    instances = running_instances(account, cluster)
+    spot_types = sorted({each.instance_type for each in instances if each.is_spot})
+    spots = spot_prices(account, spot_types) if spot_types else {}
     fixed = {
-        each: on_demand(account, each)
-        for each in sorted({each.instance_type for each in there if not each.spot})
+        name: on_demand_price(account, name)
+        for name in sorted({each.instance_type for each in instances if not each.is_spot})
     }
-    return [
-        Spent(
-            each,
-            (now - each.started).total_seconds() / 3600,
-            spots.get(each.instance_type, {}).get(each.zone)
-            if each.spot
-            else fixed[each.instance_type],
-        )
-        for each in there
-    ]
+    costs = []
+    for each in instances:
+        hours = (now - each.launch_time).total_seconds() / 3600
+        spot = spots.get(each.instance_type, {}).get(each.zone)
+        costs.append(InstanceCost(each, hours, spot if each.is_spot else fixed[each.instance_type]))
+    return costs
 
 
-def _priced(account: Account, rented: Iterable[Machine], anywhere: bool) -> Iterator[Machine]:
-    """Machines as the region of `account` offers them. anywhere: also those of other rows."""
-    mine = {each.name: each for each in rented if anywhere or each.region == account.region}
-    spots = spot(account, list(mine))
-    for name, machine in mine.items():
-        fixed, zones = on_demand(account, name), spots.get(name, {})
+def _reprice_machines(
+    account: AwsAccount, rented: Iterable[Machine], anywhere: bool
+) -> Iterator[Machine]:
+    """Yield machines at the prices of the account's region. anywhere: include other regions'."""
+    by_name = {each.name: each for each in rented if anywhere or each.region == account.region}
+    spots = spot_prices(account, list(by_name))
+    for name, machine in by_name.items():
+        fixed, zones = on_demand_price(account, name), spots.get(name, {})
         if anywhere and fixed is None and not zones:
             continue
-        here = machine.region == account.region  # where the tables' prices hold, if none is live
+        same_region = machine.region == account.region  # then the table's price is a fallback
+        spot = statistics.median(zones.values()) if zones else None
         yield replace(
             machine,
             region=account.region,
-            on_demand=fixed or (machine.on_demand if here else None),
-            spot=statistics.median(zones.values()) if zones else machine.spot if here else None,
-            source=FROM,
+            on_demand=fixed or (machine.on_demand if same_region else None),
+            spot=spot if zones else machine.spot if same_region else None,
         )
 
 
-def _dollars(product: Mapping[str, object]) -> Iterator[float]:
-    """The hourly on-demand prices of one product of the price list."""
+def _hourly_prices(product: Mapping[str, object]) -> Iterator[float]:
+    """Yield the hourly on-demand prices of one product of the price list."""
     terms = product.get("terms")
     offers = terms.get("OnDemand", {}) if isinstance(terms, dict) else {}
     for offer in offers.values():

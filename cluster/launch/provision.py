@@ -1,105 +1,106 @@
-"""A cluster file of EC2 machines as `ray up` needs it: names become ids, EFA gets its interfaces.
+"""Provision the AWS resources that a cluster file names, and write their ids into a resolved file.
 
-`lay` makes in the account what the file names (launch/network.py, launch/roles.py, the bucket)
-and `resolved` writes the ids into the settings; the rest of the file stays as it is. The outcome is
-kept beside the user's work as CLUSTER.up.yaml, which every command of Ray takes.
+The resolved file, CLUSTER.up.yaml in the working directory, is what all of Ray's commands take.
 """
 
-from __future__ import annotations
-
 import copy
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.launch import aws, iam, nat, network
-from cluster.launch.aws import Account, AwsError
-from cluster.launch.network import Site, Wanted
+from cluster.launch.aws import AwsAccount, AwsError
+from cluster.launch.network import NetworkPlacement, NetworkRequest
 from cluster.settings import SettingsError, read_yaml
-from cluster.spec import dump
-from cluster.validation.instance import catalogued
-from cluster.validation.problem import mapping
+from cluster.spec import dump_yaml
+from cluster.validation.instance import catalog_row
+from cluster.validation.problem import as_mapping
 
-Say = Callable[[str], None]
-# On B300 machines the first card takes no EFA (its card 0 is ENA only).
-FIRST_CARD_PLAIN = ("p6-b300",)
+Log = Callable[[str], None]
+# B300 instances support no EFA on the first card (their card 0 is ENA only).
+NO_EFA_ON_FIRST_CARD = ("p6-b300",)
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What stands in the account, whose number is `account`. images: ids by how a file asks."""
+class ProvisionedResources:
+    """The AWS resources of a cluster. images: ids by the file's ImageId."""
 
-    account: str
-    site: Site
+    account_id: str
+    network: NetworkPlacement
     images: Mapping[str, str]
     bucket: str | None
 
 
-def lay(
+def provision_resources(
     settings: Mapping[str, Any],
-    account: Account,
-    say: Say,
-    earlier: Mapping[str, Any] | None = None,
-    wait: Callable[[float], None] = time.sleep,
-) -> Ground:
-    """Make what the file names and find what it asks for. Raises AwsError or SettingsError.
+    account: AwsAccount,
+    log: Log,
+    previous: Mapping[str, Any] | None = None,
+) -> ProvisionedResources:
+    """Make or find what the file names. Raises AwsError or SettingsError.
 
-    earlier: a resolved file of the same cluster, whose place is taken again if it can be.
+    previous: the resolved file of an earlier `up`, whose subnet is reused if possible.
+
+    What is free comes first: a bucket, roles and groups cost nothing if `up` stops half-way. The
+    NAT gateway, which costs by the hour, comes last and has the cluster's tag, so `down` deletes it
+    also after an `up` that failed before it wrote the resolved file. Each step finds what exists
+    already, by name or tag, so running `up` again continues where it stopped.
     """
-    number, nodes = account.number(), _nodes(settings)
-    bucket = _bucket(settings, account, number, say)
-    images = {wanted: aws.image(account, wanted) for wanted in _images(nodes)}
-    for wanted, found in images.items():
-        say(f"image     {found}{'' if wanted == found else f' = {wanted}'}")
-    _profiles(settings, account, number, bucket, wait)
-    for group in sorted({n["Placement"]["GroupName"] for n in nodes.values() if _placed(n)}):
-        _together(account, group, say)
-    wanted_site = _wanted(settings, nodes, earlier)
-    place = network.site(account, wanted_site)
-    say(f"network   {place.zone}, {place.subnet}, {place.group}; SSH from {wanted_site.ssh_from}")
-    if place.behind:
-        say(f"          NAT gateway for workers: ${nat.USD_PER_HOUR} an hour until `down`")
-    return Ground(number, place, images, bucket)
+    account_id, nodes = account.account_id(), _node_configs(settings)
+    bucket = _ensure_bucket(settings, account, account_id, log)
+    wanted = dict.fromkeys(node["ImageId"] for node in nodes.values())
+    images = {name: aws.resolve_image(account, name) for name in wanted}
+    for name, image in images.items():
+        log(f"image     {image}{'' if name == image else f' = {name}'}")
+    _ensure_profiles(settings, account, account_id, bucket)
+    groups = [as_mapping(node.get("Placement")).get("GroupName") for node in nodes.values()]
+    for group in sorted({group for group in groups if group is not None}):
+        _ensure_placement_group(account, group, log)
+    request = _network_request(settings, nodes, previous)
+    placement = network.ensure_network(account, request)
+    ids = f"{placement.zone}, {placement.subnet}, {placement.security_group}"
+    log(f"network   {ids}; SSH from {request.ssh_from}")
+    if placement.private_subnet:
+        log(f"          NAT gateway for workers: ${nat.USD_PER_HOUR} an hour until `down`")
+    return ProvisionedResources(account_id, placement, images, bucket)
 
 
-def resolved(settings: Mapping[str, Any], ground: Ground) -> dict[str, Any]:
-    """The settings with the ids of `ground`: images, subnets, security groups, EFA interfaces."""
-    made: dict[str, Any] = copy.deepcopy(dict(settings))
-    for kind, node_type in made["available_node_types"].items():
+def resolve_ids(settings: Mapping[str, Any], resources: ProvisionedResources) -> dict[str, Any]:
+    """Return the settings with ids of images, subnets, security groups, and EFA interfaces."""
+    resolved: dict[str, Any] = copy.deepcopy(dict(settings))
+    placement = resources.network
+    for kind, node_type in resolved["available_node_types"].items():
         node = node_type["node_config"]
-        node["ImageId"] = ground.images[node["ImageId"]]
+        node["ImageId"] = resources.images[node["ImageId"]]
         if "NetworkInterfaces" in node or "SubnetIds" in node:
             continue  # the user's own
-        count = 0 if kind == made["head_node_type"] else num_interfaces(node["InstanceType"])
+        instance, group = node["InstanceType"], placement.security_group
+        count = 0 if kind == resolved["head_node_type"] else num_efa_interfaces(instance)
         if count:
-            subnet = ground.site.behind if count > 1 else None
-            subnet = subnet or ground.site.subnet
-            node["NetworkInterfaces"] = interfaces(node["InstanceType"], subnet, ground.site.group)
+            private = placement.private_subnet if count > 1 else None
+            node["NetworkInterfaces"] = efa_interfaces(instance, private or placement.subnet, group)
         else:
-            node |= {"SubnetIds": [ground.site.subnet], "SecurityGroupIds": [ground.site.group]}
-    if ground.bucket is not None:
-        made["metadata"]["bucket"] = ground.bucket
-    if "storage" in made["metadata"]:
-        region, storage = made["provider"]["region"], made["metadata"]["storage"]
-        made["metadata"]["storage"] = _filled(storage, ground.account, region)
-    return made
+            node |= {"SubnetIds": [placement.subnet], "SecurityGroupIds": [group]}
+    metadata = resolved["metadata"]
+    if resources.bucket is not None:
+        metadata["bucket"] = resources.bucket
+    if "storage" in metadata:
+        region = resolved["provider"]["region"]
+        metadata["storage"] = _fill_placeholders(metadata["storage"], resources.account_id, region)
+    return resolved
 
 
-def num_interfaces(instance: str) -> int:
-    """How many EFA interfaces a type has; 0 where it has none, or is not known."""
-    row = catalogued(instance)
+def num_efa_interfaces(instance: str) -> int:
+    """Return how many EFA interfaces a type has; 0 for none, or for an unknown type."""
+    row = catalog_row(instance)
     return int(row["efa_interfaces"] or 0) if row else 0
 
 
-def interfaces(instance: str, subnet: str, group: str) -> list[dict[str, Any]]:
-    """The EFA interfaces of an instance type, one a network card; none where it has no EFA.
-
-    A machine with one keeps its public address; with more EC2 gives none.
-    """
-    count = num_interfaces(instance)
-    cards: list[dict[str, Any]] = [
+def efa_interfaces(instance: str, subnet: str, group: str) -> list[dict[str, Any]]:
+    """Return the EFA interfaces of an instance type, one per network card."""
+    count = num_efa_interfaces(instance)
+    interfaces: list[dict[str, Any]] = [
         {
             "NetworkCardIndex": card,
             "DeviceIndex": min(card, 1),
@@ -110,144 +111,120 @@ def interfaces(instance: str, subnet: str, group: str) -> list[dict[str, Any]]:
         }
         for card in range(count)
     ]
-    if count == 1:
-        cards[0]["AssociatePublicIpAddress"] = True
-    if count and instance.startswith(FIRST_CARD_PLAIN):
-        cards[0]["InterfaceType"] = "interface"
-    return cards
+    if count == 1:  # EC2 gives a public address only to an instance with one interface
+        interfaces[0]["AssociatePublicIpAddress"] = True
+    if count and instance.startswith(NO_EFA_ON_FIRST_CARD):
+        interfaces[0]["InterfaceType"] = "interface"
+    return interfaces
 
 
-def kept(settings: Mapping[str, Any], directory: Path) -> Path:
-    """Where the resolved file of a cluster lies."""
+def resolved_path(settings: Mapping[str, Any], directory: Path) -> Path:
+    """Return the path of a cluster's resolved file."""
     return directory / f"{settings['cluster_name']}.up.yaml"
 
 
-def write(settings: Mapping[str, Any], path: Path, source: Path) -> None:
-    """Write a resolved file. The images of an earlier one stay: another would end the head."""
+def write_resolved(settings: Mapping[str, Any], path: Path, source: Path) -> None:
+    """Write a resolved file, keeping the image ids of an existing one.
+
+    `latest` image names change their meaning; to Ray another image is another node type, and it
+    would replace a running head.
+    """
     if path.is_file():
-        _same_images(settings, read_yaml(path))
-    head = f"# Made from {source.name} by `python -m cluster up`: ids filled in."
-    path.write_text(f"{head}\n{dump(settings)}", encoding="utf-8")
+        earlier = _node_configs(read_yaml(path))
+        for kind, node in _node_configs(settings).items():
+            old = earlier.get(kind, {})
+            if old.get("InstanceType") == node["InstanceType"] and old.get("ImageId"):
+                settings["available_node_types"][kind]["node_config"]["ImageId"] = old["ImageId"]
+    header = f"# Made from {source.name} by `python -m cluster up`: ids filled in."
+    path.write_text(f"{header}\n{dump_yaml(settings)}", encoding="utf-8")
 
 
-def _same_images(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
-    """Take over the images of a file made before, for kinds whose machine is the same."""
-    before = earlier.get("available_node_types") or {}
-    for kind, node_type in settings["available_node_types"].items():
-        node = node_type["node_config"]
-        old = (before.get(kind) or {}).get("node_config") or {}
-        if old.get("InstanceType") == node["InstanceType"] and old.get("ImageId"):
-            node["ImageId"] = old["ImageId"]
+def revoke_roles(settings: Mapping[str, Any], account: AwsAccount) -> None:
+    """Revoke what the roles were allowed for this cluster."""
+    for name in {_profile_name(settings, True), _profile_name(settings, False)} - {None}:
+        iam.revoke_policy(account, str(name), str(settings["cluster_name"]))
 
 
-def _nodes(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Each kind's node_config."""
-    kinds = mapping(settings.get("available_node_types"))
-    return {kind: mapping(mapping(each).get("node_config")) for kind, each in kinds.items()}
+def _node_configs(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    kinds = as_mapping(settings.get("available_node_types"))
+    return {kind: as_mapping(as_mapping(each).get("node_config")) for kind, each in kinds.items()}
 
 
-def _images(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(node["ImageId"] for node in nodes.values()))
-
-
-def _bucket(settings: Mapping[str, Any], account: Account, number: str, say: Say) -> str | None:
-    """The cluster's bucket, made where it is not there; None where the file names none."""
-    named = (settings.get("metadata") or {}).get("bucket")
-    if named is None:
+def _ensure_bucket(
+    settings: Mapping[str, Any], account: AwsAccount, account_id: str, log: Log
+) -> str | None:
+    template = (settings.get("metadata") or {}).get("bucket")
+    if template is None:
         return None
-    name = _filled(named, number, account.region)
-    made = " made" if aws.bucket(account, name) else ""
-    say(f"bucket    {name}{made}, private, encrypted")
+    name = _fill_placeholders(template, account_id, account.region)
+    created = " made" if aws.ensure_bucket(account, name) else ""
+    log(f"bucket    {name}{created}, private, encrypted")
     return name
 
 
-def _filled(text: object, number: str, region: str) -> str:
-    """A name with what stands for the account and its region filled in."""
-    return str(text).replace("{account}", number).replace("{region}", region)
+def _fill_placeholders(text: object, account_id: str, region: str) -> str:
+    return str(text).replace("{account}", account_id).replace("{region}", region)
 
 
-def _wanted(
+def _network_request(
     settings: Mapping[str, Any],
     nodes: Mapping[str, Mapping[str, Any]],
-    earlier: Mapping[str, Any] | None,
-) -> Wanted:
-    """Where the cluster is to stand."""
-    name = str(settings["cluster_name"])
-    on = tuple(sorted({nodes[kind]["InstanceType"] for kind in _on(settings)}))
-    group = (settings["provider"].get("security_group") or {}).get("GroupName", name)
-    several = any(num_interfaces(instance) > 1 for instance in on)
-    ssh_from = _ssh_from(settings.get("metadata") or {})
-    return Wanted(name, group, ssh_from, on, several, _place(earlier))
+    previous: Mapping[str, Any] | None,
+) -> NetworkRequest:
+    name, head = str(settings["cluster_name"]), settings["head_node_type"]
+    kinds = settings["available_node_types"]
+    enabled = [kind for kind in kinds if kind == head or kinds[kind].get("max_workers", 1)]
+    types = tuple(sorted({nodes[kind]["InstanceType"] for kind in enabled}))
+    old_head = _node_configs(previous or {}).get(str((previous or {}).get("head_node_type")), {})
+    subnet = (old_head.get("SubnetIds") or [None])[0]
+    return NetworkRequest(
+        name,
+        (settings["provider"].get("security_group") or {}).get("GroupName", name),
+        _ssh_network(settings.get("metadata") or {}),
+        types,
+        any(num_efa_interfaces(instance) > 1 for instance in types),
+        subnet if isinstance(subnet, str) else None,
+    )
 
 
-def _together(account: Account, group: str, say: Say) -> None:
-    """A placement group; an emulation may know none, and does without."""
+def _ensure_placement_group(account: AwsAccount, group: str, log: Log) -> None:
     try:
-        network.placement_group(account, group)
+        network.ensure_placement_group(account, group)
     except AwsError as error:
-        if network.emulation() is None:
+        if network.emulator_url() is None:
             raise
-        say(f"placement {group} is left out, as the emulation has none: {error}")
+        log(f"placement {group} is left out, as the emulator has none: {error}")
 
 
-def _profiles(
-    settings: Mapping[str, Any],
-    account: Account,
-    number: str,
-    bucket: str | None,
-    wait: Callable[[float], None],
+def _ensure_profiles(
+    settings: Mapping[str, Any], account: AwsAccount, account_id: str, bucket: str | None
 ) -> None:
-    """The profiles that head and workers name."""
-    name = str(settings["cluster_name"])
-    head, worker = _profile(settings, True), _profile(settings, False)
+    cluster = str(settings["cluster_name"])
+    head, worker = _profile_name(settings, True), _profile_name(settings, False)
     if worker:
-        iam.profile(account, worker, name, iam.of_worker(bucket), wait)
+        iam.ensure_instance_profile(account, worker, cluster, iam.worker_policy(bucket))
     if head:
-        policy = iam.of_head(number, account.region, name, worker or "-", bucket)
-        iam.profile(account, head, name, policy, wait)
+        policy = iam.head_policy(account_id, account.region, cluster, worker or "-", bucket)
+        iam.ensure_instance_profile(account, head, cluster, policy)
 
 
-def withdraw(settings: Mapping[str, Any], account: Account) -> None:
-    """Take from the roles what they were given for this cluster."""
-    for name in {_profile(settings, True), _profile(settings, False)} - {None}:
-        iam.withdraw(account, str(name), str(settings["cluster_name"]))
-
-
-def _profile(settings: Mapping[str, Any], of_head: bool) -> str | None:
-    """The name of the profile of the head, or of the first kind of worker that has one."""
-    for kind, node in _nodes(settings).items():
+def _profile_name(settings: Mapping[str, Any], of_head: bool) -> str | None:
+    """Return the profile of the head, or of the first worker type that has one."""
+    for kind, node in _node_configs(settings).items():
         name = (node.get("IamInstanceProfile") or {}).get("Name")
         if name and (kind == settings.get("head_node_type")) == of_head:
             return str(name)
     return None
 
 
-def _place(earlier: Mapping[str, Any] | None) -> str | None:
-    """The subnet of the head of a resolved file."""
-    kinds = (earlier or {}).get("available_node_types") or {}
-    head = kinds.get((earlier or {}).get("head_node_type")) or {}
-    subnets = (head.get("node_config") or {}).get("SubnetIds") or [None]
-    return subnets[0] if isinstance(subnets[0], str) else None
-
-
-def _on(settings: Mapping[str, Any]) -> list[str]:
-    """The kinds that may run: the head, and workers whose max_workers is not 0."""
-    kinds = settings["available_node_types"]
-    return [k for k in kinds if k == settings["head_node_type"] or kinds[k].get("max_workers", 1)]
-
-
-def _placed(node: Mapping[str, Any]) -> bool:
-    return "GroupName" in (node.get("Placement") or {})
-
-
-def _ssh_from(metadata: Mapping[str, Any]) -> str:
-    wanted = str(metadata.get("ssh_from", "auto"))
-    if wanted != "auto":
-        return wanted
-    address = network.own_address()
+def _ssh_network(metadata: Mapping[str, Any]) -> str:
+    network_or_auto = str(metadata.get("ssh_from", "auto"))
+    if network_or_auto != "auto":
+        return network_or_auto
+    address = network.public_address()
     if ":" in address:
         raise SettingsError(
-            f"metadata.ssh_from = 'auto': this machine goes out as {address}, and the default VPC "
-            "speaks IPv4; write an IPv4 network there, as 203.0.113.7/32"
+            f"metadata.ssh_from = 'auto': this machine's public address is {address}, and the "
+            "default VPC is IPv4; write an IPv4 network there, as 203.0.113.7/32"
         )
     return f"{address}/32"

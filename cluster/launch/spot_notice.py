@@ -1,9 +1,16 @@
-"""The notice that EC2 gives before it takes a spot machine away.
+"""Pass EC2's spot interruption notice on to Ray, so that a run saves before the machine is gone.
 
-EC2 tells the machine itself, through its metadata service, two minutes before; nobody tells Ray.
-Here Ray is told: the node drains, nothing new is placed on it, and Ray Train warns the workers of
-the run. Workers that train on AWS watch by themselves (`beside`); on machines that do something
-else `python -m cluster watch` does. Knows no AWS account and needs no credentials.
+EC2 tells only the machine itself, through its metadata service, two minutes before; nobody tells
+Ray. The order from there on:
+
+1. The watcher drains the node in Ray's GCS, with the seconds left as the deadline. It cannot save
+   itself: a checkpoint is collective, and only the training loop knows where a step ends.
+2. Ray schedules nothing new on the node, and already asks the autoscaler for another one.
+3. Ray Train tells the workers. The training loop looks for that between steps, on all ranks
+   together, and saves each time it looks: the later the checkpoint, the fewer steps are lost.
+4. When the machine is gone, Ray Train starts again from there with the workers that are left.
+
+Training workers on AWS call `start_watcher`; for other machines there is `python -m cluster watch`.
 Source: EC2 User Guide, "Spot Instance interruption notices" and "Use IMDSv2".
 """
 
@@ -26,60 +33,61 @@ from urllib.parse import urlsplit
 from cluster.errors import BerthaError
 
 METADATA = "http://169.254.169.254"
-VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"  # by which AWS's own libraries take another
+VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"  # that AWS's own libraries read, too
 TOKEN_SECONDS = 21600  # the longest that IMDSv2 gives
 POLL_SECONDS = 5.0  # as EC2's documentation advises
 TIMEOUT_SECONDS = 2.0
+NOTICE_PATH = "/latest/meta-data/spot/instance-action"
 
 
 class WatchError(BerthaError):
-    """The metadata service, or Ray, did not take what was asked; the text says the way out."""
+    """The metadata service or Ray refused a request; the message says the way out."""
 
 
 @dataclass(frozen=True)
-class Notice:
-    """What EC2 announced. action: terminate, stop or hibernate. at: when."""
+class SpotNotice:
+    """An announced interruption. action: terminate, stop or hibernate."""
 
     action: str
-    at: datetime
+    deadline: datetime
 
     def seconds_left(self, now: datetime) -> int:
-        """Until then; 0 where it is past."""
-        return max(0, round((self.at - now).total_seconds()))
+        """Return the seconds until the deadline; 0 once it has passed."""
+        return max(0, round((self.deadline - now).total_seconds()))
 
 
-class Metadata:
-    """The metadata service of a machine, spoken to as IMDSv2 wants: with a token."""
+class InstanceMetadata:
+    """Client of EC2's instance metadata service, version 2: with a session token."""
 
     def __init__(self, address: str | None = None) -> None:
         self._address = urlsplit(address or os.environ.get(VARIABLE, METADATA))
         self._token = ""
 
-    def notice(self) -> Notice | None:
-        """The notice, if there is one. Raises WatchError where the service does not answer."""
-        status, body = self._get("/latest/meta-data/spot/instance-action")
-        if status == 401:  # the token is old, or was never fetched
+    def fetch_notice(self) -> SpotNotice | None:
+        """Return the notice, if there is one. Raises WatchError if the service does not answer."""
+        status, body = self._get_notice()
+        if status == 401:  # the token has expired, or was never fetched
             self._token = self._fetch_token()
-            status, body = self._get("/latest/meta-data/spot/instance-action")
+            status, body = self._get_notice()
         if status == 404:
             return None
         if status != 200:
             raise WatchError(f"the metadata service answered {status} to spot/instance-action")
-        return read(body)
+        return parse_notice(body)
 
-    def _get(self, path: str) -> tuple[int, str]:
-        return self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
+    def _get_notice(self) -> tuple[int, str]:
+        return self._send_request("GET", NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
 
     def _fetch_token(self) -> str:
-        wanted = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
-        status, body = self._ask("PUT", "/latest/api/token", wanted)
+        lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+        status, body = self._send_request("PUT", "/latest/api/token", lifetime)
         if status != 200:
             raise WatchError(
                 f"the metadata service answered {status} to a token; enable IMDSv2 on the instance"
             )
         return body
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    def _send_request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
         connection = http.client.HTTPConnection(
             self._address.hostname or "", self._address.port, timeout=TIMEOUT_SECONDS
         )
@@ -95,35 +103,37 @@ class Metadata:
             connection.close()
 
 
-def read(body: str) -> Notice:
-    """A notice as EC2 writes it. Raises WatchError."""
+def parse_notice(body: str) -> SpotNotice:
+    """Parse a notice as EC2 writes it. Raises WatchError."""
     try:
-        told = json.loads(body)
-        at = datetime.fromisoformat(told["time"])
-        return Notice(str(told["action"]), at if at.tzinfo else at.replace(tzinfo=UTC))
+        notice = json.loads(body)
+        deadline = datetime.fromisoformat(notice["time"])
+        deadline = deadline if deadline.tzinfo else deadline.replace(tzinfo=UTC)
+        return SpotNotice(str(notice["action"]), deadline)
     except (ValueError, KeyError, TypeError):
         raise WatchError(f"a spot notice that cannot be read: {body[:200]!r}") from None
 
 
-def watch(
-    metadata: Metadata,
+def watch_for_notice(
+    metadata: InstanceMetadata,
     drain: Callable[[str, int], None],
     every: float = POLL_SECONDS,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
-) -> Notice:
-    """Wait for a notice and pass it on: `drain(message, seconds left)`, tried until it succeeds.
+) -> SpotNotice:
+    """Wait for a notice and call `drain(message, seconds left)` until that succeeds.
 
     A metadata service that fails is asked again; one that never answered raises WatchError.
     """
     answered = False
     while True:
         try:
-            notice = metadata.notice()
+            notice = metadata.fetch_notice()
             answered = True
             if notice is not None:
-                left = notice.seconds_left(now())
-                drain(f"EC2 will {notice.action} this spot machine at {notice.at:%H:%M:%S}", left)
+                when = f"{notice.deadline:%H:%M:%S}"
+                message = f"EC2 will {notice.action} this spot machine at {when}"
+                drain(message, notice.seconds_left(now()))
                 return notice
         except WatchError as error:
             if not answered:
@@ -132,57 +142,57 @@ def watch(
         sleep(every)
 
 
-def beside() -> threading.Thread:
-    """Watch in a thread of this process, one that Ray started; where no service answers, not."""
+def start_watcher() -> threading.Thread:
+    """Watch in a daemon thread of this Ray process; it ends at once where no service answers."""
 
-    def keep_watch() -> None:
+    def watch() -> None:
         with suppress(WatchError):
-            watch(Metadata(), drain_this_node)
+            watch_for_notice(InstanceMetadata(), drain_this_node)
 
-    thread = threading.Thread(target=keep_watch, name="spot", daemon=True)
+    thread = threading.Thread(target=watch, name="spot", daemon=True)
     thread.start()
     return thread
 
 
 def drain_this_node(message: str, seconds_left: int) -> None:
     """Tell the Ray of this machine that its node will leave. Raises WatchError."""
-    import ray  # a second, and only when it matters
+    import ray  # takes a second, and only when it matters
 
-    known = ray.is_initialized()
-    if not known:
+    initialized = ray.is_initialized()
+    if not initialized:
         ray.init(address="auto", log_to_driver=False, logging_level="error")
     context = ray.get_runtime_context()
     node, gcs = context.get_node_id(), context.gcs_address
-    if not known:
+    if not initialized:
         ray.shutdown()
-    drain(gcs, node, message, seconds_left)
+    drain_node(gcs, node, message, seconds_left)
 
 
-def drain(gcs: str, node: str, message: str, seconds_left: int) -> None:
+def drain_node(gcs: str, node: str, message: str, seconds_left: int) -> None:
     """Tell the Ray at `gcs`, host:port, that a node, by its id, will leave. Raises WatchError."""
     command = [
+        sys.executable, "-m", "ray.scripts.scripts",
         "drain-node", "--address", gcs, "--node-id", node,
         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", message,
         "--deadline-remaining-seconds", str(seconds_left),
     ]  # fmt: skip
-    run = [sys.executable, "-m", "ray.scripts.scripts", *command]
-    done = subprocess.run(run, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise WatchError(f"ray did not drain node {node}: {last}")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`watch`, for a spot machine that does not train."""
+    """Add the command `watch`, for a spot machine that does not train."""
     parser = commands.add_parser(
         "watch", help="on a spot machine: tell Ray before EC2 takes the machine away"
     )
     parser.add_argument("--metadata", help=f"address of the metadata service; default: {METADATA}")
     parser.add_argument("--every", type=float, default=POLL_SECONDS, help="seconds between looks")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run_watch)
 
 
-def _run(options: argparse.Namespace) -> int:
-    notice = watch(Metadata(options.metadata), drain_this_node, options.every)
-    print(f"{notice.action} at {notice.at:%Y-%m-%d %H:%M:%S} UTC: Ray was told", flush=True)
+def _run_watch(options: argparse.Namespace) -> int:
+    notice = watch_for_notice(InstanceMetadata(options.metadata), drain_this_node, options.every)
+    print(f"{notice.action} at {notice.deadline:%Y-%m-%d %H:%M:%S} UTC: Ray was told", flush=True)
     return 0

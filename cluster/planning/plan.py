@@ -1,8 +1,7 @@
-"""Which hardware a run should go on: every machine, node count and layout, priced and compared.
+"""Compare every machine and number of nodes for a training run, each in its fastest layout.
 
-`plan` is pure: a demand, a catalogue and wishes in, offers out, refused machines with the reason.
-An offer is the fastest layout found on so many nodes; limits are held against the slow end of what
-the prediction may be wrong by. Knows no files and no torch.
+Pure: a workload, a catalog and constraints in, offers and rejected machines out. Limits apply to
+the slow end of the prediction's error.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ from typing import Literal
 
 from cluster.costmodel.constants import CALIBRATED, NINE_IN_TEN, Constants
 from cluster.costmodel.layout import Layout
-from cluster.costmodel.step_time import Step
+from cluster.costmodel.layout_search import LayoutCandidate, first_fitting, rank_candidates
+from cluster.costmodel.step_time import StepTime
 from cluster.errors import BerthaError
-from cluster.hardware import energy
-from cluster.hardware.catalog import Catalogue
-from cluster.hardware.price import Price, price
-from cluster.hardware.types import Machine, Place
-from cluster.planning.demand import Demand
-from cluster.planning.placement import Placed, place_on
+from cluster.hardware import run_cost
+from cluster.hardware.catalog import Catalog
+from cluster.hardware.run_cost import Price, price_run
+from cluster.hardware.types import Machine, Topology
+from cluster.planning.workload import Workload
 
 Objective = Literal["time", "money", "energy"]
 
-MOST_ACCELERATORS = 4096
-# Seconds before the first step: a rented machine boots and is set up (assumed), Ray starts
-# (measured); texts are encoded once, by all processors (measured: 340,000 tokens/s on one core).
+MAX_ACCELERATORS = 4096
+# Before the first step a rented machine boots and is set up (assumed), Ray starts (measured), and
+# all CPUs tokenize the texts once (measured on one core).
 BOOT_SECONDS, RAY_SECONDS = 300.0, 15.0
-ENCODED_PER_CORE = 340_000.0
+TOKENIZED_PER_CORE_SECOND = 340_000.0
 
 
 class PlanError(BerthaError):
-    """No hardware meets the wishes; the text says the nearest that does not, and the way out."""
+    """No hardware meets the constraints; the text says why, machine by machine, and the way out."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Limits and what to make least. deadline: seconds. budget: dollars. power: watts in all."""
+class Constraints:
+    """Limits and an objective. deadline: seconds; budget: dollars; power: watts of all nodes."""
 
     objective: Objective = "money"
     deadline: float | None = None
@@ -48,155 +47,164 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Offer:
-    """A run on `nodes` machines. seconds: of all, starting included; training: of steps alone.
+    """A run on `nodes` machines.
 
-    kwh and co2_kg: None where the power of the accelerator is not published.
+    seconds: the whole run, startup included; training_seconds: its steps. watts, of a node, kwh and
+    co2_kg: None where the accelerator's power is not published.
     """
 
     machine: Machine
     nodes: int
-    placed: Placed
+    candidate: LayoutCandidate
+    precision: str
     seconds: float
-    training: float
+    training_seconds: float
     price: Price
     watts: float | None
     kwh: float | None
     co2_kg: float | None
 
     @property
-    def step(self) -> Step:
-        """Seconds of a step, by term."""
-        return self.placed.step
+    def step(self) -> StepTime:
+        """Seconds of a step, term by term."""
+        return self.candidate.step
 
     @property
     def layout(self) -> Layout:
-        """Resolved."""
-        return self.placed.layout
+        """The layout, resolved."""
+        return self.candidate.layout
 
     @property
     def accelerators(self) -> int:
-        """All of them."""
+        """Number of accelerators on all nodes."""
         return self.nodes * self.machine.count
 
     @property
     def devices(self) -> int:
-        """Workers: one an accelerator, or one a core of it."""
+        """Number of workers: one for each accelerator, or for each of its cores."""
         return self.nodes * self.machine.num_devices
 
     @property
-    def slow(self) -> float:
-        """Seconds that nine in ten such runs stay below or near: the interval's far end."""
+    def slow_seconds(self) -> float:
+        """Slow end of the interval that holds nine in ten runs."""
         return self.seconds * NINE_IN_TEN
 
-    def measure(self, objective: Objective) -> float:
-        """What is to be small; infinite where it is not known."""
+    def objective_value(self, objective: Objective) -> float:
+        """Return what `objective` minimizes; infinite where it is unknown."""
         values = {"time": self.seconds, "money": self.price.dollars, "energy": self.kwh}
         value = values[objective]
         return float("inf") if value is None else value
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A machine that is not offered, and why."""
+class RejectedMachine:
+    """A machine that no offer is made for, and why."""
 
     machine: Machine
     reason: str
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Offers that meet the wishes, best first: the best of each machine, and all of them.
+class HardwarePlan:
+    """Offers that meet the constraints, best first.
 
-    front: those that no other beats in time and money at once. without_machine: accelerators that
-    train, and that no machine of the catalogue has.
+    best: the best of each machine. pareto_front: those that no other beats in both time and money.
+    machineless: accelerators that can train but are in no machine of the catalog.
     """
 
     best: tuple[Offer, ...]
-    every: tuple[Offer, ...]
-    front: tuple[Offer, ...]
-    refused: tuple[Refusal, ...]
-    without_machine: tuple[str, ...]
+    offers: tuple[Offer, ...]
+    pareto_front: tuple[Offer, ...]
+    rejected: tuple[RejectedMachine, ...]
+    machineless: tuple[str, ...]
 
 
-def plan(
-    demand: Demand,
-    catalogue: Catalogue,
-    wishes: Wishes = Wishes(),
+def plan_hardware(
+    workload: Workload,
+    catalog: Catalog,
+    constraints: Constraints = Constraints(),
     speeds: Mapping[str, float] | None = None,
-) -> Plan:
-    """Compare all hardware of the catalogue. Raises PlanError where nothing meets the wishes.
+) -> HardwarePlan:
+    """Compare all hardware of the catalog. Raises PlanError where nothing meets the constraints.
 
-    speeds: of accelerators against the model, by name, where a probe knows better.
+    speeds: of accelerators relative to the cost model, by name, from a probe.
     """
-    every: list[Offer] = []
+
+    def rank(offer: Offer) -> tuple[float, float]:
+        return offer.objective_value(constraints.objective), offer.seconds
+
+    all_offers: list[Offer] = []
     best: list[Offer] = []
-    refused: list[Refusal] = []
-    for machine in catalogue.machines:
-        reason = _unfit(machine, demand, wishes)
+    rejected: list[RejectedMachine] = []
+    for machine in catalog.machines:
+        reason = _reject_reason(machine, workload, constraints)
         if reason:
-            refused.append(Refusal(machine, reason))
+            rejected.append(RejectedMachine(machine, reason))
             continue
         speed = (speeds or {}).get(machine.accelerator.name, 1.0)
-        offers = list(offers_of(machine, demand, replace(CALIBRATED, speed=speed)))
+        offers = list(make_offers(machine, workload, replace(CALIBRATED, speed=speed)))
         if not offers:
-            refused.append(Refusal(machine, _nothing_fits(machine)))
+            rejected.append(RejectedMachine(machine, _no_fit_reason(machine)))
             continue
-        meeting = [offer for offer in offers if not broken(offer, wishes)]
+        meeting = [offer for offer in offers if not find_violation(offer, constraints)]
         if meeting:
-            every += meeting
-            best.append(min(meeting, key=lambda o: (o.measure(wishes.objective), o.seconds)))
+            all_offers += meeting
+            best.append(min(meeting, key=rank))
         else:
-            nearest = min(offers, key=lambda o: _excess(o, wishes))
-            refused.append(Refusal(machine, broken(nearest, wishes)))
+            nearest = min(offers, key=lambda o: _worst_excess(o, constraints))
+            rejected.append(RejectedMachine(machine, find_violation(nearest, constraints)))
     if not best:
-        raise PlanError(_nobody(refused))
-    best.sort(key=lambda o: (o.measure(wishes.objective), o.seconds))
-    every.sort(key=lambda o: (o.measure(wishes.objective), o.seconds))
-    housed = {machine.accelerator.name for machine in catalogue.machines}
-    alone = (a.name for a in catalogue.accelerators.values() if a.trains == "yes")
-    homeless = tuple(name for name in alone if name not in housed)
-    return Plan(tuple(best), tuple(every), tuple(_front(every)), tuple(refused), homeless)
+        raise PlanError(_explain_rejections(rejected))
+    best.sort(key=rank)
+    all_offers.sort(key=rank)
+    front = tuple(_pareto_front(all_offers))
+    in_machines = {machine.accelerator.name for machine in catalog.machines}
+    trainable = (a.name for a in catalog.accelerators.values() if a.trains == "yes")
+    machineless = tuple(name for name in trainable if name not in in_machines)
+    return HardwarePlan(tuple(best), tuple(all_offers), front, tuple(rejected), machineless)
 
 
-def offers_of(
-    machine: Machine, demand: Demand, constants: Constants = CALIBRATED
+def make_offers(
+    machine: Machine, workload: Workload, constants: Constants = CALIBRATED
 ) -> Iterator[Offer]:
-    """The best layout on 1, 2, 4, ... machines, as far as the batch gives every device a sample."""
-    nodes, most = 1, machine.available or MOST_ACCELERATORS
-    while nodes <= most and nodes * machine.count <= MOST_ACCELERATORS:
-        fewer_than_devices = demand.global_batch < nodes * machine.num_devices
-        if nodes > 1 and (machine.network is None or fewer_than_devices):
+    """Yield the best layout on 1, 2, 4, ... machines, while the batch has a sample a device."""
+    nodes, max_nodes = 1, machine.available or MAX_ACCELERATORS
+    while nodes <= max_nodes and nodes * machine.count <= MAX_ACCELERATORS:
+        too_few_samples = workload.global_batch < nodes * machine.num_devices
+        if nodes > 1 and (machine.network is None or too_few_samples):
             return
-        placed = place_on(Place.of(machine, nodes), demand, constants)
-        if placed is not None:
-            yield _offer(machine, nodes, placed, demand)
+        job = workload.job_on(Topology.from_machine(machine, nodes), constants)
+        candidate = first_fitting(rank_candidates(job))
+        if candidate is not None:
+            yield _make_offer(machine, nodes, candidate, job.precision, workload)
         nodes *= 2
 
 
-def broken(offer: Offer, wishes: Wishes) -> str:
-    """The first limit that an offer's slow end breaks, in words; empty where it breaks none."""
+def find_violation(offer: Offer, constraints: Constraints) -> str:
+    """Return the first constraint that an offer's slow end breaks, in words, or an empty string."""
     dollars = offer.price.dollars
-    if wishes.objective == "money" and dollars is None:
+    if constraints.objective == "money" and dollars is None:
         return "no price is published; give one with --owned FILE"
-    if wishes.objective == "energy" and offer.kwh is None:
+    if constraints.objective == "energy" and offer.kwh is None:
         return "its power is not published; give tdp_w with --owned FILE"
-    if wishes.deadline is not None and offer.slow > wishes.deadline:
-        return f"takes up to {hours(offer.slow)} on {offer.nodes} node(s), past the deadline"
-    if wishes.budget is not None:
+    if constraints.deadline is not None and offer.slow_seconds > constraints.deadline:
+        slow = format_duration(offer.slow_seconds)
+        return f"takes up to {slow} on {offer.nodes} node(s), past the deadline"
+    if constraints.budget is not None:
         if dollars is None:
             return "no price is published, and there is a budget; give one with --owned FILE"
-        if dollars * NINE_IN_TEN > wishes.budget:
+        if dollars * NINE_IN_TEN > constraints.budget:
             return f"costs up to ${dollars * NINE_IN_TEN:,.2f}, above the budget"
-    if wishes.power is not None:
+    if constraints.power is not None:
         if offer.watts is None:
             return "its power is not published, and there is a power limit; give tdp_w with --owned"
-        if offer.watts * offer.nodes > wishes.power:
+        if offer.watts * offer.nodes > constraints.power:
             return f"draws {offer.watts * offer.nodes / 1000:.1f} kW, above the power limit"
     return ""
 
 
-def hours(seconds: float) -> str:
-    """A duration for a person: 45 s, 12.3 min, 3.4 h, 2.1 days."""
+def format_duration(seconds: float) -> str:
+    """Format a duration: 45 s, 12.3 min, 3.4 h, 2.1 days."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -204,28 +212,30 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
 
 
-def _offer(machine: Machine, nodes: int, placed: Placed, demand: Demand) -> Offer:
-    step = placed.step
-    training = demand.steps * step.total
+def _make_offer(
+    machine: Machine, nodes: int, candidate: LayoutCandidate, precision: str, workload: Workload
+) -> Offer:
+    step = candidate.step
+    training = workload.steps * step.total
     start = RAY_SECONDS + (0.0 if machine.ownership else BOOT_SECONDS)
-    encoded = (demand.rows or 0) * demand.mean_tokens
-    start += encoded / (ENCODED_PER_CORE * max(1, machine.vcpus) * nodes)
+    tokens = (workload.rows or 0) * workload.mean_tokens
+    start += tokens / (TOKENIZED_PER_CORE_SECOND * max(1, machine.vcpus) * nodes)
     seconds = start + training
-    watts = energy.node_watts(machine, step.busy)
-    overhead = energy.overhead_of(machine)
-    kwh = energy.kilowatt_hours(watts, seconds, overhead * nodes)
-    co2 = energy.kilograms_of_co2(kwh, machine.region)
+    watts = run_cost.node_watts(machine, step.busy)
+    overhead = run_cost.power_overhead(machine)
+    kwh = run_cost.kilowatt_hours(watts, seconds, overhead * nodes)
+    co2 = run_cost.kilograms_of_co2(kwh, machine.region)
+    price = price_run(machine, nodes, seconds, watts)
     return Offer(
-        machine, nodes, placed, seconds, training, price(machine, nodes, seconds, watts), watts,
-        kwh, co2,
+        machine, nodes, candidate, precision, seconds, training, price, watts, kwh, co2
     )  # fmt: skip
 
 
-def _unfit(machine: Machine, demand: Demand, wishes: Wishes) -> str:
-    """Why a machine is out of the question, whatever the number of nodes; else empty."""
+def _reject_reason(machine: Machine, workload: Workload, constraints: Constraints) -> str:
+    """Return why a machine is unsuitable on any number of nodes, or an empty string."""
     accelerator = machine.accelerator
-    if wishes.region is not None and machine.region not in ("", wishes.region):
-        return f"offered in {machine.region}, not in {wishes.region}"
+    if constraints.region is not None and machine.region not in ("", constraints.region):
+        return f"offered in {machine.region}, not in {constraints.region}"
     if accelerator.missing:
         return f"unknown of {accelerator.name}: {', '.join(accelerator.missing)}"
     if accelerator.trains == "no":
@@ -235,8 +245,8 @@ def _unfit(machine: Machine, demand: Demand, wishes: Wishes) -> str:
             f"{accelerator.name} has only the older environment (Neuron 2.29, torch 2.9); use "
             "Trainium 2 or newer"
         )
-    wanted = demand.precision
-    if wanted != "auto" and accelerator.peak(wanted) is None:
+    wanted = workload.precision
+    if wanted != "auto" and accelerator.peak_flops(wanted) is None:
         return f"{accelerator.name} has no {wanted}; set precision=auto"
     if wanted == "bf16" and accelerator.half_precision == "fp16":
         return f"{accelerator.name} has no fast bf16; set precision=auto or fp16"
@@ -245,34 +255,37 @@ def _unfit(machine: Machine, demand: Demand, wishes: Wishes) -> str:
     return ""
 
 
-def _nothing_fits(machine: Machine) -> str:
+def _no_fit_reason(machine: Machine) -> str:
     device = machine.accelerator.core
     assert device.memory is not None
     gib = device.memory / 2**30
     return f"no layout fits {gib:.0f} GiB a device; lower batch.max_length or use larger devices"
 
 
-def _excess(offer: Offer, wishes: Wishes) -> float:
-    """How far an offer is from its limits: the largest ratio."""
+def _worst_excess(offer: Offer, constraints: Constraints) -> float:
+    """Return the largest ratio of an offer's figures to its limits."""
     ratios = [0.0]
-    if wishes.deadline is not None:
-        ratios.append(offer.slow / wishes.deadline)
-    if wishes.budget is not None and offer.price.dollars is not None:
-        ratios.append(offer.price.dollars * NINE_IN_TEN / wishes.budget)
-    if wishes.power is not None and offer.watts is not None:
-        ratios.append(offer.watts * offer.nodes / wishes.power)
+    if constraints.deadline is not None:
+        ratios.append(offer.slow_seconds / constraints.deadline)
+    if constraints.budget is not None and offer.price.dollars is not None:
+        ratios.append(offer.price.dollars * NINE_IN_TEN / constraints.budget)
+    if constraints.power is not None and offer.watts is not None:
+        ratios.append(offer.watts * offer.nodes / constraints.power)
     return max(ratios)
 
 
-def _front(offers: list[Offer]) -> Iterator[Offer]:
-    """Offers that no other one beats in time and money at once, fastest first (Pareto)."""
+def _pareto_front(offers: list[Offer]) -> Iterator[Offer]:
+    """Yield the offers that no other beats in both time and money, fastest first."""
     cheapest = float("inf")
-    for offer in sorted(offers, key=lambda o: (o.seconds, o.measure("money"))):
-        if offer.measure("money") < cheapest:
-            cheapest = offer.measure("money")
+    for offer in sorted(offers, key=lambda o: (o.seconds, o.objective_value("money"))):
+        if offer.objective_value("money") < cheapest:
+            cheapest = offer.objective_value("money")
             yield offer
 
 
-def _nobody(refused: list[Refusal]) -> str:
-    told = "\n  ".join(f"{each.machine.label}: {each.reason}" for each in refused)
-    return f"no hardware meets the wishes:\n  {told}\n  loosen one of them, or give --owned FILE"
+def _explain_rejections(rejected: list[RejectedMachine]) -> str:
+    reasons = "\n  ".join(f"{each.machine.label}: {each.reason}" for each in rejected)
+    return (
+        f"no hardware meets the constraints:\n  {reasons}\n  loosen one of them, or give "
+        "--owned FILE"
+    )

@@ -1,15 +1,15 @@
-"""What real steps on the hardware at hand say of it: an accelerator and constants of its own.
+"""The cost model fitted to steps that were timed on this machine.
 
-A probe (python -m trainers.planning.probe) times steps of a few shapes; here the cost model is
-fitted to them, so that it predicts other models, lengths and batches on the same devices. Knows no
-torch.
+A probe (python -m trainers probe) times steps of a few shapes; the accelerator and constants fitted
+to them predict other models, lengths and batches on the same devices.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ import numpy as np
 
 from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
 from cluster.costmodel.layout import Layout
-from cluster.costmodel.least_squares import Numbers, least_squares
-from cluster.costmodel.microbatches import Lengths, overhead_of
-from cluster.costmodel.model_shape import Shape
-from cluster.costmodel.step_time import Step, Work, step
+from cluster.costmodel.least_squares import FloatArray, least_squares
+from cluster.costmodel.microbatches import Lengths, micro_batch_overhead
+from cluster.costmodel.model_shape import ModelShape
+from cluster.costmodel.step_time import StepTime, StepWork, predict_step
 from cluster.errors import BerthaError
-from cluster.hardware.types import Accelerator, Kind, Place
+from cluster.hardware.catalog import Catalog
+from cluster.hardware.types import Accelerator, Kind, Topology
+from cluster.planning.workload import Workload
 
-# Where fitting begins, for a core of a processor: FLOP/s, bytes/s of memory and between processes.
-BEGINNING = {
+# Start of the fit, for a core of a CPU: FLOP/s, bytes/s of memory and between processes.
+INITIAL_GUESS = {
     "peak": 60e9,
     "memory": 10e9,
     "link": 1e9,
@@ -36,19 +38,19 @@ BEGINNING = {
     "passes": CALIBRATED.passes_eager,
     "embeddings": CALIBRATED.embeddings,
 }
-PRIOR = 0.03  # of what a measurement pulls, the beginning does
+PRIOR_WEIGHT = 0.03  # of the initial guess, against a measurement's
 
 
 class ProbeError(BerthaError):
-    """A probe's file that cannot be read or does not fit; the text says the way out."""
+    """A probe file that cannot be read or does not fit; the text says the way out."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Steps that are timed: a model and a global batch of sequences of `tokens` in the mean.
+class ProbeCase:
+    """A model and a global batch whose steps are timed.
 
-    token_budget: tokens that a device takes at once. spread: of their lengths, evenly about the
-    mean, as in cutting.py.
+    tokens: mean of a sequence. token_budget: tokens that a device computes at once. spread: of
+    lengths, uniform about the mean, as in Lengths.
     """
 
     hidden_size: int
@@ -62,28 +64,29 @@ class Trial:
 
     @property
     def num_heads(self) -> int:
-        """Heads of 32, as small models have."""
+        """Number of heads of 32, as small models have."""
         return max(1, self.hidden_size // 32)
 
     @property
-    def shape(self) -> Shape:
-        """A classifier of two classes."""
-        return Shape(
+    def shape(self) -> ModelShape:
+        """Shape of a classifier of two classes."""
+        return ModelShape(
             self.hidden_size, self.num_layers, self.num_heads, self.intermediate_size,
             self.vocab_size, 512, 2, self.hidden_size, "classification", 2,
         )  # fmt: skip
 
     @property
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         """Tokens of the longest sequence."""
         return round(self.tokens * (1 + self.spread))
 
-    def work(self, kind: Kind) -> Work:
-        """What a step of it computes on a `kind` of device."""
+    def step_work(self, kind: Kind) -> StepWork:
+        """Return what a step computes on a `kind` of device."""
         lengths = Lengths(self.tokens, self.spread)
-        return Work(
+        return StepWork(
             self.shape, self.sequences, max(1, self.token_budget // self.tokens), self.tokens,
-            lengths.attended, precision="fp32", spread=self.spread, overhead=overhead_of(kind),
+            lengths.attended, precision="fp32", spread=self.spread,
+            overhead=micro_batch_overhead(kind),
         )  # fmt: skip
 
 
@@ -91,14 +94,14 @@ class Trial:
 class Measurement:
     """Median seconds of a step of `trial` on `workers` devices of this machine."""
 
-    trial: Trial
+    trial: ProbeCase
     workers: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured. kind: of device. name: as its driver calls it."""
+    """Timed steps of a device; name: as its driver calls it."""
 
     kind: Kind
     name: str
@@ -108,86 +111,106 @@ class Probe:
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """Numbers of devices that were tried."""
+        """Numbers of devices that were timed."""
         return tuple(sorted({each.workers for each in self.measurements}))
 
-    def local(self, workers: int) -> Local:
-        """The hardware as `workers` devices of it are. Raises ProbeError for a number not tried."""
-        mine = [each for each in self.measurements if each.workers == workers]
-        if not mine:
+    def fit_devices(self, workers: int) -> ProbedDevices:
+        """Fit the accelerator and constants that explain the steps on `workers` devices best.
+
+        Seven or eight numbers: peak, memory bandwidth, the costs of attention, a kernel and a new
+        shape, memory passes in layers and embeddings, and with several workers the link between
+        them. Raises ProbeError for a number of workers that was not timed.
+        """
+        measurements = [each for each in self.measurements if each.workers == workers]
+        if not measurements:
             tried = ", ".join(map(str, self.workers))
             raise ProbeError(f"the probe tried {tried} worker(s), not {workers}; probe again")
-        return fitted(self, mine, workers)
+        free = [name for name in INITIAL_GUESS if name != "link" or workers > 1]
+        prior = np.array([math.log(INITIAL_GUESS[name]) for name in free])
+
+        def make_devices(logs: FloatArray) -> ProbedDevices:
+            values = {name: math.exp(value) for name, value in zip(free, logs, strict=True)}
+            return _make_devices(self, workers, values)
+
+        def residuals(logs: FloatArray) -> FloatArray:
+            devices = make_devices(logs)
+            ratios = [
+                math.log(devices.predict_step(each.trial.step_work(self.kind)).total / each.seconds)
+                for each in measurements
+            ]
+            # Few steps cannot tell all numbers apart: a weak pull to the guess settles the rest.
+            return np.concatenate([ratios, (logs - prior) * PRIOR_WEIGHT])
+
+        return make_devices(least_squares(residuals, prior, rounds=60))
 
 
 @dataclass(frozen=True)
-class Local:
-    """The hardware at hand as the cost model sees it after a probe."""
+class ProbedDevices:
+    """Devices of this machine with the constants fitted to a probe."""
 
-    place: Place
+    topology: Topology
     constants: Constants
     stack: Stack
     precision: str
 
-    def step(self, work: Work) -> Step:
-        """Seconds of a step of `work`, as copies on all its devices."""
-        layout = Layout(dp_replicate=self.place.devices)
+    def predict_step(self, work: StepWork) -> StepTime:
+        """Predict a step of `work` with a copy of the model on each device."""
+        layout = Layout(dp_replicate=self.topology.devices)
         work = replace(work, precision=self.precision)
-        return step(work, layout, self.place, self.stack, self.constants)
+        return predict_step(work, layout, self.topology, self.stack, self.constants)
 
 
-def assumed(workers: int) -> Local:
-    """A processor of which nothing was measured, `workers` of its cores training."""
+def assume_cpu(workers: int) -> ProbedDevices:
+    """Return `workers` cores of a CPU that was not probed."""
     unknown = Probe("cpu", "a core of a processor", "fp32", None, ())
-    return _local(unknown, workers, BEGINNING)
+    return _make_devices(unknown, workers, INITIAL_GUESS)
 
 
-def fitted(probe: Probe, measurements: Sequence[Measurement], workers: int) -> Local:
-    """The accelerator and constants that explain `measurements` best.
+def relative_speeds(workload: Workload, catalog: Catalog, probe: Probe) -> Mapping[str, float]:
+    """Return the probed accelerator's speed over the cost model's, by its name in the catalog.
 
-    Seven or eight numbers: peak, memory bandwidth, what attention, a kernel and a new shape cost,
-    passes through memory in layers and embeddings, and with several workers the link between them.
+    Empty where the catalog does not have it.
     """
-    free = [name for name in BEGINNING if name != "link" or workers > 1]
-    prior = np.array([math.log(BEGINNING[name]) for name in free])
-
-    def at_hand(at: Numbers) -> Local:
-        values = {name: math.exp(value) for name, value in zip(free, at, strict=True)}
-        return _local(probe, workers, values)
-
-    def errors(at: Numbers) -> Numbers:
-        local = at_hand(at)
-        ratios = [
-            math.log(local.step(each.trial.work(probe.kind)).total / each.seconds)
-            for each in measurements
-        ]
-        return np.concatenate([ratios, (at - prior) * PRIOR])
-
-    return at_hand(least_squares(errors, prior, rounds=60))
+    accelerator = _find_accelerator(catalog, probe)
+    if accelerator is None:
+        return {}
+    topology = Topology(accelerator, 1, 1, None)
+    work = workload.work_on(topology)
+    expected = predict_step(work, Layout(dp_replicate=1), topology).total
+    return {accelerator.name: expected / probe.fit_devices(1).predict_step(work).total}
 
 
-def write(path: Path, probe: Probe) -> None:
-    """Keep a probe as JSON."""
+def _find_accelerator(catalog: Catalog, probe: Probe) -> Accelerator | None:
+    """Find the row whose family is in the driver's name, with nearly the same memory."""
+    words = set(re.split(r"[^A-Z0-9]+", probe.name.upper()))
+    for accelerator in catalog.accelerators.values():
+        family = re.split(r"[- ]", accelerator.name.upper())[0]
+        memory = accelerator.memory or 0.0
+        alike = probe.memory is not None and abs(probe.memory - memory) < 0.15 * memory
+        if accelerator.kind == probe.kind and family in words and alike:
+            return accelerator
+    return None
+
+
+def write_probe(path: Path, probe: Probe) -> None:
+    """Write a probe as JSON."""
     path.write_text(json.dumps(asdict(probe), indent=1) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> Probe:
-    """A probe that was kept. Raises ProbeError."""
+def read_probe(path: Path) -> Probe:
+    """Read a probe that write_probe wrote. Raises ProbeError."""
     try:
-        kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         measurements = tuple(
-            Measurement(Trial(**each["trial"]), each["workers"], each["seconds"])
-            for each in kept["measurements"]
+            Measurement(ProbeCase(**each["trial"]), each["workers"], each["seconds"])
+            for each in fields["measurements"]
         )
-        return Probe(**{**kept, "measurements": measurements})
+        return Probe(**{**fields, "measurements": measurements})
     except (OSError, ValueError, KeyError, TypeError):
-        raise ProbeError(
-            f"{path}: not what `python -m trainers.planning.probe --out FILE` writes"
-        ) from None
+        raise ProbeError(f"{path}: not what `python -m trainers probe --out FILE` writes") from None
 
 
-def _local(probe: Probe, workers: int, values: Mapping[str, float]) -> Local:
-    """A processor launches nothing ahead: what a kernel costs adds up there."""
+def _make_devices(probe: Probe, workers: int, values: Mapping[str, float]) -> ProbedDevices:
     accelerator = Accelerator(
         name=probe.name,
         kind=probe.kind,
@@ -206,5 +229,6 @@ def _local(probe: Probe, workers: int, values: Mapping[str, float]) -> Local:
         embeddings=values["embeddings"],
         systolic=1.0,
     )
+    # A CPU runs kernels one by one: nothing hides what a launch costs, as in a captured graph.
     stack = replace(TORCH, captured=probe.kind == "cpu")
-    return Local(Place(accelerator, workers, 1, None), constants, stack, probe.precision)
+    return ProbedDevices(Topology(accelerator, workers, 1, None), constants, stack, probe.precision)

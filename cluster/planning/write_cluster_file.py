@@ -1,7 +1,7 @@
-"""A cluster file from a row of a plan: the shipped file for that hardware, with its machines.
+"""Write a cluster file for an offer of a plan, from the shipped file for that hardware.
 
-Machines of EC2 become aws-gpu.yaml or aws-trainium.yaml with that one kind; owned ones become
-onprem.yaml, whose addresses the user fills in. Knows no prices but the offer's.
+EC2 instances become aws-gpu.yaml or aws-trainium.yaml with that one instance type; owned machines
+become onprem.yaml, whose addresses the user fills in.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from cluster.hardware.catalog import table
-from cluster.planning.plan import Offer, hours
+from cluster.hardware.catalog import read_table
+from cluster.planning.plan import Offer, format_duration
 from cluster.settings import SettingsError, read_yaml
-from cluster.spec import SHIPPED, dump
+from cluster.spec import SHIPPED_DIR, dump_yaml
 
 KINDS = ("cuda", "neuron")
-EXAMPLE = "192.0.2"  # RFC 5737: `check` asks for it to be filled in
+EXAMPLE_NETWORK = "192.0.2"  # RFC 5737: `check` asks to replace it
 
 
-def write(offer: Offer, recipe: str, path: Path) -> None:
-    """Write the cluster file of an offer. Raises SettingsError where there is none, or a file."""
+def write_cluster_file(offer: Offer, recipe: str, path: Path) -> None:
+    """Write an offer's cluster file. Raises SettingsError if `path` exists or no file fits."""
     if path.exists():
         raise SettingsError(f"--write {path}: is there already; name another file")
-    template, settings = settings_of(offer)
-    head = _head(offer, recipe, template, path)
-    path.write_text("\n".join([*head, dump(settings)]), encoding="utf-8")
+    template, settings = cluster_settings(offer)
+    head = _header_comments(offer, recipe, template, path)
+    path.write_text("\n".join([*head, dump_yaml(settings)]), encoding="utf-8")
 
 
-def settings_of(offer: Offer) -> tuple[str, dict[str, Any]]:
-    """The shipped file that an offer's comes from, and its settings."""
+def cluster_settings(offer: Offer) -> tuple[str, dict[str, Any]]:
+    """Return the name of the shipped file that fits an offer, and the settings filled in."""
     machine = offer.machine
     if machine.accelerator.kind not in KINDS:
         raise SettingsError(
@@ -37,19 +37,19 @@ def settings_of(offer: Offer) -> tuple[str, dict[str, Any]]:
             "pick a row with GPUs or Trainium, or write it by hand from cluster/onprem.yaml"
         )
     if not machine.region or machine.ownership is not None:
-        return "onprem.yaml", _onprem(offer)
-    if machine.name not in {row["instance"] for row in table("instances")}:
+        return "onprem.yaml", _onprem_settings(offer)
+    if machine.name not in {row["instance"] for row in read_table("instances")}:
         raise SettingsError(
             f"--write: {machine.name}: is no instance of EC2; give it `owned:` in --owned FILE, "
             "and a file for machines of your own is made"
         )
     template = "aws-gpu.yaml" if machine.accelerator.kind == "cuda" else "aws-trainium.yaml"
-    return template, _aws(offer, template)
+    return template, _aws_settings(offer, template)
 
 
-def _aws(offer: Offer, template: str) -> dict[str, Any]:
-    """The shipped file with one kind: spot where a price of it is known, and on demand."""
-    settings = copy.deepcopy(read_yaml(SHIPPED / template))
+def _aws_settings(offer: Offer, template: str) -> dict[str, Any]:
+    """Return the shipped file with one instance type, on demand and where priced as spot."""
+    settings = copy.deepcopy(read_yaml(SHIPPED_DIR / template))
     machine, nodes = offer.machine, offer.nodes
     name = f"bertha-{machine.name.replace('.', '-')}"
     kinds, head = settings["available_node_types"], settings["head_node_type"]
@@ -68,43 +68,48 @@ def _aws(offer: Offer, template: str) -> dict[str, Any]:
     settings |= {"cluster_name": name, "max_workers": nodes}
     settings["provider"] |= {"region": machine.region, "security_group": {"GroupName": name}}
     settings["available_node_types"] = {head: kinds[head], **both}
-    settings["metadata"] |= {"devices_per_node": devices, "min_workers": devices, **_named(offer)}
+    settings["metadata"] |= {
+        "devices_per_node": devices,
+        "min_workers": devices,
+        **_accelerator_metadata(offer),
+    }
     if machine.on_demand is not None:
         settings["metadata"]["price_usd_per_hour"] = machine.on_demand
     return settings
 
 
-def _onprem(offer: Offer) -> dict[str, Any]:
-    """The shipped file with as many addresses to fill in as the offer has machines."""
-    settings = read_yaml(SHIPPED / "onprem.yaml")
+def _onprem_settings(offer: Offer) -> dict[str, Any]:
+    """Return the shipped file with an address to fill in for each machine of the offer."""
+    settings = read_yaml(SHIPPED_DIR / "onprem.yaml")
     machine = offer.machine
     settings["cluster_name"] = f"bertha-{machine.name.lower().replace(' ', '-')}"
-    addresses = [f"{EXAMPLE}.{10 + number}" for number in range(offer.nodes)]
+    addresses = [f"{EXAMPLE_NETWORK}.{10 + number}" for number in range(offer.nodes)]
     settings["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
     settings["metadata"] |= {
         "accelerator": machine.accelerator.kind,
         "devices_per_node": machine.num_devices,
-        **_named(offer),
+        **_accelerator_metadata(offer),
     }
     return settings
 
 
-def _named(offer: Offer) -> dict[str, str]:
-    """The accelerator, where a run finds it in the catalogue."""
+def _accelerator_metadata(offer: Offer) -> dict[str, str]:
+    """Return the metadata that names the accelerator, if the shipped catalog has it."""
     name = offer.machine.accelerator.name
-    shipped = {row["accelerator"] for row in table("accelerators")}
+    shipped = {row["accelerator"] for row in read_table("accelerators")}
     return {"accelerator_name": name} if name in shipped else {}
 
 
-def _head(offer: Offer, recipe: str, template: str, path: Path) -> list[str]:
-    """What the file is for, in comments: the plan's own words."""
+def _header_comments(offer: Offer, recipe: str, template: str, path: Path) -> list[str]:
+    """Return comments that say what the file is for."""
     cost = offer.price.dollars
-    told = "price not published" if cost is None else f"${cost:,.2f} on demand"
+    price = "price not published" if cost is None else f"${cost:,.2f} on demand"
     name = path.name
     return [
         f"# {offer.nodes} x {offer.machine.label}, {offer.accelerators} x "
         f"{offer.machine.accelerator.name},",
-        f"# as `python -m cluster plan {recipe}` quoted it: {hours(offer.seconds)}, {told}.",
+        f"# as `python -m cluster plan {recipe}` quoted it: "
+        f"{format_duration(offer.seconds)}, {price}.",
         f"# Made from cluster/{template}, whose comments explain it.",
         f"#   python -m cluster check {name}",
         f"#   python -m cluster up {name}",

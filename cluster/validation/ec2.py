@@ -1,146 +1,123 @@
-"""What can be wrong in a cluster file of EC2 machines (`provider: aws`), as far as the file tells.
-
-Pure: what only the account knows (quotas, ids, prices) is asked for by launch/aws.py.
-"""
-
-from __future__ import annotations
+"""Checks of a cluster file of EC2 machines (`provider: aws`) that need no AWS account."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.hardware import catalog
-from cluster.spec import rented
-from cluster.validation.instance import of_node
-from cluster.validation.problem import Mistake, items, mapping, nearest
+from cluster.spec import worker_instance_types
+from cluster.validation.instance import check_instance
+from cluster.validation.problem import ConfigProblem, as_list, as_mapping, suggest_name
 
+# Trainium and Inferentia families whose neuron_cores Ray detects by itself.
 RAY_KNOWS_CORES = ("trn1", "trn1n", "inf2")
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 BUCKET = re.compile(r"[a-z0-9{][a-z0-9.{}-]{1,61}[a-z0-9}]")
+TYPES = "available_node_types"
 
 
-def of_cloud(settings: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Mistakes in which machines are rented, and how they stand in the network."""
-    yield from _of_provider(settings["provider"])
-    types = settings.get("available_node_types")
+def check_ec2(settings: Mapping[str, Any]) -> Iterator[ConfigProblem]:
+    """Yield problems in which machines are rented and how they are networked."""
+    yield from _check_provider(settings["provider"])
+    types = settings.get(TYPES)
     if not isinstance(types, Mapping) or not types:
-        yield Mistake("available_node_types", "missing; the kinds of machines, head and workers")
+        yield ConfigProblem(TYPES, "missing; the node types, head and workers")
         return
     head = settings.get("head_node_type")
     if not isinstance(head, str) or head not in types:
-        told = f"is not in available_node_types{nearest(str(head), types)}"
-        yield Mistake("head_node_type", told, head)
+        message = f"is not in {TYPES}{suggest_name(str(head), types)}"
+        yield ConfigProblem("head_node_type", message, head)
     for name, kind in types.items():
         node = kind.get("node_config") if isinstance(kind, Mapping) else None
         if isinstance(node, Mapping):
-            field = f"available_node_types.{name}"
-            yield from of_node(f"{field}.node_config", node, settings, name == head)
-            yield from _of_devices(field, kind, node, name == head)
-    yield from _of_numbers(settings, types, head)
-    yield from _of_metadata(settings)
+            yield from check_instance(f"{TYPES}.{name}.node_config", node, settings, name == head)
+            if name != head:
+                yield from _check_devices(f"{TYPES}.{name}.resources", kind, node)
+    yield from _check_counts(settings, types, head)
+    yield from _check_metadata(settings)
 
 
-def _of_provider(provider: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_provider(provider: Mapping[str, Any]) -> Iterator[ConfigProblem]:
     region, zones = provider.get("region"), provider.get("availability_zone")
     if not region:
-        yield Mistake("provider.region", "missing; as us-east-1")
+        yield ConfigProblem("provider.region", "missing; as us-east-1")
     elif not REGION.fullmatch(str(region)):
-        yield Mistake("provider.region", "is no region, as us-east-1", region)
+        yield ConfigProblem("provider.region", "is not a region, as us-east-1", region)
     for zone in str(zones).split(",") if zones else ():
         if region and not zone.strip().startswith(str(region)):
-            told = f"does not lie in provider.region {region}; take it out, and Ray tries them all"
-            yield Mistake("provider.availability_zone", told, zone.strip())
+            message = f"is not in provider.region {region}; remove it, and Ray tries all zones"
+            yield ConfigProblem("provider.availability_zone", message, zone.strip())
     if "aws_credentials" in provider:
-        yield Mistake(
-            "provider.aws_credentials",
-            "would be copied to every node; take it out: boto3 finds "
-            "yours here, and the nodes have their roles",
-        )
-    for rule in items(mapping(provider.get("security_group")).get("IpPermissions")):
-        ranges = [mapping(each).get("CidrIp") for each in items(mapping(rule).get("IpRanges"))]
-        if "0.0.0.0/0" in ranges:
-            yield Mistake(
-                "provider.security_group.IpPermissions",
-                f"opens port {rule.get('FromPort')} to "
-                "everybody; name your address, as 203.0.113.7/32",
-                "0.0.0.0/0",
-            )
+        message = "would be copied to every node; remove it: boto3 finds yours here, and the nodes"
+        yield ConfigProblem("provider.aws_credentials", f"{message} have their IAM roles")
+    for rule in as_list(as_mapping(provider.get("security_group")).get("IpPermissions")):
+        ranges = as_list(as_mapping(rule).get("IpRanges"))
+        if "0.0.0.0/0" in [as_mapping(each).get("CidrIp") for each in ranges]:
+            message = f"opens port {rule.get('FromPort')} to everybody; give your own address"
+            field = "provider.security_group.IpPermissions"
+            yield ConfigProblem(field, f"{message}, as 203.0.113.7/32", "0.0.0.0/0")
 
 
-def _of_devices(
-    field: str, kind: Mapping[str, Any], node: Mapping[str, Any], is_head: bool
-) -> Iterator[Mistake]:
-    """Resources that Ray cannot find out, or that contradict the machine."""
+def _check_devices(
+    field: str, kind: Mapping[str, Any], node: Mapping[str, Any]
+) -> Iterator[ConfigProblem]:
+    """Check worker resources that Ray cannot detect, or that contradict the machine."""
     resources = kind.get("resources")
-    machine = catalog.load().find(str(node.get("InstanceType")))
-    if machine is None or not isinstance(resources, Mapping) or is_head:
+    machine = catalog.load_catalog().find_machine(str(node.get("InstanceType")))
+    if machine is None or not isinstance(resources, Mapping):
         return
     name = "neuron_cores" if machine.accelerator.kind == "neuron" else "GPU"
-    told, has = resources.get(name), machine.num_devices
+    given, actual = resources.get(name), machine.num_devices
     family = machine.name.split(".")[0]
-    if told is None and name == "neuron_cores" and family not in RAY_KNOWS_CORES:
-        yield Mistake(
-            f"{field}.resources.neuron_cores",
-            f"missing, and Ray does not know {family}: nothing "
-            f"would be placed there; write neuron_cores: {has}",
-        )
-    elif told is not None and told != has:
-        yield Mistake(f"{field}.resources.{name}", f"{machine.name} has {has}", told)
+    if given is None and name == "neuron_cores" and family not in RAY_KNOWS_CORES:
+        message = f"missing, and Ray does not know {family}, so nothing would be scheduled there"
+        yield ConfigProblem(f"{field}.{name}", f"{message}; write neuron_cores: {actual}")
+    elif given is not None and given != actual:
+        yield ConfigProblem(f"{field}.{name}", f"{machine.name} has {actual}", given)
 
 
-def _of_numbers(
+def _check_counts(
     settings: Mapping[str, Any], types: Mapping[str, Any], head: object
-) -> Iterator[Mistake]:
-    """Numbers of machines that do not go together."""
-    kinds = {n: k for n, k in types.items() if isinstance(k, Mapping) and n != head}
-    wanted = sum(least_of(kind) for kind in kinds.values())
-    most = settings.get("max_workers", 2)  # Ray's own
-    if isinstance(most, int) and wanted > most:
-        told = (
-            f"min_workers of all kinds are {wanted} together; Ray refuses that: raise max_workers"
-        )
-        yield Mistake("max_workers", told, most)
-    for name, kind in kinds.items():
-        least, limit = least_of(kind), kind.get("max_workers")
-        if isinstance(limit, int) and least > limit:
-            told = f"is less than min_workers {least}"
-            yield Mistake(f"available_node_types.{name}.max_workers", told, limit)
-    if kinds and not wanted:
-        yield Mistake(
-            "available_node_types",
-            "no kind has min_workers, so that no worker is there when a run "
-            "starts; give one its number of nodes",
-        )
+) -> Iterator[ConfigProblem]:
+    workers = {n: k for n, k in types.items() if isinstance(k, Mapping) and n != head}
+    least = {name: kind.get("min_workers") for name, kind in workers.items()}
+    min_workers = {name: n if isinstance(n, int) else 0 for name, n in least.items()}
+    total, max_workers = sum(min_workers.values()), settings.get("max_workers", 2)  # Ray's default
+    if isinstance(max_workers, int) and total > max_workers:
+        message = f"min_workers of all node types sum to {total}, which Ray rejects"
+        yield ConfigProblem("max_workers", f"{message}: raise max_workers", max_workers)
+    for name, kind in workers.items():
+        limit = kind.get("max_workers")
+        if isinstance(limit, int) and min_workers[name] > limit:
+            message = f"is less than min_workers {min_workers[name]}"
+            yield ConfigProblem(f"{TYPES}.{name}.max_workers", message, limit)
+    if workers and not total:
+        message = "no node type has min_workers, so there is no worker when a run starts"
+        yield ConfigProblem(TYPES, f"{message}; give one its number of nodes")
 
 
-def least_of(kind: Mapping[str, Any]) -> int:
-    """The machines of a kind that are always there."""
-    least = kind.get("min_workers")
-    return least if isinstance(least, int) else 0
-
-
-def _of_metadata(settings: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Our keys against the machines that are on: all of them, as one may stand in for another."""
-    metadata, known = mapping(settings.get("metadata")), catalog.load()
-    told, kind = metadata.get("devices_per_node"), metadata.get("accelerator", "cpu")
+def _check_metadata(settings: Mapping[str, Any]) -> Iterator[ConfigProblem]:
+    """Check our keys against all enabled machines, since one may replace another."""
+    metadata, known = as_mapping(settings.get("metadata")), catalog.load_catalog()
+    devices, kind = metadata.get("devices_per_node"), metadata.get("accelerator", "cpu")
     named = metadata.get("accelerator_name")
-    for machine in filter(None, map(known.find, rented(settings))):
+    for machine in filter(None, map(known.find_machine, worker_instance_types(settings))):
         accelerator = machine.accelerator
         if kind != accelerator.kind:
-            reason = f"workers are {machine.name}: {accelerator.kind}"
-            yield Mistake("metadata.accelerator", reason, kind)
-        elif told != machine.num_devices:
-            reason = f"{machine.name} has {machine.num_devices}"
-            yield Mistake("metadata.devices_per_node", reason, told)
+            message = f"workers are {machine.name}: {accelerator.kind}"
+            yield ConfigProblem("metadata.accelerator", message, kind)
+        elif devices != machine.num_devices:
+            message = f"{machine.name} has {machine.num_devices}"
+            yield ConfigProblem("metadata.devices_per_node", message, devices)
         if named not in (None, accelerator.name):
-            reason = f"{machine.name} has {accelerator.name}; take it out: the machine tells"
-            yield Mistake("metadata.accelerator_name", reason, named)
+            message = f"{machine.name} has {accelerator.name}; remove it: the machine implies it"
+            yield ConfigProblem("metadata.accelerator_name", message, named)
     bucket = metadata.get("bucket")
     if isinstance(bucket, str) and not BUCKET.fullmatch(bucket):
-        reason = "is no name of a bucket: 3 to 63 small letters, digits, dots and hyphens"
-        yield Mistake("metadata.bucket", reason, bucket)
+        message = "is not a bucket name: 3 to 63 lower-case letters, digits, dots and hyphens"
+        yield ConfigProblem("metadata.bucket", message, bucket)
     storage = str(metadata.get("storage"))
-    kept = storage.removeprefix("s3://").partition("/")[0]
-    if storage.startswith("s3://") and kept != bucket:
-        reason = f"is in bucket {kept}, and nodes may use metadata.bucket alone; name the same"
-        yield Mistake("metadata.storage", reason, storage)
+    storage_bucket = storage.removeprefix("s3://").partition("/")[0]
+    if storage.startswith("s3://") and storage_bucket != bucket:
+        message = f"is in bucket {storage_bucket}, but nodes may use metadata.bucket only"
+        yield ConfigProblem("metadata.storage", f"{message}; name the same bucket", storage)

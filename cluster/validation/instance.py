@@ -1,136 +1,109 @@
-"""One kind of rented machine in a cluster file: what the catalogue knows of it, what can be wrong.
-
-A kind's `node_config` goes to EC2 as it is written. Pure.
-"""
-
-from __future__ import annotations
+"""Checks of one EC2 node type: its `node_config`, which Ray passes to EC2 as it is written."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.hardware.catalog import table
-from cluster.validation.problem import Mistake, mapping, nearest
+from cluster.hardware.catalog import read_table
+from cluster.validation.problem import ConfigProblem, as_mapping, suggest_name
 
-LEAST_DISK_GIB = 100
+MIN_DISK_GIB = 100
 IMAGE = re.compile(r"ami-[0-9a-f]{8,17}|resolve:ssm:/[\w./-]+|name:.+")
 
 
-def catalogued(instance: str) -> Mapping[str, str] | None:
-    """The first row of the catalogue for an instance type."""
-    return next((row for row in table("instances") if row["instance"] == instance), None)
+def catalog_row(instance: str) -> Mapping[str, str] | None:
+    """Return the first row of the catalog for an instance type, if any."""
+    return next((row for row in read_table("instances") if row["instance"] == instance), None)
 
 
-def of_node(
+def check_instance(
     field: str, node: Mapping[str, Any], settings: Mapping[str, Any], is_head: bool
-) -> Iterator[Mistake]:
-    """Mistakes in what EC2 is asked for: one node_config."""
-    yield from _of_instance(field, node)
-    yield from _of_image(field, node)
-    yield from _of_disk(field, node)
-    yield from _of_interfaces(field, node)
-    if mapping(node.get("MetadataOptions")).get("HttpTokens") != "required":
-        yield Mistake(
-            f"{field}.MetadataOptions.HttpTokens",
-            "must be required (IMDSv2), or whatever fetches "
-            "a URL for others gives the node's role away",
-            mapping(node.get("MetadataOptions")).get("HttpTokens"),
-        )
-    if "ssh_private_key" in mapping(settings.get("auth")) and "KeyName" not in node:
-        yield Mistake(
-            f"{field}.KeyName",
-            "missing, and auth.ssh_private_key is given: name its key pair, or "
-            "take auth.ssh_private_key out, and Ray makes both",
-        )
-    market = mapping(node.get("InstanceMarketOptions")).get("MarketType")
+) -> Iterator[ConfigProblem]:
+    """Yield problems in one node_config. field: its dotted path in the file."""
+    yield from _check_type(f"{field}.InstanceType", node.get("InstanceType"))
+    yield from _check_image(f"{field}.ImageId", node.get("ImageId"))
+    yield from _check_disks(f"{field}.BlockDeviceMappings", node.get("BlockDeviceMappings"))
+    yield from _check_interfaces(field, node)
+    tokens = as_mapping(node.get("MetadataOptions")).get("HttpTokens")
+    if tokens != "required":
+        message = "must be required (IMDSv2); else a server-side request forgery leaks the role"
+        yield ConfigProblem(f"{field}.MetadataOptions.HttpTokens", message, tokens)
+    if "ssh_private_key" in as_mapping(settings.get("auth")) and "KeyName" not in node:
+        message = "missing, and auth.ssh_private_key is given: name its key pair, or remove"
+        yield ConfigProblem(f"{field}.KeyName", f"{message} the key, and Ray makes both")
+    market = as_mapping(node.get("InstanceMarketOptions")).get("MarketType")
     if is_head and market == "spot":
-        yield Mistake(
-            f"{field}.InstanceMarketOptions.MarketType",
-            "on the head: when it is taken away, the cluster is gone; take it out",
-            market,
-        )
+        message = "on the head: the cluster is lost when EC2 reclaims it; remove it"
+        yield ConfigProblem(f"{field}.InstanceMarketOptions.MarketType", message, market)
     if not is_head and "IamInstanceProfile" not in node:
-        yield Mistake(
-            f"{field}.IamInstanceProfile",
-            "missing: Ray gives a role to the head only, and this "
-            "node could not read S3; {Name: bertha-worker} is made by `up`",
+        message = "missing: Ray gives a role to the head only, so this node could not read S3"
+        yield ConfigProblem(
+            f"{field}.IamInstanceProfile", f"{message}; {{Name: bertha-worker}} is made by `up`"
         )
 
 
-def _of_instance(field: str, node: Mapping[str, Any]) -> Iterator[Mistake]:
-    """The type is known here, or of a family that the catalogue does not speak of."""
-    name = node.get("InstanceType")
+def _check_type(field: str, name: Any) -> Iterator[ConfigProblem]:
+    """Accept a type in the catalog, or one of a family that the catalog does not cover."""
     if not name:
-        yield Mistake(f"{field}.InstanceType", "missing; as g6e.12xlarge")
+        yield ConfigProblem(field, "missing; as g6e.12xlarge")
         return
-    known = {row["instance"] for row in table("instances")}
+    known = {row["instance"] for row in read_table("instances")}
     family = str(name).split(".")[0]
+    siblings = [each for each in known if each.split(".")[0] == family]
     if not re.fullmatch(r"[a-z][\w-]*\.[\w-]+", str(name)):
-        told = f"is no type of instance{nearest(str(name), known)}"
-        yield Mistake(f"{field}.InstanceType", told, name)
-    elif name not in known and family in {each.split(".")[0] for each in known}:
-        mine = [each for each in known if each.split(".")[0] == family]
-        told = f"the catalogue has no such size{nearest(str(name), mine)}"
-        yield Mistake(f"{field}.InstanceType", told, name)
+        message = f"is not an instance type{suggest_name(str(name), known)}"
+        yield ConfigProblem(field, message, name)
+    elif name not in known and siblings:
+        message = f"the catalog has no such size{suggest_name(str(name), siblings)}"
+        yield ConfigProblem(field, message, name)
     elif family in ("trn1", "trn1n"):
-        yield Mistake(
-            f"{field}.InstanceType",
-            "Trainium 1 has only the older environment (Neuron 2.29, "
-            "torch 2.9), in which this version of Bertha does not train; take trn2.48xlarge",
-            name,
-        )
+        message = "Trainium 1 has only the older environment (Neuron 2.29, torch 2.9), in which"
+        yield ConfigProblem(field, f"{message} Bertha does not train; use trn2.48xlarge", name)
 
 
-def _of_image(field: str, node: Mapping[str, Any]) -> Iterator[Mistake]:
-    image = node.get("ImageId")
+def _check_image(field: str, image: Any) -> Iterator[ConfigProblem]:
     if not image or str(image).lower() == "latest_dlami":
-        yield Mistake(
-            f"{field}.ImageId",
-            "missing: Ray would take Ubuntu 18.04 with CUDA 11.2; give ami-..., "
-            "resolve:ssm:/PARAMETER, or name:PATTERN for the newest of Amazon's by that name",
-        )
+        message = "missing: Ray would use Ubuntu 18.04 with CUDA 11.2; give ami-..., "
+        message += "resolve:ssm:/PARAMETER, or name:PATTERN for Amazon's newest by that name"
+        yield ConfigProblem(field, message)
     elif not IMAGE.fullmatch(str(image)):
-        told = "is no image: ami-..., resolve:ssm:/PARAMETER or name:PATTERN"
-        yield Mistake(f"{field}.ImageId", told, image)
+        message = "is not an image: ami-..., resolve:ssm:/PARAMETER or name:PATTERN"
+        yield ConfigProblem(field, message, image)
 
 
-def _of_disk(field: str, node: Mapping[str, Any]) -> Iterator[Mistake]:
-    disks = node.get("BlockDeviceMappings")
+def _check_disks(field: str, disks: Any) -> Iterator[ConfigProblem]:
     if not isinstance(disks, list) or not disks:
-        yield Mistake(
-            f"{field}.BlockDeviceMappings",
-            "missing: the image's own disk is too small for torch "
-            "and data; {DeviceName: /dev/sda1, Ebs: {VolumeSize: 300, Encrypted: true}}",
-        )
+        message = "missing: the image's own disk is too small for torch and data; "
+        example = "{DeviceName: /dev/sda1, Ebs: {VolumeSize: 300, Encrypted: true}}"
+        yield ConfigProblem(field, message + example)
         return
     for disk in disks:
-        ebs = mapping(mapping(disk).get("Ebs"))
-        size = ebs.get("VolumeSize")
-        if not isinstance(size, int) or size < LEAST_DISK_GIB:
-            told = f"torch, its libraries, data and checkpoints want {LEAST_DISK_GIB} GiB or more"
-            yield Mistake(f"{field}.BlockDeviceMappings.Ebs.VolumeSize", told, size)
-        if ebs.get("Encrypted") is not True:
-            told = "must be true; it costs nothing"
-            yield Mistake(f"{field}.BlockDeviceMappings.Ebs.Encrypted", told, ebs.get("Encrypted"))
+        ebs = as_mapping(as_mapping(disk).get("Ebs"))
+        size, encrypted = ebs.get("VolumeSize"), ebs.get("Encrypted")
+        if not isinstance(size, int) or size < MIN_DISK_GIB:
+            message = f"torch, its libraries, data and checkpoints need at least {MIN_DISK_GIB} GiB"
+            yield ConfigProblem(f"{field}.Ebs.VolumeSize", message, size)
+        if encrypted is not True:
+            yield ConfigProblem(f"{field}.Ebs.Encrypted", "must be true; it is free", encrypted)
 
 
-def _of_interfaces(field: str, node: Mapping[str, Any]) -> Iterator[Mistake]:
-    """What Ray and EC2 ask of network interfaces that are spelled out."""
+def _check_interfaces(field: str, node: Mapping[str, Any]) -> Iterator[ConfigProblem]:
+    """Check network interfaces that the file lists itself, against Ray's and EC2's rules."""
     interfaces = node.get("NetworkInterfaces")
     if not isinstance(interfaces, list):
         return
-    for other in ("SubnetId", "SubnetIds", "SecurityGroupIds"):
-        if other in node:
-            told = "stands beside NetworkInterfaces, where each interface has its own; take it out"
-            yield Mistake(f"{field}.{other}", told)
+    for other in filter(node.__contains__, ("SubnetId", "SubnetIds", "SecurityGroupIds")):
+        message = "conflicts with NetworkInterfaces, where each interface has its own; remove it"
+        yield ConfigProblem(f"{field}.{other}", message)
     for number, each in enumerate(interfaces):
-        for needed in ("SubnetId", "Groups"):
-            if not mapping(each).get(needed):
-                told = "missing; take NetworkInterfaces out, and `python -m cluster up` adds them"
-                yield Mistake(f"{field}.NetworkInterfaces.{number}.{needed}", told)
-    row = catalogued(str(node.get("InstanceType")))
-    most = int(row["efa_interfaces"] or 0) if row else None
-    efa = sum(str(mapping(each).get("InterfaceType", "")).startswith("efa") for each in interfaces)
-    if row and most is not None and efa > most:
-        told = f"{row['instance']} has {most} EFA interface(s)"
-        yield Mistake(f"{field}.NetworkInterfaces", told, f"{efa} of EFA")
+        for key in ("SubnetId", "Groups"):
+            if not as_mapping(each).get(key):
+                message = "missing; remove NetworkInterfaces, and `python -m cluster up` adds them"
+                yield ConfigProblem(f"{field}.NetworkInterfaces.{number}.{key}", message)
+    row = catalog_row(str(node.get("InstanceType")))
+    limit = int(row["efa_interfaces"] or 0) if row else None
+    kinds = [str(as_mapping(each).get("InterfaceType", "")) for each in interfaces]
+    efa = sum(kind.startswith("efa") for kind in kinds)
+    if row and limit is not None and efa > limit:
+        message = f"{row['instance']} has {limit} EFA interface(s)"
+        yield ConfigProblem(f"{field}.NetworkInterfaces", message, f"{efa} of EFA")

@@ -1,40 +1,38 @@
-"""A mistake in a cluster file: which field, which value, what is wrong and the way out."""
+"""A problem in a cluster file: the field, its value, what is wrong and how to fix it."""
 
-from __future__ import annotations
-
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from cluster.settings import did_you_mean
 
 MISSING = object()
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One mistake. field: dotted. value: MISSING where there is none, or where it is a secret."""
+class ConfigProblem:
+    """One problem. field: dotted. value: MISSING where there is none, or where it is a secret."""
 
     field: str
-    told: str
+    message: str
     value: Any = MISSING
 
     def __str__(self) -> str:
         given = "" if self.value is MISSING else f" = {self.value!r}"
-        return f"{self.field}{given}: {self.told}"
+        return f"{self.field}{given}: {self.message}"
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A mapping as it is; nothing for what should be one: the schema says so already."""
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping as it is and {} for anything else, which the schema check reports."""
     return value if isinstance(value, Mapping) else {}
 
 
-def items(value: Any) -> list[Any]:
-    """A list as it is; nothing for what should be one."""
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is and [] for anything else, which the schema check reports."""
     return value if isinstance(value, list) else []
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean X?` for a name that is none of `names`; else what there is."""
+def suggest_name(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` for a name that is none of `names`, or else list them."""
     known = sorted(names)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+    return did_you_mean(str(name), known) or f"; there are {', '.join(known)}"

@@ -1,20 +1,17 @@
-"""What operators ask of an endpoint: the page, the documentation, metrics, and whether it is there.
-
-Speaks to people, Prometheus and HAProxy. Knows no wire protocol of predictions but their schema.
-"""
+"""Routes for operators: the web page, OpenAPI, metrics, canaries and readiness."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving.deployment.haproxy import READY_PATH
-from serving.http.messages import Protocol, Refusal, Reply, Request, Route
-from serving.http.metrics import Sample, exposition
-from serving.http.openapi import document
+from serving.http.messages import Handler, HTTPError, Request, Response, Route, WireProtocol
+from serving.http.metrics import Sample, to_prometheus
+from serving.http.openapi import build_openapi
 from serving.interface import Models
-from serving.protocols.json_bodies import dump, said
-from serving.registry.canary_metrics import Tally
+from serving.protocols.json_bodies import dump_json, error_json
+from serving.registry.canary_metrics import CanaryMetrics
 
-PAGES = Path(__file__).parent.parent / "static"
+STATIC_DIRECTORY = Path(__file__).parent.parent / "static"
 PAGE_HEADERS = (
     (
         "content-security-policy",
@@ -28,50 +25,50 @@ PAGE_HEADERS = (
 )
 
 
-def protocol(
-    others: Sequence[Protocol],
-    counts: Callable[[], Awaitable[Mapping[Sample, float]]],
-    tallies: Callable[[], Awaitable[Sequence[Tally]]],
-    accepting: Callable[[], bool],
+def admin_protocol(
+    others: Sequence[WireProtocol],
+    samples: Callable[[], Awaitable[Mapping[Sample, float]]],
+    canary_metrics: Callable[[], Awaitable[Sequence[CanaryMetrics]]],
+    is_accepting: Callable[[], bool],
     version: str,
-) -> Protocol:
-    """The routes for operators, the documentation that of `others`.
+) -> WireProtocol:
+    """Return the routes for operators; OpenAPI documents `others` and these.
 
-    counts, tallies: of all replicas. accepting: whether this replica wants requests.
+    samples, canary_metrics: of all replicas. accepting: whether this replica accepts requests.
     """
 
-    async def metrics(_: Request, __: Models) -> Reply:
-        text = exposition(await counts())
-        return Reply(text.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def get_metrics(_: Request, __: Models) -> Response:
+        text = to_prometheus(await samples())
+        return Response(text.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def canaries(_: Request, __: Models) -> Reply:
-        return Reply(dump([tally.summary() for tally in await tallies()]))
+    async def get_canaries(_: Request, __: Models) -> Response:
+        return Response(dump_json([each.summary() for each in await canary_metrics()]))
 
-    async def here(_: Request, __: Models) -> Reply:
-        if not accepting():
-            raise Refusal("unready", "this replica is ending", 1)
-        return Reply(media_type="text/plain")
+    async def get_readiness(_: Request, __: Models) -> Response:
+        if not is_accepting():
+            raise HTTPError("unready", "this replica is ending", 1)
+        return Response(media_type="text/plain")
 
-    async def schema(_: Request, __: Models) -> Reply:
-        return Reply(_schema)
+    async def get_openapi(_: Request, __: Models) -> Response:
+        return Response(openapi)
 
     routes = (
-        Route("GET", "/", _page("index.html"), "The page for people", "open"),
-        Route("GET", "/docs", _page("docs.html"), "This documentation", "open"),
-        Route("GET", "/openapi.json", schema, "The OpenAPI document", "open"),
-        Route("GET", "/metrics", metrics, "Counters for Prometheus, of all replicas", "open"),
-        Route("GET", "/canaries", canaries, "Canaries beside their live versions"),
-        Route("GET", READY_PATH, here, "Whether this replica wants requests", "open"),
+        Route("GET", "/", _page_handler("index.html"), "The page for people", "open"),
+        Route("GET", "/docs", _page_handler("docs.html"), "This documentation", "open"),
+        Route("GET", "/openapi.json", get_openapi, "The OpenAPI document", "open"),
+        Route("GET", "/metrics", get_metrics, "Counters for Prometheus, of all replicas", "open"),
+        Route("GET", "/canaries", get_canaries, "Canaries beside their live versions"),
+        Route("GET", READY_PATH, get_readiness, "Whether this replica accepts requests", "open"),
     )
-    found = Protocol("operations", routes, said)
-    _schema = dump(document([*others, found], "Bertha", version))
-    return found
+    protocol = WireProtocol("operations", routes, error_json)
+    openapi = dump_json(build_openapi([*others, protocol], "Bertha", version))
+    return protocol
 
 
-def _page(file: str) -> Callable[[Request, Models], Awaitable[Reply]]:
-    html = (PAGES / file).read_bytes()
+def _page_handler(file: str) -> Handler:
+    html = (STATIC_DIRECTORY / file).read_bytes()
 
-    async def page(_: Request, __: Models) -> Reply:
-        return Reply(html, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+    async def get_page(_: Request, __: Models) -> Response:
+        return Response(html, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    return page
+    return get_page

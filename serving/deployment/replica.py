@@ -1,76 +1,70 @@
-"""A replica under Ray Serve: a listener, and the beat that tells the front of it.
+"""A replica under Ray Serve: an HTTP server, and its heartbeat to the front.
 
-Serve starts it, watches its health, counts its load and ends it; requests reach its listener from
-HAProxy without passing through Serve.
+Serve starts it, checks its health, scales it and ends it; requests reach its server from HAProxy
+without passing through Serve.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray.serve.handle import DeploymentHandle
 
-from serving.deployment.config import Endpoint
-from serving.deployment.front import Beat
-from serving.deployment.server import Listener
-from serving.http.metrics import Sample
-from serving.registry.canary_metrics import Tally
+from serving.deployment.config import EndpointConfig
+from serving.deployment.front import Heartbeat
+from serving.deployment.server import ReplicaServer
 
-BEAT_SECONDS = 1.0
-DRAIN_SECONDS = 0.3  # for HAProxy to have stopped sending
+HEARTBEAT_SECONDS = 1.0
+DRAIN_SECONDS = 0.3  # until HAProxy has stopped sending
 
 log = logging.getLogger(__name__)
 
 
 class Replica:
-    """The Serve deployment around `Listener`.
+    """The Serve deployment around `ReplicaServer`.
 
     host: where it listens; "" for the address of its node. front: the handle of `Front`.
     """
 
     def __init__(self, endpoint: dict[str, Any], host: str, front: DeploymentHandle) -> None:
-        import torch  # seconds, which whoever deploys must not wait for
-
         torch.set_num_threads(1)
         self._front = front
-        self._listener = Listener(
-            Endpoint(**endpoint),
+        self._server = ReplicaServer(
+            EndpointConfig(**endpoint),
             host or ray.util.get_node_ip_address(),
-            counts=self._all_counts,
-            tallies=self._all_tallies,
+            samples=lambda: self._ask_front("merge_samples"),
+            canary_metrics=lambda: self._ask_front("merge_canary_metrics"),
         )
-        self._listener.start()
+        self._server.start()
         self._ended = threading.Event()
-        self._known: threading.Event = threading.Event()
+        self._registered = threading.Event()  # the front has heard of this replica
         self._load = (time.perf_counter(), 0.0, 0.0, 0.0)
-        self._beating = threading.Thread(target=self._keep_beating, daemon=True, name="beat")
-        self._beating.start()
-        self._known.wait(30)
+        threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
+        self._registered.wait(30)
 
     async def predict(self, texts: list[str], model: str | None = None) -> list[dict[str, float]]:
-        """For Python inside the cluster: the score of each label, for each text."""
-        answer = await asyncio.to_thread(
-            self._listener.call, lambda house: house.predict(model, texts)
+        """Return the score of each label for each text, to Python code in the cluster."""
+        result = await asyncio.to_thread(
+            self._server.run_in_loop, lambda models: models.predict(model, texts)
         )
-        return [dict(zip(answer.model.names, value.scores, strict=True)) for value in answer.values]
+        names = result.model.output_names
+        return [dict(zip(names, value.scores, strict=True)) for value in result.values]
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this raises."""
-        if not self._listener.alive():
+        """Raise if the server or its model fails; Serve then replaces the replica."""
+        if not self._server.is_alive():
             raise RuntimeError("the HTTP server has ended")
-        if not self._listener.call(lambda house: house.ready()):
+        if not self._server.run_in_loop(lambda models: models.is_ready()):
             raise RuntimeError("the model does not answer")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve: since the last time, how busy the engine was and how long it kept
-        requests waiting."""
-        totals = self._listener.load()
-        before, (now, busy, waited, answered) = self._load, totals
-        self._load = totals
+        """Report to Serve how busy the engine was, and the mean queueing time."""
+        before, self._load = self._load, self._server.load_totals()
+        now, busy, waited, answered = self._load
         seconds, number = max(1e-3, now - before[0]), answered - before[3]
         return {
             "busy": min(1.0, (busy - before[1]) / seconds),
@@ -80,39 +74,34 @@ class Replica:
     async def __del__(self) -> None:
         if not self._ended.is_set():
             self._ended.set()
-            await asyncio.to_thread(self._leave)
+            await asyncio.to_thread(self._drain_and_stop)
 
-    def _leave(self) -> None:
-        """Take no more requests, answer those that came, and be forgotten."""
-        address = self._listener.address
+    def _drain_and_stop(self) -> None:
+        """Leave HAProxy, answer what has arrived, and stop."""
+        address = self._server.address
+        # The order matters: HAProxy first stops sending, then requests under way are answered, and
+        # only then is the slot freed. Closing the socket first would lose what HAProxy just sent.
         try:
-            self._front.drain.remote(address).result(timeout_s=5)
+            self._front.drain_replica.remote(address).result(timeout_s=5)
         except Exception:  # without a front nobody sends anything either
             log.warning("the front was not told that %s ends", address, exc_info=True)
         time.sleep(DRAIN_SECONDS)
-        self._listener.end()
-        self._front.leave.remote(address)
+        self._server.stop()
+        self._front.remove_replica.remote(address)
 
-    def _keep_beating(self) -> None:
+    def _send_heartbeats(self) -> None:
         while not self._ended.is_set():
-            beat = Beat(self._listener.address, self._listener.snapshot(), self._listener.tallies())
+            server = self._server
+            beat = Heartbeat(server.address, server.metric_samples(), server.canary_metrics())
             try:
-                self._front.beat.remote(beat).result(timeout_s=10)
-                self._known.set()
-            except Exception:  # the front is being replaced; HAProxy goes on meanwhile
+                self._front.heartbeat.remote(beat).result(timeout_s=10)
+                self._registered.set()
+            except Exception:  # the front is being replaced; HAProxy keeps running meanwhile
                 log.warning("the front does not hear %s", beat.address, exc_info=True)
-            self._ended.wait(BEAT_SECONDS)
-
-    async def _all_counts(self) -> Mapping[Sample, float]:
-        counts: Mapping[Sample, float] = await self._ask_front("counts")
-        return counts
-
-    async def _all_tallies(self) -> Sequence[Tally]:
-        tallies: Sequence[Tally] = await self._ask_front("tallies")
-        return tallies
+            self._ended.wait(HEARTBEAT_SECONDS)
 
     async def _ask_front(self, method: str) -> Any:
-        """What the front answers, asked in a thread: this loop is not Serve's."""
+        """Call the front in a thread, because this event loop is not Serve's."""
         return await asyncio.to_thread(
             lambda: getattr(self._front, method).remote().result(timeout_s=5)
         )

@@ -1,9 +1,9 @@
-"""One replica's HTTP server: a thread with its own event loop, models and surface. Knows no Ray.
+"""The HTTP server of one replica: a thread with its own event loop. Imports no Ray.
 
-listener = Listener(endpoint, "127.0.0.1")
-listener.start()              # returns when the default model has answered
-listener.address              # "127.0.0.1:40123"
-listener.end()                # what is under way is answered first
+server = ReplicaServer(endpoint, "127.0.0.1")
+server.start()              # returns when the default model has answered
+server.address              # "127.0.0.1:40123"
+server.stop()               # answers requests under way first
 """
 
 import asyncio
@@ -16,48 +16,50 @@ from typing import Any, TypeVar
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving import protocols
 from serving.deployment import admin_routes
-from serving.deployment.config import Endpoint
-from serving.http.asgi import Surface, show_requests
-from serving.http.atomic_response import WholeAnswers
-from serving.http.keys import Keys, load
-from serving.http.metrics import Meters, Sample
-from serving.http.tracing import Traces
-from serving.http.version import version
-from serving.inference.model_server import House
-from serving.registry.canary_metrics import Tally
+from serving.deployment.config import EndpointConfig
+from serving.http.asgi import App, log_requests_to_stdout
+from serving.http.keys import ApiKeys, load_keys
+from serving.http.messages import bertha_version
+from serving.http.metrics import Metrics, Sample
+from serving.http.tracing import RequestTracer
+from serving.inference.model_server import ModelServer
+from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.registry import Registry
 
 T = TypeVar("T")
-KEEP_ALIVE_SECONDS = 150  # longer than HAProxy keeps a connection, so that it is the one to close
+KEEP_ALIVE_SECONDS = 150  # longer than HAProxy's, so that HAProxy closes idle connections
 
 
-class Listener:
-    """A server of the models of an endpoint on one address.
+class ReplicaServer:
+    """Serves the models of an endpoint on one address.
 
-    counts, tallies: what all replicas counted; by default, this one.
+    samples, canary_metrics: of all replicas; by default of this one.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: EndpointConfig,
         host: str,
         port: int = 0,
-        counts: Callable[[], Awaitable[Mapping[Sample, float]]] | None = None,
-        tallies: Callable[[], Awaitable[Sequence[Tally]]] | None = None,
+        samples: Callable[[], Awaitable[Mapping[Sample, float]]] | None = None,
+        canary_metrics: Callable[[], Awaitable[Sequence[CanaryMetrics]]] | None = None,
     ) -> None:
-        self._meters = Meters()
+        self._metrics = Metrics()
         self._endpoint = endpoint
         self._socket = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
-        self._counts = counts or self._own_counts
-        self._tallies = tallies or self._own_tallies
+        self._all_samples = samples or self._own_samples
+        self._all_canary_metrics = canary_metrics or self._own_canary_metrics
         self._accepting = True
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: uvloop.run(self._run_server()), name="http", daemon=True
+        )
 
     @property
     def address(self) -> str:
@@ -66,98 +68,136 @@ class Listener:
         return f"{host}:{port}"
 
     def start(self) -> None:
-        """Load what is live, and listen. Raises what the loading raises."""
+        """Load the default model and listen. Raises what the loading raises."""
         self._thread.start()
         self._started.result()
 
-    def call(self, work: Callable[[House], Coroutine[Any, Any, T]]) -> T:
-        """What `work` gives, in the event loop of the models."""
-        return asyncio.run_coroutine_threadsafe(work(self._house), self._loop).result()
+    def run_in_loop(self, work: Callable[[ModelServer], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine of the model server in its event loop and return the result."""
+        return asyncio.run_coroutine_threadsafe(work(self._models), self._loop).result()
 
-    def refuse(self) -> None:
-        """Tell HAProxy that this replica wants no more requests; those that come are answered."""
-        self._accepting = False
-
-    def end(self) -> None:
+    def stop(self) -> None:
         """Answer what is under way and stop."""
-        self.refuse()
+        self._accepting = False
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(setattr, self._server, "should_exit", True)
             self._thread.join(30)
 
-    def alive(self) -> bool:
-        """Whether the server runs."""
+    def is_alive(self) -> bool:
+        """Return whether the server runs."""
         return self._thread.is_alive()
 
-    def snapshot(self) -> dict[Sample, float]:
-        """What this replica has counted and holds."""
-        return self._meters.snapshot() | dict(self._house.answering.samples())
+    def metric_samples(self) -> dict[Sample, float]:
+        """Return the metrics of this replica."""
+        return self._metrics.snapshot() | dict(self._models.executor.metric_samples())
 
-    def tallies(self) -> dict[str, dict[str, Any]]:
-        """Of the canaries, by name."""
-        return {name: tally.to_json() for name, tally in list(self._house.trials.tallies.items())}
+    def canary_metrics(self) -> dict[str, CanaryMetrics]:
+        """Return the metrics of canaries by name."""
+        return dict(self._models.canary_router.metrics)
 
-    def load(self) -> tuple[float, float, float, float]:
-        """Now, and since the start: seconds computed, seconds that requests waited, requests."""
-        answering = self._house.answering
-        waited, answered = answering.waits()
-        return time.perf_counter(), answering.batcher.total.busy_seconds, waited, answered
+    def load_totals(self) -> tuple[float, float, float, float]:
+        """Return the time, and totals: busy seconds, queueing seconds, requests."""
+        executor = self._models.executor
+        waited, answered = executor.queue_totals()
+        return time.perf_counter(), executor.batcher.total.busy_seconds, waited, answered
 
-    def _run(self) -> None:
-        uvloop.run(self._serve())
-
-    async def _serve(self) -> None:
+    async def _run_server(self) -> None:
         endpoint = self._endpoint
         if endpoint.log_requests:
-            show_requests()
+            log_requests_to_stdout()
         self._loop = asyncio.get_running_loop()
         try:
-            self._house = House(
+            self._models = ModelServer(
                 Registry.open(endpoint.registry),
                 endpoint.cache,
                 endpoint.limits,
                 endpoint.memory_bytes,
             )
-            await self._house.open()
-            self._server = uvicorn.Server(self._configuration(self._surface()))
+            await self._models.start()
+            self._server = uvicorn.Server(_uvicorn_config(self._build_app()))
         except BaseException as error:
             self._started.set_exception(error)
             return
         self._started.set_result(None)
         await self._server.serve(sockets=[self._socket])
-        await self._house.close()
+        await self._models.close()
 
-    def _surface(self) -> Surface:
-        keys = self._endpoint.keys
-        operators = admin_routes.protocol(
-            protocols.ALL, self._counts, self._tallies, lambda: self._accepting, version()
+    def _build_app(self) -> App:
+        endpoint = self._endpoint
+        admin = admin_routes.admin_protocol(
+            protocols.ALL,
+            self._all_samples,
+            self._all_canary_metrics,
+            lambda: self._accepting,
+            bertha_version(),
         )
-        return Surface(
-            [*protocols.ALL, operators],
-            self._house,
-            keys=Keys(load(keys), self._endpoint.max_replicas) if keys else Keys.open(),
-            meters=self._meters,
-            log_requests=self._endpoint.log_requests,
-            traces=Traces.to(self._endpoint.traces) if self._endpoint.traces else None,
+        keys = load_keys(endpoint.keys) if endpoint.keys else None
+        return App(
+            [*protocols.ALL, admin],
+            self._models,
+            keys=ApiKeys(keys, endpoint.max_replicas),
+            metrics=self._metrics,
+            log_requests=endpoint.log_requests,
+            tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,
         )
 
-    async def _own_counts(self) -> Mapping[Sample, float]:
-        return self.snapshot()
+    async def _own_samples(self) -> Mapping[Sample, float]:
+        return self.metric_samples()
 
-    async def _own_tallies(self) -> Sequence[Tally]:
-        return list(self._house.trials.tallies.values())
+    async def _own_canary_metrics(self) -> Sequence[CanaryMetrics]:
+        return list(self._models.canary_router.metrics.values())
 
-    def _configuration(self, surface: Surface) -> uvicorn.Config:
-        return uvicorn.Config(
-            surface,
-            http=WholeAnswers,
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=25,
-        )
+
+def _uvicorn_config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=SingleWriteProtocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=25,
+    )
+
+
+class CoalescingTransport:
+    """A transport that joins the writes of one turn of the event loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._buffer: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Write `data` at the end of this turn."""
+        if not self._buffer:
+            self._loop.call_soon(self._flush)
+        self._buffer.append(data)
+
+    def close(self) -> None:
+        """Write what is buffered, and close."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        buffer, self._buffer = self._buffer, []
+        if buffer:
+            self._transport.write(b"".join(buffer))
+
+
+class SingleWriteProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol, with head and body of a response in one write."""
+
+    # uvicorn writes the head of a response before its body. A replica that is killed between the
+    # two has begun a response that no other replica can continue, so HAProxy does not retry and
+    # the request is lost. Killed before a single write, it has sent nothing, and HAProxy sends the
+    # request to another replica (`retry-on empty-response`).
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wrap the transport."""
+        super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]

@@ -1,10 +1,7 @@
-"""A bundle answers texts: the same cleaning, tokenizer, labels and weights that were evaluated.
+"""Predict texts with a bundle: the cleaning, tokenizer, labels and weights that were evaluated.
 
-Loads the engine that the bundle's card has chosen, or the one that is named, and gives its outputs
-their meaning. Knows no Ray and no HTTP.
-
-    engine = Engine.load(Path("runs/reviews/bundle"))
-    engine.predict(["A warm, funny film."])[0].scores
+engine = Engine.load(Path("runs/reviews/bundle"))
+engine.predict(["A warm, funny film."])[0].scores
 """
 
 import itertools
@@ -16,26 +13,27 @@ from typing import Any
 import numpy as np
 
 from serving.engine.backends.backend import Backend
-from serving.engine.backends.registry import KINDS, REFERENCE, STUDENT, Place
-from serving.engine.fill_mask import fillings
-from serving.engine.packed import Packed
-from serving.interface import Filling, Prediction, Vector
-from trainers.data.tokenizer import Encoder, EncodingError, Samples, TextEncoder
+from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT, LoadContext
+from serving.engine.fill_mask import predict_masks
+from serving.engine.packed import PackedBatch
+from serving.interface import MaskPrediction, Prediction, Vector
+from trainers.data.ragged import RaggedArray
+from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
 from trainers.models import bundle
-from trainers.models.card import Built, BundleError, Card, read
-from trainers.models.families import positions_of
-from trainers.storage.atomic import flaw
+from trainers.models.card import BundleError, EngineRecord, ModelCard, read_card
+from trainers.models.families import position_ids
+from trainers.storage.atomic import find_corruption
 
 Value = Prediction | Vector | np.ndarray
 
 
 class Engine:
-    """A loaded bundle. Nothing changes it; `infer_rows` is called from one thread at a time."""
+    """A loaded bundle, immutable. Call `infer_rows` from one thread at a time."""
 
     def __init__(
-        self, card: Card, encoder: Encoder, backend: Backend, config: Mapping[str, Any]
+        self, card: ModelCard, encoder: Encoder, backend: Backend, config: Mapping[str, Any]
     ) -> None:
-        """config: the model's own, of Transformers' `config.json`."""
+        """Bind a backend to a bundle. config: of the model, from Transformers' `config.json`."""
         self.card = card
         self.batch_tokens = card.batch_tokens(backend.name)
         self._encoder = encoder
@@ -48,43 +46,43 @@ class Engine:
 
     @classmethod
     def load(cls, directory: Path, backend: str | None = None, num_threads: int = 1) -> "Engine":
-        """Read and verify a bundle. backend: a name of `KINDS`; default: the chosen one.
+        """Read and verify a bundle. backend: a name of `BACKENDS`; default: the chosen one.
 
         Raises BundleError that names what is wrong.
         """
-        card = read(directory)
+        card = read_card(directory)
         encoder = bundle.load_encoder(directory, card)
         loaded = load_backend(directory, card, backend, num_threads)
-        return cls(card, encoder, loaded, config_of(directory, loaded.name))
+        return cls(card, encoder, loaded, load_model_config(directory, loaded.name))
 
     @property
     def backend(self) -> str:
-        """What computes, as "onnxruntime int8"."""
+        """The name of the backend, as "onnxruntime int8"."""
         return self._backend.name
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the weights hold."""
+        """Bytes of memory that the weights hold."""
         return self._backend.num_bytes
 
     @property
-    def probe(self) -> str:
-        """A text that a sound engine answers."""
+    def probe_text(self) -> str:
+        """A text that every healthy engine answers."""
         if self._num_features is not None:
             return " ".join("0" * self._num_features)
-        return f"fine {self.mask}".strip()
+        return f"fine {self.mask_token}".strip()
 
     @property
-    def mask(self) -> str:
-        """What a text writes where a word is to be filled in; "" where none can be."""
+    def mask_token(self) -> str:
+        """The mask token that texts write; "" if the model fills no masks."""
         if isinstance(self._encoder, TextEncoder) and self._mask_id is not None:
             return str(self._encoder.tokenizer.mask_token)
         return ""
 
-    def encode(self, texts: Sequence[str]) -> tuple[Samples, int]:
-        """Raw texts cleaned and encoded, and how many of them were cut at max_length.
+    def encode(self, texts: Sequence[str]) -> tuple[RaggedArray, int]:
+        """Clean and encode raw texts; also return how many of them were cut at max_length.
 
-        Raises EncodingError that names the text where one cannot be encoded.
+        Raises EncodingError that names a text which cannot be encoded.
         """
         samples, num_cut = self._encoder.encode([self._encoder.clean(text) for text in texts])
         width = int(samples.lengths.max(initial=0))
@@ -96,13 +94,13 @@ class Engine:
         return samples, num_cut
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
-        """The answers to samples that were `split`, computed together end to end, in order.
+        """Compute the rows of `split_rows` as one packed batch; return a value each, in order.
 
-        A Prediction each; of an embedder a Vector; of a masked language model the logits
-        [num_masks, vocabulary] of its masks. What a sample is batched with changes only rounding.
-        Raises FloatingPointError where the model answers no number.
+        A Prediction; of an embedder a Vector; of a masked language model the logits
+        [num_masks, vocabulary] of its masks. What a row is batched with changes only rounding.
+        Raises FloatingPointError if the model computes infinity or NaN.
         """
-        packed = self.packed(rows)
+        packed = self.pack_rows(rows)
         if self._mask_id is not None and not len(packed.reads):
             return [np.empty((0, 0), dtype=np.float32) for _ in rows]
         outputs = self._backend.run(packed)
@@ -113,75 +111,77 @@ class Engine:
             return list(np.split(outputs, np.cumsum(of_text)[:-1]))
         if self.card.task == "embedding":
             return list(outputs)
-        scores = _scores(self.card.task, outputs)
+        scores = _logits_to_scores(self.card.task, outputs)
         return [
             Prediction(tuple(of_text), tuple(raw))
             for of_text, raw in zip(scores.tolist(), outputs.tolist(), strict=True)
         ]
 
-    def packed(self, rows: Sequence[np.ndarray]) -> Packed:
-        """What a backend computes of samples that were `split`."""
-        positions = [positions_of(self._config, row) for row in rows]
+    def pack_rows(self, rows: Sequence[np.ndarray]) -> PackedBatch:
+        """Pack the rows of `split_rows` for a backend."""
+        positions = [position_ids(self._config, row) for row in rows]
         if self._mask_id is None:
-            return Packed.of(rows, positions)
-        return Packed.of(rows, positions, np.flatnonzero(np.concatenate(rows) == self._mask_id))
+            return PackedBatch.from_rows(rows, positions)
+        return PackedBatch.from_rows(
+            rows, positions, np.flatnonzero(np.concatenate(rows) == self._mask_id)
+        )
 
-    def infer(self, samples: Samples) -> list[Value]:
-        """The answers to any number of samples, in order, some at a time."""
-        values = map(self.infer_rows, batches(split(samples), self.batch_tokens))
+    def infer(self, samples: RaggedArray) -> list[Value]:
+        """Compute any number of samples, in order, `batch_tokens` at a time."""
+        values = map(self.infer_rows, batch_rows(split_rows(samples), self.batch_tokens))
         return list(itertools.chain.from_iterable(values))
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
-        """One value a text, in order: of a classifier or a regression, a Prediction."""
+        """Return one value a text, in order, as `infer_rows` does."""
         return list(self.infer(self.encode(texts)[0])) if texts else []
 
-    def fillings(
+    def predict_masks(
         self,
         text: str,
         row: np.ndarray,
         logits: np.ndarray,
         top_k: int = 5,
         targets: Sequence[str] | None = None,
-    ) -> tuple[tuple[Filling, ...], ...]:
-        """For each mask of a raw text, the likeliest tokens.
+    ) -> tuple[tuple[MaskPrediction, ...], ...]:
+        """Return the likeliest tokens for each mask of a raw text.
 
-        row: the text encoded. logits: what `infer_rows` gave for it.
+        row: the text encoded. logits: of `infer_rows` for it.
         """
         assert isinstance(self._encoder, TextEncoder)
         cleaned, tokenizer = self._encoder.clean(text), self._encoder.tokenizer
-        return fillings(tokenizer, cleaned, row, logits, top_k, targets)
+        return predict_masks(tokenizer, cleaned, row, logits, top_k, targets)
 
 
-def load_backend(directory: Path, card: Card, name: str | None, num_threads: int) -> Backend:
-    """The backend of a bundle by name, by default the chosen one, its files verified.
+def load_backend(directory: Path, card: ModelCard, name: str | None, num_threads: int) -> Backend:
+    """Load the backend of a bundle by name, by default the chosen one, and verify its files.
 
-    Raises BundleError where there is none, or it is not as it was written.
+    Raises BundleError if there is none, or its files are not as they were written.
     """
-    built = {each.name: each for each in card.engines}
     chosen = next((each.name for each in card.engines if each.chosen), REFERENCE)
-    kind = KINDS.get(name or chosen)
-    if kind is None:
-        raise BundleError(f"no engine {name!r}; there is {', '.join(KINDS)}")
-    lacking = kind.lacking()
-    if lacking is not None:
+    spec = BACKENDS.get(name or chosen)
+    if spec is None:
+        raise BundleError(f"no engine {name!r}; there is {', '.join(BACKENDS)}")
+    missing = spec.missing_requirement()
+    if missing is not None:
         raise BundleError(
-            f"{directory}: {kind.name}: {lacking}; or name another engine, as {REFERENCE!r}"
+            f"{directory}: {spec.name}: {missing}; or name another engine, as {REFERENCE!r}"
         )
-    if kind.directory:
-        _verify(directory, kind.name, built.get(kind.name))
-    return kind.load(Place(directory, card, directory / kind.directory, num_threads))
+    if spec.directory:
+        record = next((each for each in card.engines if each.name == spec.name), None)
+        _verify_files(directory, spec.name, record)
+    return spec.load(LoadContext(directory, card, directory / spec.directory, num_threads))
 
 
-def _verify(directory: Path, name: str, entry: Built | None) -> None:
+def _verify_files(directory: Path, name: str, record: EngineRecord | None) -> None:
     """Raise a BundleError unless the bundle holds the files of an engine as they were written."""
-    if entry is None or not entry.files:
-        why = "was never built" if entry is None else f"was refused at {entry.agreement:.2%}"
+    if record is None or not record.files:
+        why = "was never built" if record is None else f"was refused at {record.agreement:.2%}"
         how = f"build {directory}" + (" --student BUNDLE" if name == STUDENT else "")
         raise BundleError(
             f"{directory}: {name!r} {why}; python -m serving {how}, with --allow where it is to "
             f"serve all the same, or name {REFERENCE!r}"
         )
-    damage = flaw(directory, entry.files)
+    damage = find_corruption(directory, record.files)
     if damage is not None:
         raise BundleError(
             f"{directory}: {damage}; build again: python -m serving build {directory}, "
@@ -189,39 +189,33 @@ def _verify(directory: Path, name: str, entry: Built | None) -> None:
         )
 
 
-def config_of(directory: Path, engine: str = REFERENCE) -> dict[str, Any]:
-    """The configuration of the model that an engine of a bundle computes."""
-    place = directory / KINDS[STUDENT].directory if engine == STUDENT else directory
-    found: dict[str, Any] = json.loads((place / "config.json").read_text())
-    return found
+def load_model_config(directory: Path, engine: str = REFERENCE) -> dict[str, Any]:
+    """Read the `config.json` of the model that an engine of a bundle computes."""
+    holder = directory / BACKENDS[STUDENT].directory if engine == STUDENT else directory
+    config: dict[str, Any] = json.loads((holder / "config.json").read_text())
+    return config
 
 
-def split(samples: Samples) -> list[np.ndarray]:
-    """The values of each sample."""
+def split_rows(samples: RaggedArray) -> list[np.ndarray]:
+    """Return the values of each sample."""
     return np.split(samples.values, samples.offsets[1:-1])
 
 
-def batches(rows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:
-    """Rows in their order, as many together as `num_tokens` hold, but at least one."""
-    found: list[list[np.ndarray]] = [[]]
+def batch_rows(rows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:
+    """Group rows in their order, up to `num_tokens` in a batch, but at least one row."""
+    batches: list[list[np.ndarray]] = [[]]
     for row in rows:
-        if found[-1] and sum(map(len, found[-1])) + len(row) > num_tokens:
-            found.append([])
-        found[-1].append(row)
-    return found
+        if batches[-1] and sum(map(len, batches[-1])) + len(row) > num_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
-def join(rows: Sequence[np.ndarray]) -> Samples:
-    """Samples of the values of each; the inverse of `split`."""
-    offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
-    return Samples(np.concatenate(rows), offsets)
-
-
-def _scores(task: str, logits: np.ndarray) -> np.ndarray:
-    """What `objective.scores` gives, without the cost of tensors: [b, num_labels]."""
+def _logits_to_scores(task: str, logits: np.ndarray) -> np.ndarray:
+    """Return probabilities [b, num_labels], or the numbers of a regression, as training does."""
     if task == "classification":
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
     if task == "multi-label":
         with np.errstate(over="ignore"):
             return 1 / (1 + np.exp(-logits))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Logits of a masked language model become the words it would put in. Knows no model.
+"""Turn the logits of a masked language model into the words it would put in.
 
 As in Transformers, scores are of the whole vocabulary whatever the targets, and a target that is no
 token of it stands for the first of its tokens. Unlike there, the sequence keeps the text's case.
@@ -9,69 +9,71 @@ from typing import Any
 
 import numpy as np
 
-from serving.interface import Filling
+from serving.interface import MaskPrediction
 
-Write = Callable[[int, str], str]  # a token and its words, put into the text
+SequenceWriter = Callable[[int, str], str]  # a token and its word to the text with it
 
 
-def fillings(
+def predict_masks(
     tokenizer: Any,
     text: str,
     row: np.ndarray,
     logits: np.ndarray,
     top_k: int,
     targets: Sequence[str] | None,
-) -> tuple[tuple[Filling, ...], ...]:
-    """For each mask of `text`, in order, the likeliest tokens, or `targets` by likelihood.
+) -> tuple[tuple[MaskPrediction, ...], ...]:
+    """Return for each mask of `text` the likeliest tokens, or `targets` by likelihood.
 
     text: as it was encoded to the ids `row`. logits: [num_masks, vocabulary].
     """
-    allowed = np.arange(logits.shape[1]) if targets is None else _ids(tokenizer, targets)
-    places = np.flatnonzero(row == tokenizer.mask_token_id)
+    allowed = np.arange(logits.shape[1]) if targets is None else _target_ids(tokenizer, targets)
+    positions = np.flatnonzero(row == tokenizer.mask_token_id)
     pieces = text.split(tokenizer.mask_token)
-    found = []
+    predictions = []
     for index, of_mask in enumerate(logits):
-        if len(pieces) == len(places) + 1:
-            write = _into_text(tokenizer.mask_token, pieces, index)
-        else:  # the text was cut, and what was left of it is in the row alone
-            write = _into_row(tokenizer, row, int(places[index]))
-        found.append(_best(tokenizer, of_mask, allowed, top_k, write))
-    return tuple(found)
+        if len(pieces) == len(positions) + 1:
+            write = _text_writer(tokenizer.mask_token, pieces, index)
+        else:  # the text was cut: only the ids hold what was left of it
+            write = _row_writer(tokenizer, row, int(positions[index]))
+        predictions.append(_top_tokens(tokenizer, of_mask, allowed, top_k, write))
+    return tuple(predictions)
 
 
-def _best(
-    tokenizer: Any, logits: np.ndarray, allowed: np.ndarray, top_k: int, write: Write
-) -> tuple[Filling, ...]:
-    """The `top_k` likeliest of the tokens `allowed`, the likeliest first."""
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    best = allowed[np.argsort(-shares[allowed], kind="stable")[:top_k]]
-    found = []
+def _top_tokens(
+    tokenizer: Any, logits: np.ndarray, allowed: np.ndarray, top_k: int, write: SequenceWriter
+) -> tuple[MaskPrediction, ...]:
+    """Return the `top_k` likeliest of the tokens `allowed`, the likeliest first."""
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    best = allowed[np.argsort(-probabilities[allowed], kind="stable")[:top_k]]
+    predictions = []
     for token in best.tolist():
-        words: str = tokenizer.decode([token])
-        found.append(Filling(float(shares[token]), token, words, write(token, words)))
-    return tuple(found)
+        word: str = tokenizer.decode([token])
+        predictions.append(
+            MaskPrediction(float(probabilities[token]), token, word, write(token, word))
+        )
+    return tuple(predictions)
 
 
-def _into_text(mask: str, pieces: Sequence[str], index: int) -> Write:
-    """Puts a token in the place of mask `index` of the text whose `pieces` the masks divide."""
+def _text_writer(mask: str, pieces: Sequence[str], index: int) -> SequenceWriter:
+    """Put a token in the place of mask `index` of the text whose `pieces` the masks divide."""
     before, after = mask.join(pieces[: index + 1]), mask.join(pieces[index + 1 :])
 
-    def write(token: int, words: str) -> str:
-        if words.startswith("##"):  # continues the word before it
-            return before.rstrip() + words[2:] + after
+    def write(token: int, word: str) -> str:
+        if word.startswith("##"):  # continues the word before it
+            return before.rstrip() + word[2:] + after
         spaced = not before or before[-1].isspace()
-        return before + (words.lstrip() if spaced else words) + after
+        return before + (word.lstrip() if spaced else word) + after
 
     return write
 
 
-def _into_row(tokenizer: Any, row: np.ndarray, place: int) -> Write:
-    """Puts a token into the ids `row` and words them."""
+def _row_writer(tokenizer: Any, row: np.ndarray, position: int) -> SequenceWriter:
+    """Put a token into the ids `row` and decode them."""
 
-    def write(token: int, words: str) -> str:
+    def write(token: int, word: str) -> str:
         filled = row.copy()
-        filled[place] = token
+        filled[position] = token
         special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
         sequence: str = tokenizer.decode([each for each in filled.tolist() if each not in special])
         return sequence
@@ -79,12 +81,12 @@ def _into_row(tokenizer: Any, row: np.ndarray, place: int) -> Write:
     return write
 
 
-def _ids(tokenizer: Any, targets: Sequence[str]) -> np.ndarray:
-    """The token of each target, each once; none for a target that has no token."""
+def _target_ids(tokenizer: Any, targets: Sequence[str]) -> np.ndarray:
+    """Return the token of each target, each once; none for a target without tokens."""
     vocabulary = tokenizer.get_vocab()
-    found: list[int] = []
+    tokens: list[int] = []
     for target in targets:
         ids = [vocabulary[target]] if target in vocabulary else []
         ids = ids or tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"]
-        found += ids[:1]
-    return np.array(list(dict.fromkeys(found)), dtype=np.int64)
+        tokens += ids[:1]
+    return np.array(list(dict.fromkeys(tokens)), dtype=np.int64)

@@ -1,10 +1,9 @@
-"""The torch network of a bundle, whatever its task, over texts that lie end to end.
+"""The torch network of a bundle, whatever its task, over a packed batch.
 
 Embeddings, norms and linear layers see one row of tokens, and attention keeps each text to itself.
-Knows no words.
 
-    network = networks.load(directory, card)
-    outputs = network(*map(torch.from_numpy, packed.arrays), spans=packed.spans)
+    network = load_network(directory, card)
+    outputs = network(*map(torch.from_numpy, packed.arrays), lengths=packed.lengths)
 """
 
 from pathlib import Path
@@ -15,25 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
-from trainers.models import bundle
-from trainers.models.attention import Fold, Mask, Spans, attend
+from trainers.models.attention import AttentionMask, PaddedView, SequenceLengths, attention_forward
 from trainers.models.bert import ClsOnlyLayer
-from trainers.models.build import LinearModel
-from trainers.models.card import Card
-from trainers.models.config import ModelError, from_hub
-from trainers.models.families import FAMILIES, Family
+from trainers.models.build import LinearModel, load_model
+from trainers.models.card import ModelCard
+from trainers.models.config import ModelError, pretrained_source
+from trainers.models.families import FAMILIES, ModelFamily
 
 
 class PackedNetwork(nn.Module):
-    """A BERT over texts that lie end to end; what it gives of the tokens that are read.
+    """A BERT over a packed batch.
 
-    gives: "labels" or "words", logits of either; "cls" or "mean", vectors of length 1, of the token
-    that is read or over its whole text.
+    output: "labels" or "words", logits of either; "cls" or "mean", vectors of length 1, of the
+    token that is read or over its whole text.
     """
 
-    def __init__(self, family: Family, net: nn.Module, gives: str) -> None:
+    def __init__(self, family: ModelFamily, net: nn.Module, output: str) -> None:
         super().__init__()
-        self.family, self.net, self.gives = family, net, gives
+        self.family, self.net, self.output = family, net, output
 
     def forward(
         self,
@@ -44,33 +42,33 @@ class PackedNetwork(nn.Module):
         grid: Tensor | None = None,
         owners: Tensor | None = None,
         places: Tensor | None = None,
-        spans: tuple[int, ...] = (),
+        lengths: tuple[int, ...] = (),
     ) -> Tensor:
-        """Outputs [n, width] of a `Packed`, its arrays as tensors.
+        """Return outputs [n, width] of the tokens that a `PackedBatch` reads.
 
-        spans: its own, where attention may go text by text; else, as in a graph, grid, owners and
-        places are how the texts lie in rows.
+        lengths: of the texts, for attention text by text; an exported graph is given grid, owners
+        and places instead, for attention over padded rows.
         """
-        mask: Mask = Spans(spans)
+        mask: AttentionMask = SequenceLengths(lengths)
         if grid is not None and owners is not None and places is not None:
-            mask = Fold(texts, grid, owners, places)
-        hidden, only_read = self.family.embed(self.net, ids[None], positions[None]), False
-        for layer in self.family.layers_of(self.net):
+            mask = PaddedView(texts, grid, owners, places)
+        hidden, only_read = self.family.embed_tokens(self.net, ids[None], positions[None]), False
+        for layer in self.family.get_layers(self.net):
             only_read = isinstance(layer, ClsOnlyLayer)
             hidden = layer(hidden, mask, reads) if only_read else layer(hidden, mask)
         read = hidden[0] if only_read else hidden[0, reads]
-        if self.gives == "words":
-            return self.family.predict(self.net, read)
-        if self.gives == "labels":
+        if self.output == "words":
+            return self.family.predict_tokens(self.net, read)
+        if self.output == "labels":
             return self.family.classify(self.net, read[:, None])
-        if self.gives == "mean":
+        if self.output == "mean":
             of_text = (texts[reads][:, None] == texts).to(hidden.dtype)
             read = of_text @ hidden[0] / of_text.sum(dim=1, keepdim=True)
         return F.normalize(read, dim=-1)
 
 
 class PackedLinear(nn.Module):
-    """A linear model over texts of numbers that lie end to end, all of one length."""
+    """A linear model over a packed batch of texts of numbers, all of one length."""
 
     def __init__(self, model: LinearModel) -> None:
         super().__init__()
@@ -83,51 +81,52 @@ class PackedLinear(nn.Module):
         positions: Tensor,
         reads: Tensor,
         *fold: Tensor,
-        spans: tuple[int, ...] = (),
+        lengths: tuple[int, ...] = (),
     ) -> Tensor:
-        """Outputs [n, width]; only the numbers and how many texts they are of matter."""
+        """Return outputs [n, width]; only the numbers and the number of texts matter."""
         outputs: Tensor = self.model(ids.view(reads.shape[0], -1))
         return outputs
 
 
-def load(directory: Path, card: Card) -> nn.Module:
-    """The network of a bundle in evaluation mode, fp32."""
+def load_network(directory: Path, card: ModelCard) -> nn.Module:
+    """Load the network of a bundle in evaluation mode, fp32."""
     if card.task == "embedding":
-        return embedder(encoder_of(str(directory)), card.pooling or "mean").eval()
-    model = bundle.load_model(directory, card)
+        return build_embedder(load_encoder_model(str(directory)), card.pooling or "mean").eval()
+    model = load_model(directory)
     if isinstance(model, LinearModel):
         return PackedLinear(model).eval()
-    gives = "words" if model.masked_lm else "labels"
-    return PackedNetwork(model.family, model.net, gives).eval()
+    output = "words" if model.masked_lm else "labels"
+    return PackedNetwork(model.family, model.net, output).eval()
 
 
-def embedder(encoder: PreTrainedModel, pooling: str) -> PackedNetwork:
-    """An encoder that gives vectors. pooling: "mean", or "cls", and then its last layer computes
-    [CLS] alone.
+def build_embedder(encoder: PreTrainedModel, pooling: str) -> PackedNetwork:
+    """Wrap an encoder as a network of vectors.
+
+    pooling: "mean", or "cls", and then the last layer computes [CLS] alone.
     """
-    AttentionInterface.register("bertha", attend)
+    AttentionInterface.register("bertha", attention_forward)
     encoder.config._attn_implementation = "bertha"
     family, net = FAMILIES[encoder.config.model_type], nn.Module()
     net.add_module(family.encoder, encoder)
-    layers = family.layers_of(net)
-    if pooling == "cls" and family.bert_shaped:
+    layers = family.get_layers(net)
+    if pooling == "cls" and family.supports_cls_only:
         layers[-1] = ClsOnlyLayer(layers[-1])
     return PackedNetwork(family, net, pooling)
 
 
-def encoder_of(source: str) -> Any:
-    """The encoder in a directory, a hub name or `package:NAME`, without a head.
+def load_encoder_model(source: str) -> Any:
+    """Load the encoder of a directory, a hub name or `package:NAME`, without a head.
 
-    Raises ModelError where there is none, or of a kind that is not known here.
+    Raises ModelError if there is none, or its type is not supported.
     """
-    with from_hub(source) as place:
+    with pretrained_source(source) as directory:
         encoder = AutoModel.from_pretrained(
-            place, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            directory, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    kind = encoder.config.model_type
-    if kind not in FAMILIES:
+    model_type = encoder.config.model_type
+    if model_type not in FAMILIES:
         raise ModelError(
-            f"{source}: a {kind} model; embeddings are served of models of type "
+            f"{source}: a {model_type} model; embeddings are served of models of type "
             f"{', '.join(FAMILIES)}"
         )
     if getattr(encoder, "pooler", None) is not None:

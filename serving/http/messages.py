@@ -1,19 +1,28 @@
-"""What passes over the wire, whatever the protocol: requests, replies, refusals, routes.
+"""Requests, responses, errors and routes, whatever the wire protocol.
 
-Knows no HTTP server, no model and no protocol. A protocol is a list of routes, each a function of
-a request and the models, and one function that words a refusal the way its clients read it.
+A protocol is a list of routes, each a handler of a request and the models, and a function that
+writes an error the way the protocol's clients read it.
 """
 
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import BerthaError
 from serving.interface import Models
 
 JSON = "application/json"
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+DEFAULT_TIMEOUT_SECONDS = 60.0
 
-Kind = Literal[
+# When the client of the current request stops waiting, on the clock of `time.perf_counter`.
+request_deadline: ContextVar[float | None] = ContextVar("request_deadline", default=None)
+
+ErrorKind = Literal[
     "malformed",  # the body is not what the protocol says
     "empty",  # a text that holds nothing
     "unauthorized",  # no key, or one that is not known
@@ -31,7 +40,7 @@ Kind = Literal[
     "unready",  # the model is loading, or the server ends
     "internal",
 ]
-STATUSES: dict[Kind, int] = {
+DEFAULT_STATUSES: dict[ErrorKind, int] = {
     "malformed": 400,
     "empty": 400,
     "unauthorized": 401,
@@ -51,10 +60,12 @@ STATUSES: dict[Kind, int] = {
 }
 
 
-class Refusal(BerthaError):
-    """A request that is not answered: of what kind, why in words, and when to come again."""
+class HTTPError(BerthaError):
+    """A request that is rejected: the kind of error, a message, and when to try again."""
 
-    def __init__(self, kind: Kind, message: str, retry_after_seconds: int | None = None) -> None:
+    def __init__(
+        self, kind: ErrorKind, message: str, retry_after_seconds: int | None = None
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
@@ -62,22 +73,22 @@ class Refusal(BerthaError):
 
 
 class Request(NamedTuple):
-    """A request, its body whole and decompressed.
+    """A request, its body complete and decompressed.
 
-    names: what the route's `{variables}` matched. query: the last value of each key. headers: by
-    lower-case name.
+    path_params: what the route's `{variables}` matched. query: the last value of each key. headers:
+    by lower-case name.
     """
 
     method: str
     path: str
-    names: Mapping[str, str]
+    path_params: Mapping[str, str]
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
 
 
-class Reply(NamedTuple):
-    """An answer, ready to send."""
+class Response(NamedTuple):
+    """A response, ready to send."""
 
     body: bytes = b""
     status: int = 200
@@ -85,45 +96,64 @@ class Reply(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[Request, Models], Awaitable[Reply]]
+Handler = Callable[[Request, Models], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
 class Route:
     """One call of a protocol.
 
-    path: as in "/v2/models/{model}/infer"; a variable matches one segment, or what stands before a
-    literal end of it, as in "{model}:predict". scope: which API keys may call it; "open" needs
-    none. For the documentation: body and answer are JSON schemas, media_types what the body may be
-    sent as, query the keys that are read after the `?`, each with its meaning.
+    path: as "/v2/models/{model}/infer"; a variable matches one segment, or what precedes a literal
+    suffix of it, as in "{model}:predict". scope: the API keys that may call it; "open" needs none.
+    For OpenAPI: JSON schemas, the media types of the body, and a description of each query key.
     """
 
     method: Literal["GET", "POST", "PUT", "DELETE", "OPTIONS"]
     path: str
-    handle: Handler
+    handler: Handler
     summary: str
     scope: Literal["open", "inference", "management"] = "inference"
-    body: Mapping[str, Any] | None = None
-    answer: Mapping[str, Any] | None = None
+    body_schema: Mapping[str, Any] | None = None
+    response_schema: Mapping[str, Any] | None = None
     media_types: tuple[str, ...] = (JSON,)
     query: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """A wire protocol: its routes, and how it says no.
+class WireProtocol:
+    """A wire protocol: its routes, and how it writes errors.
 
-    statuses: where they differ from `STATUSES`.
+    error_body: writes an error and its status as JSON. statuses: those that differ from
+    `DEFAULT_STATUSES`.
     """
 
     name: str
     routes: tuple[Route, ...]
-    word: Callable[[Refusal, int], bytes]
-    statuses: Mapping[Kind, int] = field(default_factory=dict)
+    error_body: Callable[[HTTPError, int], bytes]
+    statuses: Mapping[ErrorKind, int] = field(default_factory=dict)
 
-    def refuse(self, refusal: Refusal) -> Reply:
-        """The reply that tells a client of this protocol."""
-        status = self.statuses.get(refusal.kind, STATUSES[refusal.kind])
-        wait = refusal.retry_after_seconds
+    def error_response(self, error: HTTPError) -> Response:
+        """Return the response for an error, as clients of this protocol expect it."""
+        status = self.statuses.get(error.kind, DEFAULT_STATUSES[error.kind])
+        wait = error.retry_after_seconds
         headers = () if wait is None else (("retry-after", str(wait)),)
-        return Reply(self.word(refusal, status), status, JSON, headers)
+        return Response(self.error_body(error, status), status, JSON, headers)
+
+
+def parse_deadline(headers: Mapping[str, str]) -> float:
+    """Return the deadline of a request; a timeout that is not a number above 0 is ignored."""
+    try:
+        seconds = float(headers.get(TIMEOUT_HEADER, DEFAULT_TIMEOUT_SECONDS))
+    except ValueError:
+        seconds = DEFAULT_TIMEOUT_SECONDS
+    if not (math.isfinite(seconds) and 0 < seconds < DEFAULT_TIMEOUT_SECONDS):
+        seconds = DEFAULT_TIMEOUT_SECONDS
+    return time.perf_counter() + seconds
+
+
+def bertha_version() -> str:
+    """Return the installed version, or "0" when run from a checkout that is not installed."""
+    try:
+        return metadata.version("bertha-ray")
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -1,7 +1,7 @@
-"""What an endpoint has done, counted, and told to Prometheus in its text format.
+"""Metrics of an endpoint, in the text format of Prometheus.
 
-Counts are plain numbers that add up, so that those of several replicas are merged by addition.
-Knows no model and no HTTP server.
+Samples are plain numbers, so that those of several replicas are merged by addition, which
+prometheus_client does not offer across machines.
 """
 
 import bisect
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Upper ends of the latency histogram, in seconds.
-BUCKETS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 Labels = tuple[tuple[str, str], ...]
 Sample = tuple[str, Labels]
@@ -37,41 +37,41 @@ HELP = {
 }
 
 
-class Meters:
-    """Requests of one replica, counted."""
+class Metrics:
+    """Counts the requests of one replica."""
 
     def __init__(self) -> None:
         self._requests: Counter[Labels] = Counter()
         self._histograms: dict[Labels, list[float]] = {}  # buckets, then sum
 
-    def count(self, protocol: str, route: str, status: int, seconds: float) -> None:
-        """One request that was answered, or left (499)."""
-        who = (("protocol", protocol), ("route", route))
-        self._requests[*who, ("status", str(status))] += 1
-        held = self._histograms.get(who)
-        if held is None:
-            held = self._histograms[who] = [0.0] * (len(BUCKETS) + 2)
-        held[bisect.bisect_left(BUCKETS, seconds)] += 1
-        held[-1] += seconds
+    def record_request(self, protocol: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered, or that its client abandoned (499)."""
+        labels = (("protocol", protocol), ("route", route))
+        self._requests[*labels, ("status", str(status))] += 1
+        buckets = self._histograms.get(labels)
+        if buckets is None:
+            buckets = self._histograms[labels] = [0.0] * (len(LATENCY_BUCKETS) + 2)
+        buckets[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        buckets[-1] += seconds
 
     def snapshot(self) -> dict[Sample, float]:
-        """Everything counted so far, histograms as the counters they are."""
-        found: dict[Sample, float] = {
+        """Return all samples; a histogram as its cumulative counters."""
+        samples: dict[Sample, float] = {
             ("bertha_requests_total", labels): number for labels, number in self._requests.items()
         }
-        for labels, held in self._histograms.items():
+        for labels, buckets in self._histograms.items():
             total = 0.0
-            for end, number in zip((*BUCKETS, float("inf")), held, strict=False):
+            for end, number in zip((*LATENCY_BUCKETS, float("inf")), buckets, strict=False):
                 total += number
                 bound = "+Inf" if end == float("inf") else f"{end:g}"
-                found["bertha_request_seconds_bucket", (*labels, ("le", bound))] = total
-            found["bertha_request_seconds_count", labels] = total
-            found["bertha_request_seconds_sum", labels] = held[-1]
-        return found
+                samples["bertha_request_seconds_bucket", (*labels, ("le", bound))] = total
+            samples["bertha_request_seconds_count", labels] = total
+            samples["bertha_request_seconds_sum", labels] = buckets[-1]
+        return samples
 
 
-def merged(snapshots: Iterable[Mapping[Sample, float]]) -> dict[Sample, float]:
-    """The sum of what several replicas counted."""
+def merge_snapshots(snapshots: Iterable[Mapping[Sample, float]]) -> dict[Sample, float]:
+    """Add up the samples of several replicas."""
     total: dict[Sample, float] = {}
     for snapshot in snapshots:
         for sample, number in snapshot.items():
@@ -79,12 +79,12 @@ def merged(snapshots: Iterable[Mapping[Sample, float]]) -> dict[Sample, float]:
     return total
 
 
-def exposition(snapshot: Mapping[Sample, float]) -> str:
-    """The text that Prometheus scrapes."""
+def to_prometheus(snapshot: Mapping[Sample, float]) -> str:
+    """Write samples in the Prometheus exposition format."""
     by_name: dict[str, list[str]] = {name: [] for name in HELP}
-    for (name, labels), number in sorted(snapshot.items(), key=_order):
+    for (name, labels), number in sorted(snapshot.items(), key=_sort_key):
         base = name if name in HELP else name.rpartition("_")[0]
-        shown = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels)
+        shown = ",".join(f'{key}="{_escape_label(value)}"' for key, value in labels)
         by_name[base].append(
             f"{name}{{{shown}}} {number:.10g}" if shown else f"{name} {number:.10g}"
         )
@@ -96,11 +96,11 @@ def exposition(snapshot: Mapping[Sample, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _order(item: tuple[Sample, float]) -> tuple[Any, ...]:
-    """By name and labels, the buckets of a histogram by their end."""
+def _sort_key(item: tuple[Sample, float]) -> tuple[Any, ...]:
+    """Sort by name and labels, the buckets of a histogram by their bound."""
     (name, labels), _ = item
     return name, [(k, float(v) if k == "le" else 0.0, v) for k, v in labels]
 
 
-def _escaped(value: str) -> str:
+def _escape_label(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,8 +1,8 @@
-"""The OpenAPI 3.1 document of all routes: pure, of what the protocols say of themselves.
+"""Build the OpenAPI 3.1 document of all routes from what the protocols declare.
 
-The shape of an error is read off an error: each protocol words one, and its JSON is the example.
+The schema of an error is inferred from one: each protocol writes an example as JSON.
 
-    document(protocols.ALL, "Bertha", version())
+    build_openapi(protocols.ALL, "Bertha", bertha_version())
 """
 
 import json
@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from serving.http.messages import JSON, STATUSES, Kind, Protocol, Refusal, Route
+from serving.http.messages import DEFAULT_STATUSES, JSON, ErrorKind, HTTPError, Route, WireProtocol
 
-_MEANINGS: dict[Kind, str] = {
+_Kinds = tuple[ErrorKind, ...]
+
+_MEANINGS: dict[ErrorKind, str] = {
     "malformed": "the request is not what the protocol says",
     "empty": "a text is empty",
     "unauthorized": "no key, or an unknown one",
@@ -28,9 +30,9 @@ _MEANINGS: dict[Kind, str] = {
     "late": "the request's deadline passed",
     "unready": "the model does not answer",
 }
-_ALWAYS: tuple[Kind, ...] = ("malformed", "too-large", "unauthorized", "forbidden", "overloaded")
-_OF_MODELS: tuple[Kind, ...] = ("no-model", "wrong-task", "unready", "failed", "late")
-_OF_TEXTS: tuple[Kind, ...] = ("empty", "too-long", "unreadable")
+_ALWAYS: _Kinds = ("malformed", "too-large", "unauthorized", "forbidden", "overloaded")
+_OF_MODELS: _Kinds = ("no-model", "wrong-task", "unready", "failed", "late")
+_OF_TEXTS: _Kinds = ("empty", "too-long", "unreadable")
 _VARIABLE = re.compile(r"\{(\w+)\}")
 _PARAMETERS = {
     "model": "name, name:version or name@alias",
@@ -38,15 +40,15 @@ _PARAMETERS = {
 }
 
 
-def document(protocols: Sequence[Protocol], title: str, version: str) -> dict[str, Any]:
-    """Every route. Of two at one address and method, the first has it."""
+def build_openapi(protocols: Sequence[WireProtocol], title: str, version: str) -> dict[str, Any]:
+    """Return the document; of two routes with one path and method, the first counts."""
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {}
     for protocol in protocols:
         for route in protocol.routes:
             operations = paths.setdefault(route.path, {})
             if route.method.lower() not in operations:
-                operations[route.method.lower()] = _operation(protocol, route, schemas)
+                operations[route.method.lower()] = _build_operation(protocol, route, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
@@ -59,25 +61,31 @@ def document(protocols: Sequence[Protocol], title: str, version: str) -> dict[st
     }
 
 
-def _operation(protocol: Protocol, route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
-    """One call; what its schemas define goes to `schemas`."""
+def _build_operation(
+    protocol: WireProtocol, route: Route, schemas: dict[str, Any]
+) -> dict[str, Any]:
+    """Describe one route; the definitions of its schemas go to `schemas`."""
     words = re.findall(r"\w+", f"{protocol.name} {route.method.lower()} {route.path}")
+    success: dict[str, Any] = {"description": "the answer"}
+    if route.response_schema is not None:
+        schema = _hoist_definitions(route.response_schema, protocol.name, schemas)
+        success["content"] = {JSON: {"schema": schema}}
     operation: dict[str, Any] = {
         "operationId": "_".join(words),
         "tags": [protocol.name],
         "summary": route.summary,
-        "parameters": list(_parameters(route)),
-        "responses": {"200": _answer(protocol, route, schemas), **_errors(protocol, route)},
+        "parameters": list(_list_parameters(route)),
+        "responses": {"200": success, **_error_responses(protocol, route)},
         "security": [] if route.scope == "open" else [{"key": []}],
     }
-    if route.body is not None:
-        of_json = _hoisted(route.body, protocol.name, schemas)
-        content = {kind: {"schema": _of_kind(kind, of_json)} for kind in route.media_types}
+    if route.body_schema is not None:
+        of_json = _hoist_definitions(route.body_schema, protocol.name, schemas)
+        content = {kind: {"schema": _schema_for(kind, of_json)} for kind in route.media_types}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-def _parameters(route: Route) -> Iterator[dict[str, Any]]:
+def _list_parameters(route: Route) -> Iterator[dict[str, Any]]:
     for name in _VARIABLE.findall(route.path):
         yield {
             "name": name,
@@ -87,17 +95,12 @@ def _parameters(route: Route) -> Iterator[dict[str, Any]]:
             "schema": {"type": "string", "minLength": 1},
         }
     for name, meaning in route.query.items():
-        yield {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": meaning,
-            "schema": {"type": "string"},
-        }
+        query = {"name": name, "in": "query", "required": False, "description": meaning}
+        yield query | {"schema": {"type": "string"}}
 
 
-def _of_kind(media_type: str, of_json: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a body that is sent as a media type."""
+def _schema_for(media_type: str, of_json: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of a request body in a media type."""
     if media_type == JSON:
         return of_json
     if media_type.startswith("text/"):
@@ -108,56 +111,54 @@ def _of_kind(media_type: str, of_json: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}  # bytes
 
 
-def _answer(protocol: Protocol, route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
-    if route.answer is None:
-        return {"description": "the answer"}
-    answer = _hoisted(route.answer, protocol.name, schemas)
-    return {"description": "the answer", "content": {JSON: {"schema": answer}}}
-
-
-def _errors(protocol: Protocol, route: Route) -> dict[str, Any]:
-    """The errors of a route by status."""
-    kinds = [*_ALWAYS, *(_OF_TEXTS if route.body is not None else ())]
+def _error_responses(protocol: WireProtocol, route: Route) -> dict[str, Any]:
+    """Return the error responses of a route, by status."""
+    kinds = [*_ALWAYS, *(_OF_TEXTS if route.body_schema is not None else ())]
     if route.scope == "open":
         kinds = ["malformed", "too-large", "unready"]
-    elif "{" in route.path or route.body is not None:
+    elif "{" in route.path or route.body_schema is not None:
         kinds += _OF_MODELS
     if route.scope == "management":
         kinds.append("no-method")
-    found: dict[int, list[Kind]] = {}
+    by_status: dict[int, list[ErrorKind]] = {}
     for kind in kinds:
-        found.setdefault(protocol.statuses.get(kind, STATUSES[kind]), []).append(kind)
-    return {str(status): _error(protocol, status, found[status]) for status in sorted(found)}
+        by_status.setdefault(protocol.statuses.get(kind, DEFAULT_STATUSES[kind]), []).append(kind)
+    of_status = sorted(by_status.items())
+    return {str(status): _describe_error(protocol, status, each) for status, each in of_status}
 
 
-def _error(protocol: Protocol, status: int, kinds: Sequence[Kind]) -> dict[str, Any]:
+def _describe_error(
+    protocol: WireProtocol, status: int, kinds: Sequence[ErrorKind]
+) -> dict[str, Any]:
     meanings = "; ".join(_MEANINGS[kind] for kind in kinds)
-    example = json.loads(protocol.word(Refusal(kinds[0], _MEANINGS[kinds[0]]), status))
-    content = {"schema": _shape(example), "example": example}
+    example = json.loads(protocol.error_body(HTTPError(kinds[0], _MEANINGS[kinds[0]]), status))
+    content = {"schema": _infer_schema(example), "example": example}
     return {"description": meanings, "content": {JSON: content}}
 
 
-def _shape(value: Any) -> dict[str, Any]:
-    """The schema of JSON like `value`."""
+def _infer_schema(value: Any) -> dict[str, Any]:
+    """Return the schema of JSON like `value`."""
     if isinstance(value, dict):
-        properties = {key: _shape(inner) for key, inner in value.items()}
+        properties = {key: _infer_schema(inner) for key, inner in value.items()}
         return {"type": "object", "properties": properties, "required": list(value)}
     types: dict[type, str] = {str: "string", int: "integer", type(None): "null"}
     return {"type": types[type(value)]}
 
 
-def _hoisted(schema: Mapping[str, Any], owner: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose definitions are among `schemas`, under their owner's name."""
+def _hoist_definitions(
+    schema: Mapping[str, Any], owner: str, schemas: dict[str, Any]
+) -> dict[str, Any]:
+    """Move the definitions of a schema to `schemas`, prefixed with their owner."""
     for name, definition in schema.get("$defs", {}).items():
-        schemas[f"{owner}.{name}"] = _renamed(definition, owner)
-    return {key: _renamed(value, owner) for key, value in schema.items() if key != "$defs"}
+        schemas[f"{owner}.{name}"] = _rewrite_refs(definition, owner)
+    return {key: _rewrite_refs(value, owner) for key, value in schema.items() if key != "$defs"}
 
 
-def _renamed(value: Any, owner: str) -> Any:
+def _rewrite_refs(value: Any, owner: str) -> Any:
     if isinstance(value, dict):
-        return {key: _renamed(inner, owner) for key, inner in value.items()}
+        return {key: _rewrite_refs(inner, owner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_renamed(inner, owner) for inner in value]
+        return [_rewrite_refs(inner, owner) for inner in value]
     if isinstance(value, str) and value.startswith("#/$defs/"):
         return f"#/components/schemas/{owner}.{value.removeprefix('#/$defs/')}"
     return value

@@ -1,89 +1,73 @@
-"""Which route a path means: exact paths first, then paths with `{variables}`. Pure."""
+"""Find the route of a path: exact paths first, then paths with `{variables}`."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from serving.http.messages import Protocol, Refusal, Route
+from serving.http.messages import HTTPError, Route, WireProtocol
 
 _VARIABLE = re.compile(r"\\\{(\w+)\\\}")
 
 
-class Match(NamedTuple):
-    """A route, whose it is, and what its variables stand for."""
+class RouteMatch(NamedTuple):
+    """A route, its protocol, and the values of its path variables."""
 
-    protocol: Protocol
+    protocol: WireProtocol
     route: Route
-    names: Mapping[str, str]
+    path_params: Mapping[str, str]
 
 
-class _Place(NamedTuple):
+class _PathRoutes(NamedTuple):
     """The routes at one path, by method."""
 
     pattern: re.Pattern[str]
-    routes: dict[str, tuple[Protocol, Route]]
+    routes: dict[str, tuple[WireProtocol, Route]]
 
 
-class Routes:
-    """The routes of all protocols. Where two claim one method and path, the first wins."""
+class Router:
+    """The routes of all protocols; if two claim one method and path, the first wins."""
 
-    def __init__(self, protocols: Sequence[Protocol]) -> None:
+    def __init__(self, protocols: Sequence[WireProtocol]) -> None:
         self._default = protocols[0]
-        places: dict[str, _Place] = {}
+        by_path: dict[str, _PathRoutes] = {}
         for protocol in protocols:
             for route in protocol.routes:
-                place = places.setdefault(route.path, _Place(_compile(route.path), {}))
-                place.routes.setdefault(route.method, (protocol, route))
-        self._exact = {path: place for path, place in places.items() if "{" not in path}
-        self._patterns: dict[str, list[_Place]] = {}
-        for path, place in places.items():
+                # A variable matches within its segment, up to the literal suffix after it.
+                pattern = re.compile(_VARIABLE.sub(r"(?P<\1>[^/]+?)", re.escape(route.path)))
+                entry = by_path.setdefault(route.path, _PathRoutes(pattern, {}))
+                entry.routes.setdefault(route.method, (protocol, route))
+        self._exact = {path: entry for path, entry in by_path.items() if "{" not in path}
+        self._patterns: dict[str, list[_PathRoutes]] = {}
+        for path, entry in by_path.items():
             if path not in self._exact:
-                self._patterns.setdefault(_first(path), []).append(place)
-        self._speakers = {
-            _first(route.path): protocol
+                self._patterns.setdefault(_first_segment(path), []).append(entry)
+        self._protocols = {
+            _first_segment(route.path): protocol
             for protocol in reversed(protocols)
             for route in protocol.routes
         }
 
-    def match(self, method: str, path: str) -> Match:
-        """The route of a request. Raises Refusal: no-route or no-method."""
-        place = self._exact.get(path)
-        if place is not None:
-            return self._choose(place, method, path, {})
+    def match(self, method: str, path: str) -> RouteMatch:
+        """Return the route of a request. Raises HTTPError: no-route or no-method."""
+        exact = self._exact.get(path)
+        entries = self._patterns.get(_first_segment(path), ()) if exact is None else (exact,)
         methods: set[str] = set()
-        for place in self._patterns.get(_first(path), ()):
-            matched = place.pattern.fullmatch(path)
+        for entry in entries:
+            matched = entry.pattern.fullmatch(path)
             if matched is None:
                 continue
-            if method in place.routes:
-                return self._choose(place, method, path, matched.groupdict())
-            methods |= place.routes.keys()
+            if method in entry.routes:
+                return RouteMatch(*entry.routes[method], matched.groupdict())
+            methods |= entry.routes.keys()
         if methods:
-            raise _wrong_method(method, path, methods)
-        raise Refusal("no-route", f"there is no {path}; see /docs")
+            allowed = ", ".join(sorted(methods))
+            raise HTTPError("no-method", f"{path} does not answer {method}; use {allowed}")
+        raise HTTPError("no-route", f"there is no {path}; see /docs")
 
-    def speaker(self, path: str) -> Protocol:
-        """The protocol that words refusals where no route was found."""
-        return self._speakers.get(_first(path), self._default)
-
-    def _choose(self, place: _Place, method: str, path: str, names: Mapping[str, str]) -> Match:
-        found = place.routes.get(method)
-        if found is None:
-            raise _wrong_method(method, path, set(place.routes))
-        return Match(*found, names)
+    def protocol_of_path(self, path: str) -> WireProtocol:
+        """Return the protocol that writes the error when no route matches."""
+        return self._protocols.get(_first_segment(path), self._default)
 
 
-def _wrong_method(method: str, path: str, methods: set[str]) -> Refusal:
-    return Refusal(
-        "no-method", f"{path} does not answer {method}; use {', '.join(sorted(methods))}"
-    )
-
-
-def _first(path: str) -> str:
-    """The first segment of a path."""
+def _first_segment(path: str) -> str:
     return path[1:].partition("/")[0]
-
-
-def _compile(path: str) -> re.Pattern[str]:
-    """A pattern in which each variable is what stands in its segment, before its literal end."""
-    return re.compile(_VARIABLE.sub(r"(?P<\1>[^/]+?)", re.escape(path)))

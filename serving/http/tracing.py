@@ -1,9 +1,9 @@
-"""OpenTelemetry: a span for each request, sent to a collector where an endpoint is told of one.
+"""OpenTelemetry: one span a request, sent to a collector.
 
-A span is made when the request is over, so it costs the request nothing; it belongs to the caller's
-trace where the request says which (`traceparent`).
+A span is created after the response, so it costs the request nothing; it continues the caller's
+trace if the request carries `traceparent`.
 
-    Traces.to("http://collector:4318/v1/traces")
+    RequestTracer.export_to("http://collector:4318/v1/traces")
 """
 
 import time
@@ -13,12 +13,12 @@ from typing import Any
 from cluster.errors import BerthaError
 
 
-class TracesError(BerthaError):
-    """What sends spans is not installed."""
+class TracingError(BerthaError):
+    """The packages that export spans are not installed."""
 
 
-class Traces:
-    """Makes spans. tracer: of OpenTelemetry."""
+class RequestTracer:
+    """Records a span for each request with an OpenTelemetry `tracer`."""
 
     def __init__(self, tracer: Any) -> None:
         from opentelemetry.trace import SpanKind
@@ -28,23 +28,23 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
 
     @classmethod
-    def to(cls, url: str) -> "Traces":
-        """Send spans to the collector at `url`, over HTTP, in a thread. Raises TracesError."""
+    def export_to(cls, url: str) -> "RequestTracer":
+        """Send spans to the collector at `url` over HTTP, in a thread. Raises TracingError."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
-            raise TracesError(f'--traces: {error}; pip install "bertha[traces]"') from None
+            raise TracingError(f'--traces: {error}; pip install "bertha-ray[traces]"') from None
         provider = TracerProvider(resource=Resource.create({"service.name": "bertha"}))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
         return cls(provider.get_tracer("bertha"))
 
-    def record(
+    def record_span(
         self, headers: Mapping[str, str], route: str, seconds: float, attributes: dict[str, Any]
     ) -> None:
-        """The span of a request that took `seconds` and ended now; never with its text."""
+        """Record a request that took `seconds` and ended now; never its text."""
         now = time.time_ns()
         context = self._propagator.extract(dict(headers))
         span = self._tracer.start_span(

@@ -1,19 +1,20 @@
-"""Which words of a text spoke for a label: integrated gradients over the fp32 model of a bundle.
+"""Explain a label by the words of a text: integrated gradients over the fp32 model of a bundle.
 
-The path leads from a text of masks, `[CLS]` and `[SEP]` kept, to the text itself (Sundararajan et
-al., 2017, "Axiomatic Attribution for Deep Networks", by the captum library). The weights of all
-words add up to what the text changes in the label's logit, to 2% of it or 0.02, whichever is more;
-where a path is too crooked for that in 128 steps, what lacks is logged. Words stand where they
-stood in the text that was given, before it was cleaned. Knows no Ray and no HTTP.
+The path of integration leads from a text of masks, `[CLS]` and `[SEP]` kept, to the text itself
+(Sundararajan et al., 2017, "Axiomatic Attribution for Deep Networks", by captum). The weights of
+all words add up to what the text changes in the label's logit, within 2% or 0.02, whichever is
+more; if 128 steps do not reach that, the error is logged. Spans refer to the original text.
 
-    explainer = Explainer.load(Path("runs/reviews/bundle"))
-    explainer.explain("A warm, funny film.", "positive").attributions
+    attributor = Attributor.from_bundle(Path("runs/reviews/bundle"))
+    attributor.explain("A warm, funny film.", "positive").attributions
 """
 
+import asyncio
 import difflib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,30 +22,34 @@ import torch
 from torch import Tensor
 
 from cluster.errors import BerthaError
-from serving.inference.offsets import Traced, trace
+from serving.http.messages import HTTPError
+from serving.inference.model_cache import ModelKey
+from serving.inference.offsets import OffsetMapping, trace_cleaning
 from serving.interface import Attribution, Explanation, Prediction
-from trainers.data.tokenizer import CHARACTERS_PER_TOKEN, MARGIN, TextEncoder
+from trainers.data.tokenizer import CHARACTERS_PER_TOKEN, MARGIN, EncodingError, TextEncoder
 from trainers.models import bundle
 from trainers.models.bert import TextModel
-from trainers.models.card import Card, read
-from trainers.training.losses import scores
+from trainers.models.build import load_model
+from trainers.models.card import ModelCard, read_card
+from trainers.training.losses import logits_to_scores
 
 STEPS = (32, 128)  # along the path; the more where the fewer leave too large an error
 TOLERANCE = 0.02  # of the label's difference, or of a logit where that is less than one
+MAX_WAITING = 8  # requests; each costs tens of predictions a text
 MAX_TOKENS = 4096  # computed at once, gradients included
 
 logger = logging.getLogger(__name__)
 
 
-class Unexplainable(BerthaError):
-    """A label or a model that cannot be explained; the text says why, and the way out."""
+class NotExplainable(BerthaError):
+    """A label or a model that cannot be explained; the message says why, and the way out."""
 
 
-class _Tokens(NamedTuple):
+class _EncodedText(NamedTuple):
     """A text as the model reads it.
 
-    ids [1, s]; special: which of them the tokenizer put there itself; words: which word each is
-    part of, None for the special ones; spans: their places in the cleaned text.
+    ids [1, s]; special: which of them the tokenizer added; words: the word each belongs to, None
+    for special tokens; spans: their characters in the cleaned text.
     """
 
     ids: Tensor
@@ -53,59 +58,60 @@ class _Tokens(NamedTuple):
     spans: Sequence[tuple[int, int]]
 
 
-class Explainer:
-    """A loaded bundle that explains. May be called from several threads, one at a time answered.
+class Attributor:
+    """A loaded bundle that explains its labels; thread-safe, one text at a time.
 
-    Holds a model of its own, because looking into one disturbs whoever uses it.
+    Has a model of its own, because captum's hooks would disturb other users of it.
     """
 
-    def __init__(self, card: Card, tokenizer: Any, model: TextModel) -> None:
+    def __init__(self, card: ModelCard, tokenizer: Any, model: TextModel) -> None:
         self.card = card
         self._tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False)
-        # What is neither here nor there. A pad would do for most, but RoBERTa numbers positions by
-        # what is no pad.
+        # The neutral token of the baseline. Padding would do for most models, but RoBERTa numbers
+        # positions by the tokens that are not padding.
         mask: int | None = tokenizer.mask_token_id
         self._blank: int = (tokenizer.pad_token_id or 0) if mask is None else mask
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, directory: Path) -> "Explainer":
-        """Read and verify a bundle. Raises BundleError, and Unexplainable for some models."""
-        card = read(directory)
+    def from_bundle(cls, directory: Path) -> "Attributor":
+        """Load and verify a bundle. Raises BundleError and NotExplainable."""
+        card = read_card(directory)
         if card.task in ("masked-lm", "embedding"):
-            raise Unexplainable(f"{directory}: a model for {card.task} gives no label to explain")
-        encoder, model = bundle.load_encoder(directory, card), bundle.load_model(directory, card)
+            raise NotExplainable(f"{directory}: a model for {card.task} gives no label to explain")
+        encoder, model = bundle.load_encoder(directory, card), load_model(directory)
         if not isinstance(model, TextModel) or not isinstance(encoder, TextEncoder):
-            raise Unexplainable(f"{directory}: a linear model reads numbers, which are no words")
+            raise NotExplainable(f"{directory}: a linear model reads numbers, which are no words")
         if not encoder.tokenizer.is_fast:
-            raise Unexplainable(
+            raise NotExplainable(
                 f"{directory}: a {type(encoder.tokenizer).__name__} does not say where its tokens "
                 "stand; train with the fast tokenizer of the model"
             )
         return cls(card, encoder.tokenizer, model)
 
     def explain(self, text: str, label: str | None = None) -> Explanation:
-        """Why `text` gets `label`, by default the likeliest. Raises Unexplainable.
+        """Attribute a label, by default the likeliest, to the words of `text`.
 
-        A text that is cut at max_length is explained as far as the model reads it.
+        A text that is truncated at max_length is explained as far as the model reads it. Raises
+        NotExplainable.
         """
-        traced = trace(self.card.cleaning, text)
-        tokens = self._encode(traced.text)
+        mapping = trace_cleaning(self.card.cleaning, text)
+        tokens = self._encode_text(mapping.text)
         task = self.card.task
-        assert task != "embedding", "load refuses it"
+        assert task != "embedding", "from_bundle rejects it"
         with self._lock:
             with torch.inference_mode():
                 logits = self._model(tokens.ids)
             prediction = Prediction(
-                tuple(scores(task, logits)[0].tolist()), tuple(logits[0].tolist())
+                tuple(logits_to_scores(task, logits)[0].tolist()), tuple(logits[0].tolist())
             )
-            index = self._index(label, prediction)
-            weights = self._weights(tokens, index)
-        return Explanation(index, prediction, _by_word(tokens, weights, traced))
+            index = self._label_index(label, prediction)
+            weights = self._token_weights(tokens, index)
+        return Explanation(index, prediction, _sum_by_word(tokens, weights, mapping))
 
-    def _encode(self, text: str) -> _Tokens:
-        """The tokens of a cleaned text: those that the bundle's encoder gives."""
+    def _encode_text(self, text: str) -> _EncodedText:
+        """Tokenize a cleaned text exactly as the encoder of the bundle does."""
         limit = self.card.max_length * CHARACTERS_PER_TOKEN + MARGIN
         encodable = text[:limit].encode("utf-8", "replace").decode("utf-8")
         encoding = self._tokenizer(
@@ -116,15 +122,14 @@ class Explainer:
             return_special_tokens_mask=True,
             verbose=False,
         )
-        return _Tokens(
+        return _EncodedText(
             torch.tensor([encoding["input_ids"]]),
             torch.tensor(encoding["special_tokens_mask"], dtype=torch.bool),
             encoding.word_ids(),
             encoding["offset_mapping"],
         )
 
-    def _index(self, label: str | None, prediction: Prediction) -> int:
-        """Which logit is explained."""
+    def _label_index(self, label: str | None, prediction: Prediction) -> int:
         labels = self.card.labels or ("value",)  # of a regression
         if label is None:
             return max(range(len(prediction.logits)), key=prediction.logits.__getitem__)
@@ -132,10 +137,10 @@ class Explainer:
             return labels.index(label)
         close = difflib.get_close_matches(label, labels, n=1)
         way = f"did you mean {close[0]}?" if close else f"it has {', '.join(labels)}"
-        raise Unexplainable(f"{label[:80]!r} is no label of this model; {way}")
+        raise NotExplainable(f"{label[:80]!r} is no label of this model; {way}")
 
-    def _weights(self, tokens: _Tokens, index: int) -> list[float]:
-        """What each token adds to a logit."""
+    def _token_weights(self, tokens: _EncodedText, index: int) -> list[float]:
+        """Return the contribution of each token to a logit."""
         from captum.attr import LayerIntegratedGradients
 
         special, ids = tokens.special, tokens.ids
@@ -145,7 +150,7 @@ class Explainer:
         with torch.inference_mode():
             ends = self._model(torch.cat([baseline, ids]))[:, index]
         difference = float(ends[1] - ends[0])
-        method = LayerIntegratedGradients(self._model, self._model.table)
+        method = LayerIntegratedGradients(self._model, self._model.word_embeddings)
         for steps in STEPS:
             attributed = method.attribute(
                 ids,
@@ -164,26 +169,74 @@ class Explainer:
         return weights
 
 
-def _by_word(tokens: _Tokens, weights: Sequence[float], traced: Traced) -> tuple[Attribution, ...]:
-    """The weights of tokens added up to words, at their places in the text that was given."""
-    found: dict[int, Attribution] = {}
+def _sum_by_word(
+    tokens: _EncodedText, weights: Sequence[float], mapping: OffsetMapping
+) -> tuple[Attribution, ...]:
+    """Add up token weights by word, at the spans of the original text."""
+    by_word: dict[int, Attribution] = {}
     for word, (start, end), weight in zip(tokens.words, tokens.spans, weights, strict=True):
         if word is None:
             continue
-        start = min(start, len(traced.text) - 1)  # a token may be of no width, even at the end
-        piece = Attribution(*traced.place(start, max(end, start + 1)), weight)
-        found[word] = _joined(found[word], piece) if word in found else piece
+        start = min(start, len(mapping.text) - 1)  # a token may be of no width, even at the end
+        piece = Attribution(*mapping.original_span(start, max(end, start + 1)), weight)
+        by_word[word] = _merge_attributions(by_word[word], piece) if word in by_word else piece
     merged: list[Attribution] = []
-    for each in sorted(found.values(), key=lambda each: (each.start, each.end)):
-        # Two words may come from one place, as both characters that `&NotEqualTilde;` writes.
+    for each in sorted(by_word.values(), key=lambda each: (each.start, each.end)):
+        # Two words may come from one span, as both characters that `&NotEqualTilde;` writes.
         if merged and each.start < merged[-1].end:
-            merged[-1] = _joined(merged[-1], each)
+            merged[-1] = _merge_attributions(merged[-1], each)
         else:
             merged.append(each)
     return tuple(merged)
 
 
-def _joined(one: Attribution, other: Attribution) -> Attribution:
+def _merge_attributions(one: Attribution, other: Attribution) -> Attribution:
     return Attribution(
         min(one.start, other.start), max(one.end, other.end), one.weight + other.weight
     )
+
+
+class ExplainerPool:
+    """Explains in one thread with one model in memory, apart from predictions.
+
+    fetch: returns the directory of a version's bundle.
+    """
+
+    def __init__(self, fetch: Callable[[ModelKey], Path]) -> None:
+        self._fetch = fetch
+        self._loaded: tuple[ModelKey, Attributor] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explain")
+        self._num_waiting = 0
+
+    async def explain(
+        self, key: ModelKey, texts: Sequence[str], label: str | None
+    ) -> list[Explanation]:
+        """Explain the labels of texts. Raises HTTPError."""
+        if self._num_waiting >= MAX_WAITING:
+            raise HTTPError("overloaded", "too many explanations wait; try again", 2)
+        self._num_waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._thread, self._explain_in_thread, key, texts, label
+            )
+        except EncodingError as error:
+            raise HTTPError("unreadable", str(error)) from None
+        except NotExplainable as error:
+            raise HTTPError("wrong-task", str(error)) from None
+        except BerthaError as error:
+            raise HTTPError("unready", str(error)) from None
+        finally:
+            self._num_waiting -= 1
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _explain_in_thread(
+        self, key: ModelKey, texts: Sequence[str], label: str | None
+    ) -> list[Explanation]:
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = (key, Attributor.from_bundle(self._fetch(key)))
+        explainer = self._loaded[1]
+        return [explainer.explain(text, label) for text in texts]

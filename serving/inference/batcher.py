@@ -1,8 +1,8 @@
-"""Dynamic batching: the rows of many requests become few calls of the models, in one thread.
+"""Dynamic batching: combine the texts of concurrent requests into few calls of the models.
 
-The engine thread takes its next batch itself the moment it is free, so it never waits for the event
-loop, and an idle one starts a request at once: there is no timer. What nobody waits for any more,
-or what is past its deadline, is dropped before it costs anything. Knows no Ray, no HTTP, no model.
+One engine thread takes its next batch itself the moment it is free, so it never waits for the
+event loop, and an idle one starts at once: there is no batching timer. Requests that were
+cancelled or have timed out are dropped before they reach the model.
 
     batcher = Batcher(max_waiting_requests=32, max_waiting_tokens=32768)
     answers, waited = await batcher.submit(engine, rows)
@@ -20,24 +20,24 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from serving.inference.queue import Lanes, Row
+from serving.inference.queue import BatchQueue, QueuedText
 
-# A request is due this many times its own work after it came. With 1 the order is nearly that of
+# A request is due this many times its own work after it arrived. With 1 the order is nearly that of
 # arrival; the higher, the more small requests overtake large ones.
 PATIENCE = 4.0
 _SMOOTHING = 0.2  # of the speed, by batch
 
 
-class Infers(Hashable, Protocol):
-    """A model: rows of one batch to as many answers, in order.
+class BatchModel(Hashable, Protocol):
+    """A model that answers batches.
 
-    batch_tokens: most tokens of a batch; a longer row goes alone.
+    batch_tokens: most tokens of a batch; a longer text goes alone.
     """
 
     batch_tokens: int
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> Sequence[Any]:
-        """Called in the engine thread, one call at a time."""
+        """Return one answer a row, in order. Called in the engine thread only."""
 
 
 class Overloaded(Exception):
@@ -52,26 +52,25 @@ class Overloaded(Exception):
 
 
 class BatchFailed(Exception):
-    """The model raised on the batch this request was in; `__cause__` is what it raised."""
+    """The model raised on the batch of this request; `__cause__` is what it raised."""
 
 
-class Late(Exception):
-    """The deadline of the request passed before the model came to it."""
+class DeadlineExceeded(Exception):
+    """The deadline of the request passed before the model reached it."""
 
 
-class Closed(Exception):
-    """The batcher takes no more requests."""
+class BatcherClosed(Exception):
+    """The batcher accepts no more requests."""
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
-    """One `submit`: its answers so far and the promise of all of them.
+class PendingRequest:
+    """One `submit`: the answers so far, and a future that completes with the last.
 
-    started: when the model first took a row of it; like deadline, on the clock of
-    `time.perf_counter`.
+    started: when the model took its first text; like deadline, on the clock of `time.perf_counter`.
     """
 
-    promise: asyncio.Future[None]
+    future: asyncio.Future[None]
     num_rows: int
     deadline: float | None
     started: float = 0.0
@@ -79,10 +78,10 @@ class Ticket:
 
 
 @dataclass(slots=True)
-class Meter:
-    """What the engine thread has done, for one model or for all.
+class BatchStatistics:
+    """What the engine thread has done, for one model or in total.
 
-    busy_seconds: inside the models.
+    busy_seconds: spent inside the models.
     """
 
     num_batches: int = 0
@@ -93,161 +92,159 @@ class Meter:
 
 
 class Batcher:
-    """Batches the rows of concurrent `submit` calls. Made in, and belongs to, one event loop.
+    """Batches the rows of concurrent `submit` calls. Belongs to the event loop that creates it.
 
     max_waiting_requests, max_waiting_tokens: beyond either, `submit` raises Overloaded, unless
     nothing waits at all.
     """
 
     def __init__(self, max_waiting_requests: int, max_waiting_tokens: int) -> None:
-        self.meters: WeakKeyDictionary[Infers, Meter] = WeakKeyDictionary()  # by model
-        self.total = Meter()
-        self._lanes = Lanes(attrgetter("batch_tokens"))
+        self.statistics: WeakKeyDictionary[BatchModel, BatchStatistics] = WeakKeyDictionary()
+        self.total = BatchStatistics()
+        self._queue = BatchQueue(attrgetter("batch_tokens"))
         self._max_requests, self._max_tokens = max_waiting_requests, max_waiting_tokens
         self._num_requests = 0
         self._seconds_per_token = 1e-4
         self._loop = asyncio.get_running_loop()
+        # The hand-over between the two threads: the event loop puts texts into the queue, and the
+        # engine thread takes them out, both under this lock. Results go the other way by
+        # `call_soon_threadsafe` only, so answers and futures are touched by the event loop alone
+        # and need no lock. A future that is done by then belongs to a request that was cancelled or
+        # has failed, and its answer is dropped.
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_engine_thread, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def num_waiting(self) -> int:
-        """Requests whose answers are not complete."""
+        """Requests that are not completely answered."""
         return self._num_requests
 
     async def submit(
         self,
-        model: Infers,
+        model: BatchModel,
         rows: Sequence[np.ndarray],
         deadline: float | None = None,
         admitted: bool = False,
     ) -> tuple[list[Any], float]:
-        """The answers to `rows`, in order, and the seconds they waited for the model.
+        """Return the answers to `rows`, in order, and the seconds they waited for the model.
 
-        deadline: on the clock of `time.perf_counter`. admitted: however much waits. Raises
-        Overloaded, BatchFailed where the model raised, Late, and Closed. A cancelled call leaves
-        the queue at once.
+        deadline: on the clock of `time.perf_counter`. admitted: skip the limits. Raises Overloaded,
+        BatchFailed, DeadlineExceeded and BatcherClosed. A cancelled call leaves the queue at once.
         """
         if not rows:
             return [], 0.0
         num_tokens = sum(map(len, rows))
         if not admitted:
-            self._admit(num_tokens)
+            self._check_capacity(num_tokens)
         now = time.perf_counter()
-        ticket = Ticket(self._loop.create_future(), len(rows), deadline)
+        request = PendingRequest(self._loop.create_future(), len(rows), deadline)
         due = now + PATIENCE * num_tokens * self._seconds_per_token
         with self._changed:
             for position, values in enumerate(rows):
-                self._lanes.add(Row(model, values, due, ticket, position))
+                self._queue.push(QueuedText(model, values, due, request, position))
             self._changed.notify()
         self._num_requests += 1
         try:
-            await ticket.promise
+            await request.future
         finally:
             self._num_requests -= 1
-            if len(ticket.answers) < len(rows):
+            if len(request.answers) < len(rows):  # cancelled or failed
                 with self._changed:
-                    self._lanes.discard(ticket)
-        answers = [ticket.answers[position] for position in range(len(rows))]
-        return answers, ticket.started - now
+                    self._queue.discard_request(request)
+        answers = [request.answers[position] for position in range(len(rows))]
+        return answers, request.started - now
 
     async def close(self) -> None:
-        """Refuse new requests, answer those that wait, and end the engine thread."""
+        """Reject new requests, answer those that wait, and stop the engine thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         await self._loop.run_in_executor(None, self._thread.join)
-        await asyncio.sleep(0)  # what the thread promised last
+        await asyncio.sleep(0)  # run what the thread handed over last
 
-    def _admit(self, num_tokens: int) -> None:
+    def _check_capacity(self, num_tokens: int) -> None:
         if self._closed:
-            raise Closed("the server is ending")
-        waiting = self._lanes.num_tokens
+            raise BatcherClosed("the server is ending")
+        waiting = self._queue.num_tokens
         many = self._num_requests >= self._max_requests
         if many or (waiting and waiting + num_tokens > self._max_tokens):
-            seconds = waiting * self._seconds_per_token
-            raise Overloaded(max(1, math.ceil(seconds)))
+            raise Overloaded(max(1, math.ceil(waiting * self._seconds_per_token)))
 
-    def _work(self) -> None:
-        """The engine thread: batch after batch, until closed and nothing waits."""
+    def _run_engine_thread(self) -> None:
+        """Run batch after batch until closed and nothing waits."""
         while batch := self._next_batch():
             started = time.perf_counter()
-            for row in batch:
-                row.ticket.started = row.ticket.started or started
-            model: Any = batch[0].owner
+            for text in batch:
+                text.request.started = text.request.started or started
+            model: Any = batch[0].model
             try:
-                answers = model.infer_rows([row.values for row in batch])
+                answers = model.infer_rows([text.values for text in batch])
                 if len(answers) != len(batch):
                     raise RuntimeError(f"{len(answers)} answers to {len(batch)} rows")
-            except Exception as error:  # whatever a model raises, the requests in it are told
-                self._count(model, batch, time.perf_counter() - started, failed=True)
-                self._discard(batch)
-                self._tell(self._fail, batch, error)
+            except Exception as error:  # whatever a model raises fails these requests, not us
+                self._record_batch(model, batch, time.perf_counter() - started, failed=True)
+                with self._changed:  # no later batch shall compute the rest of failed requests
+                    for request in {id(text.request): text.request for text in batch}.values():
+                        self._queue.discard_request(request)
+                self._call_in_loop(self._fail_requests, batch, error)
                 continue
-            self._count(model, batch, time.perf_counter() - started)
-            self._tell(self._settle, batch, answers)
+            self._record_batch(model, batch, time.perf_counter() - started)
+            self._call_in_loop(self._deliver_answers, batch, answers)
 
-    def _next_batch(self) -> list[Row]:
-        """Wait for rows and take them; [] when closed and nothing waits."""
+    def _next_batch(self) -> list[QueuedText]:
+        """Wait for texts and take a batch; [] when closed and nothing waits."""
         while True:
             with self._changed:
-                batch = self._lanes.take()
-                while not batch:
+                while not (batch := self._queue.pop_batch()):
                     if self._closed:
                         return []
                     self._changed.wait()
-                    batch = self._lanes.take()
             now = time.perf_counter()
-            late = [row for row in batch if (row.ticket.deadline or now) < now]
+            late = [text for text in batch if (text.request.deadline or now) < now]
             if not late:
                 return batch
-            self._tell(self._give_up, late)
-            kept = [row for row in batch if row not in late]
-            if kept:
-                return kept
+            self._call_in_loop(self._fail_requests, late, None)
+            if in_time := [text for text in batch if text not in late]:
+                return in_time
 
-    def _discard(self, batch: list[Row]) -> None:
-        """Take out what waits of the requests that are in `batch`: they have failed."""
-        with self._changed:
-            for ticket in {id(row.ticket): row.ticket for row in batch}.values():
-                self._lanes.discard(ticket)
-
-    def _tell(self, tell: Any, *what: Any) -> None:
-        """Call `tell` in the event loop, if that still runs."""
+    def _call_in_loop(self, function: Any, *arguments: Any) -> None:
+        """Call `function` in the event loop, if that still runs."""
         try:
-            self._loop.call_soon_threadsafe(tell, *what)
-        except RuntimeError:  # the loop was closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop was closed, and nobody waits for an answer
             self._closed = True
 
-    def _count(self, model: Infers, batch: list[Row], seconds: float, failed: bool = False) -> None:
-        num_tokens = sum(len(row.values) for row in batch)
-        for meter in (self.total, self.meters.setdefault(model, Meter())):
-            meter.num_batches += 1
-            meter.num_rows += len(batch)
-            meter.num_tokens += num_tokens
-            meter.busy_seconds += seconds
-            meter.num_failed += failed
+    def _record_batch(
+        self, model: BatchModel, batch: list[QueuedText], seconds: float, failed: bool = False
+    ) -> None:
+        num_tokens = sum(len(text.values) for text in batch)
+        for statistics in (self.total, self.statistics.setdefault(model, BatchStatistics())):
+            statistics.num_batches += 1
+            statistics.num_rows += len(batch)
+            statistics.num_tokens += num_tokens
+            statistics.busy_seconds += seconds
+            statistics.num_failed += failed
         speed = seconds / max(1, num_tokens)
         self._seconds_per_token += _SMOOTHING * (speed - self._seconds_per_token)
 
-    def _settle(self, batch: list[Row], answers: Sequence[Any]) -> None:
-        """Hand the answers of a batch to the requests that were in it."""
-        for row, answer in zip(batch, answers, strict=True):
-            ticket: Ticket = row.ticket
-            ticket.answers[row.position] = answer
-            if len(ticket.answers) == ticket.num_rows and not ticket.promise.done():
-                ticket.promise.set_result(None)
+    def _deliver_answers(self, batch: list[QueuedText], answers: Sequence[Any]) -> None:
+        for text, answer in zip(batch, answers, strict=True):
+            request: PendingRequest = text.request
+            request.answers[text.position] = answer
+            if len(request.answers) == request.num_rows and not request.future.done():
+                request.future.set_result(None)
 
-    def _fail(self, batch: list[Row], error: BaseException) -> None:
-        for row in batch:
-            if not row.ticket.promise.done():
-                failure = BatchFailed(f"the model failed: {type(error).__name__}")
-                failure.__cause__ = error
-                row.ticket.promise.set_exception(failure)
-
-    def _give_up(self, late: list[Row]) -> None:
-        for row in late:
-            if not row.ticket.promise.done():
-                row.ticket.promise.set_exception(Late("the deadline passed while it waited"))
+    def _fail_requests(self, batch: list[QueuedText], error: BaseException | None) -> None:
+        """Fail the requests of texts; error: what the model raised, None for passed deadlines."""
+        for text in batch:
+            future: asyncio.Future[None] = text.request.future
+            if future.done():
+                continue
+            if error is None:
+                future.set_exception(DeadlineExceeded("the deadline passed while it waited"))
+                continue
+            failure = BatchFailed(f"the model failed: {type(error).__name__}")
+            failure.__cause__ = error
+            future.set_exception(failure)

@@ -1,168 +1,219 @@
-"""A canary beside the live version: who answers, what is compared, what is counted.
+"""Canary routing: which version answers a request, which gets a shadow copy, what is counted.
 
-Every request is answered: where the canary cannot, or is not in memory yet, the live version does.
-Knows no registry and no names but those of a state.
+Every request is answered: if the canary cannot, or is not in memory yet, the live version does.
 """
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.http.messages import Refusal
-from serving.inference.executor import Answered, Answering
-from serving.inference.model_cache import Key
-from serving.interface import Prediction
-from serving.registry.canary_metrics import Tally
-from serving.registry.model_ref import Reference
-from serving.registry.state import State
-from serving.registry.traffic_split import Choice, Turns, route
+from serving.http.messages import HTTPError
+from serving.inference.executor import Executor
+from serving.inference.model_cache import ModelKey
+from serving.interface import InferenceResult, Prediction
+from serving.registry.canary_metrics import CanaryMetrics
+from serving.registry.model_ref import ModelReference
+from serving.registry.state import ModelState
 
-MOST_COPIES = 32  # under way for shadows; beyond, requests are not copied
-OUR_FAULT = ("failed", "unready", "late", "internal")  # refusals that count against a version
-NEAR = 0.01  # two numbers are the same answer within this share, two vectors within this angle
+MAX_SHADOW_REQUESTS = 32  # under way; beyond, requests are not copied
+MODEL_FAULTS = ("failed", "unready", "late", "internal")  # errors that count against a version
+SAME_ANSWER_TOLERANCE = 0.01  # relative, of two numbers; of two vectors, the angle
+
+# Multiples of the golden ratio, modulo 1, fill [0, 1) more evenly than those of any other number:
+# any run of n of them has n * share below `share` to within a few, so a canary gets its share
+# exactly, at any moment, where a random draw would miss by sqrt(n) / 2. Here in 64 bits (Knuth,
+# The Art of Computer Programming, volume 3, section 6.4).
+GOLDEN = 0x9E3779B97F4A7C15
 
 
-class Trials:
-    """Routes requests while canaries run, and tallies them. Belongs to one event loop.
+class RouteDecision(NamedTuple):
+    """The version that answers, and the one that gets a shadow copy, if any."""
 
-    preload: begins to load a version, and returns at once.
+    version: str
+    shadow: str | None = None
+
+
+def choose_version(state: ModelState, reference: ModelReference, draw: float) -> RouteDecision:
+    """Choose the version for a request by `draw`, a number in [0, 1).
+
+    A version or an alias, `@live` among them, means that version whatever canary runs. Raises
+    ModelNotFound.
+    """
+    version = state.resolve_version(reference)
+    canary = state.canary
+    if canary is None or reference.version is not None or reference.alias is not None:
+        return RouteDecision(version)
+    if draw >= canary.share:
+        return RouteDecision(version)
+    if canary.shadow:
+        return RouteDecision(version, canary.version)
+    return RouteDecision(canary.version)
+
+
+class TrafficSequence:
+    """A low-discrepancy sequence of draws for each name; thread-safe.
+
+    Of any n draws in a row, the share below s is s to within a few draws; random numbers would miss
+    it by about sqrt(n) / 2.
     """
 
-    def __init__(self, answering: Answering, preload: Callable[[Key], None]) -> None:
-        self.tallies: dict[str, Tally] = {}
-        self._answering, self._preload = answering, preload
-        self._turns = Turns()
-        self._copies: set[asyncio.Task[None]] = set()
+    def __init__(self) -> None:
+        self._counters: dict[str, itertools.count[int]] = {}
 
-    async def answer(
+    def next_draw(self, name: str) -> float:
+        """Return the next draw in [0, 1)."""
+        counter = self._counters.get(name)
+        if counter is None:
+            counter = self._counters.setdefault(name, itertools.count(1))
+        # 53 bits, because a float of all 64 could round up to 1.
+        return ((next(counter) * GOLDEN % 2**64) >> 11) / 2**53
+
+
+class CanaryRouter:
+    """Routes requests while canaries run, and counts them. Belongs to one event loop.
+
+    preload: starts to load a version, and returns at once.
+    """
+
+    def __init__(self, executor: Executor, preload: Callable[[ModelKey], None]) -> None:
+        self.metrics: dict[str, CanaryMetrics] = {}
+        self._executor, self._preload = executor, preload
+        self._traffic = TrafficSequence()
+        self._shadow_tasks: set[asyncio.Task[None]] = set()
+
+    async def run_request(
         self,
-        state: State,
-        reference: Reference,
+        state: ModelState,
+        reference: ModelReference,
         texts: Sequence[str],
         tasks: Collection[str],
         truncate: bool,
-    ) -> tuple[Key, Answered]:
-        """The answers of the version whose turn it is, and which that is.
+    ) -> InferenceResult[Any]:
+        """Answer texts by the live version or the canary.
 
-        Raises Refusal and NoModel.
+        Raises HTTPError and ModelNotFound.
         """
-        choice = route(state, reference, self._turns.next(state.name))
-        tally = self._tally(state, reference)
-        if tally is None:
-            key = (state.name, choice.version)
-            return key, await self._answering.answer(key, texts, tasks, truncate)
-        choice = self._in_memory(tally, choice)
-        if choice.version == tally.canary:
-            return await self._by_canary(tally, texts, tasks, truncate)
-        return await self._by_live(tally, choice, texts, tasks, truncate)
+        decision = choose_version(state, reference, self._traffic.next_draw(state.name))
+        metrics = self._metrics_for(state, reference)
+        if metrics is None:
+            key = (state.name, decision.version)
+            return await self._executor.run_request(key, texts, tasks, truncate)
+        decision = self._skip_unloaded_canary(metrics, decision)
+        if decision.version == metrics.canary:
+            return await self._run_canary(metrics, texts, tasks, truncate)
+        return await self._run_live(metrics, decision, texts, tasks, truncate)
 
     @property
-    def num_copies(self) -> int:
-        """Copies for shadows that are under way."""
-        return len(self._copies)
+    def num_shadow_requests(self) -> int:
+        """Shadow copies under way."""
+        return len(self._shadow_tasks)
 
-    def fault(self, key: Key) -> None:
-        """Count a version that could not be loaded, where it is a canary."""
-        tally = self.tallies.get(key[0])
-        if tally is not None and tally.canary == key[1]:
-            tally.of_canary.count(0.0, failed=True)
+    def record_load_failure(self, key: ModelKey) -> None:
+        """Count a failure of a version that could not be loaded, if it is a canary."""
+        metrics = self.metrics.get(key[0])
+        if metrics is not None and metrics.canary == key[1]:
+            metrics.canary_metrics.record_request(0.0, failed=True)
 
-    def _tally(self, state: State, reference: Reference) -> Tally | None:
-        """What is counted of the canary of a name; None where none runs, or it is not meant."""
+    def _metrics_for(self, state: ModelState, reference: ModelReference) -> CanaryMetrics | None:
+        """Return the metrics of the running canary; None if none is concerned."""
         canary = state.canary
-        if canary is None or state.live is None or reference != Reference(state.name):
+        if canary is None or state.live is None or reference != ModelReference(state.name):
             return None
-        subject = (state.name, state.live, canary.version, canary.started)
-        held = self.tallies.get(state.name)
-        if held is None or held.subject != subject:
-            held = self.tallies[state.name] = Tally(*subject)
-        return held
+        trial_id = (state.name, state.live, canary.version, canary.started)
+        metrics = self.metrics.get(state.name)
+        if metrics is None or metrics.trial_id != trial_id:
+            metrics = self.metrics[state.name] = CanaryMetrics(*trial_id)
+        return metrics
 
-    def _in_memory(self, tally: Tally, choice: Choice) -> Choice:
-        """The choice, without a canary that is not loaded yet; its loading begins."""
-        key = (tally.name, tally.canary)
-        state = self._answering.pool.state(key)
-        if tally.canary not in choice or state == "ready":
-            return choice
-        if state == "cold":
+    def _skip_unloaded_canary(
+        self, metrics: CanaryMetrics, decision: RouteDecision
+    ) -> RouteDecision:
+        """Route to the live version while the canary is loading."""
+        key = (metrics.name, metrics.canary)
+        load_state = self._executor.cache.load_state(key)
+        if metrics.canary not in decision or load_state == "ready":
+            return decision
+        if load_state == "cold":
             self._preload(key)
-        return Choice(tally.live)
+        return RouteDecision(metrics.live)
 
-    async def _by_live(
+    async def _run_live(
         self,
-        tally: Tally,
-        choice: Choice,
+        metrics: CanaryMetrics,
+        decision: RouteDecision,
         texts: Sequence[str],
         tasks: Collection[str],
         truncate: bool,
-    ) -> tuple[Key, Answered]:
-        key, started = (tally.name, tally.live), time.perf_counter()
+    ) -> InferenceResult[Any]:
+        key, started = (metrics.name, metrics.live), time.perf_counter()
         try:
-            answered = await self._answering.answer(key, texts, tasks, truncate)
-        except Refusal as refusal:
-            if refusal.kind in OUR_FAULT:
-                tally.of_live.count(0.0, failed=True)
+            result = await self._executor.run_request(key, texts, tasks, truncate)
+        except HTTPError as error:
+            if error.kind in MODEL_FAULTS:
+                metrics.live_metrics.record_request(0.0, failed=True)
             raise
-        tally.of_live.count(time.perf_counter() - started)
-        if choice.shadow is not None and len(self._copies) < MOST_COPIES:
-            self._start(self._copy(tally, answered, texts, tasks))
-        return key, answered
+        metrics.live_metrics.record_request(time.perf_counter() - started)
+        if decision.shadow is not None and len(self._shadow_tasks) < MAX_SHADOW_REQUESTS:
+            task = asyncio.create_task(self._run_shadow(metrics, result, texts, tasks))
+            self._shadow_tasks.add(task)  # the event loop itself holds tasks only weakly
+            task.add_done_callback(self._shadow_tasks.discard)
+        return result
 
-    async def _by_canary(
-        self, tally: Tally, texts: Sequence[str], tasks: Collection[str], truncate: bool
-    ) -> tuple[Key, Answered]:
-        """The canary's answer; where it has none, the live version's."""
-        key, started = (tally.name, tally.canary), time.perf_counter()
+    async def _run_canary(
+        self, metrics: CanaryMetrics, texts: Sequence[str], tasks: Collection[str], truncate: bool
+    ) -> InferenceResult[Any]:
+        """Answer by the canary, or by the live version if it cannot."""
+        key, started = (metrics.name, metrics.canary), time.perf_counter()
         try:
-            answered = await self._answering.answer(key, texts, tasks, truncate)
-        except Refusal as refusal:
-            if refusal.kind not in (*OUR_FAULT, "wrong-task"):
+            result = await self._executor.run_request(key, texts, tasks, truncate)
+        except HTTPError as error:
+            if error.kind not in (*MODEL_FAULTS, "wrong-task"):
                 raise
-            tally.of_canary.count(0.0, failed=True)
-            key = (tally.name, tally.live)
-            return key, await self._answering.answer(key, texts, tasks, truncate)
-        tally.of_canary.count(time.perf_counter() - started)
-        return key, answered
+            metrics.canary_metrics.record_request(0.0, failed=True)
+            key = (metrics.name, metrics.live)
+            return await self._executor.run_request(key, texts, tasks, truncate)
+        metrics.canary_metrics.record_request(time.perf_counter() - started)
+        return result
 
-    async def _copy(
-        self, tally: Tally, answered: Answered, texts: Sequence[str], tasks: Collection[str]
+    async def _run_shadow(
+        self,
+        metrics: CanaryMetrics,
+        live: InferenceResult[Any],
+        texts: Sequence[str],
+        tasks: Collection[str],
     ) -> None:
-        """Let the canary answer what the live version has answered, and compare."""
-        started = time.perf_counter()
+        """Answer again by the canary, and compare with the live version."""
+        key, started = (metrics.name, metrics.canary), time.perf_counter()
         try:
-            copy = await self._answering.answer((tally.name, tally.canary), texts, tasks)
-        except Refusal as refusal:
-            if refusal.kind in (*OUR_FAULT, "wrong-task"):
-                tally.of_canary.count(0.0, failed=True)
+            canary = await self._executor.run_request(key, texts, tasks)
+        except HTTPError as error:
+            if error.kind in (*MODEL_FAULTS, "wrong-task"):
+                metrics.canary_metrics.record_request(0.0, failed=True)
             return
-        tally.of_canary.count(time.perf_counter() - started)
-        labels = answered.engine.card.labels, copy.engine.card.labels
-        for live, canary in zip(answered.values, copy.values, strict=True):
-            tally.agree(*_named(live, canary, *labels))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
+        metrics.canary_metrics.record_request(time.perf_counter() - started)
+        labels = live.model.labels, canary.model.labels
+        for one, other in zip(live.values, canary.values, strict=True):
+            metrics.record_pair(*_comparable_labels(one, other, *labels))
 
 
-def _named(
+def _comparable_labels(
     live: Any, canary: Any, live_labels: Sequence[str], canary_labels: Sequence[str]
 ) -> tuple[str, str]:
-    """What two answers to one text say: labels, or whether they are near enough to be the same."""
+    """Return two comparable labels: the models' own, or "same" and "different"."""
     if isinstance(live, Prediction) and isinstance(canary, Prediction):
         if live_labels and canary_labels:
-            return _said(live, live_labels), _said(canary, canary_labels)
+            return _top_label(live, live_labels), _top_label(canary, canary_labels)
         live, canary = live.scores, canary.scores
     one, other = np.ravel(live), np.ravel(canary)
     near = one.shape == other.shape and bool(
-        np.linalg.norm(one - other) <= NEAR * max(float(np.linalg.norm(one)), 1e-6)
+        np.linalg.norm(one - other) <= SAME_ANSWER_TOLERANCE * max(float(np.linalg.norm(one)), 1e-6)
     )
     return "same", "same" if near else "different"
 
 
-def _said(prediction: Prediction, labels: Sequence[str]) -> str:
+def _top_label(prediction: Prediction, labels: Sequence[str]) -> str:
     return labels[int(np.argmax(prediction.scores))]

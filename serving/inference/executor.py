@@ -1,111 +1,112 @@
-"""One version of a model answers texts: loaded, encoded, batched; what goes wrong is a refusal.
-
-Knows no names of models beyond the key of a version, no canary and no protocol.
-"""
+"""Run one version of a model: load, encode, batch, count; every failure becomes an HTTPError."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cluster.errors import BerthaError
-from serving.engine.engine import Engine, split
-from serving.http import deadline
-from serving.http.messages import Refusal
+from serving.engine.engine import Engine, split_rows
+from serving.http.messages import HTTPError, request_deadline
 from serving.http.metrics import Sample
-from serving.inference.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
-from serving.inference.model_cache import Key, Pool
-from serving.interface import Limits, Statistics
+from serving.inference.batcher import (
+    Batcher,
+    BatcherClosed,
+    BatchFailed,
+    DeadlineExceeded,
+    Overloaded,
+)
+from serving.inference.model_cache import ModelCache, ModelKey
+from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics
 from trainers.data.tokenizer import EncodingError
 
-# Below so many characters a text is encoded in the event loop: a hop to a thread costs more.
+# Texts of fewer characters are encoded in the event loop: a hop to a thread costs more.
 FEW_CHARACTERS = 4096
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What one version answered: its engine, a value a text, and the encoded texts."""
-
-    engine: Engine
-    values: Sequence[Any]
-    rows: Sequence[np.ndarray]
-
-
-class Answering:
+class Executor:
     """Versions of models that share one engine thread and one memory budget."""
 
-    def __init__(self, load: Callable[[Key], Engine], limits: Limits, budget_bytes: int) -> None:
-        self.pool = Pool(load, budget_bytes)
+    def __init__(
+        self,
+        load: Callable[[ModelKey], Engine],
+        get_info: Callable[[ModelKey], ModelInfo],
+        limits: Limits,
+        budget_bytes: int,
+    ) -> None:
+        self.cache = ModelCache(load, budget_bytes)
         self.batcher = Batcher(limits.max_waiting_requests, limits.max_waiting_tokens)
-        self._statistics: dict[Key, Statistics] = {}
-        self._sound: dict[Key, bool] = {}  # whether the last batch of each succeeded
+        self._get_info = get_info
+        self._statistics: dict[ModelKey, ModelStatistics] = {}
+        self._healthy: dict[ModelKey, bool] = {}  # whether the last batch of each succeeded
 
-    async def answer(
-        self, key: Key, texts: Sequence[str], tasks: Collection[str], truncate: bool = True
-    ) -> Answered:
-        """The answers of one version, where it does one of `tasks`. Raises Refusal."""
+    async def run_request(
+        self, key: ModelKey, texts: Sequence[str], tasks: Collection[str], truncate: bool = True
+    ) -> InferenceResult[Any]:
+        """Answer texts by one version, if it does one of `tasks`. Raises HTTPError."""
         started = time.perf_counter()
-        engine = await self.engine(key)
+        engine = await self.get_engine(key)
         if engine.card.task not in tasks:
-            raise Refusal(
+            raise HTTPError(
                 "wrong-task",
                 f"{key[0]}:{key[1]} is a model for {engine.card.task}; this call is for "
                 f"{' or '.join(sorted(tasks))}",
             )
-        rows = await self._encode(engine, texts, truncate)
+        rows = await self._encode_with(engine, texts, truncate)
         try:
-            values, waited = await self.batcher.submit(engine, rows, deadline.deadline.get())
-        except (Overloaded, Late, Closed, BatchFailed) as error:
-            raise self._refusal(key, error) from error
-        self._sound[key] = True
-        self._count(key, len(texts), time.perf_counter() - started, waited)
-        return Answered(engine, values, rows)
+            values, waited = await self.batcher.submit(engine, rows, request_deadline.get())
+        except (Overloaded, DeadlineExceeded, BatcherClosed, BatchFailed) as error:
+            raise self._to_http_error(key, error) from error
+        self._healthy[key] = True
+        self._record_answer(key, len(texts), time.perf_counter() - started, waited)
+        return InferenceResult(self._get_info(key), values, rows)
 
-    async def warm(self, key: Key) -> None:
-        """Have a version in memory, its slow first answer behind it, however much waits.
+    async def preload(self, key: ModelKey) -> None:
+        """Load a version and run its slow first batch, whatever waits.
 
-        Raises BundleError where it cannot be loaded, and BatchFailed where it does not answer.
+        Raises BundleError if it cannot be loaded, and BatchFailed if it does not answer.
         """
-        engine = await self.pool.get(key)
-        samples, _ = engine.encode([engine.probe])
-        await self.batcher.submit(engine, split(samples), admitted=True)
-        self._sound[key] = True
+        engine = await self.cache.get_or_load(key)
+        samples, _ = engine.encode([engine.probe_text])
+        await self.batcher.submit(engine, split_rows(samples), admitted=True)
+        self._healthy[key] = True
 
-    async def engine(self, key: Key) -> Engine:
-        """The engine of a version, loaded. Raises Refusal."""
-        engine = self.pool.here(key)
-        if engine is not None:
-            return engine
+    async def get_engine(self, key: ModelKey) -> Engine:
+        """Return the engine of a version, loading it if needed. Raises HTTPError."""
         try:
-            return await self.pool.get(key)
+            return self.cache.get_loaded(key) or await self.cache.get_or_load(key)
         except (BerthaError, OSError) as error:
-            raise Refusal("unready", f"{key[0]}:{key[1]} cannot be loaded: {error}") from error
+            raise HTTPError("unready", f"{key[0]}:{key[1]} cannot be loaded: {error}") from error
 
-    def statistics_of(self, key: Key) -> Statistics:
-        """What a version has done since it was loaded here."""
-        engine = self.pool.here(key)
-        meter = self.batcher.meters.get(engine) if engine is not None else None
-        held = self._statistics.get(key, Statistics())
-        return replace(held, num_executions=meter.num_batches if meter else 0)
+    async def encode_texts(self, key: ModelKey, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode texts for a version. Raises HTTPError."""
+        return await self._encode_with(await self.get_engine(key), texts, truncate=True)
 
-    def waits(self) -> tuple[float, int]:
-        """Seconds that requests waited for the engine thread, and how many requests."""
-        held = list(self._statistics.values())
-        return sum(s.queue_seconds for s in held), sum(s.num_answered for s in held)
+    def get_statistics(self, key: ModelKey) -> ModelStatistics:
+        """Return what a version has done since it was loaded."""
+        engine = self.cache.get_loaded(key)
+        batches = self.batcher.statistics.get(engine) if engine is not None else None
+        done = self._statistics.get(key, ModelStatistics())
+        return replace(done, num_executions=batches.num_batches if batches else 0)
 
-    def samples(self) -> Iterator[tuple[Sample, float]]:
-        """What was done and what is held, for the meters."""
-        meter = self.batcher.total
-        yield ("bertha_batches_total", ()), meter.num_batches
-        yield ("bertha_batch_rows_total", ()), meter.num_rows
-        yield ("bertha_tokens_total", ()), meter.num_tokens
-        yield ("bertha_busy_seconds_total", ()), meter.busy_seconds
+    def queue_totals(self) -> tuple[float, int]:
+        """Return the seconds that requests waited for the engine, and their number."""
+        done = list(self._statistics.values())
+        return sum(s.queue_seconds for s in done), sum(s.num_answered for s in done)
+
+    def metric_samples(self) -> Iterator[tuple[Sample, float]]:
+        """Yield the samples of this replica's models."""
+        total = self.batcher.total
+        yield ("bertha_batches_total", ()), total.num_batches
+        yield ("bertha_batch_rows_total", ()), total.num_rows
+        yield ("bertha_tokens_total", ()), total.num_tokens
+        yield ("bertha_busy_seconds_total", ()), total.busy_seconds
         yield ("bertha_waiting_requests", ()), self.batcher.num_waiting
         for (name, version), done in list(self._statistics.items()):
             labels = (("model", name), ("version", version))
@@ -114,33 +115,28 @@ class Answering:
             yield ("bertha_failures_total", labels), done.num_failed
             yield ("bertha_model_seconds_total", labels), done.seconds
             yield ("bertha_queue_seconds_total", labels), done.queue_seconds
-        for (name, version), size in self.pool.loaded.items():
+        for (name, version), size in self.cache.loaded_bytes.items():
             labels = (("model", name), ("version", version))
             yield ("bertha_model_loaded", labels), 1
             yield ("bertha_model_bytes", labels), size
 
-    async def sound(self, key: Key) -> bool:
-        """Whether a version answers: it did last time, or it does now."""
-        if self._sound.get(key):
+    async def is_healthy(self, key: ModelKey) -> bool:
+        """Return whether the last batch of a version succeeded, or a probe does now."""
+        if self._healthy.get(key):
             return True
         try:
-            engine = await self.engine(key)
-            await self.answer(key, [engine.probe], (engine.card.task,))
-        except Refusal as refusal:
-            return refusal.kind == "overloaded"
+            engine = await self.get_engine(key)
+            await self.run_request(key, [engine.probe_text], (engine.card.task,))
+        except HTTPError as error:
+            return error.kind == "overloaded"
         return True
 
     async def close(self) -> None:
-        """Answer what waits and end the threads."""
+        """Answer what waits and stop the threads."""
         await self.batcher.close()
-        self.pool.close()
+        self.cache.close()
 
-    async def encode(self, key: Key, texts: Sequence[str]) -> tuple[Engine, list[np.ndarray]]:
-        """The engine of a version, and texts as it reads them. Raises Refusal."""
-        engine = await self.engine(key)
-        return engine, await self._encode(engine, texts, truncate=True)
-
-    async def _encode(
+    async def _encode_with(
         self, engine: Engine, texts: Sequence[str], truncate: bool
     ) -> list[np.ndarray]:
         try:
@@ -149,34 +145,35 @@ class Answering:
             else:
                 samples, num_cut = await asyncio.to_thread(engine.encode, texts)
         except EncodingError as error:
-            raise Refusal("unreadable", str(error)) from None
+            raise HTTPError("unreadable", str(error)) from None
         if num_cut and not truncate:
-            raise Refusal(
+            raise HTTPError(
                 "too-long",
                 f"{num_cut} of {len(texts)} texts longer than {engine.card.max_length} tokens; "
                 "shorten, or let them be cut",
             )
-        return split(samples)
+        return split_rows(samples)
 
-    def _refusal(self, key: Key, error: Overloaded | Late | Closed | BatchFailed) -> Refusal:
-        """What the client is told of an error of the batcher."""
+    def _to_http_error(
+        self, key: ModelKey, error: Overloaded | DeadlineExceeded | BatcherClosed | BatchFailed
+    ) -> HTTPError:
         match error:
             case Overloaded():
-                return Refusal("overloaded", str(error), error.retry_after_seconds)
-            case Late():
-                return Refusal("late", str(error))
-            case Closed():
-                return Refusal("unready", str(error), 1)
+                return HTTPError("overloaded", str(error), error.retry_after_seconds)
+            case DeadlineExceeded():
+                return HTTPError("late", str(error))
+            case BatcherClosed():
+                return HTTPError("unready", str(error), 1)
         log.error("a batch of %s:%s failed", *key, exc_info=error)
-        self._sound[key] = False
-        self._statistics.setdefault(key, Statistics()).num_failed += 1
-        return Refusal("failed", str(error))
+        self._healthy[key] = False
+        self._statistics.setdefault(key, ModelStatistics()).num_failed += 1
+        return HTTPError("failed", str(error))
 
-    def _count(self, key: Key, num_texts: int, seconds: float, waited: float) -> None:
-        held = self._statistics.setdefault(key, Statistics())
-        held.num_texts += num_texts
-        held.num_answered += 1
-        held.seconds += seconds
-        held.queue_seconds += waited
-        held.compute_seconds += seconds - waited
-        held.last_inference = time.time()
+    def _record_answer(self, key: ModelKey, num_texts: int, seconds: float, waited: float) -> None:
+        done = self._statistics.setdefault(key, ModelStatistics())
+        done.num_texts += num_texts
+        done.num_answered += 1
+        done.seconds += seconds
+        done.queue_seconds += waited
+        done.compute_seconds += seconds - waited
+        done.last_inference = time.time()

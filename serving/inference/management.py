@@ -1,4 +1,4 @@
-"""Changes to a registry, as protocols ask for them over HTTP; errors become refusals."""
+"""Change a registry as protocols ask for it over HTTP; failures become HTTPErrors."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,63 +6,67 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BerthaError
-from serving.http.messages import Refusal
+from serving.http.messages import HTTPError
+from serving.inference.executor import Executor
 from serving.interface import ModelInfo
-from serving.registry.model_ref import BadReference, NoModel
-from serving.registry.naming import name_of
+from serving.registry.model_ref import InvalidReference, ModelNotFound, default_model_name
 from serving.registry.registry import Registry
 
 
-class Manager:
-    """Implements `models.Management`.
+class RegistryAdmin:
+    """Implements `ModelManagement`.
 
-    refresh: looks into the registry and adopts what it shows. find: what is known of a version.
-    load, unload: of a reference, into memory and out of it.
+    refresh: adopts what the registry shows. get_info: describes a version. load, unload: of a
+    model, into memory and out of it.
     """
 
     def __init__(
         self,
         registry: Registry,
+        executor: Executor,
         refresh: Callable[[], Awaitable[None]],
-        find: Callable[[str | None], ModelInfo],
-        load: Callable[[str], Awaitable[None]],
-        unload: Callable[[str], None],
+        get_info: Callable[[str | None], ModelInfo],
     ) -> None:
-        self._registry, self._refresh, self._find = registry, refresh, find
-        self._load, self._unload = load, unload
+        self._registry, self._executor = registry, executor
+        self._refresh, self._get_info = refresh, get_info
 
     async def register(self, url: str, name: str | None) -> ModelInfo:
-        """As `Management.register`. Only a directory that the server can see."""
+        """Register a bundle; only a directory that the server can see."""
         directory = Path(url.removeprefix("file://"))
         if "://" in url and not url.startswith("file://"):
-            raise Refusal("malformed", f"url {url[:200]!r}: give the path of a bundle's directory")
-        given = name or name_of(directory)
-        version = await self._do(self._registry.register, directory, given)
-        return self._find(f"{given}:{version}")
+            raise HTTPError(
+                "malformed", f"url {url[:200]!r}: give the path of a bundle's directory"
+            )
+        given = name or default_model_name(directory)
+        version = await self._apply_change(self._registry.register, directory, given)
+        return self._get_info(f"{given}:{version}")
 
     async def set_default(self, name: str, version: str) -> None:
-        """As `Management.set_default`."""
-        await self._do(self._registry.deploy, name, version)
+        """Deploy a version."""
+        await self._apply_change(self._registry.deploy, name, version)
 
     async def unregister(self, name: str, version: str | None) -> None:
-        """As `Management.unregister`."""
-        await self._do(self._registry.remove, name, version or self._find(name).version)
+        """Remove a version."""
+        version = version or self._get_info(name).version
+        await self._apply_change(self._registry.remove_version, name, version)
 
-    async def load(self, model: str) -> None:
-        """As `Management.load`."""
-        await self._load(model)
+    async def load_model(self, model: str) -> None:
+        """Load a model into memory."""
+        info = self._get_info(model)
+        await self._executor.get_engine((info.name, info.version))
 
-    async def unload(self, model: str) -> None:
-        """As `Management.unload`."""
-        self._unload(model)
+    async def unload_model(self, model: str) -> None:
+        """Free the memory of a model."""
+        info = self._get_info(model)
+        self._executor.cache.evict_models([(info.name, info.version)])
 
-    async def _do(self, change: Callable[..., Any], *arguments: Any) -> Any:
-        """Change the registry in a thread, and see what became of it."""
+    async def _apply_change(self, change: Callable[..., Any], *arguments: Any) -> Any:
+        """Change the registry in a thread, and adopt the result."""
         try:
             result = await asyncio.to_thread(change, *arguments)
-        except (NoModel, BadReference) as error:
-            raise Refusal("no-model", str(error)) from None
+        except (ModelNotFound, InvalidReference) as error:
+            raise HTTPError("no-model", str(error)) from None
         except (BerthaError, OSError) as error:
-            raise Refusal("malformed", str(error)) from None
+            raise HTTPError("malformed", str(error)) from None
         await self._refresh()
         return result

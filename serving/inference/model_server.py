@@ -1,238 +1,223 @@
-"""The models of an endpoint, as protocols ask for them: by name, version or alias.
+"""The model server: models of a registry by name, version or alias.
 
-Looks into the registry every second, so what is deployed, promoted or rolled back there is served
-without a restart: a new live version answers once it is in memory, and until then the one before
-does.
+Polls the registry every second, so that a deployment, promotion or rollback needs no restart: the
+previous live version answers until the new one is in memory.
 """
 
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import BerthaError
 from serving.engine.engine import Engine
-from serving.http.messages import Refusal
+from serving.http.messages import HTTPError
+from serving.inference.attribution import ExplainerPool
 from serving.inference.batcher import BatchFailed
-from serving.inference.canary import Trials
-from serving.inference.executor import Answered, Answering
-from serving.inference.explainer_pool import Explaining
-from serving.inference.management import Manager
-from serving.inference.model_cache import Key
-from serving.inference.model_table import Catalogue
+from serving.inference.canary import CanaryRouter
+from serving.inference.executor import Executor
+from serving.inference.management import RegistryAdmin
+from serving.inference.model_cache import ModelKey
+from serving.inference.model_table import ModelTable
 from serving.interface import (
-    Answer,
     Explanation,
-    Filling,
+    InferenceResult,
     Limits,
+    MaskPrediction,
     ModelInfo,
+    ModelStatistics,
     Prediction,
-    Statistics,
     Vector,
 )
-from serving.registry.model_ref import BadReference, NoModel, Reference
+from serving.registry.model_ref import InvalidReference, ModelNotFound, ModelReference
 from serving.registry.registry import Registry
-from serving.registry.state import State
+from serving.registry.state import ModelState
 
-LABELLED = ("classification", "multi-label", "regression")
-EXPLAINED = ("classification", "multi-label")
+LABEL_TASKS = ("classification", "multi-label", "regression")
+EXPLAINABLE_TASKS = ("classification", "multi-label")
 POLL_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class House:
-    """Implements `models.Models` over a registry. Made in, and belongs to, one event loop."""
+class ModelServer:
+    """Implements `Models` over a registry. Belongs to the event loop that creates it."""
 
     def __init__(self, registry: Registry, cache: Path, limits: Limits, budget_bytes: int) -> None:
-        """cache: where bundles of a remote registry are kept. budget_bytes: of models in memory."""
+        """cache: for bundles of a remote registry. budget_bytes: of models in memory."""
         self.limits = limits
         self._registry, self._cache = registry, cache
-        self.catalogue = Catalogue(registry)
-        self.answering = Answering(self._load, limits, budget_bytes)
-        self.trials = Trials(self.answering, self._begin)
-        self._explaining = Explaining(lambda key: registry.fetch(*key, cache))
+        self.table = ModelTable(registry)
+        self.executor = Executor(self._load_engine, self._info_of, limits, budget_bytes)
+        self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
+        self._explainers = ExplainerPool(lambda key: registry.fetch_bundle(*key, cache))
         self._unfit: dict[str, int] = {}  # states whose live version could not be loaded
-        self._beginning: set[Key] = set()
+        self._preloading: set[ModelKey] = set()
         self._background: set[asyncio.Task[Any]] = set()
-        self.management = Manager(registry, self.refresh, self.find, self._hold, self._drop)
+        self.management = RegistryAdmin(registry, self.executor, self.refresh, self.get_info)
 
-    async def open(self) -> None:
-        """Read the registry, load what is live and answer a text with it. Raises BerthaError."""
-        await asyncio.to_thread(self.catalogue.refresh)
-        self.catalogue.adopt(self.catalogue.waiting())
-        live = self._live()
+    async def start(self) -> None:
+        """Read the registry and load the default model. Raises BerthaError."""
+        await asyncio.to_thread(self.table.refresh)
+        self.table.adopt_states(self.table.pending_states())
+        live = self.table.default_key()
         if live is None:
-            raise NoModel(f"{self._registry.address}: no model is live; deploy one first")
-        await self.answering.warm(live)
-        self._pin()
-        self._start(self._poll())
+            raise ModelNotFound(f"{self._registry.address}: no model is live; deploy one first")
+        await self.executor.preload(live)
+        self._pin_default()
+        self._start_task(self._poll_registry())
 
     async def predict(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Prediction]:
+    ) -> InferenceResult[Prediction]:
         """As `Models.predict`."""
-        return self._answer(*await self._ask(model, texts, LABELLED, truncate))
+        return await self._run_request(model, texts, LABEL_TASKS, truncate)
 
     async def embed(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Vector]:
+    ) -> InferenceResult[Vector]:
         """As `Models.embed`."""
-        return self._answer(*await self._ask(model, texts, ("embedding",), truncate))
+        return await self._run_request(model, texts, ("embedding",), truncate)
 
-    async def fill(
+    async def fill_mask(
         self,
         model: str | None,
         texts: Sequence[str],
         *,
         top_k: int = 5,
         targets: Sequence[str] | None = None,
-    ) -> Answer[tuple[tuple[Filling, ...], ...]]:
-        """As `Models.fill`."""
-        key, answered = await self._ask(model, texts, ("masked-lm",), True)
-        for number, logits in enumerate(answered.values, 1):
+    ) -> InferenceResult[tuple[tuple[MaskPrediction, ...], ...]]:
+        """As `Models.fill_mask`."""
+        result = await self._run_request(model, texts, ("masked-lm",), True)
+        engine = await self.executor.get_engine((result.model.name, result.model.version))
+        for number, logits in enumerate(result.values, 1):
             if not len(logits):
-                mask = answered.engine.mask
-                raise Refusal("unreadable", f"text {number} holds no {mask} to fill in")
-        filled = [
-            answered.engine.fillings(text, row, logits, top_k, targets)
-            for text, row, logits in zip(texts, answered.rows, answered.values, strict=True)
+                raise HTTPError(
+                    "unreadable", f"text {number} holds no {engine.mask_token} to fill in"
+                )
+        predictions = [
+            engine.predict_masks(text, row, logits, top_k, targets)
+            for text, row, logits in zip(texts, result.rows, result.values, strict=True)
         ]
-        return self._answer(key, Answered(answered.engine, filled, answered.rows))
+        return replace(result, values=predictions)
 
     async def explain(
         self, model: str | None, texts: Sequence[str], *, label: str | None = None
-    ) -> Answer[Explanation]:
+    ) -> InferenceResult[Explanation]:
         """As `Models.explain`."""
-        info = self.find(model)
-        if info.task not in EXPLAINED:
-            raise Refusal("wrong-task", f"{info.name} is a model for {info.task}, without labels")
+        info = self.get_info(model)
+        if info.task not in EXPLAINABLE_TASKS:
+            raise HTTPError("wrong-task", f"{info.name} is a model for {info.task}, without labels")
         if label is not None and label not in info.labels:
             names = ", ".join(info.labels)
-            raise Refusal("malformed", f"label {label[:60]!r}: this model has {names}")
+            raise HTTPError("malformed", f"label {label[:60]!r}: this model has {names}")
         key = (info.name, info.version)
-        engine, rows = await self.answering.encode(key, texts)
-        found = await self._explaining.explain(key, texts, label)
-        return self._answer(key, Answered(engine, found, rows))
+        rows = await self.executor.encode_texts(key, texts)
+        explanations = await self._explainers.explain(key, texts, label)
+        return InferenceResult(self._info_of(key), explanations, rows)
 
-    def find(self, model: str | None) -> ModelInfo:
-        """As `Models.find`."""
-        state, reference = self._find(model)
+    def get_info(self, model: str | None) -> ModelInfo:
+        """As `Models.get_info`."""
+        state, reference = self._resolve_reference(model)
         try:
-            return self._info((state.name, state.version_of(reference)))
-        except NoModel as error:
-            raise Refusal("no-model", str(error)) from None
+            return self._info_of((state.name, state.resolve_version(reference)))
+        except ModelNotFound as error:
+            raise HTTPError("no-model", str(error)) from None
 
-    def all(self) -> Sequence[ModelInfo]:
-        """As `Models.all`."""
-        return [self._info(key) for key in self.catalogue.versions()]
+    def list_models(self) -> Sequence[ModelInfo]:
+        """As `Models.list_models`."""
+        return [self._info_of(key) for key in self.table.list_versions()]
 
-    def statistics(self, model: str | None) -> Statistics:
-        """As `Models.statistics`."""
-        info = self.find(model)
-        return self.answering.statistics_of((info.name, info.version))
+    def get_statistics(self, model: str | None) -> ModelStatistics:
+        """As `Models.get_statistics`."""
+        info = self.get_info(model)
+        return self.executor.get_statistics((info.name, info.version))
 
-    async def ready(self) -> bool:
-        """As `Models.ready`."""
-        live = self._live()
-        return live is not None and await self.answering.sound(live)
+    async def is_ready(self) -> bool:
+        """As `Models.is_ready`."""
+        live = self.table.default_key()
+        return live is not None and await self.executor.is_healthy(live)
 
     async def refresh(self) -> None:
-        """Look into the registry, and adopt what can be served of it. Raises BerthaError."""
-        await asyncio.to_thread(self.catalogue.refresh)
-        pool = self.answering.pool
-        for state in self.catalogue.waiting():
+        """Read the registry and adopt what can be served. Raises BerthaError."""
+        await asyncio.to_thread(self.table.refresh)
+        cache = self.executor.cache
+        for state in self.table.pending_states():
             if self._unfit.get(state.name) == state.number:
                 continue
-            old = self.catalogue.adopted(state.name)
-            hot = old is not None and old.live and pool.state((old.name, old.live)) == "ready"
-            if not hot or state.live is None or await self._preload((state.name, state.live)):
-                self.catalogue.adopt([state])
-            else:
+            # A name that is answering must not stop to load its new version: that is loaded first,
+            # and if it does not answer, the state is not adopted and the old version stays live.
+            old = self.table.served_state(state.name)
+            loaded = old and old.live and cache.load_state((old.name, old.live)) == "ready"
+            if loaded and state.live and not await self._preload_version((state.name, state.live)):
                 self._unfit[state.name] = state.number
-        served = set(self.catalogue.versions())
-        pool.forget([key for key in pool.loaded if key not in served])
-        self._pin()
+            else:
+                self.table.adopt_states([state])
+        served = set(self.table.list_versions())
+        cache.evict_models([key for key in cache.loaded_bytes if key not in served])
+        self._pin_default()
 
     async def close(self) -> None:
-        """Answer what waits, and end."""
+        """Answer what waits, and stop."""
         for task in self._background:
             task.cancel()
-        await self.answering.close()
-        self._explaining.close()
+        await self.executor.close()
+        self._explainers.close()
 
-    async def _ask(
+    async def _run_request(
         self, model: str | None, texts: Sequence[str], tasks: Collection[str], truncate: bool
-    ) -> tuple[Key, Answered]:
-        """The answers of the version that `model` means now, and which that is."""
-        state, reference = self._find(model)
+    ) -> InferenceResult[Any]:
+        """Answer texts by the version that `model` means now."""
+        state, reference = self._resolve_reference(model)
         try:
-            return await self.trials.answer(state, reference, texts, tasks, truncate)
-        except NoModel as error:
-            raise Refusal("no-model", str(error)) from None
+            return await self.canary_router.run_request(state, reference, texts, tasks, truncate)
+        except ModelNotFound as error:
+            raise HTTPError("no-model", str(error)) from None
 
-    def _answer(self, key: Key, answered: Answered) -> Answer[Any]:
-        return Answer(self._info(key), answered.values, [len(row) for row in answered.rows])
-
-    def _find(self, model: str | None) -> tuple[State, Reference]:
+    def _resolve_reference(self, model: str | None) -> tuple[ModelState, ModelReference]:
         try:
-            return self.catalogue.find(model)
-        except (BadReference, NoModel) as error:
-            raise Refusal("no-model", str(error)) from None
+            return self.table.resolve_reference(model)
+        except (InvalidReference, ModelNotFound) as error:
+            raise HTTPError("no-model", str(error)) from None
 
-    def _info(self, key: Key) -> ModelInfo:
-        pool = self.answering.pool
-        engine = pool.here(key)
-        return self.catalogue.info(key, pool.state(key), engine.backend if engine else "")
+    def _info_of(self, key: ModelKey) -> ModelInfo:
+        return self.table.get_info(key, self.executor.cache.load_state(key))
 
-    def _live(self) -> Key | None:
-        """The version that answers where no model is named."""
-        state = self.catalogue.default()
-        return None if state is None or state.live is None else (state.name, state.live)
+    def _pin_default(self) -> None:
+        """Keep the default model in memory whatever else is requested."""
+        live = self.table.default_key()
+        self.executor.cache.pinned = [live] if live else []
 
-    def _pin(self) -> None:
-        """The default model stays in memory, whatever else is asked for."""
-        live = self._live()
-        self.answering.pool.pinned = [live] if live else []
+    def _load_engine(self, key: ModelKey) -> Engine:
+        return Engine.load(self._registry.fetch_bundle(*key, self._cache))
 
-    def _load(self, key: Key) -> Engine:
-        return Engine.load(self._registry.fetch(*key, self._cache))
-
-    async def _preload(self, key: Key) -> bool:
-        """Whether a version is in memory and answers; one that does not is counted and logged."""
+    async def _preload_version(self, key: ModelKey) -> bool:
+        """Load a version and return whether it answers; count and log a failure."""
         try:
-            await self.answering.warm(key)
+            await self.executor.preload(key)
         except (BerthaError, BatchFailed, OSError) as error:
             log.error("%s:%s cannot be served: %s", *key, error)
-            self.trials.fault(key)
+            self.canary_router.record_load_failure(key)
             return False
         return True
 
-    def _begin(self, key: Key) -> None:
-        """Load a version in the background, once however often it is asked for meanwhile."""
-        if key not in self._beginning:
-            self._beginning.add(key)
-            task = self._start(self._preload(key))
-            task.add_done_callback(lambda _: self._beginning.discard(key))
+    def _preload_in_background(self, key: ModelKey) -> None:
+        if key not in self._preloading:
+            self._preloading.add(key)
+            task = self._start_task(self._preload_version(key))
+            task.add_done_callback(lambda _: self._preloading.discard(key))
 
-    async def _hold(self, model: str) -> None:
-        info = self.find(model)
-        await self.answering.engine((info.name, info.version))
-
-    def _drop(self, model: str) -> None:
-        info = self.find(model)
-        self.answering.pool.forget([(info.name, info.version)])
-
-    async def _poll(self) -> None:
+    async def _poll_registry(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 await self.refresh()
             except (BerthaError, OSError) as error:
-                log.warning("the registry cannot be read; what was served is served on: %s", error)
+                log.warning("the registry cannot be read; serving what was last read: %s", error)
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

@@ -1,67 +1,69 @@
-"""What the registry holds and what of it is served: states adopted name by name, and their facts.
+"""The models of a registry, and which state of each name is served.
 
-A state that the registry shows is waiting until it is adopted; whoever serves decides when, so that
-a new live version can be loaded first.
+A state that the registry shows is pending until it is adopted; the server decides when, so that a
+new live version can be loaded first.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from serving.inference.model_cache import Key
+from serving.inference.model_cache import ModelKey
 from serving.interface import ModelInfo
-from serving.registry.model_ref import Reference
+from serving.registry.model_ref import ModelReference
 from serving.registry.registry import Registry
-from serving.registry.snapshot import Snapshot
-from serving.registry.state import State
-from trainers.models.card import Card
+from serving.registry.state import ModelState, RegistrySnapshot
 
 
-class Catalogue:
-    """Names and versions of a registry. `refresh` may run in a thread; the rest in one place."""
+class ModelTable:
+    """Names and versions of a registry. Only `refresh` may run in another thread."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._seen = Snapshot()
-        self._served = Snapshot()
+        self._latest = RegistrySnapshot()
+        self._served = RegistrySnapshot()
         self._default: str | None = None
-        self._facts: dict[Key, ModelInfo] = {}
+        self._infos: dict[ModelKey, ModelInfo] = {}
 
     def refresh(self) -> None:
         """Read the registry. Raises what that raises, and then nothing has changed."""
-        seen = self._registry.read(self._seen)
-        if seen is self._seen:
+        latest = self._registry.read_snapshot(self._latest)
+        if latest is self._latest:
             return
-        for name, state in seen.states.items():
+        for state in latest.states.values():
             for version in state.versions:
-                if (name, version) not in self._facts:
-                    card = self._registry.card(name, version)
-                    self._facts[name, version] = _facts(name, version, state, card)
-        self._seen = seen
+                if (state.name, version) not in self._infos:
+                    self._infos[state.name, version] = self._describe_version(state, version)
+        self._latest = latest
 
-    def waiting(self) -> list[State]:
-        """States that the registry shows and nobody has adopted."""
-        return [s for s in self._seen.states.values() if self.adopted(s.name) != s]
+    def pending_states(self) -> list[ModelState]:
+        """Return the states that the registry shows and nobody has adopted."""
+        return [s for s in self._latest.states.values() if self.served_state(s.name) != s]
 
-    def adopt(self, states: Iterable[State]) -> None:
+    def adopt_states(self, states: Iterable[ModelState]) -> None:
         """Serve by these states from now on."""
-        held = dict(self._served.states) | {state.name: state for state in states}
-        self._served = Snapshot(held)
-        self._default = self._served.default
+        adopted = {state.name: state for state in states}
+        self._served = RegistrySnapshot({**self._served.states, **adopted})
+        self._default = self._served.default_name
+        for state in adopted.values():
+            for version in state.versions:
+                key = (state.name, version)
+                self._infos[key] = replace(self._infos[key], aliases=state.aliases_of(version))
 
-    def adopted(self, name: str) -> State | None:
-        """The state by which a name is served."""
+    def served_state(self, name: str) -> ModelState | None:
+        """Return the state by which a name is served."""
         return self._served.states.get(name)
 
-    def find(self, model: str | None) -> tuple[State, Reference]:
-        """As `Snapshot.find`, of what is adopted. Raises BadReference and NoModel."""
-        return self._served.find(model if model is not None else self._default)
+    def resolve_reference(self, model: str | None) -> tuple[ModelState, ModelReference]:
+        """Resolve a model name. Raises InvalidReference and ModelNotFound."""
+        return self._served.resolve_reference(model if model is not None else self._default)
 
-    def default(self) -> State | None:
-        """The state of the default model, where one is live."""
-        return None if self._default is None else self._served.states[self._default]
+    def default_key(self) -> ModelKey | None:
+        """Return the version that answers if no model is named, if any is live."""
+        state = None if self._default is None else self._served.states[self._default]
+        return None if state is None or state.live is None else (state.name, state.live)
 
-    def versions(self) -> Sequence[Key]:
-        """Every version, the default model's first, of each name the live one first."""
+    def list_versions(self) -> Sequence[ModelKey]:
+        """Return all versions: the default model first, of a name the live one first."""
         states = self._served.states
         return [
             (name, version)
@@ -71,27 +73,28 @@ class Catalogue:
             )
         ]
 
-    def info(self, key: Key, state: str, engine: str) -> ModelInfo:
-        """What is known of a version. state, engine: of the one in memory, "" where none is."""
-        facts = self._facts[key]
-        aliases = self._served.states[key[0]].aliases_of(key[1])
-        return replace(facts, aliases=aliases, state=state, engine=engine or facts.engine)
+    def get_info(self, key: ModelKey, load_state: str) -> ModelInfo:
+        """Describe a version; the same object until something changes."""
+        info = self._infos[key]
+        if info.state != load_state:
+            info = self._infos[key] = replace(info, state=load_state)
+        return info
 
-
-def _facts(name: str, version: str, state: State, card: Card) -> ModelInfo:
-    chosen = next((engine.name for engine in card.engines if engine.chosen), "torch fp32")
-    return ModelInfo(
-        name=name,
-        version=version,
-        task=card.task,
-        labels=card.labels,
-        max_length=card.max_length,
-        engine=chosen,
-        base_model=str(card.recipe.get("model", {}).get("name", "")),
-        metrics=dict(card.metrics),
-        revision=card.revision,
-        weights_sha256=card.files.get("model.safetensors"),
-        created=state.versions[version].created,
-        pooling=card.pooling or "",
-        batch_tokens=card.batch_tokens(chosen),
-    )
+    def _describe_version(self, state: ModelState, version: str) -> ModelInfo:
+        card = self._registry.read_card(state.name, version)
+        chosen = next((engine.name for engine in card.engines if engine.chosen), "torch fp32")
+        return ModelInfo(
+            name=state.name,
+            version=version,
+            task=card.task,
+            labels=card.labels,
+            max_length=card.max_length,
+            engine=chosen,
+            base_model=str(card.recipe.get("model", {}).get("name", "")),
+            metrics=dict(card.metrics),
+            revision=card.revision,
+            weights_sha256=card.files.get("model.safetensors"),
+            created=state.versions[version].created,
+            pooling=card.pooling or "",
+            batch_tokens=card.batch_tokens(chosen),
+        )

@@ -1,13 +1,13 @@
-"""The order of waiting rows: which go next into the model, together. Pure; knows no clock.
+"""The order of waiting texts: which go into the model next, together. Knows no clock.
 
-Rows wait in lanes, one for each owner. The next batch is headed by the row that is due first, and
-filled from its lane, in order, while its tokens are within the owner's budget: nothing is padded,
-so texts of any length may go together. A row is due some multiple of its request's own work after
-it came: little work overtakes much, and much never starves.
+Each model has a heap. The next batch starts with the text that is due first and is filled from its
+heap, in order, up to the model's token budget: nothing is padded, so texts of any length share a
+batch. A text is due a multiple of its request's own work after it arrived: small requests overtake
+large ones, and large ones never starve.
 
-    lanes = Lanes({"sentiment": 256}.__getitem__)
-    lanes.add(Row("sentiment", values, due=12.5, ticket=request))
-    for row in lanes.take(): ...
+    queue = BatchQueue({"sentiment": 256}.__getitem__)
+    queue.push(QueuedText("sentiment", values, due=12.5, request=request))
+    for text in queue.pop_batch(): ...
 """
 
 import heapq
@@ -20,72 +20,71 @@ import numpy as np
 
 
 @dataclass(slots=True, eq=False)
-class Row:
-    """One encoded text that waits.
+class QueuedText:
+    """One encoded text that waits; batches never mix models.
 
-    owner: the model it is for; batches never mix owners. ticket: the request it belongs to, as the
-    caller knows it.
+    request: what it belongs to, an opaque value of the caller.
     """
 
-    owner: Hashable
+    model: Hashable
     values: np.ndarray
     due: float
-    ticket: Any
+    request: Any
     position: int = 0
 
 
-_Heap = list[tuple[float, int, Row]]  # the row due first on top; rows due at once in their order
+_Heap = list[tuple[float, int, QueuedText]]  # by due time, then by order of arrival
 
 
-class Lanes:
-    """Waiting rows. Not safe for threads; whoever shares it holds a lock.
+class BatchQueue:
+    """Waiting texts. Not thread-safe: the caller holds a lock.
 
-    budget_of: the most tokens of a batch of an owner.
+    budget_of: returns the most tokens of a batch of a model.
     """
 
     def __init__(self, budget_of: Callable[[Any], int]) -> None:
         self._budget_of = budget_of
         self.num_rows = 0
         self.num_tokens = 0
-        self._lanes: dict[Hashable, _Heap] = {}
+        self._heaps: dict[Hashable, _Heap] = {}  # by model, none empty
         self._order = count()
 
-    def add(self, row: Row) -> None:
-        """Let `row` wait."""
-        lane = self._lanes.setdefault(row.owner, [])
-        heapq.heappush(lane, (row.due, next(self._order), row))
+    def push(self, text: QueuedText) -> None:
+        """Add a text."""
+        heap = self._heaps.setdefault(text.model, [])
+        heapq.heappush(heap, (text.due, next(self._order), text))
         self.num_rows += 1
-        self.num_tokens += len(row.values)
+        self.num_tokens += len(text.values)
 
-    def take(self) -> list[Row]:
-        """The rows of the next batch, of one owner; [] where nothing waits.
+    def pop_batch(self) -> list[QueuedText]:
+        """Remove and return the next batch, of one model; [] if nothing waits.
 
-        Within the budget, but for a row that is longer than it all by itself.
+        Within the token budget, except for a single text that is longer than it.
         """
-        if not self._lanes:
+        if not self._heaps:
             return []
-        owner = min(self._lanes, key=lambda each: self._lanes[each][0][:2])
-        lane, batch, num_tokens = self._lanes[owner], list[Row](), 0
-        budget = self._budget_of(owner)
-        while lane and (not batch or num_tokens + len(lane[0][2].values) <= budget):
-            row = heapq.heappop(lane)[2]
-            num_tokens += len(row.values)
-            batch.append(row)
+        model = min(self._heaps, key=lambda each: self._heaps[each][0][:2])
+        heap, batch, num_tokens = self._heaps[model], list[QueuedText](), 0
+        budget = self._budget_of(model)
+        while heap and (not batch or num_tokens + len(heap[0][2].values) <= budget):
+            text = heapq.heappop(heap)[2]
+            num_tokens += len(text.values)
+            batch.append(text)
         self.num_rows -= len(batch)
         self.num_tokens -= num_tokens
-        if not lane:
-            del self._lanes[owner]
+        if not heap:
+            del self._heaps[model]
         return batch
 
-    def discard(self, ticket: object) -> None:
-        """Take out what waits of a request."""
-        for owner, lane in list(self._lanes.items()):
-            kept = [entry for entry in lane if entry[2].ticket is not ticket]
-            if len(kept) == len(lane):
+    def discard_request(self, request: object) -> None:
+        """Remove what waits of a request."""
+        for model, heap in list(self._heaps.items()):
+            kept = [entry for entry in heap if entry[2].request is not request]
+            if len(kept) == len(heap):
                 continue
-            self.num_rows -= len(lane) - len(kept)
-            self.num_tokens -= sum(len(row.values) for *_, row in lane if row.ticket is ticket)
+            self.num_rows -= len(heap) - len(kept)
+            self.num_tokens -= sum(len(text.values) for *_, text in heap if text.request is request)
             heapq.heapify(kept)
-            self._lanes[owner] = kept
+            self._heaps[model] = kept
             if not kept:
-                del self._lanes[owner]
+                del self._heaps[model]

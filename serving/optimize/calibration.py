@@ -1,4 +1,4 @@
-"""What the linear layers of a network are given on some texts. Knows no graph and no rounding."""
+"""Activation statistics: the inputs that the linear layers of a network get on some texts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.engine.packed import Packed
+from serving.engine.packed import PackedBatch
 
 NUM_TOKENS = 8192  # of all texts together, that are kept
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The inputs of a layer on some texts: the least and greatest of each channel [channels], and
-    a sample of them [n, channels].
+class ActivationStats:
+    """The inputs of a layer on some texts.
+
+    low, high: [channels], the least and greatest of each channel. sample: [n, channels].
     """
 
     low: np.ndarray
@@ -25,14 +26,14 @@ class Seen:
     sample: np.ndarray
 
     @classmethod
-    def of(cls, inputs: np.ndarray, num_sampled: int) -> "Seen":
-        """Of inputs [n, channels], `num_sampled` of them evenly spread in the sample."""
+    def from_inputs(cls, inputs: np.ndarray, num_sampled: int) -> "ActivationStats":
+        """Summarize inputs [n, channels]; sample `num_sampled` of them, evenly spread."""
         rows = np.unique(np.linspace(0, len(inputs) - 1, num_sampled).astype(int))
         return cls(inputs.min(axis=0), inputs.max(axis=0), inputs[rows])
 
     @classmethod
-    def joined(cls, parts: "Sequence[Seen]") -> "Seen":
-        """What was seen in any of `parts`."""
+    def merge(cls, parts: "Sequence[ActivationStats]") -> "ActivationStats":
+        """Merge the statistics of several batches."""
         return cls(
             np.min([part.low for part in parts], axis=0),
             np.max([part.high for part in parts], axis=0),
@@ -40,42 +41,46 @@ class Seen:
         )
 
 
-def inputs_of(
-    network: nn.Module, names: Sequence[str], batches: Sequence[Packed]
-) -> list[tuple[list[str], Seen]]:
-    """What each of the layers `names` is given on `batches`; layers that share an input together.
+def collect_activation_stats(
+    network: nn.Module, names: Sequence[str], batches: Sequence[PackedBatch]
+) -> list[tuple[list[str], ActivationStats]]:
+    """Return the statistics of the layers `names` on `batches`, in the order of computation.
 
-    In the order in which they compute.
+    Layers that share an input tensor (query, key, value) come together: their inputs are quantized
+    once, so they must share one quantizer.
     """
-    parts: dict[tuple[str, ...], list[Seen]] = {}
-    each = max(2, NUM_TOKENS // len(batches))
+    parts: dict[tuple[str, ...], list[ActivationStats]] = {}
+    num_sampled = max(2, NUM_TOKENS // len(batches))
     for batch in batches:
-        with torch.inference_mode(), _noted(network, names) as noted:
-            network(*map(torch.from_numpy, batch.arrays), spans=batch.spans)
-        for inputs, sharing in noted:
+        with torch.inference_mode(), _record_inputs(network, names) as recorded:
+            network(*map(torch.from_numpy, batch.arrays), lengths=batch.lengths)
+        for inputs, sharing in recorded:
             rows = inputs.reshape(-1, inputs.shape[-1]).numpy()
-            parts.setdefault(tuple(sharing), []).append(Seen.of(rows, each))
-    return [(list(sharing), Seen.joined(found)) for sharing, found in parts.items()]
+            stats = ActivationStats.from_inputs(rows, num_sampled)
+            parts.setdefault(tuple(sharing), []).append(stats)
+    return [(list(sharing), ActivationStats.merge(stats)) for sharing, stats in parts.items()]
 
 
 @contextmanager
-def _noted(network: nn.Module, names: Sequence[str]) -> Iterator[list[tuple[Tensor, list[str]]]]:
-    """Inputs, and the layers that were given each of them, of what is computed in the block."""
-    noted: list[tuple[Tensor, list[str]]] = []
+def _record_inputs(
+    network: nn.Module, names: Sequence[str]
+) -> Iterator[list[tuple[Tensor, list[str]]]]:
+    """Record each input tensor, and the layers that were given it, of what runs in the block."""
+    recorded: list[tuple[Tensor, list[str]]] = []
 
-    def note(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            for seen, sharing in noted:
-                if seen is inputs[0]:
+            for tensor, sharing in recorded:
+                if tensor is inputs[0]:
                     sharing.append(name)
                     return
-            noted.append((inputs[0], [name]))
+            recorded.append((inputs[0], [name]))
 
         return hook
 
-    hooks = [network.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
+    hooks = [network.get_submodule(name).register_forward_pre_hook(record(name)) for name in names]
     try:
-        yield noted
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,59 +1,90 @@
-"""The linear layers of a network in int8, and which of them can least afford it.
+"""Quantize the linear layers of a network to int8, and rank them by what that costs."""
 
-An engine takes them all, or leaves those that hurt most as they are; how many, whoever compares the
-engines decides. Knows no graph, no labels, and no measure of what is good enough.
-"""
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import torch
+from torch import Tensor, nn
 
-import numpy as np
-from torch import nn
+from serving.engine.packed import PackedBatch
+from serving.optimize import gptq
+from serving.optimize.calibration import collect_activation_stats
+from serving.optimize.smoothquant import QuantizedLinear
 
-from serving.engine.packed import Packed
-from serving.optimize import gptq, layer_sensitivity
-from serving.optimize.calibration import inputs_of
-from serving.optimize.smoothquant import Product
-
-# Shares of the linear layers that stay as they are, the most sensitive first; in this order.
+# Shares of the linear layers that stay in floating point, the most sensitive first; in this order.
 SHARES = (0.0, 0.03, 0.06, 0.11, 0.17, 0.22, 0.33, 0.5)
-NUM_RANKING = 16  # rows that the sensitivity of layers is measured on
-HEADS = ("classifier", "pooler", "predictions", "lm_head")  # small, and nearest to the answer
+NUM_RANKING = 16  # batches that the sensitivity of layers is measured on
+HEADS = ("classifier", "pooler", "predictions", "lm_head")  # small, and nearest to the output
 
 
-@dataclass(frozen=True)
-class Int8:
-    """products: by the name of a layer in the network, the most sensitive first."""
+def quantize_linear_layers(
+    network: nn.Module, batches: Sequence[PackedBatch], num_levels: int
+) -> dict[str, QuantizedLinear]:
+    """Quantize every linear layer but the heads, calibrated on `batches`.
 
-    products: dict[str, Product]
+    num_levels: of weights on either side of 0. Returns layers by name, the most sensitive first.
+    """
+    linears = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module) is nn.Linear
+        and not any(head in name for head in HEADS)
+    }
+    layers: dict[str, QuantizedLinear] = {}
+    for sharing, stats in collect_activation_stats(network, list(linears), batches):
+        weights = [linears[name].weight.detach().numpy().T for name in sharing]
+        quantized = gptq.quantize_layers(weights, stats, num_levels)
+        layers.update(zip(sharing, quantized, strict=True))
+    ranked = rank_by_sensitivity(network, batches[:NUM_RANKING], layers)
+    return {name: layers[name] for name in ranked}
 
-    @classmethod
-    def of(cls, network: nn.Module, batches: Sequence[Packed], num_levels: int) -> "Int8":
-        """Calibrated on `batches`. num_levels: of weights on either side of 0."""
-        names = [
-            name
-            for name, each in network.named_modules()
-            if type(each) is nn.Linear and not any(head in name for head in HEADS)
+
+def layer_subsets(
+    layers: Mapping[str, QuantizedLinear],
+) -> Iterator[tuple[str, dict[str, QuantizedLinear]]]:
+    """Yield a title and ever fewer of the `layers`, from all of them to half of them."""
+    names = list(layers)
+    for count in dict.fromkeys(round(share * len(names)) for share in SHARES):
+        title = f"{count} of {len(names)} layers left as they are"
+        yield title, {name: layers[name] for name in names[count:]}
+
+
+def rank_by_sensitivity(
+    network: nn.Module, batches: Sequence[PackedBatch], layers: Mapping[str, QuantizedLinear]
+) -> list[str]:
+    """Return the names of `layers`, the most sensitive first.
+
+    Sensitivity is the mean square change of the network's outputs with that layer alone in int8.
+    """
+
+    def compute_outputs() -> list[Tensor]:
+        return [
+            network(*map(torch.from_numpy, batch.arrays), lengths=batch.lengths)
+            for batch in batches
         ]
-        found: dict[str, Product] = {}
-        for sharing, seen in inputs_of(network, names, batches):
-            weights = [_weight(network, name) for name in sharing]
-            made = gptq.products(weights, seen, num_levels)
-            found.update(zip(sharing, made, strict=True))
-        ranked = layer_sensitivity.ranked(network, batches[:NUM_RANKING], found)
-        return cls({name: found[name] for name in ranked})
 
-    def ways(self) -> Iterator[tuple[str, dict[str, Product]]]:
-        """From all of the layers to half of them: a title, and the products."""
-        names = list(self.products)
-        for count in dict.fromkeys(round(share * len(names)) for share in SHARES):
-            title = f"{count} of {len(names)} layers left as they are"
-            yield title, {name: self.products[name] for name in names[count:]}
+    sensitivity = {}
+    with torch.inference_mode():
+        exact = compute_outputs()
+        for name, layer in layers.items():
+            hook = network.get_submodule(name).register_forward_hook(_int8_hook(layer))
+            quantized = compute_outputs()
+            hook.remove()
+            sensitivity[name] = sum(
+                float((a - b).square().mean()) for a, b in zip(exact, quantized, strict=True)
+            )
+    return sorted(sensitivity, key=lambda name: -sensitivity[name])
 
 
-def _weight(network: nn.Module, name: str) -> np.ndarray:
-    """[channels, outputs] of a linear layer."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    weight: np.ndarray = layer.weight.detach().numpy().T
-    return weight
+def _int8_hook(layer: QuantizedLinear) -> Any:
+    """Return a forward hook that replaces a linear layer's output by its int8 output."""
+    weight = torch.from_numpy(layer.levels * layer.scale)
+    bias = torch.from_numpy(layer.bias)
+
+    def hook(linear: nn.Linear, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        rows = torch.from_numpy(layer.quantizer.fake_quantize(inputs[0].numpy()))
+        outputs = rows @ weight + bias
+        return outputs if linear.bias is None else outputs + linear.bias
+
+    return hook

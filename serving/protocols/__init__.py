@@ -1,6 +1,10 @@
-"""The wire protocols. Where two claim an address, the first in `ALL` has it."""
+"""The wire protocols: pure translations of a request to texts, and of the results to a body.
 
-from serving.http.messages import Protocol
+They ask `serving.interface.Models` and import no HTTP server, no engine and no Ray. Where two
+protocols claim one path, the first in `ALL` has it.
+"""
+
+from serving.http.messages import WireProtocol
 from serving.protocols import (
     hf,
     kserve,
@@ -13,7 +17,7 @@ from serving.protocols import (
     vllm,
 )
 
-ALL: tuple[Protocol, ...] = (
+ALL: tuple[WireProtocol, ...] = (
     tei.PROTOCOL,
     hf.PROTOCOL,
     oip.PROTOCOL,

@@ -1,4 +1,4 @@
-"""The plain answer to each text, whatever the model's task, where a protocol leaves it open.
+"""Result of each text by the model's task, for protocols that leave the format open.
 
 classification, multi-label   {label: probability}, the likeliest first
 regression                    the number
@@ -8,82 +8,87 @@ masked-lm                     [{score, token, token_str, sequence}]; several mas
 TorchServe's stock text handler and KServe's runtime answer like this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from serving.http.messages import Refusal
-from serving.interface import Explanation, Filling, ModelInfo, Models, Prediction
-from serving.protocols.json_bodies import shown
-from serving.protocols.labels import ranked
+from serving.http.messages import HTTPError
+from serving.interface import Explanation, MaskPrediction, ModelInfo, Models, Prediction
+from serving.protocols.json_bodies import truncate_repr
+from serving.protocols.labels import rank_labels
 
 
-async def answers(models: Models, model: str | None, texts: Sequence[str]) -> list[Any]:
-    """The plain answer to each text. Raises Refusal."""
-    task = models.find(model).task
-    if task == "embedding":
-        return [vector.tolist() for vector in (await models.embed(model, texts)).values]
-    if task == "masked-lm":
-        return [filled(masks) for masks in (await models.fill(model, texts)).values]
-    answer = await models.predict(model, texts)
-    return [scored(prediction, answer.model) for prediction in answer.values]
-
-
-def scored(prediction: Prediction, model: ModelInfo) -> Any:
-    """Labels with their probabilities, or the number of a regression."""
+def score_labels(prediction: Prediction, model: ModelInfo) -> Any:
+    """Return the labels with their probabilities, or the number of a regression."""
     if model.task == "regression":
         return prediction.scores[0]
-    return {each["label"]: each["score"] for each in ranked(prediction.scores, model.labels)}
+    return {each["label"]: each["score"] for each in rank_labels(prediction.scores, model.labels)}
 
 
-def filled(masks: Sequence[Sequence[Filling]]) -> list[Any]:
-    """The likeliest tokens for the mask of a text, or for each of its masks."""
-    tokens = [[asdict(filling) for filling in fillings] for fillings in masks]
+async def answer_texts(
+    models: Models,
+    model: str | None,
+    texts: Sequence[str],
+    format_prediction: Callable[[Prediction, ModelInfo], Any] = score_labels,
+    truncate: bool = True,
+) -> list[Any]:
+    """Return the result of each text. Raises HTTPError."""
+    task = models.get_info(model).task
+    if task == "embedding":
+        embedded = await models.embed(model, texts, truncate=truncate)
+        return [vector.tolist() for vector in embedded.values]
+    if task == "masked-lm":
+        return [format_masks(masks) for masks in (await models.fill_mask(model, texts)).values]
+    predicted = await models.predict(model, texts, truncate=truncate)
+    return [format_prediction(prediction, predicted.model) for prediction in predicted.values]
+
+
+def format_masks(masks: Sequence[Sequence[MaskPrediction]]) -> list[Any]:
+    """Return the likeliest tokens of the one mask of a text, or a list of them for each mask."""
+    tokens = [[asdict(prediction) for prediction in predictions] for predictions in masks]
     return tokens[0] if len(tokens) == 1 else tokens
 
 
-async def explanations(
+async def explain_texts(
     models: Models, model: str | None, texts: Sequence[str], target: str | int | None
 ) -> list[dict[str, Any]]:
-    """Which words spoke for a label: the target, by name or index, else the likeliest.
+    """Attribute a label to the words of each text. Raises HTTPError.
 
-    Raises Refusal.
+    target: a label's name or index; default: the likeliest label of each text.
     """
-    label = _label(models.find(model), target)
-    answer = await models.explain(model, texts, label=label)
+    label = _resolve_label(models.get_info(model), target)
+    result = await models.explain(model, texts, label=label)
     return [
-        explained(explanation, text, answer.model)
-        for explanation, text in zip(answer.values, texts, strict=True)
+        _format_explanation(explanation, text, result.model)
+        for explanation, text in zip(result.values, texts, strict=True)
     ]
 
 
-def explained(explanation: Explanation, text: str, model: ModelInfo) -> dict[str, Any]:
-    """`words` and `importances` as TorchServe's text handler has them, and where the words are."""
-    pieces = explanation.attributions
+def _format_explanation(explanation: Explanation, text: str, model: ModelInfo) -> dict[str, Any]:
+    """Format `words` and `importances` as TorchServe's text handler does, with their offsets."""
+    words = explanation.attributions
     return {
-        "label": model.names[explanation.label],
+        "label": model.output_names[explanation.label],
         "score": explanation.prediction.scores[explanation.label],
-        "words": [text[piece.start : piece.end] for piece in pieces],
-        "importances": [piece.weight for piece in pieces],
-        "offsets": [[piece.start, piece.end] for piece in pieces],
+        "words": [text[word.start : word.end] for word in words],
+        "importances": [word.weight for word in words],
+        "offsets": [[word.start, word.end] for word in words],
     }
 
 
-def _label(model: ModelInfo, target: str | int | None) -> str | None:
-    """The name of the label to explain."""
+def _resolve_label(model: ModelInfo, target: str | int | None) -> str | None:
+    """Return the name of the label to explain. target: a name, an index, or its digits."""
     if target is None or target in model.labels:
         return None if target is None else str(target)
-    index = _index(target)
+    if isinstance(target, str):
+        is_index = target.isascii() and target.isdecimal() and len(target) < 6
+        index = int(target) if is_index else -1
+    else:
+        index = target
     if model.labels and not 0 <= index < len(model.labels):
-        raise Refusal(
+        raise HTTPError(
             "malformed",
-            f"target = {shown(target)}: expected one of {', '.join(model.labels)}, or its index",
+            f"target = {truncate_repr(target)}: expected one of {', '.join(model.labels)}, "
+            "or its index",
         )
     return model.labels[index] if model.labels else None
-
-
-def _index(target: str | int) -> int:
-    """The index that a client gave as a number or its digits; -1 where it is none."""
-    if isinstance(target, str):
-        return int(target) if target.isascii() and target.isdecimal() and len(target) < 6 else -1
-    return target

@@ -1,9 +1,7 @@
-"""Bodies: JSON becomes a checked value, a value becomes JSON, a mistake becomes one sentence.
+"""JSON bodies: parse one into a validated value, dump a value, explain a mistake in one sentence.
 
-Knows no protocol and no model.
-
-    request = bodies.parse(PredictRequest, b'{"inputs": "A warm, funny film."}')
-    bodies.dump([{"label": "positive", "score": 0.98}])
+request = parse_body(TEIPredictRequest, b'{"inputs": "A warm, funny film."}')
+json_response([{"label": "positive", "score": 0.98}])
 """
 
 import json
@@ -15,105 +13,106 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from serving.http.messages import Refusal
+from serving.http.messages import ErrorKind, HTTPError, Response
+
+# Statuses of protocols that know no 424; the rest are the defaults of `serving.http.messages`.
+PLAIN_STATUSES: dict[ErrorKind, int] = {"wrong-task": 400, "failed": 500}
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-# How pydantic names the branch of a union, which is no key of the body: list[str], Tensor.
-_BRANCH = re.compile(r".*\[|[A-Z]|(str|int|float|bool)$")
+# How pydantic names the branch of a union, which is no key of the body: list[str], InputTensor.
+_UNION_BRANCH = re.compile(r".*\[|[A-Z]|(str|int|float|bool)$")
 
 
-class Body(BaseModel):
+class JSONBody(BaseModel):
     """A JSON object that a client sends. Keys that are not listed are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-def parse(shape: type[AnyBody], body: bytes) -> AnyBody:
-    """The body as a `shape`. Raises Refusal, whatever the bytes."""
+def parse_body(model: type[AnyBody], body: bytes) -> AnyBody:
+    """Validate a body as `model`. Raises HTTPError, and nothing else."""
     try:
-        return shape.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
-        raise Refusal("malformed", _explain(shape, error)) from None
+        raise HTTPError("malformed", _explain_error(model, error)) from None
 
 
-def dump(value: Any) -> bytes:
-    """`value` as JSON in UTF-8. What JSON has no word for (NaN, infinity) becomes null."""
+def dump_json(value: Any) -> bytes:
+    """Encode `value` as JSON in UTF-8; NaN and infinity, which JSON lacks, become null."""
     try:
         text = _encode(value)
     except ValueError:
-        text = _encode(_finite(value))
+        text = _encode(_replace_nonfinite(value))
     return text.encode(errors="replace")  # half a surrogate, in a name that is echoed
 
 
-def said(refusal: Refusal, _: int) -> bytes:
-    """The JSON of an error where a protocol has but words for it."""
-    return dump({"error": refusal.message})
+def json_response(value: Any) -> Response:
+    """Return a response of status 200 with `value` as its JSON."""
+    return Response(dump_json(value))
 
 
-def schema(shape: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a body, for the documentation."""
-    return shape.model_json_schema()
+def error_json(error: HTTPError, _: int) -> bytes:
+    """Return the JSON of an error for protocols that have only a message."""
+    return dump_json({"error": error.message})
 
 
-def shown(value: Any) -> str:
-    """`value` for a message: short, whatever it is."""
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of a body, for the OpenAPI document."""
+    return model.model_json_schema()
+
+
+def truncate_repr(value: Any) -> str:
+    """Return a short `repr` of any value, for an error message."""
     return reprlib.repr(value)
 
 
-def _explain(shape: type[BaseModel], error: ValidationError) -> str:
-    """One sentence for the first mistake."""
+def _explain_error(model: type[BaseModel], error: ValidationError) -> str:
+    """Describe the first mistake in one sentence."""
     detail = error.errors(include_url=False, include_context=False)[0]
+    given = truncate_repr(detail["input"])
     if detail["type"] == "json_invalid":
         return f"the body is not JSON in UTF-8: {detail['msg'].removeprefix('Invalid JSON: ')}"
-    if issubclass(shape, RootModel):
-        return f"the body is {shown(detail['input'])}: {_root(shape)}"
+    if issubclass(model, RootModel):
+        return f"the body is {given}: expected {model.model_fields['root'].description}"
     if not detail["loc"]:
-        return f"the body is {shown(detail['input'])}, no JSON object; {_keys(shape)}"
-    place = _place(detail)
+        keys = ", ".join(model.model_fields)
+        return f"the body is {given}, no JSON object; expected an object with {keys}"
+    location, expected = _format_location(detail), _describe_field(model, detail)
     if detail["type"] == "missing":
-        return "; ".join(filter(None, (f"{place} is missing", _expected(shape, detail))))
+        return "; ".join(filter(None, (f"{location} is missing", expected)))
     message = detail["msg"].removeprefix("Value error, ")
-    expected = _expected(shape, detail) or message[0].lower() + message[1:]
-    return f"{place} = {shown(detail['input'])}: {expected}"
+    return f"{location} = {given}: {expected or message[0].lower() + message[1:]}"
 
 
-def _expected(shape: type[BaseModel], detail: ErrorDetails) -> str:
-    """What a key of the body takes, where its description says so better than pydantic."""
-    field = shape.model_fields.get(str(detail["loc"][0]))
+def _describe_field(model: type[BaseModel], detail: ErrorDetails) -> str:
+    """Return what a field takes if its description says it better than pydantic, else ""."""
+    field = model.model_fields.get(str(detail["loc"][0]))
     inner = detail["loc"][1:]
-    of_branch = any(isinstance(part, str) and _BRANCH.match(part) for part in inner)
+    of_branch = any(isinstance(part, str) and _UNION_BRANCH.match(part) for part in inner)
     missing = detail["type"] == "missing" and not inner
     return f"expected {field.description}" if field and (of_branch or missing) else ""
 
 
-def _root(shape: type[BaseModel]) -> str:
-    return f"expected {shape.model_fields['root'].description}"
-
-
-def _keys(shape: type[BaseModel]) -> str:
-    return f"expected an object with {', '.join(shape.model_fields)}"
-
-
-def _place(detail: ErrorDetails) -> str:
-    """The key at fault, as in inputs[0].shape."""
-    place = ""
+def _format_location(detail: ErrorDetails) -> str:
+    """Return the path of the key at fault, as in inputs[0].shape."""
+    location = ""
     for part in detail["loc"]:
         if isinstance(part, int):
-            place += f"[{part}]"
-        elif _BRANCH.match(part):
+            location += f"[{part}]"
+        elif _UNION_BRANCH.match(part):
             break
         else:
-            place += f".{part}" if place else part
-    return place
+            location += f".{part}" if location else part
+    return location
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _replace_nonfinite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_replace_nonfinite(inner) for inner in value]
     return value

@@ -1,92 +1,90 @@
 """KServe V1: `:predict`, `:explain`, and whether a model is ready.
 
-The answer to an instance is the plain one of the model's task. What a model is, at
-`/v1/models/{model}`, is told with OpenAI's keys as well; the list of all models is OpenAI's.
+An instance is answered in the default format of the model's task. `/v1/models/{model}` has
+OpenAI's keys as well; the list of all models is OpenAI's.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 
-from serving.http.messages import Protocol, Reply, Request, Route
+from serving.http.messages import Request, Response, Route, WireProtocol
 from serving.interface import Models
 from serving.protocols import default_format
-from serving.protocols.json_bodies import Body, dump, parse, said, schema
-from serving.protocols.openai import described
-from serving.protocols.paths import model_of
-from serving.protocols.texts import checked
+from serving.protocols.json_bodies import (
+    PLAIN_STATUSES,
+    JSONBody,
+    error_json,
+    json_response,
+    json_schema,
+    parse_body,
+)
+from serving.protocols.openai import describe_model
+from serving.protocols.requests import check_texts, requested_model
 
 
-class Instance(Body):
+class KServeInstance(JSONBody):
     """A text in an object, as Vertex AI sends it."""
 
     inputs: StrictStr
 
 
-class PredictRequest(Body):
+class KServePredictRequest(JSONBody):
     """The body of `:predict` and `:explain`."""
 
-    instances: list[StrictStr | Instance] = Field(
+    instances: list[StrictStr | KServeInstance] = Field(
         description='a list of texts, or of {"inputs": text}'
     )
     target: StrictStr | StrictInt | None = Field(
         None, description="the label to explain, or its index; by default the likeliest"
     )
 
-    @property
-    def texts(self) -> list[str]:
-        """The texts in order."""
-        return texts_of(self.instances)
 
-
-def texts_of(instances: Sequence[str | Instance]) -> list[str]:
-    """The texts of instances in order."""
+def instance_texts(instances: Sequence[str | KServeInstance]) -> list[str]:
+    """Return the texts of instances, in order."""
     return [each if isinstance(each, str) else each.inputs for each in instances]
 
 
-async def predict(http: Request, models: Models) -> Reply:
-    """The plain answer to each text."""
-    request = parse(PredictRequest, http.body)
-    texts = checked(request.texts, models.limits, "instances")
-    return Reply(dump({"predictions": await default_format.answers(models, model_of(http), texts)}))
+async def predict(http: Request, models: Models) -> Response:
+    """Answer each text in the default format."""
+    request = parse_body(KServePredictRequest, http.body)
+    texts = check_texts(instance_texts(request.instances), models.limits, "instances")
+    answers = await default_format.answer_texts(models, requested_model(http), texts)
+    return json_response({"predictions": answers})
 
 
-async def explain(http: Request, models: Models) -> Reply:
-    """Which words spoke for the label of each text."""
-    request = parse(PredictRequest, http.body)
-    texts = checked(request.texts, models.limits, "instances")
-    explained = await default_format.explanations(models, model_of(http), texts, request.target)
-    return Reply(dump({"explanations": explained}))
+async def explain(http: Request, models: Models) -> Response:
+    """Attribute the label of each text to its words."""
+    request = parse_body(KServePredictRequest, http.body)
+    texts = check_texts(instance_texts(request.instances), models.limits, "instances")
+    model = requested_model(http)
+    explanations = await default_format.explain_texts(models, model, texts, request.target)
+    return json_response({"explanations": explanations})
 
 
-async def model(http: Request, models: Models) -> Reply:
-    """A model, and whether it is ready; one that is loaded when first asked is."""
-    reference = model_of(http) or ""
-    info = models.find(reference)
-    ready: dict[str, Any] = {"name": reference, "ready": info.state != "loading"}
-    return Reply(dump(ready | described(info, reference)))
+async def model_status(http: Request, models: Models) -> Response:
+    """Describe a model; one that is loaded on its first request counts as ready."""
+    reference = requested_model(http) or ""
+    info = models.get_info(reference)
+    status = {"name": reference, "ready": info.state != "loading"}
+    return json_response(status | describe_model(info, reference))
 
 
-PROTOCOL = Protocol(
+_BODY = json_schema(KServePredictRequest)
+
+PROTOCOL = WireProtocol(
     "kserve",
     (
-        Route(
-            "POST",
-            "/v1/models/{model}:predict",
-            predict,
-            "Ask a model",
-            body=schema(PredictRequest),
-        ),
+        Route("POST", "/v1/models/{model}:predict", predict, "Ask a model", body_schema=_BODY),
         Route(
             "POST",
             "/v1/models/{model}:explain",
             explain,
             "Which words spoke for a label",
-            body=schema(PredictRequest),
+            body_schema=_BODY,
         ),
-        Route("GET", "/v1/models/{model}", model, "A model, and whether it is ready"),
+        Route("GET", "/v1/models/{model}", model_status, "A model, and whether it is ready"),
     ),
-    said,
-    {"wrong-task": 400, "failed": 500},
+    error_json,
+    PLAIN_STATUSES,
 )

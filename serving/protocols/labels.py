@@ -1,4 +1,4 @@
-"""Labels and their scores, in the order and by the function that a client asks for. Pure."""
+"""Labels and their scores, in the order and under the function that a client asks for."""
 
 import math
 from collections.abc import Sequence
@@ -6,28 +6,27 @@ from typing import Any, Literal
 
 from serving.interface import Prediction
 
-VALUE = "value"  # what stands for a label where a model answers one number
+VALUE = "value"  # stands for a label where a model predicts one number
 
-Function = Literal["softmax", "sigmoid", "none"]
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
 
 
-def ranked(
+def rank_labels(
     scores: Sequence[float], labels: Sequence[str], top_k: int | None = None
 ) -> list[dict[str, Any]]:
-    """Labels with their scores, the highest first; all of them, or the first `top_k`."""
+    """Return labels with their scores, the highest first; all of them, or the first `top_k`."""
     pairs = zip(scores, labels or (VALUE,), strict=True)
-    best = sorted(pairs, key=lambda pair: -pair[0])[:top_k]
-    return [{"score": score, "label": label} for score, label in best]
+    ranked = sorted(pairs, key=lambda pair: -pair[0])[:top_k]
+    return [{"score": score, "label": label} for score, label in ranked]
 
 
-def best(prediction: Prediction) -> int:
-    """The index of the likeliest label."""
-    scores = prediction.scores
-    return scores.index(max(scores))
+def most_likely(prediction: Prediction) -> int:
+    """Return the index of the likeliest label."""
+    return prediction.scores.index(max(prediction.scores))
 
 
-def applied(prediction: Prediction, function: Function | None) -> Sequence[float]:
-    """The logits under a function of the client's choice, by default the model's own scores."""
+def apply_function(prediction: Prediction, function: ScoreFunction | None) -> Sequence[float]:
+    """Return the logits under `function`; None: the scores of the model's own function."""
     if function is None:
         return prediction.scores
     if function == "softmax":

@@ -1,158 +1,265 @@
 """The Open Inference Protocol (KServe V2), with Triton's extensions: `tritonclient`, `kserve`.
 
-One input, a tensor of BYTES that holds the texts; `oip_outputs` tells what answers it. Binary
-tensors in and out, the classification extension, metadata, configuration, statistics, the index of
-the repository, and loading and unloading. There is no gRPC.
+One input, a tensor of BYTES that holds the texts; `oip_outputs` lists the outputs of each task.
+Binary tensors in and out, the classification extension, metadata, configuration, statistics, the
+index of the repository, and loading and unloading. There is no gRPC.
 """
 
 from typing import Any
 
 from pydantic import Field, StrictBool
 
-from serving.http.messages import JSON, Handler, Protocol, Refusal, Reply, Request, Route
-from serving.interface import Management, Models
-from serving.protocols import oip_metadata
-from serving.protocols.json_bodies import Body, dump, parse, said, schema
-from serving.protocols.oip_outputs import outputs, wanted
-from serving.protocols.oip_tensors import BINARY, InferRequest, read, reply
-from serving.protocols.paths import model_of
+from serving.http.messages import (
+    JSON,
+    Handler,
+    HTTPError,
+    Request,
+    Response,
+    Route,
+    WireProtocol,
+    bertha_version,
+)
+from serving.interface import ModelInfo, ModelManagement, Models, ModelStatistics
+from serving.protocols.json_bodies import (
+    PLAIN_STATUSES,
+    JSONBody,
+    error_json,
+    json_response,
+    json_schema,
+    parse_body,
+)
+from serving.protocols.oip_outputs import compute_outputs, select_outputs
+from serving.protocols.oip_tensors import (
+    BINARY,
+    OIPInferRequest,
+    infer_response,
+    parse_infer_request,
+)
+from serving.protocols.requests import requested_model
+
+EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "statistics")
+
+_TRITON_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
 
 
-class IndexRequest(Body):
+class RepositoryIndexRequest(JSONBody):
     """The body of the repository's index; it may be empty."""
 
     ready: StrictBool = Field(False, description="only versions that are in memory")
 
 
-async def infer(http: Request, models: Models) -> Reply:
-    """The outputs for the texts."""
-    request, texts = read(http, models.limits)
-    model, tensors = await outputs(request, texts, models, model_of(http))
+async def infer(http: Request, models: Models) -> Response:
+    """Compute the outputs for the texts."""
+    request, texts = parse_infer_request(http, models.limits)
+    model, tensors = await compute_outputs(request, texts, models, requested_model(http))
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if request.id is not None:
         head["id"] = request.id
-    return reply(head, wanted(tensors, request, model))
+    return infer_response(head, select_outputs(tensors, request, model))
 
 
-async def live(_: Request, __: Models) -> Reply:
-    """Whether the server answers at all."""
-    return Reply(dump({"live": True}))
+async def check_live(_: Request, __: Models) -> Response:
+    """Answer that the server runs."""
+    return json_response({"live": True})
 
 
-async def ready(_: Request, models: Models) -> Reply:
-    """Whether the default model answers."""
-    if not await models.ready():
-        raise Refusal("unready", "the default model does not answer yet")
-    return Reply(dump({"ready": True}))
+async def check_ready(_: Request, models: Models) -> Response:
+    """Answer 200 if the default model answers."""
+    if not await models.is_ready():
+        raise HTTPError("unready", "the default model does not answer yet")
+    return json_response({"ready": True})
 
 
-async def model_ready(http: Request, models: Models) -> Reply:
-    """Whether a model would answer; one that is loaded when first asked would."""
-    model = models.find(model_of(http))
+async def check_model_ready(http: Request, models: Models) -> Response:
+    """Answer 200 if a model would answer; one that is loaded on its first request would."""
+    model = models.get_info(requested_model(http))
     if model.state == "loading":
-        raise Refusal("unready", f"{model.name} is loading")
-    return Reply(dump({"name": model.name, "ready": True}))
+        raise HTTPError("unready", f"{model.name} is loading")
+    return json_response({"name": model.name, "ready": True})
 
 
-async def server(_: Request, __: Models) -> Reply:
-    """The server."""
-    return Reply(dump(oip_metadata.server()))
-
-
-async def listed(_: Request, models: Models) -> Reply:
-    """The names of the models."""
-    return Reply(dump({"models": list(dict.fromkeys(info.name for info in models.all()))}))
-
-
-async def metadata(http: Request, models: Models) -> Reply:
-    """What a model reads and answers."""
-    return Reply(dump(oip_metadata.metadata(models.find(model_of(http)), models.all())))
-
-
-async def config(http: Request, models: Models) -> Reply:
-    """A model's configuration."""
-    return Reply(dump(oip_metadata.config(models.find(model_of(http)), models.limits)))
-
-
-async def statistics(http: Request, models: Models) -> Reply:
-    """What a model has done, or all of them."""
-    model = model_of(http)
-    infos = models.all() if model is None else [models.find(model)]
-    done = [(info, models.statistics(f"{info.name}:{info.version}")) for info in infos]
-    return Reply(dump(oip_metadata.statistics(done)))
-
-
-async def index(http: Request, models: Models) -> Reply:
-    """Every version of every model."""
-    only_ready = parse(IndexRequest, http.body).ready if http.body.strip() else False
-    return Reply(dump(oip_metadata.index(models.all(), only_ready)))
-
-
-async def load(http: Request, models: Models) -> Reply:
-    """Have a model in memory before anybody asks it."""
-    await _management(models).load(http.names["model"])
-    return Reply()
-
-
-async def unload(http: Request, models: Models) -> Reply:
-    """Give a model's memory back."""
-    await _management(models).unload(http.names["model"])
-    return Reply()
-
-
-def _management(models: Models) -> Management:
-    if models.management is None:
-        raise Refusal("no-method", "this endpoint serves one bundle; nothing is loaded or unloaded")
-    return models.management
-
-
-def _of_model(call: str, handle: Handler, summary: str) -> tuple[Route, ...]:
-    """The two addresses of a call about a model: with a version and without."""
-    paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-    return tuple(Route("GET", path + call, handle, summary) for path in paths)
-
-
-def _infer(path: str) -> Route:
-    return Route(
-        "POST",
-        path,
-        infer,
-        "Ask a model",
-        body=schema(InferRequest),
-        media_types=(JSON, BINARY),
+async def get_server(_: Request, __: Models) -> Response:
+    """Describe the server."""
+    return json_response(
+        {"name": "bertha", "version": bertha_version(), "extensions": list(EXTENSIONS)}
     )
 
 
-PROTOCOL = Protocol(
+async def list_models(_: Request, models: Models) -> Response:
+    """List the names of the models."""
+    return json_response({"models": list(dict.fromkeys(i.name for i in models.list_models()))})
+
+
+async def get_metadata(http: Request, models: Models) -> Response:
+    """Describe the inputs and outputs of a model."""
+    model = models.get_info(requested_model(http))
+    return json_response(
+        {
+            "name": model.name,
+            "versions": [i.version for i in models.list_models() if i.name == model.name],
+            "platform": model.engine,
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [
+                {"name": name, "datatype": datatype, "shape": shape}
+                for name, datatype, shape in _output_specs(model)
+            ],
+            "properties": {"task": model.task, "labels": list(model.labels)},
+        }
+    )
+
+
+async def get_config(http: Request, models: Models) -> Response:
+    """Return a model's configuration as Triton has it."""
+    model = models.get_info(requested_model(http))
+    return json_response(
+        {
+            "name": model.name,
+            "platform": model.engine,
+            "backend": model.engine.partition(" ")[0],
+            "max_batch_size": models.limits.max_texts,
+            "version_policy": {"specific": {"versions": [model.version]}},
+            "input": [{"name": "text", "data_type": "TYPE_STRING", "dims": [1]}],
+            "output": [
+                {"name": name, "data_type": _TRITON_TYPES[datatype], "dims": shape[1:] or [1]}
+                for name, datatype, shape in _output_specs(model)
+            ],
+            "parameters": {
+                "task": {"string_value": model.task},
+                "labels": {"string_value": "\n".join(model.labels)},
+                "max_length": {"string_value": str(model.max_length)},
+            },
+        }
+    )
+
+
+async def get_statistics(http: Request, models: Models) -> Response:
+    """Return the statistics of one model or of all, as Triton has them."""
+    model = requested_model(http)
+    infos = models.list_models() if model is None else [models.get_info(model)]
+    statistics = [
+        _format_statistics(info, models.get_statistics(f"{info.name}:{info.version}"))
+        for info in infos
+    ]
+    return json_response({"model_stats": statistics})
+
+
+async def list_repository(http: Request, models: Models) -> Response:
+    """List every version of every model, and whether it is in memory."""
+    only_ready = parse_body(RepositoryIndexRequest, http.body).ready if http.body.strip() else False
+    index = [
+        {
+            "name": info.name,
+            "version": info.version,
+            "state": "READY" if info.state == "ready" else "UNAVAILABLE",
+            "reason": "" if info.state == "ready" else info.state,
+        }
+        for info in models.list_models()
+        if info.state == "ready" or not only_ready
+    ]
+    return json_response(index)
+
+
+async def load_model(http: Request, models: Models) -> Response:
+    """Load a model before its first request."""
+    await _require_management(models).load_model(http.path_params["model"])
+    return Response()
+
+
+async def unload_model(http: Request, models: Models) -> Response:
+    """Free a model's memory."""
+    await _require_management(models).unload_model(http.path_params["model"])
+    return Response()
+
+
+def _require_management(models: Models) -> ModelManagement:
+    if models.management is None:
+        raise HTTPError(
+            "no-method", "this endpoint serves one bundle; nothing is loaded or unloaded"
+        )
+    return models.management
+
+
+def _output_specs(model: ModelInfo) -> list[tuple[str, str, list[int]]]:
+    """Return name, type and shape of each output; -1 is a size that the request decides."""
+    if model.task == "regression":
+        return [("value", "FP32", [-1])]
+    if model.task == "embedding":
+        return [("embedding", "FP32", [-1, model.width or -1])]
+    if model.task == "masked-lm":
+        types = {"token": "INT64", "token_str": "BYTES", "score": "FP32", "sequence": "BYTES"}
+        return [(name, datatype, [-1, -1, -1]) for name, datatype in types.items()]
+    return [("label", "BYTES", [-1]), ("probabilities", "FP32", [-1, len(model.labels)])]
+
+
+def _format_statistics(model: ModelInfo, statistics: ModelStatistics) -> dict[str, Any]:
+    def duration(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": int(seconds * 1e9)}
+
+    num_answered = statistics.num_answered
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": int(statistics.last_inference * 1000),
+        "inference_count": statistics.num_texts,
+        "execution_count": statistics.num_executions,
+        "inference_stats": {
+            "success": duration(num_answered, statistics.seconds),
+            "fail": duration(statistics.num_failed, 0.0),
+            "queue": duration(num_answered, statistics.queue_seconds),
+            "compute_input": duration(0, 0.0),
+            "compute_infer": duration(num_answered, statistics.compute_seconds),
+            "compute_output": duration(0, 0.0),
+        },
+        "batch_stats": [],
+    }
+
+
+def _model_routes(call: str, handler: Handler, summary: str) -> tuple[Route, ...]:
+    """Return the two routes of a call about a model: without a version and with one."""
+    paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+    return tuple(Route("GET", path + call, handler, summary) for path in paths)
+
+
+def _infer_route(path: str) -> Route:
+    body = json_schema(OIPInferRequest)
+    return Route("POST", path, infer, "Ask a model", body_schema=body, media_types=(JSON, BINARY))
+
+
+_INDEX_BODY = json_schema(RepositoryIndexRequest)
+_REPOSITORY_MODEL = "/v2/repository/models/{model}"
+
+PROTOCOL = WireProtocol(
     "oip",
     (
-        _infer("/v2/models/{model}/infer"),
-        _infer("/v2/models/{model}/versions/{version}/infer"),
-        Route("GET", "/v2/health/live", live, "Whether the server answers", "open"),
-        Route("GET", "/v2/health/ready", ready, "Whether the default model answers", "open"),
-        Route("GET", "/v2", server, "The server"),
-        Route("GET", "/v2/models", listed, "The names of the models"),
-        Route("GET", "/v2/models/stats", statistics, "What all models have done"),
-        *_of_model("/ready", model_ready, "Whether a model would answer"),
-        *_of_model("/config", config, "A model's configuration, as Triton has it"),
-        *_of_model("/stats", statistics, "What a model has done, as Triton has it"),
-        *_of_model("", metadata, "What a model reads and answers"),
-        Route("POST", "/v2/repository/index", index, "Every version", body=schema(IndexRequest)),
+        _infer_route("/v2/models/{model}/infer"),
+        _infer_route("/v2/models/{model}/versions/{version}/infer"),
+        Route("GET", "/v2/health/live", check_live, "Whether the server answers", "open"),
+        Route("GET", "/v2/health/ready", check_ready, "Whether the default model answers", "open"),
+        Route("GET", "/v2", get_server, "The server"),
+        Route("GET", "/v2/models", list_models, "The names of the models"),
+        Route("GET", "/v2/models/stats", get_statistics, "What all models have done"),
+        *_model_routes("/ready", check_model_ready, "Whether a model would answer"),
+        *_model_routes("/config", get_config, "A model's configuration, as Triton has it"),
+        *_model_routes("/stats", get_statistics, "What a model has done, as Triton has it"),
+        *_model_routes("", get_metadata, "What a model reads and answers"),
         Route(
             "POST",
-            "/v2/repository/models/{model}/load",
-            load,
-            "Have a model in memory",
-            "management",
+            "/v2/repository/index",
+            list_repository,
+            "Every version",
+            body_schema=_INDEX_BODY,
+        ),
+        Route(
+            "POST", f"{_REPOSITORY_MODEL}/load", load_model, "Have a model in memory", "management"
         ),
         Route(
             "POST",
-            "/v2/repository/models/{model}/unload",
-            unload,
+            f"{_REPOSITORY_MODEL}/unload",
+            unload_model,
             "Give a model's memory back",
             "management",
         ),
     ),
-    said,
-    {"wrong-task": 400, "failed": 500},
+    error_json,
+    PLAIN_STATUSES,
 )

@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol calls the answers of each task.
+"""Output tensors of the Open Inference Protocol for each task.
 
 classification, multi-label   label BYTES [n], the likeliest; probabilities FP32 [n, labels], in the
                               order of the labels. With `top_k`: both [n, k], the likeliest first
@@ -13,103 +13,104 @@ from itertools import chain
 
 import numpy as np
 
-from serving.http.messages import Refusal
-from serving.interface import Answer, Filling, ModelInfo, Models, Prediction, Vector
-from serving.protocols.labels import best, ranked
-from serving.protocols.oip_tensors import InferRequest, Tensor
+from serving.http.messages import HTTPError
+from serving.interface import InferenceResult, MaskPrediction, ModelInfo, Models, Prediction
+from serving.protocols.labels import most_likely, rank_labels
+from serving.protocols.oip_tensors import OIPInferRequest, OutputTensor
 
 DEFAULT_TOP_K = 5  # tokens for a mask
 
-Masks = tuple[tuple[Filling, ...], ...]
+Masks = tuple[tuple[MaskPrediction, ...], ...]
 
 
-async def outputs(
-    request: InferRequest, texts: Sequence[str], models: Models, model: str | None
-) -> tuple[ModelInfo, list[Tensor]]:
-    """Which model answered, and every output of its task. Raises Refusal."""
-    task = models.find(model).task
+async def compute_outputs(
+    request: OIPInferRequest, texts: Sequence[str], models: Models, model: str | None
+) -> tuple[ModelInfo, list[OutputTensor]]:
+    """Return the model that answered, and every output of its task. Raises HTTPError."""
+    task = models.get_info(model).task
     top_k = request.parameters.top_k
     if task == "embedding":
         embedded = await models.embed(model, texts)
-        return embedded.model, _of_vectors(embedded.values)
+        vectors = np.asarray(embedded.values, np.float32)
+        return embedded.model, [OutputTensor("embedding", "FP32", vectors.shape, vectors.ravel())]
     if task == "masked-lm":
-        filled = await models.fill(model, texts, top_k=top_k or DEFAULT_TOP_K)
-        return filled.model, _of_fillings(filled.values)
+        filled = await models.fill_mask(model, texts, top_k=top_k or DEFAULT_TOP_K)
+        return filled.model, _mask_tensors(filled.values)
     predicted = await models.predict(model, texts)
-    return predicted.model, _of_predictions(predicted, top_k)
+    return predicted.model, _prediction_tensors(predicted, top_k)
 
 
-def wanted(
-    tensors: Sequence[Tensor], request: InferRequest, model: ModelInfo
-) -> list[tuple[Tensor, bool]]:
-    """The outputs that a request names, by default all, and whether each is wanted in bytes."""
+def select_outputs(
+    tensors: Sequence[OutputTensor], request: OIPInferRequest, model: ModelInfo
+) -> list[tuple[OutputTensor, bool]]:
+    """Return the requested outputs, by default all, and whether each is wanted in bytes."""
     binary = request.parameters.binary_data_output
     if not request.outputs:
         return [(tensor, binary) for tensor in tensors]
     by_name = {tensor.name: tensor for tensor in tensors}
-    found = []
+    selected = []
     for output in request.outputs:
         if output.name not in by_name:
-            raise Refusal(
+            raise HTTPError(
                 "malformed",
                 f"outputs holds {output.name[:60]!r}: this model has {', '.join(by_name)}",
             )
-        tensor, how = by_name[output.name], output.parameters
-        if how.classification:
-            tensor = _classes(tensor, request, how.classification, model)
-        found.append((tensor, binary if how.binary_data is None else how.binary_data))
-    return found
+        tensor, options = by_name[output.name], output.parameters
+        if options.classification:
+            tensor = _classify_rows(tensor, request, options.classification, model)
+        selected.append((tensor, binary if options.binary_data is None else options.binary_data))
+    return selected
 
 
-def _of_predictions(predicted: Answer[Prediction], top_k: int | None) -> list[Tensor]:
-    names, predictions = predicted.model.names, predicted.values
+def _prediction_tensors(
+    predicted: InferenceResult[Prediction], top_k: int | None
+) -> list[OutputTensor]:
+    names, predictions = predicted.model.output_names, predicted.values
     scores = [prediction.scores for prediction in predictions]
     if predicted.model.task == "regression":
-        return [Tensor("value", "FP32", (len(scores),), _floats(scores))]
+        return [OutputTensor("value", "FP32", (len(scores),), _to_float32(scores))]
     if top_k is None:
-        labels = [names[best(prediction)] for prediction in predictions]
+        labels = [names[most_likely(prediction)] for prediction in predictions]
         shape = (len(scores), len(names))
         return [
-            Tensor("label", "BYTES", (len(scores),), labels),
-            Tensor("probabilities", "FP32", shape, _floats(scores)),
+            OutputTensor("label", "BYTES", (len(scores),), labels),
+            OutputTensor("probabilities", "FP32", shape, _to_float32(scores)),
         ]
-    rows = [ranked(of_text, names, top_k) for of_text in scores]
+    rows = [rank_labels(of_text, names, top_k) for of_text in scores]
     flat = list(chain.from_iterable(rows))
     shape = (len(rows), min(top_k, len(names)))
     return [
-        Tensor("label", "BYTES", shape, [each["label"] for each in flat]),
-        Tensor("probabilities", "FP32", shape, _floats([each["score"] for each in flat])),
+        OutputTensor("label", "BYTES", shape, [each["label"] for each in flat]),
+        OutputTensor("probabilities", "FP32", shape, _to_float32([each["score"] for each in flat])),
     ]
 
 
-def _of_vectors(vectors: Sequence[Vector]) -> list[Tensor]:
-    rows = np.asarray(vectors, np.float32)
-    return [Tensor("embedding", "FP32", rows.shape, rows.ravel())]
-
-
-def _of_fillings(values: Sequence[Masks]) -> list[Tensor]:
+def _mask_tensors(values: Sequence[Masks]) -> list[OutputTensor]:
     num_masks = {len(masks) for masks in values}
     if len(num_masks) != 1:
-        raise Refusal(
+        raise HTTPError(
             "malformed",
             f"the texts hold {min(num_masks)} to {max(num_masks)} masks, and a tensor has no "
             "uneven rows; send texts of as many masks at once",
         )
-    fillings = [each for masks in values for of_mask in masks for each in of_mask]
-    k = len(fillings) // max(1, len(values) * max(num_masks))
-    shape = (len(values), max(num_masks), k)
+    tokens = [each for masks in values for of_mask in masks for each in of_mask]
+    top_k = len(tokens) // max(1, len(values) * max(num_masks))
+    shape = (len(values), max(num_masks), top_k)
+    ids = np.asarray([each.token for each in tokens], np.int64)
     return [
-        Tensor("token", "INT64", shape, np.asarray([each.token for each in fillings], np.int64)),
-        Tensor("token_str", "BYTES", shape, [each.token_str for each in fillings]),
-        Tensor("score", "FP32", shape, _floats([each.score for each in fillings])),
-        Tensor("sequence", "BYTES", shape, [each.sequence for each in fillings]),
+        OutputTensor("token", "INT64", shape, ids),
+        OutputTensor("token_str", "BYTES", shape, [each.token_str for each in tokens]),
+        OutputTensor("score", "FP32", shape, _to_float32([each.score for each in tokens])),
+        OutputTensor("sequence", "BYTES", shape, [each.sequence for each in tokens]),
     ]
 
 
-def _classes(tensor: Tensor, request: InferRequest, count: int, model: ModelInfo) -> Tensor:
-    """The classification extension: the highest values of a row as "value:index:label"."""
+def _classify_rows(
+    tensor: OutputTensor, request: OIPInferRequest, count: int, model: ModelInfo
+) -> OutputTensor:
+    """Apply the classification extension: the highest values of a row as "value:index:label"."""
     if tensor.name != "probabilities" or request.parameters.top_k is not None:
-        raise Refusal(
+        raise HTTPError(
             "malformed",
             f"classification of {tensor.name}: only probabilities can be classified, without top_k",
         )
@@ -119,8 +120,8 @@ def _classes(tensor: Tensor, request: InferRequest, count: int, model: ModelInfo
         for row in rows
         for index in np.argsort(-row, kind="stable")[:count]
     ]
-    return Tensor(tensor.name, "BYTES", (len(rows), min(count, rows.shape[1])), texts)
+    return OutputTensor(tensor.name, "BYTES", (len(rows), min(count, rows.shape[1])), texts)
 
 
-def _floats(rows: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray:
+def _to_float32(rows: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray:
     return np.asarray(rows, np.float32).ravel()

@@ -1,8 +1,8 @@
 """OpenAI's `/v1/embeddings` and `/v1/models`.
 
-`input` is a text or a list of texts; token ids are refused, for a tokenizer of ours would read them
-as other words. The client asks for base64 by default: little-endian float32. `/v1/models` answers
-KServe's question as well, `{"models": [names]}`.
+`input` is a text or a list of texts; token ids are refused, because they are of another tokenizer.
+The client asks for base64 by default: little-endian float32. `/v1/models` answers KServe's question
+as well, `{"models": [names]}`.
 """
 
 import base64
@@ -12,16 +12,22 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, StrictInt, StrictStr
 
-from serving.http.messages import Kind, Protocol, Refusal, Reply, Request, Route
-from serving.interface import Answer, ModelInfo, Models, Vector
-from serving.protocols.json_bodies import Body, dump, parse, schema
-from serving.protocols.texts import checked
-from serving.protocols.vectors import shaped
+from serving.http.messages import ErrorKind, HTTPError, Request, Response, Route, WireProtocol
+from serving.interface import ModelInfo, Models, Vector
+from serving.protocols.embeddings import resize_embedding
+from serving.protocols.json_bodies import (
+    JSONBody,
+    dump_json,
+    json_response,
+    json_schema,
+    parse_body,
+)
+from serving.protocols.requests import check_texts
 
 OWNER = "bertha"
-STATUSES: dict[Kind, int] = {"wrong-task": 400, "too-long": 400, "failed": 500}
+STATUSES: dict[ErrorKind, int] = {"wrong-task": 400, "too-long": 400, "failed": 500}
 
-_TYPES = {
+_ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -29,7 +35,7 @@ _TYPES = {
 }
 
 
-class TextsRequest(Body):
+class TextsRequest(JSONBody):
     """What OpenAI's calls about texts have in common."""
 
     input: StrictStr | list[StrictStr] = Field(
@@ -39,7 +45,7 @@ class TextsRequest(Body):
 
     @property
     def texts(self) -> list[str]:
-        """The texts in order."""
+        """The texts, in order."""
         return [self.input] if isinstance(self.input, str) else self.input
 
 
@@ -50,96 +56,86 @@ class EmbeddingsRequest(TextsRequest):
     dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
 
 
-async def embeddings(http: Request, models: Models) -> Reply:
-    """The vectors of texts."""
-    request = parse(EmbeddingsRequest, http.body)
-    texts = checked(request.texts, models.limits, "input")
-    return Reply(dump(answer(request, await models.embed(request.model, texts))))
-
-
-def answer(request: EmbeddingsRequest, embedded: Answer[Vector]) -> dict[str, Any]:
-    """The body that answers `request`."""
-    vectors = [shaped(vector, True, request.dimensions) for vector in embedded.values]
-    encode = _base64 if request.encoding_format == "base64" else _floats
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "embedding": encode(vector), "index": index}
-            for index, vector in enumerate(vectors)
-        ],
-        "model": embedded.model.name,
-        "usage": usage(embedded.num_tokens),
-    }
-
-
-def usage(num_tokens: Sequence[int]) -> dict[str, int]:
-    """The tokens that were computed."""
-    total = sum(num_tokens)
-    return {"prompt_tokens": total, "total_tokens": total}
-
-
-def _base64(vector: Vector) -> str:
-    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode("ascii")
-
-
-def _floats(vector: Vector) -> list[float]:
-    numbers: list[float] = vector.tolist()
-    return numbers
-
-
-async def models_list(_: Request, models: Models) -> Reply:
-    """Every model by its name, then every version by name:version."""
-    return Reply(dump(listing(models.all())))
-
-
-def listing(infos: Sequence[ModelInfo]) -> dict[str, Any]:
-    """The models; `models`, KServe's key, holds the bare names."""
-    names: dict[str, Any] = {}
-    for info in infos:
-        names.setdefault(info.name, described(info, info.name))
-    versions = [described(info, f"{info.name}:{info.version}") for info in infos]
-    return {"object": "list", "data": [*names.values(), *versions], "models": [*names]}
-
-
-def described(info: ModelInfo, reference: str) -> dict[str, Any]:
-    """One model, by a name that it answers to."""
-    return {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
-
-
-def word(refusal: Refusal, status: int) -> bytes:
-    """The JSON of an error."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return dump(
+async def create_embeddings(http: Request, models: Models) -> Response:
+    """Embed texts."""
+    request = parse_body(EmbeddingsRequest, http.body)
+    texts = check_texts(request.texts, models.limits, "input")
+    embedded = await models.embed(request.model, texts)
+    vectors = [resize_embedding(vector, True, request.dimensions) for vector in embedded.values]
+    data = [
         {
-            "error": {
-                "message": refusal.message,
-                "type": kind,
-                "param": None,
-                "code": refusal.kind.replace("-", "_"),
-            }
+            "object": "embedding",
+            "embedding": _encode_vector(vector, request.encoding_format),
+            "index": index,
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    return json_response(
+        {
+            "object": "list",
+            "data": data,
+            "model": embedded.model.name,
+            "usage": token_usage(embedded.num_tokens),
         }
     )
 
 
-PROTOCOL = Protocol(
+def _encode_vector(vector: Vector, encoding: Literal["float", "base64"]) -> str | list[float]:
+    if encoding == "base64":
+        return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode("ascii")
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def token_usage(num_tokens: Sequence[int]) -> dict[str, int]:
+    """Return the number of computed tokens as `usage` has it."""
+    total = sum(num_tokens)
+    return {"prompt_tokens": total, "total_tokens": total}
+
+
+async def list_models(_: Request, models: Models) -> Response:
+    """List every model by its name, then every version by name:version.
+
+    `models`, KServe's key, holds the bare names.
+    """
+    infos = models.list_models()
+    names: dict[str, Any] = {}
+    for info in infos:
+        names.setdefault(info.name, describe_model(info, info.name))
+    versions = [describe_model(info, f"{info.name}:{info.version}") for info in infos]
+    data = [*names.values(), *versions]
+    return json_response({"object": "list", "data": data, "models": [*names]})
+
+
+def describe_model(info: ModelInfo, reference: str) -> dict[str, Any]:
+    """Describe one model by a reference that it answers to."""
+    return {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
+
+
+def error_body(error: HTTPError, status: int) -> bytes:
+    """Return the JSON of an error."""
+    default = "server_error" if status >= 500 else "invalid_request_error"
+    body = {
+        "message": error.message,
+        "type": _ERROR_TYPES.get(status, default),
+        "param": None,
+        "code": error.kind.replace("-", "_"),
+    }
+    return dump_json({"error": body})
+
+
+def _embeddings_route(path: str, summary: str) -> Route:
+    body = json_schema(EmbeddingsRequest)
+    return Route("POST", path, create_embeddings, summary, body_schema=body)
+
+
+PROTOCOL = WireProtocol(
     "openai",
     (
-        Route(
-            "POST",
-            "/v1/embeddings",
-            embeddings,
-            "The vectors of texts",
-            body=schema(EmbeddingsRequest),
-        ),
-        Route(
-            "POST",
-            "/embeddings",
-            embeddings,
-            "The vectors of texts, as the older address has it",
-            body=schema(EmbeddingsRequest),
-        ),
-        Route("GET", "/v1/models", models_list, "The models"),
+        _embeddings_route("/v1/embeddings", "The vectors of texts"),
+        _embeddings_route("/embeddings", "The vectors of texts, as the older address has it"),
+        Route("GET", "/v1/models", list_models, "The models"),
     ),
-    word,
+    error_body,
     STATUSES,
 )

@@ -13,36 +13,46 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, StrictBool, StrictStr
 
-from serving.http.messages import JSON, Protocol, Refusal, Reply, Request, Route
-from serving.interface import Models
+from serving.http.messages import JSON, HTTPError, Request, Response, Route, WireProtocol
+from serving.interface import ModelInfo, Models, Prediction
 from serving.protocols import default_format
 from serving.protocols.forms import URL_ENCODED, media_type
-from serving.protocols.json_bodies import Body, dump, parse, schema
-from serving.protocols.kserve import Instance, texts_of
-from serving.protocols.labels import ranked
-from serving.protocols.texts import checked, decoded
+from serving.protocols.json_bodies import (
+    PLAIN_STATUSES,
+    JSONBody,
+    error_json,
+    json_response,
+    json_schema,
+    parse_body,
+)
+from serving.protocols.kserve import KServeInstance, instance_texts
+from serving.protocols.labels import rank_labels
+from serving.protocols.requests import check_texts, decode_utf8
 
 CSV = "text/csv"
 TEXT = "text/plain"
 
-_AS_JSON = (JSON, "", URL_ENCODED)  # the last is what curl says of whatever -d sends
+_JSON_TYPES = (JSON, "", URL_ENCODED)  # the last is what curl says of whatever -d sends
 
 
-class Invocation(Body):
+class InvocationBody(JSONBody):
     """A body in JSON: `inputs` or `instances`."""
 
     inputs: StrictStr | list[StrictStr] | None = Field(
         None, description="a text or a list of texts"
     )
-    instances: list[StrictStr | Instance] | None = Field(
+    instances: list[StrictStr | KServeInstance] | None = Field(
         None, description='a list of texts, or of {"inputs": text}'
     )
     raw_scores: StrictBool = Field(False, description="logits instead of probabilities")
     truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
 
 
-class Asked(NamedTuple):
-    """What a request asks. single: so that the answer is not a list. key: that holds the answer."""
+class SageMakerRequest(NamedTuple):
+    """A request in any media type.
+
+    single: one text, so that the answer is no list. key: of the object that holds the answer.
+    """
 
     texts: Sequence[str]
     single: bool = False
@@ -51,60 +61,49 @@ class Asked(NamedTuple):
     truncate: bool = True
 
 
-async def invoke(http: Request, models: Models) -> Reply:
-    """The answers of the default model."""
-    asked = read(http)
-    checked(asked.texts, models.limits, "the request")
-    found = await _answers(asked, models)
-    answer: Any = found[0] if asked.single else found
-    return Reply(dump(answer if asked.key is None else {asked.key: answer}))
+async def invoke(http: Request, models: Models) -> Response:
+    """Answer with the default model."""
+    request = parse_request(http)
+    check_texts(request.texts, models.limits, "the request")
+
+    def rank(prediction: Prediction, model: ModelInfo) -> list[dict[str, Any]]:
+        scores = prediction.logits if request.raw_scores else prediction.scores
+        return rank_labels(scores, model.labels)
+
+    answers = await default_format.answer_texts(models, None, request.texts, rank, request.truncate)
+    answer: Any = answers[0] if request.single else answers
+    return json_response(answer if request.key is None else {request.key: answer})
 
 
-def read(http: Request) -> Asked:
-    """The texts of a request, however they were sent. Raises Refusal."""
+def parse_request(http: Request) -> SageMakerRequest:
+    """Read the texts of a request in any media type. Raises HTTPError."""
     kind = media_type(http.headers.get("content-type", JSON))
     if kind == TEXT:
-        return Asked([decoded(http.body, "the body")], single=True)
+        return SageMakerRequest([decode_utf8(http.body, "the body")], single=True)
     if kind == CSV:
-        return Asked(_lines(decoded(http.body, "the body")))
-    if kind not in _AS_JSON:
-        raise Refusal("malformed", f"content-type {kind[:60]!r}: send {JSON}, {TEXT} or {CSV}")
-    request = parse(Invocation, http.body)
-    options = (request.raw_scores, request.truncate is not False)
-    if request.instances is not None:
-        return Asked(texts_of(request.instances), False, "predictions", *options)
-    if request.inputs is None:
-        raise Refusal("malformed", "inputs is missing; expected a text or a list of texts")
-    if isinstance(request.inputs, str):
-        return Asked([request.inputs], True, None, *options)
-    return Asked(request.inputs, False, None, *options)
+        return SageMakerRequest(_parse_csv(decode_utf8(http.body, "the body")))
+    if kind not in _JSON_TYPES:
+        raise HTTPError("malformed", f"content-type {kind[:60]!r}: send {JSON}, {TEXT} or {CSV}")
+    body = parse_body(InvocationBody, http.body)
+    options = (body.raw_scores, body.truncate is not False)
+    if body.instances is not None:
+        return SageMakerRequest(instance_texts(body.instances), False, "predictions", *options)
+    if body.inputs is None:
+        raise HTTPError("malformed", "inputs is missing; expected a text or a list of texts")
+    if isinstance(body.inputs, str):
+        return SageMakerRequest([body.inputs], True, None, *options)
+    return SageMakerRequest(body.inputs, False, None, *options)
 
 
-async def _answers(asked: Asked, models: Models) -> list[Any]:
-    task = models.find(None).task
-    if task == "embedding":
-        embedded = await models.embed(None, asked.texts, truncate=asked.truncate)
-        return [vector.tolist() for vector in embedded.values]
-    if task == "masked-lm":
-        return [
-            default_format.filled(masks) for masks in (await models.fill(None, asked.texts)).values
-        ]
-    predicted = await models.predict(None, asked.texts, truncate=asked.truncate)
-    return [
-        ranked(each.logits if asked.raw_scores else each.scores, predicted.model.labels)
-        for each in predicted.values
-    ]
-
-
-def _lines(text: str) -> list[str]:
-    """The texts of a table of one column. Raises Refusal where there are more columns."""
+def _parse_csv(text: str) -> list[str]:
+    """Return the texts of a table of one column. Raises HTTPError if there are more columns."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
-        raise Refusal("malformed", f"the body is not CSV: {error}") from None
+        raise HTTPError("malformed", f"the body is not CSV: {error}") from None
     for number, row in enumerate(rows, 1):
         if len(row) != 1:
-            raise Refusal(
+            raise HTTPError(
                 "malformed",
                 f"line {number} has {len(row)} columns: expected one text, in quotes where it "
                 "holds a comma",
@@ -112,12 +111,7 @@ def _lines(text: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def word(refusal: Refusal, _: int) -> bytes:
-    """The JSON of an error."""
-    return dump({"error": refusal.message})
-
-
-PROTOCOL = Protocol(
+PROTOCOL = WireProtocol(
     "sagemaker",
     (
         Route(
@@ -125,10 +119,10 @@ PROTOCOL = Protocol(
             "/invocations",
             invoke,
             "Ask the default model",
-            body=schema(Invocation),
+            body_schema=json_schema(InvocationBody),
             media_types=(JSON, TEXT, CSV),
         ),
     ),
-    word,
-    {"wrong-task": 400, "failed": 500},
+    error_json,
+    PLAIN_STATUSES,
 )

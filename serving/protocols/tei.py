@@ -16,24 +16,30 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from serving.http.messages import Kind, Protocol, Refusal, Reply, Request, Route
-from serving.interface import Models, Prediction, Vector
-from serving.protocols import tei_info
-from serving.protocols.json_bodies import dump, parse, schema
-from serving.protocols.labels import ranked
-from serving.protocols.paths import model_of
-from serving.protocols.similarity import cosines
-from serving.protocols.tei_bodies import (
-    EmbedRequest,
-    PredictRequest,
-    RerankRequest,
-    SimilarityRequest,
-    read,
+from serving.http.messages import (
+    ErrorKind,
+    Handler,
+    HTTPError,
+    Request,
+    Response,
+    Route,
+    WireProtocol,
+    bertha_version,
 )
-from serving.protocols.texts import checked
-from serving.protocols.vectors import shaped
+from serving.interface import ModelInfo, Models, Prediction
+from serving.protocols.embeddings import format_embeddings, similarity_scores
+from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
+from serving.protocols.labels import rank_labels
+from serving.protocols.requests import check_texts, requested_model
+from serving.protocols.tei_bodies import (
+    TEIEmbedRequest,
+    TEIPredictRequest,
+    TEIRerankRequest,
+    TEISimilarityRequest,
+    parse_predict_request,
+)
 
-_ERROR_TYPES: dict[Kind, str] = {
+_ERROR_TYPES: dict[ErrorKind, str] = {
     "empty": "Empty",
     "unauthorized": "Unauthorized",
     "forbidden": "Unauthorized",
@@ -45,6 +51,7 @@ _ERROR_TYPES: dict[Kind, str] = {
     "unready": "Unhealthy",
     "internal": "Internal",
 }  # all else is Validation
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class LabelScore(BaseModel):
@@ -54,7 +61,7 @@ class LabelScore(BaseModel):
     score: float = Field(description="a probability; a logit with raw_scores; a regression's value")
 
 
-class Rank(BaseModel):
+class RerankResult(BaseModel):
     """One text of an answer to `/rerank`."""
 
     index: int = Field(description="its place in `texts`, from 0")
@@ -68,124 +75,158 @@ PredictResponse = Annotated[
 ]
 
 
-async def predict(http: Request, models: Models) -> Reply:
-    """Labels by falling score."""
-    request = read(http.body, models.limits)
+async def predict(http: Request, models: Models) -> Response:
+    """Return the labels of each text by falling score."""
+    request = parse_predict_request(http.body, models.limits)
     truncate = request.truncate is not False
-    predicted = await models.predict(model_of(http), request.texts, truncate=truncate)
-    return Reply(answer(request, predicted.values, predicted.model.labels))
+    predicted = await models.predict(requested_model(http), request.texts, truncate=truncate)
+    return Response(format_predictions(request, predicted.values, predicted.model.labels))
 
 
-def answer(
-    request: PredictRequest, predictions: Sequence[Prediction], labels: Sequence[str]
+def format_predictions(
+    request: TEIPredictRequest, predictions: Sequence[Prediction], labels: Sequence[str]
 ) -> bytes:
-    """The JSON that answers `request`, given one prediction a text and the names of the labels."""
+    """Return the JSON that answers `request`, given one prediction a text."""
     answers = [
-        ranked(prediction.logits if request.raw_scores else prediction.scores, labels)
+        rank_labels(prediction.logits if request.raw_scores else prediction.scores, labels)
         for prediction in predictions
     ]
-    return dump(answers[0] if request.single else answers)
+    return dump_json(answers[0] if request.is_single else answers)
 
 
-async def embed(http: Request, models: Models) -> Reply:
-    """Vectors, a list of them even for one text."""
-    request = parse(EmbedRequest, http.body)
-    texts = checked(request.texts, models.limits, "inputs")
+async def embed(http: Request, models: Models) -> Response:
+    """Return the vectors of texts, a list of them even for one text."""
+    request = parse_body(TEIEmbedRequest, http.body)
+    texts = check_texts(request.texts, models.limits, "inputs")
     truncate = request.truncate is not False
-    embedded = await models.embed(model_of(http), texts, truncate=truncate)
-    return Reply(dump(vectors(request, embedded.values)))
+    embedded = await models.embed(requested_model(http), texts, truncate=truncate)
+    return json_response(format_embeddings(embedded.values, request.normalize, request.dimensions))
 
 
-def vectors(request: EmbedRequest, values: Sequence[Vector]) -> list[list[float]]:
-    """The vectors as the request wants them."""
-    normalize = request.normalize is not False
-    return [shaped(vector, normalize, request.dimensions).tolist() for vector in values]
-
-
-async def rerank(http: Request, models: Models) -> Reply:
-    """The places of the texts, the nearest to the query first."""
-    request = parse(RerankRequest, http.body)
-    scores = await cosines(models, model_of(http), request.query, request.texts, request.truncate)
-    return Reply(dump(ranks(request, scores)))
-
-
-def ranks(request: RerankRequest, scores: Sequence[float]) -> list[dict[str, Any]]:
-    """The texts by falling score."""
+async def rerank(http: Request, models: Models) -> Response:
+    """Rank texts by their similarity to the query."""
+    request = parse_body(TEIRerankRequest, http.body)
+    scores = await similarity_scores(
+        models, requested_model(http), request.query, request.texts, request.truncate
+    )
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
-    found: list[dict[str, Any]] = [{"index": index, "score": scores[index]} for index in order]
+    results: list[dict[str, Any]] = [{"index": index, "score": scores[index]} for index in order]
     if request.return_text:
-        for rank in found:
-            rank["text"] = request.texts[rank["index"]]
-    return found
+        for result in results:
+            result["text"] = request.texts[result["index"]]
+    return json_response(results)
 
 
-async def similarity(http: Request, models: Models) -> Reply:
-    """How near each sentence is to the source: cosines."""
-    request = parse(SimilarityRequest, http.body)
+async def score_similarity(http: Request, models: Models) -> Response:
+    """Return the cosine similarity of each sentence to the source."""
+    request = parse_body(TEISimilarityRequest, http.body)
     inputs, parameters = request.inputs, request.parameters
-    truncate = parameters.truncate if parameters else None
-    model = model_of(http)
-    return Reply(
-        dump(await cosines(models, model, inputs.source_sentence, inputs.sentences, truncate))
+    scores = await similarity_scores(
+        models,
+        requested_model(http),
+        inputs.source_sentence,
+        inputs.sentences,
+        parameters.truncate if parameters else None,
+    )
+    return json_response(scores)
+
+
+async def check_health(_: Request, models: Models) -> Response:
+    """Answer 200 if the default model answers."""
+    if not await models.is_ready():
+        raise HTTPError("unready", "the model does not answer")
+    return Response()
+
+
+async def get_info(http: Request, models: Models) -> Response:
+    """Describe the model; the keys after docker_label are ours."""
+    model = models.get_info(requested_model(http))
+    precision = model.engine.rpartition(" ")[2]
+    return json_response(
+        {
+            "model_id": model.name,
+            "model_sha": model.weights_sha256,
+            "model_dtype": _DTYPES.get(precision, precision),
+            "model_type": _model_type(model),
+            "max_concurrent_requests": None,
+            "max_input_length": model.max_length,
+            "max_batch_tokens": model.batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": models.limits.max_texts,
+            "auto_truncate": True,
+            "tokenization_workers": 1,
+            "version": bertha_version(),
+            "sha": model.revision,
+            "docker_label": None,
+            "task": model.task,
+            "labels": list(model.labels),
+            "aliases": list(model.aliases),
+            "metrics": dict(model.metrics),
+            "base_model": model.base_model,
+            "model_version": model.version,
+            "engine": model.engine,
+        }
     )
 
 
-async def health(_: Request, models: Models) -> Reply:
-    """200 where the model answers."""
-    if not await models.ready():
-        raise Refusal("unready", "the model does not answer")
-    return Reply()
+def _model_type(model: ModelInfo) -> dict[str, Any]:
+    if model.task == "embedding":
+        return {"embedding": {"pooling": model.pooling or "mean"}}
+    if model.task == "masked-lm":
+        return {"masked-lm": {}}  # the original serves none
+    names = model.output_names
+    return {
+        "classifier": {
+            "id2label": {str(index): label for index, label in enumerate(names)},
+            "label2id": {label: index for index, label in enumerate(names)},
+        }
+    }
 
 
-async def info(http: Request, models: Models) -> Reply:
-    """What is served."""
-    return Reply(dump(tei_info.info(models.find(model_of(http)), models.limits)))
+def error_body(error: HTTPError, _: int) -> bytes:
+    """Return the JSON of an error."""
+    kind = _ERROR_TYPES.get(error.kind, "Validation")
+    return dump_json({"error": error.message, "error_type": kind})
 
 
-def word(refusal: Refusal, _: int) -> bytes:
-    """The JSON of an error."""
-    kind = _ERROR_TYPES.get(refusal.kind, "Validation")
-    return dump({"error": refusal.message, "error_type": kind})
+def _make_routes(prefix: str) -> tuple[Route, ...]:
+    """Return the routes below a prefix."""
 
+    def post(
+        name: str, handler: Handler, summary: str, body: type[BaseModel], response: Any
+    ) -> Route:
+        answer = TypeAdapter(response).json_schema()
+        path, schema = f"{prefix}/{name}", json_schema(body)
+        return Route("POST", path, handler, summary, body_schema=schema, response_schema=answer)
 
-def _routes(prefix: str) -> tuple[Route, ...]:
-    """The routes below a prefix."""
     return (
-        Route(
-            "POST",
-            f"{prefix}/predict",
+        post(
+            "predict",
             predict,
             "Classify a text or a list of texts",
-            body=schema(PredictRequest),
-            answer=TypeAdapter(PredictResponse).json_schema(),
+            TEIPredictRequest,
+            PredictResponse,
         ),
-        Route(
-            "POST",
-            f"{prefix}/embed",
-            embed,
-            "The vectors of texts",
-            body=schema(EmbedRequest),
-            answer=TypeAdapter(list[list[float]]).json_schema(),
-        ),
-        Route(
-            "POST",
-            f"{prefix}/rerank",
+        post("embed", embed, "The vectors of texts", TEIEmbedRequest, list[list[float]]),
+        post(
+            "rerank",
             rerank,
             "Texts by their nearness to a query",
-            body=schema(RerankRequest),
-            answer=TypeAdapter(list[Rank]).json_schema(),
+            TEIRerankRequest,
+            list[RerankResult],
+        ),
+        post(
+            "similarity",
+            score_similarity,
+            "How near texts are to a text",
+            TEISimilarityRequest,
+            list[float],
         ),
         Route(
-            "POST",
-            f"{prefix}/similarity",
-            similarity,
-            "How near texts are to a text",
-            body=schema(SimilarityRequest),
-            answer=TypeAdapter(list[float]).json_schema(),
+            "GET", f"{prefix}/info", get_info, "The model, its labels, limits and held-out metrics"
         ),
-        Route("GET", f"{prefix}/info", info, "The model, its labels, limits and held-out metrics"),
-        Route("GET", f"{prefix}/health", health, "200 where the model answers", "open"),
+        Route("GET", f"{prefix}/health", check_health, "200 where the model answers", "open"),
     )
 
 
-PROTOCOL = Protocol("tei", _routes("") + _routes("/tei/{model}"), word)
+PROTOCOL = WireProtocol("tei", _make_routes("") + _make_routes("/tei/{model}"), error_body)

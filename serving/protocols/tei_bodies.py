@@ -1,20 +1,20 @@
-"""What clients of Text Embeddings Inference send."""
+"""Bodies of requests that clients of Text Embeddings Inference send."""
 
 from typing import Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from serving.http.messages import Refusal
+from serving.http.messages import HTTPError
 from serving.interface import Limits
-from serving.protocols.json_bodies import Body, parse
-from serving.protocols.texts import checked
+from serving.protocols.json_bodies import JSONBody, parse_body
+from serving.protocols.requests import check_texts
 
-_SHAPES = "a text, a list of texts, or a list of lists of one text"
+_INPUTS = "a text, a list of texts, or a list of lists of one text"
 
-Direction = Literal["Right", "right"]
+TruncationDirection = Literal["Right", "right"]
 
 
-class PredictRequest(Body):
+class TEIPredictRequest(JSONBody):
     """The body of `/predict`."""
 
     model_config = ConfigDict(
@@ -26,30 +26,30 @@ class PredictRequest(Body):
         }
     )
 
-    inputs: StrictStr | list[StrictStr] | list[list[StrictStr]] = Field(description=_SHAPES)
+    inputs: StrictStr | list[StrictStr] | list[list[StrictStr]] = Field(description=_INPUTS)
     raw_scores: StrictBool = Field(False, description="logits instead of probabilities")
     truncate: StrictBool | None = Field(
         None, description="cut texts that are too long (the default), or refuse them (false)"
     )
-    truncation_direction: Direction = Field("Right", description="the end that is cut")
+    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
     pairs: StrictBool = Field(
         False, description="read `inputs` of two texts as one pair; this server has no such model"
     )
 
     @property
-    def single(self) -> bool:
-        """Whether one text was asked about, so that the answer is not a list of answers."""
+    def is_single(self) -> bool:
+        """Whether `inputs` is one text, so that the answer is not a list of answers."""
         return isinstance(self.inputs, str)
 
     @property
     def texts(self) -> list[str]:
-        """The texts in order."""
+        """The texts, in order."""
         if isinstance(self.inputs, str):
             return [self.inputs]
         return [text if isinstance(text, str) else text[0] for text in self.inputs]
 
 
-class EmbedRequest(Body):
+class TEIEmbedRequest(JSONBody):
     """The body of `/embed`."""
 
     inputs: StrictStr | list[StrictStr] = Field(
@@ -57,17 +57,17 @@ class EmbedRequest(Body):
     )
     normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
     truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: Direction = Field("Right", description="the end that is cut")
+    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
     prompt_name: None = Field(None, description="these models know no prompts")
     dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
 
     @property
     def texts(self) -> list[str]:
-        """The texts in order."""
+        """The texts, in order."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
 
-class RerankRequest(Body):
+class TEIRerankRequest(JSONBody):
     """The body of `/rerank`."""
 
     query: StrictStr = Field(description="the text that the others are compared with")
@@ -75,53 +75,53 @@ class RerankRequest(Body):
     raw_scores: StrictBool = Field(False, description="nothing here: the score is a cosine anyway")
     return_text: StrictBool = Field(False, description="put the texts into the answer")
     truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: Direction = Field("Right", description="the end that is cut")
+    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
 
 
-class Similar(Body):
+class SimilarityInputs(JSONBody):
     """A text, and those to compare with it."""
 
     source_sentence: StrictStr = Field(description="a text")
     sentences: list[StrictStr] = Field(description="a list of texts")
 
 
-class SimilarityParameters(Body):
+class SimilarityParameters(JSONBody):
     """The options of `/similarity`."""
 
     truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: Direction = Field("Right", description="the end that is cut")
+    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
     prompt_name: None = Field(None, description="these models know no prompts")
 
 
-class SimilarityRequest(Body):
+class TEISimilarityRequest(JSONBody):
     """The body of `/similarity`."""
 
-    inputs: Similar = Field(description='{"source_sentence": text, "sentences": [text, ...]}')
+    inputs: SimilarityInputs = Field(
+        description='{"source_sentence": text, "sentences": [text, ...]}'
+    )
     parameters: SimilarityParameters | None = Field(None, description="options")
 
 
-def read(body: bytes, limits: Limits) -> PredictRequest:
-    """The request in the body of `/predict`. Raises Refusal, and nothing else."""
-    request = parse(PredictRequest, body)
-    _refuse_pairs(request)
-    checked(request.texts, limits, "inputs")
-    return request
+def parse_predict_request(body: bytes, limits: Limits) -> TEIPredictRequest:
+    """Validate the body of `/predict`. Raises HTTPError, and nothing else.
 
-
-def _refuse_pairs(request: PredictRequest) -> None:
-    """The encoder reads single texts, so a pair is refused; so is a list that holds no text."""
+    A pair of texts is refused, because the models read single texts; so is a list of no text.
+    """
+    request = parse_body(TEIPredictRequest, body)
     texts = request.inputs if isinstance(request.inputs, list) else ()
     for number, text in enumerate(texts, 1):
         if isinstance(text, list) and len(text) != 1:
             what = "a pair" if len(text) == 2 else f"a list of {len(text)}"
-            raise Refusal(
+            raise HTTPError(
                 "malformed",
                 f"inputs holds {what} at place {number}, but this model reads single texts; "
-                f"inputs is {_SHAPES}",
+                f"inputs is {_INPUTS}",
             )
     if request.pairs:
-        raise Refusal(
+        raise HTTPError(
             "malformed",
             "pairs = true: this model reads single texts, no pairs; leave `pairs` out to have a "
             "list of texts read as a batch",
         )
+    check_texts(request.texts, limits, "inputs")
+    return request

@@ -1,7 +1,7 @@
 """TorchServe's inference API: `/predictions`, `/explanations`, `/ping`, and `OPTIONS /`.
 
 The text may come as it is, as JSON, or in the field `data` of a form; a JSON list of texts is a
-batch, and its answer a list. The answer to a text is the plain one of the model's task.
+batch, and its answer a list. A text is answered in the default format of the model's task.
 """
 
 import re
@@ -10,21 +10,35 @@ from typing import NamedTuple
 
 from pydantic import Field, RootModel, StrictInt, StrictStr, ValidationError
 
-from serving.http.messages import JSON, Handler, Kind, Protocol, Refusal, Reply, Request, Route
-from serving.http.openapi import document
-from serving.http.version import version
+from serving.http.messages import (
+    JSON,
+    ErrorKind,
+    Handler,
+    HTTPError,
+    Request,
+    Response,
+    Route,
+    WireProtocol,
+    bertha_version,
+)
+from serving.http.openapi import build_openapi
 from serving.interface import Models
 from serving.protocols import default_format, forms
-from serving.protocols.json_bodies import Body, dump, parse, schema, shown
-from serving.protocols.paths import model_of
-from serving.protocols.texts import checked, decoded
-
-STATUSES: dict[Kind, int] = {"wrong-task": 400, "failed": 500}
+from serving.protocols.json_bodies import (
+    PLAIN_STATUSES,
+    JSONBody,
+    dump_json,
+    json_response,
+    json_schema,
+    parse_body,
+    truncate_repr,
+)
+from serving.protocols.requests import check_texts, decode_utf8, requested_model
 
 _EXPECTED = 'a text, a list of texts, or {"data": either}'
 _FIELDS = ("data", "body")  # in the order in which TorchServe's handlers look
 _FORM = re.compile(rb"(?:^|&)(?:data|body)=")
-_TYPES: dict[Kind, str] = {
+_ERROR_TYPES: dict[ErrorKind, str] = {
     "no-model": "ModelNotFoundException",
     "no-route": "ResourceNotFoundException",
     "no-method": "MethodNotAllowedException",
@@ -39,7 +53,7 @@ _TYPES: dict[Kind, str] = {
 }  # all else is BadRequestException
 
 
-class DataObject(Body):
+class TorchServeObject(JSONBody):
     """Texts in an object. target: the label to explain."""
 
     data: StrictStr | list[StrictStr] | None = None
@@ -47,112 +61,116 @@ class DataObject(Body):
     target: StrictStr | StrictInt | None = None
 
 
-class Data(RootModel[StrictStr | list[StrictStr] | DataObject]):
+class TorchServeBody(RootModel[StrictStr | list[StrictStr] | TorchServeObject]):
     """A body in JSON."""
 
-    root: StrictStr | list[StrictStr] | DataObject = Field(description=_EXPECTED)
+    root: StrictStr | list[StrictStr] | TorchServeObject = Field(description=_EXPECTED)
 
 
-class Asked(NamedTuple):
-    """What a request asks about. single: so that the answer is not a list."""
+class _TextList(RootModel[list[StrictStr]]):
+    """A list of texts in JSON."""
+
+
+class TorchServeRequest(NamedTuple):
+    """A request in any media type. single: one text, so that the answer is no list."""
 
     texts: Sequence[str]
     single: bool
     target: str | int | None = None
 
 
-async def predict(http: Request, models: Models) -> Reply:
-    """The plain answer, or a list of them."""
-    asked = read(http)
-    texts = checked(asked.texts, models.limits, "data")
-    answers = await default_format.answers(models, model_of(http), texts)
-    return Reply(dump(answers[0] if asked.single else answers))
+async def predict(http: Request, models: Models) -> Response:
+    """Answer each text in the default format."""
+    request = parse_request(http)
+    texts = check_texts(request.texts, models.limits, "data")
+    answers = await default_format.answer_texts(models, requested_model(http), texts)
+    return json_response(answers[0] if request.single else answers)
 
 
-async def explain(http: Request, models: Models) -> Reply:
-    """Which words spoke for the label."""
-    asked = read(http)
-    texts = checked(asked.texts, models.limits, "data")
-    target = http.query.get("target", asked.target)
-    explained = await default_format.explanations(models, model_of(http), texts, target)
-    return Reply(dump(explained[0] if asked.single else explained))
+async def explain(http: Request, models: Models) -> Response:
+    """Attribute the label of each text to its words."""
+    request = parse_request(http)
+    texts = check_texts(request.texts, models.limits, "data")
+    target = http.query.get("target", request.target)
+    explained = await default_format.explain_texts(models, requested_model(http), texts, target)
+    return json_response(explained[0] if request.single else explained)
 
 
-async def ping(_: Request, models: Models) -> Reply:
-    """Whether the default model answers."""
-    if not await models.ready():
-        raise Refusal("unready", "Unhealthy: the default model does not answer yet")
-    return Reply(dump({"status": "Healthy"}))
+async def ping(_: Request, models: Models) -> Response:
+    """Answer 200 if the default model answers."""
+    if not await models.is_ready():
+        raise HTTPError("unready", "Unhealthy: the default model does not answer yet")
+    return json_response({"status": "Healthy"})
 
 
-async def describe(_: Request, __: Models) -> Reply:
-    """This API, as OpenAPI."""
-    return Reply(dump(document([PROTOCOL], "TorchServe's inference API", version())))
+async def describe_api(_: Request, __: Models) -> Response:
+    """Return this API as OpenAPI."""
+    return json_response(build_openapi([PROTOCOL], "TorchServe's inference API", bertha_version()))
 
 
-def read(http: Request) -> Asked:
-    """The texts of a request, however they were sent. Raises Refusal."""
+def parse_request(http: Request) -> TorchServeRequest:
+    """Read the texts of a request in any media type. Raises HTTPError."""
     content_type = http.headers.get("content-type", "")
     kind = forms.media_type(content_type)
     if kind == JSON:
-        return _of_json(http.body)
-    if kind == forms.MULTIPART:
-        return _of_form(forms.fields(content_type, http.body))
-    if kind == forms.URL_ENCODED and _FORM.search(http.body):  # curl says so of whatever -d sends
-        return _of_form(forms.fields(content_type, http.body))
-    return _of_text(decoded(http.body, "the body"))
+        return _parse_json(http.body)
+    # curl says URL-encoded of whatever -d sends, so that type alone makes no form.
+    if kind == forms.MULTIPART or (kind == forms.URL_ENCODED and _FORM.search(http.body)):
+        fields = forms.parse_form(content_type, http.body)
+        for name in _FIELDS:
+            if name in fields:
+                return _parse_text(fields[name])._replace(target=fields.get("target"))
+        raise HTTPError(
+            "malformed", f"the form has {truncate_repr(sorted(fields))}: expected a field `data`"
+        )
+    return _parse_text(decode_utf8(http.body, "the body"))
 
 
-def _of_form(found: Mapping[str, str]) -> Asked:
-    for name in _FIELDS:
-        if name in found:
-            return _of_text(found[name])._replace(target=found.get("target"))
-    raise Refusal("malformed", f"the form has {shown(sorted(found))}: expected a field `data`")
-
-
-def _of_text(text: str) -> Asked:
-    """One text; or texts, where it is a list of texts in JSON."""
+def _parse_text(text: str) -> TorchServeRequest:
+    """Read one text; or several, if it is a list of texts in JSON."""
     if text.lstrip().startswith("["):
         try:
-            texts = _Texts.model_validate_json(text.encode(errors="replace"))
+            texts = _TextList.model_validate_json(text.encode(errors="replace"))
         except ValidationError:
             pass  # a text that begins with a bracket
         else:
-            return Asked(texts.root, single=False)
-    return Asked([text], single=True)
+            return TorchServeRequest(texts.root, single=False)
+    return TorchServeRequest([text], single=True)
 
 
-def _of_json(body: bytes) -> Asked:
-    root = parse(Data, body).root
+def _parse_json(body: bytes) -> TorchServeRequest:
+    root = parse_body(TorchServeBody, body).root
     target = None
-    if isinstance(root, DataObject):
+    if isinstance(root, TorchServeObject):
         target = root.target
         value = root.data if root.data is not None else root.body
         if value is None:
-            raise Refusal("malformed", f"the body has neither data nor body: expected {_EXPECTED}")
+            raise HTTPError(
+                "malformed", f"the body has neither data nor body: expected {_EXPECTED}"
+            )
         root = value
-    return Asked([root], True, target) if isinstance(root, str) else Asked(root, False, target)
+    if isinstance(root, str):
+        return TorchServeRequest([root], True, target)
+    return TorchServeRequest(root, False, target)
 
 
-class _Texts(RootModel[list[StrictStr]]):
-    """A list of texts in JSON."""
+def error_body(error: HTTPError, status: int) -> bytes:
+    """Return the JSON of an error."""
+    kind = _ERROR_TYPES.get(error.kind, "BadRequestException")
+    return dump_json({"code": status, "type": kind, "message": error.message})
 
 
-def word(refusal: Refusal, status: int) -> bytes:
-    """The JSON of an error."""
-    kind = _TYPES.get(refusal.kind, "BadRequestException")
-    return dump({"code": status, "type": kind, "message": refusal.message})
-
-
-def _of_model(call: str, handle: Handler, summary: str, query: Mapping[str, str]) -> list[Route]:
-    """The addresses of a call, with a version and without; curl -T sends PUT."""
+def _model_routes(
+    call: str, handler: Handler, summary: str, query: Mapping[str, str]
+) -> list[Route]:
+    """Return the routes of a call, with a version and without; curl -T sends PUT."""
     return [
         Route(
             method,
             path,
-            handle,
+            handler,
             summary,
-            body=schema(Data),
+            body_schema=json_schema(TorchServeBody),
             media_types=(JSON, "text/plain", forms.URL_ENCODED, forms.MULTIPART),
             query=query,
         )
@@ -163,14 +181,14 @@ def _of_model(call: str, handle: Handler, summary: str, query: Mapping[str, str]
 
 _TARGET = {"target": "the label to explain, or its index; by default the likeliest"}
 
-PROTOCOL = Protocol(
+PROTOCOL = WireProtocol(
     "torchserve",
     (
-        *_of_model("predictions", predict, "Ask a model", {}),
-        *_of_model("explanations", explain, "Which words spoke for a label", _TARGET),
+        *_model_routes("predictions", predict, "Ask a model", {}),
+        *_model_routes("explanations", explain, "Which words spoke for a label", _TARGET),
         Route("GET", "/ping", ping, "Whether the default model answers", "open"),
-        Route("OPTIONS", "/", describe, "This API, as OpenAPI", "open"),
+        Route("OPTIONS", "/", describe_api, "This API, as OpenAPI", "open"),
     ),
-    word,
-    STATUSES,
+    error_body,
+    PLAIN_STATUSES,
 )

@@ -8,99 +8,102 @@ the answer says so. `workers` are of the replica that answers.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from serving.http.messages import Protocol, Refusal, Reply, Request, Route
-from serving.interface import Limits, Management, ModelInfo, Models
-from serving.protocols.json_bodies import dump, shown
-from serving.protocols.paths import model_of
-from serving.protocols.torchserve import STATUSES, word
+from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
+from serving.interface import ModelInfo, ModelManagement, Models
+from serving.protocols.json_bodies import PLAIN_STATUSES, json_response, truncate_repr
+from serving.protocols.requests import requested_model
+from serving.protocols.torchserve import error_body
 
 DEFAULT_LIMIT = 100
 
 
-async def listed(http: Request, models: Models) -> Reply:
-    """The models, a page of them."""
-    names = list(dict.fromkeys(info.name for info in models.all()))
-    start = _number(http.query, "next_page_token", 0)
-    end = start + max(1, _number(http.query, "limit", DEFAULT_LIMIT))
+async def list_models(http: Request, models: Models) -> Response:
+    """List the models, a page of them."""
+    names = list(dict.fromkeys(info.name for info in models.list_models()))
+    start = _query_number(http.query, "next_page_token", 0)
+    end = start + max(1, _query_number(http.query, "limit", DEFAULT_LIMIT))
     page: dict[str, Any] = {
         "models": [
             {"modelName": info.name, "modelUrl": f"{info.name}:{info.version}"}
-            for info in map(models.find, names[start:end])
+            for info in map(models.get_info, names[start:end])
         ]
     }
     if end < len(names):
         page["nextPageToken"] = str(end)
-    return Reply(dump(page))
+    return json_response(page)
 
 
-async def described(http: Request, models: Models) -> Reply:
-    """One version of a model: the live one, or that of the path."""
-    info = models.find(model_of(http))
-    return Reply(dump(_descriptions([info], models.limits, http.query)))
+async def describe_model(http: Request, models: Models) -> Response:
+    """Describe one version of a model: the live one, or that of the path."""
+    info = models.get_info(requested_model(http))
+    return json_response([_describe_version(info, http, models)])
 
 
-async def described_all(http: Request, models: Models) -> Reply:
-    """Every version of a model."""
-    name = models.find(http.names["model"]).name
-    infos = [info for info in models.all() if info.name == name]
-    return Reply(dump(_descriptions(infos, models.limits, http.query)))
+async def describe_versions(http: Request, models: Models) -> Response:
+    """Describe every version of a model."""
+    name = models.get_info(http.path_params["model"]).name
+    infos = [info for info in models.list_models() if info.name == name]
+    return json_response([_describe_version(info, http, models) for info in infos])
 
 
-async def register(http: Request, models: Models) -> Reply:
+async def register_model(http: Request, models: Models) -> Response:
     """Add a bundle as the next version of a name."""
     url = http.query.get("url", "")
     if not url:
-        raise Refusal("malformed", "url is missing; expected the directory of a bundle")
-    info = await _management(models).register(url, http.query.get("model_name") or None)
-    return _status(f'Model "{info.name}" Version: {info.version} registered with 0 initial workers')
+        raise HTTPError("malformed", "url is missing; expected the directory of a bundle")
+    info = await _require_management(models).register(url, http.query.get("model_name") or None)
+    return _status_response(
+        f'Model "{info.name}" Version: {info.version} registered with 0 initial workers'
+    )
 
 
-async def set_default(http: Request, models: Models) -> Reply:
+async def set_default(http: Request, models: Models) -> Response:
     """Make a version the one that answers for the bare name."""
-    name, version = http.names["model"], http.names["version"]
-    await _management(models).set_default(name, version)
-    return _status(f'Default version successfully updated for model "{name}" to "{version}"')
+    name, version = http.path_params["model"], http.path_params["version"]
+    await _require_management(models).set_default(name, version)
+    return _status_response(
+        f'Default version successfully updated for model "{name}" to "{version}"'
+    )
 
 
-async def scale(http: Request, models: Models) -> Reply:
-    """Nothing, and say so."""
-    info = models.find(model_of(http))
-    return _status(
+async def scale_workers(http: Request, models: Models) -> Response:
+    """Change nothing, and say so."""
+    info = models.get_info(requested_model(http))
+    return _status_response(
         f'Workers of model "{info.name}" are as they were: the endpoint scales its replicas itself'
     )
 
 
-async def unregister(http: Request, models: Models) -> Reply:
-    """Take away a version."""
-    name = http.names["model"]
-    await _management(models).unregister(name, http.names.get("version"))
-    return _status(f'Model "{name}" unregistered')
+async def unregister_model(http: Request, models: Models) -> Response:
+    """Remove a version."""
+    name = http.path_params["model"]
+    await _require_management(models).unregister(name, http.path_params.get("version"))
+    return _status_response(f'Model "{name}" unregistered')
 
 
-def _status(text: str) -> Reply:
-    return Reply(dump({"status": text}))
+def _status_response(text: str) -> Response:
+    return json_response({"status": text})
 
 
-def _management(models: Models) -> Management:
+def _require_management(models: Models) -> ModelManagement:
     if models.management is None:
-        raise Refusal("no-method", "this endpoint serves one bundle; nothing can be changed")
+        raise HTTPError("no-method", "this endpoint serves one bundle; nothing can be changed")
     return models.management
 
 
-def _descriptions(
-    infos: Sequence[ModelInfo], limits: Limits, query: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    customized = query.get("customized", "").lower() == "true"
-    return [_description(info, limits, customized) for info in infos]
-
-
-def _description(info: ModelInfo, limits: Limits, customized: bool) -> dict[str, Any]:
+def _describe_version(info: ModelInfo, http: Request, models: Models) -> dict[str, Any]:
     started = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(info.created))
-    ready = {"id": "replica", "startTime": started, "status": "READY", "gpu": False}
-    described = {
+    worker = {
+        "id": "replica",
+        "startTime": started,
+        "status": "READY",
+        "gpu": False,
+        "memoryUsage": 0,
+    }
+    description = {
         "modelName": info.name,
         "modelVersion": info.version,
         "modelUrl": f"{info.name}:{info.version}",
@@ -108,13 +111,13 @@ def _description(info: ModelInfo, limits: Limits, customized: bool) -> dict[str,
         "runtime": "python",
         "minWorkers": 1,
         "maxWorkers": 1,
-        "batchSize": limits.max_texts,
+        "batchSize": models.limits.max_texts,
         "maxBatchDelay": 0,
         "loadedAtStartup": info.state != "cold",
-        "workers": [ready | {"memoryUsage": 0}] if info.state == "ready" else [],
+        "workers": [worker] if info.state == "ready" else [],
     }
-    if customized:
-        described["customizedMetadata"] = {
+    if http.query.get("customized", "").lower() == "true":
+        description["customizedMetadata"] = {
             "task": info.task,
             "labels": list(info.labels),
             "aliases": list(info.aliases),
@@ -122,16 +125,16 @@ def _description(info: ModelInfo, limits: Limits, customized: bool) -> dict[str,
             "baseModel": info.base_model,
             "revision": info.revision,
         }
-    return described
+    return description
 
 
-def _number(query: Mapping[str, str], key: str, default: int) -> int:
-    """A number from 0 of the query."""
+def _query_number(query: Mapping[str, str], key: str, default: int) -> int:
+    """Return a whole number of the query, from 0. Raises HTTPError for anything else."""
     given = query.get(key)
     if given is None:
         return default
     if not (given.isascii() and given.isdecimal() and len(given) < 10):
-        raise Refusal("malformed", f"{key} = {shown(given)}: expected a number, from 0")
+        raise HTTPError("malformed", f"{key} = {truncate_repr(given)}: expected a number, from 0")
     return int(given)
 
 
@@ -141,32 +144,32 @@ _REGISTERING = {
     "model_name": "the name to register it under; by default the bundle's own",
 }
 _CUSTOMIZED = {"customized": "true: the task, labels and metrics too"}
+_ALL = "/manage/models"
 _MODEL = "/manage/models/{model}"
 _VERSION = "/manage/models/{model}/{version}"
+_SCOPE: Literal["management"] = "management"
 
-PROTOCOL = Protocol(
+PROTOCOL = WireProtocol(
     "torchserve-management",
     (
-        Route("GET", "/manage/models", listed, "The models", "management", query=_PAGING),
-        Route("POST", "/manage/models", register, "Add a bundle", "management", query=_REGISTERING),
+        Route("GET", _ALL, list_models, "The models", _SCOPE, query=_PAGING),
+        Route("POST", _ALL, register_model, "Add a bundle", _SCOPE, query=_REGISTERING),
         Route(
             "GET",
             f"{_MODEL}/all",
-            described_all,
+            describe_versions,
             "Every version of a model",
-            "management",
+            _SCOPE,
             query=_CUSTOMIZED,
         ),
-        Route("GET", _MODEL, described, "A model", "management", query=_CUSTOMIZED),
-        Route("GET", _VERSION, described, "A version", "management", query=_CUSTOMIZED),
-        Route(
-            "PUT", f"{_VERSION}/set-default", set_default, "Choose the live version", "management"
-        ),
-        Route("PUT", _MODEL, scale, "Changes nothing", "management"),
-        Route("PUT", _VERSION, scale, "Changes nothing", "management"),
-        Route("DELETE", _MODEL, unregister, "Take away the live version", "management"),
-        Route("DELETE", _VERSION, unregister, "Take away a version", "management"),
+        Route("GET", _MODEL, describe_model, "A model", _SCOPE, query=_CUSTOMIZED),
+        Route("GET", _VERSION, describe_model, "A version", _SCOPE, query=_CUSTOMIZED),
+        Route("PUT", f"{_VERSION}/set-default", set_default, "Choose the live version", _SCOPE),
+        Route("PUT", _MODEL, scale_workers, "Changes nothing", _SCOPE),
+        Route("PUT", _VERSION, scale_workers, "Changes nothing", _SCOPE),
+        Route("DELETE", _MODEL, unregister_model, "Take away the live version", _SCOPE),
+        Route("DELETE", _VERSION, unregister_model, "Take away a version", _SCOPE),
     ),
-    word,
-    STATUSES,
+    error_body,
+    PLAIN_STATUSES,
 )

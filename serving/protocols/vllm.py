@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import Field, StrictBool
 
-from serving.http.messages import Protocol, Refusal, Reply, Request, Route
-from serving.interface import Answer, Models, Prediction
-from serving.protocols.json_bodies import dump, parse, schema
-from serving.protocols.labels import best, ranked
-from serving.protocols.openai import STATUSES, TextsRequest, usage
-from serving.protocols.texts import checked
+from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
+from serving.interface import InferenceResult, Models, Prediction
+from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
+from serving.protocols.labels import most_likely, rank_labels
+from serving.protocols.openai import STATUSES, TextsRequest, token_usage
+from serving.protocols.requests import check_texts
 
-_TYPES = {
+_ERROR_TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
     403: "PermissionDeniedError",
@@ -32,72 +32,70 @@ class ClassifyRequest(TextsRequest):
     use_activation: StrictBool | None = Field(None, description="vLLM: logits where false")
     raw_scores: StrictBool = Field(False, description="infinity: logits where true")
 
-    @property
-    def raw(self) -> bool:
-        """Whether logits are asked for."""
-        return self.raw_scores or self.use_activation is False
+    def scores_of(self, prediction: Prediction) -> tuple[float, ...]:
+        """Return the logits or the probabilities, as the request asks."""
+        wants_logits = self.raw_scores or self.use_activation is False
+        return prediction.logits if wants_logits else prediction.scores
 
 
-async def classify(http: Request, models: Models) -> Reply:
-    """The label of each text, and the probability of each label."""
-    request = parse(ClassifyRequest, http.body)
-    predicted = await models.predict(request.model, checked(request.texts, models.limits, "input"))
+async def classify(http: Request, models: Models) -> Response:
+    """Return the label of each text, and the probability of each label."""
+    request = parse_body(ClassifyRequest, http.body)
+    texts = check_texts(request.texts, models.limits, "input")
+    predicted = await models.predict(request.model, texts)
     infinity = http.headers.get("x-api-style", "").lower() == "infinity"
-    as_infinity = infinity or http.path.startswith("/infinity/")
-    answered = _infinity(request, predicted) if as_infinity else _vllm(request, predicted)
-    stamp = {"id": f"classify-{uuid.uuid4().hex}", "created": int(time.time())}
-    return Reply(dump(stamp | answered))
-
-
-def _vllm(request: ClassifyRequest, predicted: Answer[Prediction]) -> dict[str, Any]:
-    names = predicted.model.names
-    return {
-        "object": "list",
+    is_infinity = infinity or http.path.startswith("/infinity/")
+    answer = {
+        "id": f"classify-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "object": "classify" if is_infinity else "list",
         "model": predicted.model.name,
-        "data": [
-            {
-                "index": index,
-                "label": names[best(prediction)],
-                "probs": list(prediction.logits if request.raw else prediction.scores),
-                "num_classes": len(names),
-            }
-            for index, prediction in enumerate(predicted.values)
-        ],
-        "usage": usage(predicted.num_tokens),
+        "data": (_format_infinity if is_infinity else _format_vllm)(request, predicted),
+        "usage": token_usage(predicted.num_tokens),
     }
+    return json_response(answer)
 
 
-def _infinity(request: ClassifyRequest, predicted: Answer[Prediction]) -> dict[str, Any]:
+def _format_vllm(
+    request: ClassifyRequest, predicted: InferenceResult[Prediction]
+) -> list[dict[str, Any]]:
+    names = predicted.model.output_names
+    return [
+        {
+            "index": index,
+            "label": names[most_likely(prediction)],
+            "probs": list(request.scores_of(prediction)),
+            "num_classes": len(names),
+        }
+        for index, prediction in enumerate(predicted.values)
+    ]
+
+
+def _format_infinity(
+    request: ClassifyRequest, predicted: InferenceResult[Prediction]
+) -> list[list[dict[str, Any]]]:
     labels = predicted.model.labels
-    return {
-        "object": "classify",
-        "model": predicted.model.name,
-        "data": [
-            ranked(prediction.logits if request.raw else prediction.scores, labels)
-            for prediction in predicted.values
-        ],
-        "usage": usage(predicted.num_tokens),
-    }
+    return [rank_labels(request.scores_of(each), labels) for each in predicted.values]
 
 
-def word(refusal: Refusal, status: int) -> bytes:
-    """The JSON of an error, of both styles."""
-    kind = _TYPES.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
-    error = {"message": refusal.message, "type": kind, "param": None, "code": status}
-    return dump({"error": error})
+def error_body(error: HTTPError, status: int) -> bytes:
+    """Return the JSON of an error, of both styles."""
+    kind = _ERROR_TYPES.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
+    body = {"message": error.message, "type": kind, "param": None, "code": status}
+    return dump_json({"error": body})
 
 
-def _route(path: str, summary: str) -> Route:
-    return Route("POST", path, classify, summary, body=schema(ClassifyRequest))
+def _classify_route(path: str, summary: str) -> Route:
+    return Route("POST", path, classify, summary, body_schema=json_schema(ClassifyRequest))
 
 
-PROTOCOL = Protocol(
+PROTOCOL = WireProtocol(
     "vllm",
     (
-        _route("/classify", "Classify texts"),
-        _route("/v1/classify", "Classify texts, as SGLang has it"),
-        _route("/infinity/classify", "Classify texts, as infinity has it"),
+        _classify_route("/classify", "Classify texts"),
+        _classify_route("/v1/classify", "Classify texts, as SGLang has it"),
+        _classify_route("/infinity/classify", "Classify texts, as infinity has it"),
     ),
-    word,
+    error_body,
     STATUSES,
 )

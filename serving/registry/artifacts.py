@@ -1,93 +1,84 @@
 """The bundles of a registry: numbered once and for all, uploaded whole, fetched verified.
 
-A version's number belongs to whoever created its claim; numbers are never used again. Knows no
-states: a bundle that no state names is not there.
+A version's number belongs to whoever created its claim; numbers are never used again.
 """
 
 from pathlib import Path
 
-from filelock import FileLock
+from trainers.models.card import CARD_FILE, BundleError, ModelCard, parse_card, read_card
+from trainers.storage.atomic import file_sha256, find_corruption
+from trainers.storage.cache import build_once
+from trainers.storage.store import LocalStore, Store
 
-from serving.registry.store import Store
-from trainers.models.card import CARD, BundleError, Card, parsed, read
-from trainers.storage.atomic import flaw, sha256, written_aside
 
-
-class Shelf:
+class ArtifactStore:
     """The bundles in a store, by name and version."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def check(self, bundle: Path) -> str:
-        """The seal of a bundle that is as it was written: the SHA-256 of its card.
+    def add_bundle(self, bundle: Path, name: str, claim: bytes) -> str:
+        """Copy a bundle into the store as the next version of `name` and return its number.
 
-        Raises BundleError.
+        claim: bytes that no other process would write.
         """
-        return _seal(bundle)
-
-    def put(self, bundle: Path, name: str, claim: bytes) -> str:
-        """Copy a bundle into the store under the next version of `name`; the version.
-
-        claim: bytes that nobody else would write.
-        """
-        names = [path.rpartition("/")[2] for path in self._store.files(f"{name}/claims")]
+        names = [path.rpartition("/")[2] for path in self._store.list_files(f"{name}/claims")]
         number = max((int(each) for each in names if each.isdecimal()), default=0) + 1
-        while not self._store.create(f"{name}/claims/{number}", claim):
+        while not self._store.create_file(f"{name}/claims/{number}", claim):
             number += 1
-        self._store.upload(bundle, _folder(name, str(number)))
+        self._store.upload_directory(bundle, _version_folder(name, str(number)))
         return str(number)
 
-    def get(self, name: str, version: str, seal: str, cache: Path) -> Path:
-        """Where the bundle lies on this machine, downloaded into `cache` where it did not.
+    def fetch_bundle(self, name: str, version: str, digest: str, cache: Path) -> Path:
+        """Return the directory of a bundle on this machine, downloaded into `cache` if need be.
 
-        Raises BundleError where it is not what was registered.
+        digest: of `bundle_digest` when it was registered. Raises BundleError where it differs.
         """
-        local = self._store.local(_folder(name, version))
-        if local is not None:
-            return local
-        target = cache / seal[:16]
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{seal[:16]}.lock"):
-            if not _is_sealed(target, seal):
-                with written_aside(target) as aside:
-                    self._store.download(_folder(name, version), aside)
-                    if not _is_sealed(aside, seal):
-                        raise BundleError(
-                            f"{self._store.address}/{_folder(name, version)}: not the bundle that "
-                            "was registered (its SHA-256 differ); register it again"
-                        )
-        return target
+        folder = _version_folder(name, version)
+        if isinstance(self._store, LocalStore):
+            return self._store.root / folder
 
-    def card(self, name: str, version: str) -> Card:
-        """The card of a bundle, its files not verified. Raises BundleError."""
-        path = f"{_folder(name, version)}/{CARD}"
-        return parsed(self._store.read(path), f"{self._store.address}/{path}")
+        def download(target: Path) -> None:
+            self._store.download_directory(folder, target)
+            if not _has_digest(target, digest):
+                raise BundleError(
+                    f"{self._store.address}/{folder}: not the bundle that was registered (its "
+                    "SHA-256 differ); register it again"
+                )
 
-    def drop(self, name: str, version: str) -> None:
+        def load(directory: Path) -> Path | None:
+            return directory if _has_digest(directory, digest) else None
+
+        return build_once(cache / digest[:16], download, load)
+
+    def read_card(self, name: str, version: str) -> ModelCard:
+        """Read the card of a bundle, its files not verified. Raises BundleError."""
+        path = f"{_version_folder(name, version)}/{CARD_FILE}"
+        return parse_card(self._store.read_bytes(path), f"{self._store.address}/{path}")
+
+    def delete_bundle(self, name: str, version: str) -> None:
         """Delete a bundle; its number stays taken."""
-        self._store.remove(_folder(name, version))
+        self._store.remove(_version_folder(name, version))
 
 
-def _seal(directory: Path) -> str:
-    """The SHA-256 of a bundle's card, all the files of which are as it says.
+def bundle_digest(directory: Path) -> str:
+    """Verify every file of a bundle, its engines' too, and return the SHA-256 of its card.
 
-    Raises BundleError, for those of its engines too.
+    Raises BundleError.
     """
-    for engine in read(directory).engines:
-        damage = flaw(directory, engine.files)
+    for engine in read_card(directory).engines:
+        damage = find_corruption(directory, engine.files)
         if damage is not None:
             raise BundleError(f"{directory}: {engine.name}: {damage}; build it again")
-    return sha256(directory / CARD)
+    return file_sha256(directory / CARD_FILE)
 
 
-def _is_sealed(directory: Path, seal: str) -> bool:
-    """Whether a directory is the bundle of that seal."""
+def _has_digest(directory: Path, digest: str) -> bool:
     try:
-        return _seal(directory) == seal
+        return bundle_digest(directory) == digest
     except BundleError:
         return False
 
 
-def _folder(name: str, version: str) -> str:
+def _version_folder(name: str, version: str) -> str:
     return f"{name}/versions/{version}"

@@ -1,13 +1,12 @@
-"""How a model is asked for: `sentiment`, `sentiment:3` or `sentiment@best`; pure.
+"""References to a model: `sentiment`, `sentiment:3` or `sentiment@best`.
 
-Knows which words are names, versions and aliases, not which of them there are.
-
-    Reference.parse("sentiment@best")     # Reference(name="sentiment", alias="best")
+ModelReference.parse("sentiment@best")     # ModelReference(name="sentiment", alias="best")
 """
 
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import BerthaError
@@ -20,31 +19,31 @@ _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
-class BadReference(BerthaError):
-    """Words that name no model in any registry; the text shows the grammar."""
+class InvalidReference(BerthaError):
+    """A text that is no reference; the message shows the grammar."""
 
 
-class NoModel(BerthaError):
-    """A name, version or alias that the registry does not have; the text says what it has."""
+class ModelNotFound(BerthaError):
+    """A name, version or alias that the registry lacks; the message says what it has."""
 
 
-class Reference(NamedTuple):
-    """What a request asks for: a name, and perhaps one version or one alias of it."""
+class ModelReference(NamedTuple):
+    """A name, and optionally a version or an alias of it."""
 
     name: str
     version: str | None = None
     alias: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Reference":
-        """The reference that `text` writes. Raises BadReference."""
+    def parse(cls, text: str) -> "ModelReference":
+        """Parse a reference. Raises InvalidReference."""
         for mark, pattern, field in ((":", _VERSION, "version"), ("@", _ALIAS, "alias")):
             name, separator, rest = text.partition(mark)
             if separator and _NAME.fullmatch(name) and pattern.fullmatch(rest):
                 return cls(name, **{field: rest})
         if _NAME.fullmatch(text):
             return cls(text)
-        raise BadReference(f"{text[:80]!r} names no model; write {GRAMMAR}")
+        raise InvalidReference(f"{text[:80]!r} names no model; write {GRAMMAR}")
 
     def __str__(self) -> str:
         if self.version is not None:
@@ -52,39 +51,44 @@ class Reference(NamedTuple):
         return f"{self.name}@{self.alias}" if self.alias is not None else self.name
 
 
-def checked_name(name: str) -> str:
-    """`name`, where it can name a model. Raises BadReference."""
+def check_model_name(name: str) -> str:
+    """Return `name` if it can name a model. Raises InvalidReference."""
     if _NAME.fullmatch(name):
         return name
-    raise BadReference(
+    raise InvalidReference(
         f"{name[:80]!r} is no name of a model; take small letters, digits and . _ - after a "
         "letter or a digit, as in sentiment-v2"
     )
 
 
-def checked_alias(alias: str) -> str:
-    """`alias`, where it can be one. Raises BadReference."""
+def default_model_name(bundle: Path) -> str:
+    """Return the name a bundle gets when none is given: that of its run, or of its directory."""
+    directory = bundle.resolve()
+    plain = directory.parent.name if directory.name == "bundle" else directory.name
+    return re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:128] or "model"
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if it can be one. Raises InvalidReference."""
     if _ALIAS.fullmatch(alias) and alias != LIVE:
         return alias
     if alias == LIVE:
-        raise BadReference(
+        raise InvalidReference(
             f"alias {LIVE!r} moves when a version is deployed, promoted or rolled back; deploy the "
             "version instead"
         )
-    raise BadReference(
+    raise InvalidReference(
         f"{alias[:80]!r} is no alias; take small letters, digits and . _ - after a letter, as in "
         "best"
     )
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of an error about a word that is not there: what is nearest, or what there is."""
+def suggest_names(word: str, known: Iterable[str]) -> str:
+    """Return the end of a not-found error: the closest name, or all names."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"
-    return (
-        f"there is {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-        if names
-        else ("there is none yet")
-    )
+    if not names:
+        return "there is none yet"
+    return f"there is {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"

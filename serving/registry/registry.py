@@ -1,19 +1,18 @@
-"""Bundles by name, version and alias over a directory or `s3://`: which of them is served.
+"""The model registry: bundles by name, version and alias in a directory or `s3://`.
 
     ROOT/sentiment/versions/3/                 an immutable bundle
     ROOT/sentiment/claims/3                    who took that number
     ROOT/_states/sentiment/00000007.json       the name after its 7th change
 
-Every change writes one whole state beside the older ones, under the next number, which only one
-writer gets; a loser reads again and tries again. So nothing is overwritten, nothing is lost, and
-the files are the history. A reader sees the highest number of each name at the price of a listing.
-Knows no Ray, no HTTP and no traffic.
+Every change writes a complete new state under the next number, which only one writer gets; a loser
+reads again and retries. So nothing is overwritten or lost, and the files are the history. A reader
+finds the highest number of each name at the price of one listing.
 
     registry = Registry.open("registry")
     version = registry.register(Path("runs/reviews/bundle"), "sentiment", note="more epochs")
     registry.deploy("sentiment", version, share=0.1)
-    snapshot = registry.read(snapshot)                   # the same object where nothing changed
-    registry.fetch("sentiment", version, Path("cache"))  # where the bundle lies
+    snapshot = registry.read_snapshot(snapshot)            # the same object if nothing changed
+    registry.fetch_bundle("sentiment", version, Path("cache"))
 """
 
 import getpass
@@ -23,30 +22,30 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import BerthaError
 from serving.registry import state as changes
-from serving.registry.artifacts import Shelf
-from serving.registry.canary_rule import Rule
-from serving.registry.log import History
-from serving.registry.model_ref import checked_alias, checked_name
-from serving.registry.snapshot import Snapshot
-from serving.registry.state import Canary, State, Version
-from serving.registry.store import Store, open_store
-from trainers.models.card import Card
+from serving.registry.artifacts import ArtifactStore, bundle_digest
+from serving.registry.canary_rule import CanaryRule
+from serving.registry.log import StateLog
+from serving.registry.model_ref import check_alias, check_model_name
+from serving.registry.state import Canary, ModelState, ModelVersion, RegistrySnapshot
+from trainers.models.card import ModelCard
+from trainers.storage.store import Store, open_store
 
 TRIES = 1000  # of a change that others forestall; each time one of theirs was made
 
 
 class RegistryError(BerthaError):
-    """A change that cannot be made in this registry; the text says why, and the way out."""
+    """A change that this registry cannot make; the message says why, and the way out."""
 
 
 class Registry:
-    """The names of one store. Safe to use from several threads, processes and machines.
+    """The names of one store. Safe for several threads, processes and machines.
 
-    who: whom the history names. clock: seconds since 1970. Every change gives the state after it,
-    takes `why` for the history, and raises BerthaError where it is refused.
+    who: the author in the history. clock: seconds since 1970. Every change returns the state after
+    it, takes `why` for the history, and raises BerthaError if it is refused.
     """
 
     def __init__(
@@ -55,75 +54,71 @@ class Registry:
         self._store = store
         self._who = who
         self._clock = clock
-        self._history = History(store)
-        self._shelf = Shelf(store)
+        self._log = StateLog(store)
+        self._artifacts = ArtifactStore(store)
 
     @classmethod
     def open(cls, address: str) -> "Registry":
-        """The registry at a directory or a URL; an empty one where there is none yet."""
+        """Open the registry at a directory or a URL; an empty one if there is none yet."""
         return cls(open_store(address))
 
     @property
     def address(self) -> str:
-        """What `open` takes to reach this registry, from any directory."""
+        """What `open` takes to reach this registry from any directory."""
         return self._store.address
 
-    def read(self, since: Snapshot | None = None) -> Snapshot:
-        """The newest state of every name; `since` itself where that is still it.
+    def read_snapshot(self, since: RegistrySnapshot | None = None) -> RegistrySnapshot:
+        """Read the newest state of every name; return `since` if nothing changed.
 
-        Costs a listing, and a read for each name that changed. A file that cannot be understood
-        is skipped with a warning.
+        Costs a listing, and a read for each name that changed; skips unreadable files with a
+        warning.
         """
-        since = since or Snapshot()
-        numbers = self._history.numbers()
-        newest = {name: found[-1] for name, found in numbers.items()}
+        since = since or RegistrySnapshot()
+        numbers = self._log.list_numbers()
+        newest = {name: of_name[-1] for name, of_name in numbers.items()}
         if since.newest == newest:
             return since
-        states: dict[str, State] = {}
-        for name, found in numbers.items():
-            known = since.newest.get(name) == found[-1]
-            state = since.states.get(name) if known else self._history.newest(name, found)
+        states: dict[str, ModelState] = {}
+        for name, of_name in numbers.items():
+            is_current = since.newest.get(name) == of_name[-1]
+            state = since.states.get(name) if is_current else self._log.read_newest(name, of_name)
             if state is not None:
                 states[name] = state
-        return Snapshot(states, newest)
+        return RegistrySnapshot(states, newest)
 
-    def state(self, name: str) -> State:
-        """The newest state of one name. Raises BadReference and NoModel."""
-        numbers = self._history.numbers(checked_name(name)).get(name, [])
-        state = self._history.newest(name, numbers)
-        return state if state is not None else self.read().state(name)
+    def read_state(self, name: str) -> ModelState:
+        """Read the newest state of one name. Raises InvalidReference and ModelNotFound."""
+        numbers = self._log.list_numbers(check_model_name(name)).get(name, [])
+        state = self._log.read_newest(name, numbers)
+        return state if state is not None else self.read_snapshot().state_of(name)
 
-    def history(self, name: str) -> list[State]:
-        """The states of a name, the first first. Raises NoModel."""
-        self.state(name)
-        numbers = self._history.numbers(name)[name]
-        states = (self._history.read(name, number) for number in numbers)
+    def history(self, name: str) -> list[ModelState]:
+        """Return the states of a name, oldest first. Raises ModelNotFound."""
+        self.read_state(name)
+        numbers = self._log.list_numbers(name)[name]
+        states = (self._log.read_state(name, number) for number in numbers)
         return [state for state in states if state is not None]
 
     def register(self, bundle: Path, name: str, note: str = "") -> str:
-        """Copy a bundle into the store as the next version of `name`; the version.
+        """Copy a bundle into the store as the next version of `name`; return the version.
 
-        It is served when it is deployed. Raises BundleError where it is not as it was written.
+        It answers once it is deployed. Raises BundleError if the bundle is damaged.
         """
-        checked_name(name)
-        seal = self._shelf.check(bundle)
-        claim = f"{self._whoever()} {uuid.uuid4().hex}\n".encode()
-        version = self._shelf.put(bundle, name, claim)
+        check_model_name(name)
+        seal = bundle_digest(bundle)
+        claim = f"{self._author()} {uuid.uuid4().hex}\n".encode()
+        version = self._artifacts.add_bundle(bundle, name, claim)
         source = str(bundle.resolve())
-        entry = Version(created=self._clock(), note=note, source=source, seal=seal)
-        self._change(
-            name,
-            f"register {version}",
-            lambda state: changes.registered(state, version, entry),
-            new=True,
-        )
+        entry = ModelVersion(created=self._clock(), note=note, source=source, seal=seal)
+        what = f"register {version}"
+        self._apply_change(name, what, "", changes.register_version, version, entry, new=True)
         return version
 
-    def alias(self, name: str, alias: str, version: str | None, why: str = "") -> State:
-        """Point an alias at a version, or drop it where that is None."""
-        checked_alias(alias)
+    def set_alias(self, name: str, alias: str, version: str | None, why: str = "") -> ModelState:
+        """Point an alias at a version, or drop it if that is None."""
+        check_alias(alias)
         what = f"drop alias {alias}" if version is None else f"alias {alias} to {version}"
-        return self._change(name, what, lambda state: changes.aliased(state, alias, version), why)
+        return self._apply_change(name, what, why, changes.set_alias, alias, version)
 
     def deploy(
         self,
@@ -131,122 +126,118 @@ class Registry:
         version: str,
         share: float | None = None,
         shadow: bool = False,
-        rule: Rule | None = None,
+        rule: CanaryRule | None = None,
         why: str = "",
-    ) -> State:
-        """Make a version live, or with a share or as a shadow try it beside the live one.
+    ) -> ModelState:
+        """Make a version live, or try it as a canary (`share`) or a shadow.
 
-        share: of the requests for the bare name, 1 for a shadow where it is not given. rule: when
-        the trial ends, and how.
+        share: of the requests for the bare name; 1 for a shadow by default. rule: ends the trial.
         """
-        if share is None and not shadow:
-            return self._change(
-                name,
-                f"deploy {version}",
-                lambda state: changes.deployed(state, version, None),
-                why,
+        what, canary = f"deploy {version}", None
+        if share is not None or shadow:
+            share = 1.0 if share is None else share
+            if not 0 <= share <= 1:
+                raise RegistryError(
+                    f"share = {share}: no share of the requests; take 0 to 1, as 0.1"
+                )
+            canary = Canary(
+                version=version,
+                share=share,
+                shadow=shadow,
+                rule=rule or CanaryRule(),
+                started=self._clock(),
             )
-        part = 1.0 if share is None else share
-        if not 0 <= part <= 1:
-            raise RegistryError(f"share = {part}: no share of the requests; take 0 to 1, as 0.1")
-        canary = Canary(
-            version=version,
-            share=part,
-            shadow=shadow,
-            rule=rule or Rule(),
-            started=self._clock(),
-        )
-        what = f"{'shadow' if shadow else 'canary'} {version} on {part:.4g} of the requests"
-        return self._change(name, what, lambda state: changes.deployed(state, version, canary), why)
+            what = f"{'shadow' if shadow else 'canary'} {version} on {share:.4g} of the requests"
+        return self._apply_change(name, what, why, changes.deploy_version, version, canary)
 
-    def promote(self, name: str, version: str | None = None, why: str = "") -> State:
-        """Make the canary live; with `version`, only where that is the canary."""
-        return self._change(name, "promote", lambda state: changes.promoted(state, version), why)
+    def promote(self, name: str, version: str | None = None, why: str = "") -> ModelState:
+        """Make the canary live; with `version`, only if that is the canary."""
+        return self._apply_change(name, "promote", why, changes.promote_canary, version)
 
-    def rollback(self, name: str, version: str | None = None, why: str = "") -> State:
-        """End the canary; where none runs, go back to the live version before this one.
+    def rollback(self, name: str, version: str | None = None, why: str = "") -> ModelState:
+        """End the canary; if none runs, go back to the previous live version.
 
-        version: of the canary that is meant; then nothing else is rolled back.
+        version: the canary that is meant; then nothing else is rolled back.
         """
-        return self._change(
-            name, "roll back", lambda state: changes.rolled_back(state, version), why
-        )
+        return self._apply_change(name, "roll back", why, changes.roll_back, version)
 
-    def make_default(self, name: str, why: str = "") -> State:
+    def make_default(self, name: str, why: str = "") -> ModelState:
         """Let `name` answer requests that name no model."""
         now = self._clock()
-        return self._change(name, "make default", lambda state: state.changed(default=now), why)
+        return self._apply_change(name, "make default", why, lambda s: s.copy_with(default=now))
 
-    def remove(self, name: str, version: str, why: str = "") -> State:
-        """Forget a version and delete its bundle; refused while it is live, aliased or a canary."""
-        state = self._change(
-            name, f"remove {version}", lambda state: changes.removed(state, version), why
-        )
-        self._shelf.drop(name, version)
+    def remove_version(self, name: str, version: str, why: str = "") -> ModelState:
+        """Delete a version and its bundle; refused if it is live, aliased or a canary."""
+        what = f"remove {version}"
+        state = self._apply_change(name, what, why, changes.remove_version, version)
+        self._artifacts.delete_bundle(name, version)
         return state
 
-    def fetch(self, name: str, version: str, cache: Path) -> Path:
-        """The directory of a bundle: in the store where that is one, else verified in `cache`.
+    def fetch_bundle(self, name: str, version: str, cache: Path) -> Path:
+        """Return the directory of a bundle: in the store, or downloaded to `cache`.
 
-        Processes that share a cache download once. Raises NoModel, BundleError and StoreError.
+        Processes that share a cache download once. Raises ModelNotFound, BundleError and
+        StoreError.
         """
-        state = self.state(name)
-        return self._shelf.get(name, state.known(version), state.versions[version].seal, cache)
+        state = self.read_state(name)
+        return self._artifacts.fetch_bundle(
+            name, state.check_version(version), state.versions[version].seal, cache
+        )
 
-    def card(self, name: str, version: str) -> Card:
-        """The card of a version, for its facts: nothing is downloaded and no file verified."""
-        return self._shelf.card(name, version)
+    def read_card(self, name: str, version: str) -> ModelCard:
+        """Read the card of a version; downloads and verifies nothing else."""
+        return self._artifacts.read_card(name, version)
 
-    def _change(
+    def _apply_change(
         self,
         name: str,
         what: str,
-        edit: Callable[[State], State],
-        why: str = "",
+        why: str,
+        edit: Callable[..., ModelState],
+        *arguments: Any,
         new: bool = False,
-    ) -> State:
-        """Write what `edit` makes of the newest state of a name, however many others write too.
+    ) -> ModelState:
+        """Write `edit(newest state of name, *arguments)`, and retry if others write meanwhile.
 
-        new: whether there may be no such name yet. A change that changes nothing is not written.
+        new: whether the name may be missing. An edit that changes nothing is not written.
         """
-        checked_name(name)
+        check_model_name(name)
         for _ in range(TRIES):
-            numbers = self._history.numbers(name).get(name, [])
-            base = self._base(name, numbers, new)
-            after = edit(base)
+            numbers = self._log.list_numbers(name).get(name, [])
+            base = self._base_state(name, numbers, new)
+            after = edit(base, *arguments)
             if after == base:
                 return base
-            state = after.changed(
+            state = after.copy_with(
                 number=max(numbers, default=0) + 1,
                 change=uuid.uuid4().hex,
                 what=what,
-                who=self._whoever(),
+                who=self._author(),
                 when=self._clock(),
                 why=why,
             )
-            if self._history.append(state):
+            if self._log.append(state):
                 return state
         raise RegistryError(f"{name}: others change it all the time; try again")
 
-    def _base(self, name: str, numbers: list[int], new: bool) -> State:
-        """The state that a change starts from. Raises NoModel and RegistryError."""
-        state = self._history.newest(name, numbers)
+    def _base_state(self, name: str, numbers: list[int], new: bool) -> ModelState:
+        """Return the state to change. Raises ModelNotFound and RegistryError."""
+        state = self._log.read_newest(name, numbers)
         number = 0 if state is None else state.number
-        if numbers and number < numbers[-1] and self._history.is_newer(name, numbers[-1]):
+        if numbers and number < numbers[-1] and self._log.is_from_newer_version(name, numbers[-1]):
             raise RegistryError(
                 f"{name}: its state {numbers[-1]} was written by a later version of Bertha; "
                 "change it with that"
             )
         if state is not None:
             return state
-        return State(name=name) if new else self.read().state(name)
+        return ModelState(name=name) if new else self.read_snapshot().state_of(name)
 
-    def _whoever(self) -> str:
-        return self._who or f"{_user()}@{socket.gethostname()}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user of a container without a name
-        return f"uid {os.getuid()}"
+    def _author(self) -> str:
+        if self._who is not None:
+            return self._who
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a user of a container without a name
+            user = f"uid {os.getuid()}"
+        return f"{user}@{socket.gethostname()}"

@@ -1,29 +1,29 @@
-"""What is served under one name: its versions, aliases and canary, and how those change; pure.
+"""The state of a name: versions, aliases and canary, and the changes from one state to the next.
 
-A change is a function from a state to the next. Knows no store, no clock and no traffic.
-
-    deployed(state, "4", Canary(version="4", share=0.1, started=now))     # 10% of the requests
-    promoted(rolled_back(state))
+deploy_version(state, "4", Canary(version="4", share=0.1, started=now))     # 10% of the requests
+promote_canary(roll_back(state))
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pydantic import Field
 
 from cluster.errors import BerthaError
 from cluster.settings import Settings
-from serving.registry.canary_rule import Rule
-from serving.registry.model_ref import LIVE, NoModel, Reference, suggestion
+from serving.registry.canary_rule import CanaryRule
+from serving.registry.model_ref import LIVE, ModelNotFound, ModelReference, suggest_names
 
 FORMAT: Final = 1
 MOST_BEFORE = 50  # live versions that are remembered for rolling back
 
 
 class ChangeRefused(BerthaError):
-    """A change that the state of the name does not allow; the text says why, and the way out."""
+    """A change that the state does not allow; the message says why, and the way out."""
 
 
-class Version(Settings):
+class ModelVersion(Settings):
     """One immutable bundle."""
 
     created: float = Field(description="seconds since 1970")
@@ -35,19 +35,19 @@ class Version(Settings):
 class Canary(Settings):
     """A version on trial beside the live one.
 
-    share: of the requests for the bare name. shadow: whether the live version answers those, and
-    the canary gets a copy that nobody waits for.
+    share: of the requests for the bare name. shadow: the live version answers those, and the canary
+    gets a copy that nobody waits for.
     """
 
     version: str
     share: float = Field(ge=0, le=1)
     shadow: bool = False
-    rule: Rule = Rule()
+    rule: CanaryRule = CanaryRule()
     started: float = Field(description="seconds since 1970")
 
 
-class State(Settings):
-    """All that is known of a name after a number of changes."""
+class ModelState(Settings):
+    """A name after a number of changes."""
 
     format: Literal[1] = FORMAT
     name: str
@@ -57,7 +57,7 @@ class State(Settings):
     who: str = ""
     when: float = Field(0.0, description="seconds since 1970")
     why: str = ""
-    versions: dict[str, Version] = Field({}, description="by number, oldest first")
+    versions: dict[str, ModelVersion] = Field({}, description="by number, oldest first")
     aliases: dict[str, str] = Field({}, description="version by alias, `live` among them")
     before: tuple[str, ...] = Field((), description="versions live before, the latest last")
     canary: Canary | None = None
@@ -69,56 +69,58 @@ class State(Settings):
         return self.aliases.get(LIVE)
 
     def aliases_of(self, version: str) -> tuple[str, ...]:
-        """The aliases of a version, sorted."""
+        """Return the aliases of a version, sorted."""
         return tuple(sorted(alias for alias, of in self.aliases.items() if of == version))
 
-    def version_of(self, reference: Reference) -> str:
-        """The version that a reference means while no canary runs. Raises NoModel."""
+    def resolve_version(self, reference: ModelReference) -> str:
+        """Return the version of a reference, canaries aside. Raises ModelNotFound."""
         if reference.version is not None:
-            return self.known(reference.version)
+            return self.check_version(reference.version)
         alias = reference.alias or LIVE
         if alias in self.aliases:
             return self.aliases[alias]
         if alias != LIVE:
-            raise NoModel(f"{reference}: no such alias; {suggestion(alias, self.aliases)}")
+            raise ModelNotFound(f"{reference}: no such alias; {suggest_names(alias, self.aliases)}")
         versions = ", ".join(f"{self.name}:{version}" for version in self.versions)
-        raise NoModel(
+        raise ModelNotFound(
             f"{self.name}: no version is live; deploy one of {versions or 'its versions'}"
         )
 
-    def known(self, version: str) -> str:
-        """`version`, where the name has it. Raises NoModel."""
+    def check_version(self, version: str) -> str:
+        """Return `version` if the name has it. Raises ModelNotFound."""
         if version in self.versions:
             return version
-        raise NoModel(
-            f"{self.name}:{version}: no such version; {suggestion(version, self.versions)}"
+        raise ModelNotFound(
+            f"{self.name}:{version}: no such version; {suggest_names(version, self.versions)}"
         )
 
-    def changed(self, **parts: object) -> "State":
-        """A copy with other parts."""
+    def copy_with(self, **parts: object) -> "ModelState":
+        """Return a copy with other values."""
         return self.model_copy(update=parts)
 
 
-def registered(state: State, version: str, entry: Version) -> State:
-    """A version more; nothing is served by it yet."""
-    return state.changed(versions=state.versions | {version: entry})
+def register_version(state: ModelState, version: str, entry: ModelVersion) -> ModelState:
+    """Add a version; it does not answer yet."""
+    return state.copy_with(versions=state.versions | {version: entry})
 
 
-def aliased(state: State, alias: str, version: str | None) -> State:
-    """An alias moved to a version, or dropped where that is None."""
+def set_alias(state: ModelState, alias: str, version: str | None) -> ModelState:
+    """Move an alias to a version, or drop it if that is None."""
     others = {name: of for name, of in state.aliases.items() if name != alias}
     if version is None:
         if alias not in state.aliases:
-            raise NoModel(f"{state.name}@{alias}: no such alias; {suggestion(alias, others)}")
-        return state.changed(aliases=others)
-    return state.changed(aliases=others | {alias: state.known(version)})
+            raise ModelNotFound(
+                f"{state.name}@{alias}: no such alias; {suggest_names(alias, others)}"
+            )
+        return state.copy_with(aliases=others)
+    return state.copy_with(aliases=others | {alias: state.check_version(version)})
 
 
-def deployed(state: State, version: str, canary: Canary | None) -> State:
-    """A version live at once, or on trial as `canary`; either ends the trial that there was."""
-    state.known(version)
+def deploy_version(state: ModelState, version: str, canary: Canary | None) -> ModelState:
+    """Make a version live, or try it as `canary`; either ends a running trial."""
+    state.check_version(version)
     if canary is None:
-        return _made_live(state, version)
+        return _make_live(state, version)
     if state.live is None:
         raise ChangeRefused(
             f"{state.name}: no version is live to hold a canary against; deploy "
@@ -136,34 +138,34 @@ def deployed(state: State, version: str, canary: Canary | None) -> State:
     running = state.canary
     if running is not None and (running.version, running.shadow) == (version, canary.shadow):
         canary = canary.model_copy(update={"started": running.started})  # the same trial, wider
-    return state.changed(canary=canary)
+    return state.copy_with(canary=canary)
 
 
-def promoted(state: State, version: str | None = None) -> State:
-    """The canary made live. version: of the canary that is meant, where that matters."""
-    return _made_live(state, _canary(state, version).version)
+def promote_canary(state: ModelState, version: str | None = None) -> ModelState:
+    """Make the canary live. version: the canary that is meant, if that matters."""
+    return _make_live(state, _running_canary(state, version).version)
 
 
-def rolled_back(state: State, version: str | None = None) -> State:
-    """The canary ended; where none runs, the version made live that was before this one.
+def roll_back(state: ModelState, version: str | None = None) -> ModelState:
+    """End the canary; if none runs, go back to the previous live version.
 
-    version: of the canary that is meant; then nothing else is rolled back.
+    version: the canary that is meant; then nothing else is rolled back.
     """
     if state.canary is not None or version is not None:
-        _canary(state, version)
-        return state.changed(canary=None)
+        _running_canary(state, version)
+        return state.copy_with(canary=None)
     if not state.before:
         raise ChangeRefused(
             f"{state.name}: nothing to roll back to: no canary runs, and no version was live "
             f"before {state.live or 'now'}; deploy the version you want"
         )
     *before, last = state.before
-    return state.changed(aliases=state.aliases | {LIVE: last}, before=tuple(before))
+    return state.copy_with(aliases=state.aliases | {LIVE: last}, before=tuple(before))
 
 
-def removed(state: State, version: str) -> State:
-    """A version less. Refused while a request for the name or an alias may want it."""
-    state.known(version)
+def remove_version(state: ModelState, version: str) -> ModelState:
+    """Remove a version; refused while the name or an alias may resolve to it."""
+    state.check_version(version)
     aliases = state.aliases_of(version)
     if aliases:
         raise ChangeRefused(
@@ -172,22 +174,22 @@ def removed(state: State, version: str) -> State:
         )
     if state.canary is not None and state.canary.version == version:
         raise ChangeRefused(f"{state.name}:{version} is a canary; promote it or roll it back first")
-    return state.changed(
+    return state.copy_with(
         versions={name: entry for name, entry in state.versions.items() if name != version},
         before=tuple(each for each in state.before if each != version),
     )
 
 
-def _made_live(state: State, version: str) -> State:
-    """A version live and no canary; what was live is where a rollback leads."""
+def _make_live(state: ModelState, version: str) -> ModelState:
+    """Make a version live and end the canary; a rollback leads to what was live."""
     before = state.before
     if state.live is not None and state.live != version:
         before = (*before, state.live)[-MOST_BEFORE:]
-    return state.changed(aliases=state.aliases | {LIVE: version}, before=before, canary=None)
+    return state.copy_with(aliases=state.aliases | {LIVE: version}, before=before, canary=None)
 
 
-def _canary(state: State, version: str | None) -> Canary:
-    """The canary, where it is the one that is meant. Raises ChangeRefused."""
+def _running_canary(state: ModelState, version: str | None) -> Canary:
+    """Return the canary if it is the one that is meant. Raises ChangeRefused."""
     if state.canary is None:
         raise ChangeRefused(f"{state.name}: no canary runs; deploy a version with a share first")
     if version not in (None, state.canary.version):
@@ -195,3 +197,40 @@ def _canary(state: State, version: str | None) -> Canary:
             f"{state.name}:{version} is not the canary; {state.name}:{state.canary.version} is"
         )
     return state.canary
+
+
+@dataclass(frozen=True)
+class RegistrySnapshot:
+    """The newest state of every name at one moment.
+
+    newest: the highest number of each name, readable or not; equal ones mean equal snapshots.
+    """
+
+    states: Mapping[str, ModelState] = field(default_factory=dict)
+    newest: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def default_name(self) -> str | None:
+        """The live name last made the default, or else the first in the alphabet."""
+        live = [state for state in self.states.values() if state.live is not None]
+        chosen = min(live, key=lambda state: (-(state.default or 0.0), state.name), default=None)
+        return None if chosen is None else chosen.name
+
+    def state_of(self, name: str) -> ModelState:
+        """Return the state of a name. Raises ModelNotFound."""
+        if name in self.states:
+            return self.states[name]
+        raise ModelNotFound(f"{name}: no such model; {suggest_names(name, self.states)}")
+
+    def resolve_reference(self, text: str | None) -> tuple[ModelState, ModelReference]:
+        """Return the state and the reference of `text`; None means the default model.
+
+        The version is resolved when the request is routed. Raises InvalidReference and
+        ModelNotFound.
+        """
+        if text is not None:
+            reference = ModelReference.parse(text)
+            return self.state_of(reference.name), reference
+        if self.default_name is None:
+            raise ModelNotFound("no model is live; register a bundle and deploy it")
+        return self.states[self.default_name], ModelReference(self.default_name)

@@ -9,10 +9,10 @@ from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from real_steps import seen
+from real_steps import run_real_steps
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tensors_of_real_steps_are_predicted(tiny_bert: Path, corpus: Path, workers: int) -> None:
     overrides = (
@@ -22,6 +22,6 @@ def test_tensors_of_real_steps_are_predicted(tiny_bert: Path, corpus: Path, work
         "batch.global_size=8",
         "batch.token_budget=48",  # several micro-batches, as recipes have
     )
-    found = seen("csv", overrides, workers, 2)
-    assert found.seconds > 0 and found.resident > 0
-    assert found.predicted == pytest.approx(found.tensors, rel=0.05)
+    steps = run_real_steps("csv", overrides, workers, 2)
+    assert steps.seconds > 0 and steps.resident > 0
+    assert steps.predicted == pytest.approx(steps.tensors, rel=0.05)

@@ -19,11 +19,11 @@ from tests.support.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from bundles import broken, plain
-from load import moments_of
-from outcomes import Outcome, Tally, quantiles, summary
-from report import failed, table
-from servers import Server, Usage, megabytes
+from bundles import copy_with_nan_bias, copy_without_engines
+from load import poisson_arrivals
+from outcomes import Outcome, Tally, latency_quantiles, summarize_load
+from report import count_failed, format_table
+from servers import CpuUsage, Server, memory_megabytes
 
 from serving.engine.engine import Engine
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -44,7 +44,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 @contextmanager
-def answering(answer: Answer) -> Iterator[int]:
+def serve_answers(answer: Answer) -> Iterator[int]:
     """A server that answers as told; its port. A status of 0 hangs up."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
     counter = itertools.count()
@@ -86,64 +86,64 @@ def bodies(tmp_path: Path) -> Path:
     return path
 
 
-def loaded(port: int, bodies: Path, *more: str) -> dict[str, Any]:
+def generate_load(port: int, bodies: Path, *more: str) -> dict[str, Any]:
     """What the load generator reports."""
     command = [sys.executable, str(LOAD), "--port", str(port)]
     command += ["--bodies", str(bodies), "--seconds", "0.6", *more]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
 
 
 def test_a_closed_loop_asks_again_when_it_is_answered(bodies: Path) -> None:
-    with answering(lambda n: (200, 0.02)) as port:
-        found = loaded(port, bodies, "--concurrency", "4")
-    assert set(found["statuses"]) == {"200"}
-    assert not found["failures"]
-    assert found["statuses"]["200"] == found["sent"]
-    assert 20 < found["requests_per_second"] <= 4 / 0.02
-    assert found["milliseconds"]["p50"] >= 20
-    assert found["client_cpu_seconds"] > 0
+    with serve_answers(lambda n: (200, 0.02)) as port:
+        report = generate_load(port, bodies, "--concurrency", "4")
+    assert set(report["statuses"]) == {"200"}
+    assert not report["failures"]
+    assert report["statuses"]["200"] == report["sent"]
+    assert 20 < report["requests_per_second"] <= 4 / 0.02
+    assert report["milliseconds"]["p50"] >= 20
+    assert report["client_cpu_seconds"] > 0
 
 
 def test_refusals_are_counted_and_timed_apart(bodies: Path) -> None:
-    with answering(lambda n: (200, 0.05) if n % 2 else (429, 0.0)) as port:
-        found = loaded(port, bodies, "--concurrency", "2")
-    assert set(found["statuses"]) == {"200", "429"}
-    assert found["milliseconds"]["p50"] >= 50 > found["refused_milliseconds"]["p50"]
+    with serve_answers(lambda n: (200, 0.05) if n % 2 else (429, 0.0)) as port:
+        report = generate_load(port, bodies, "--concurrency", "2")
+    assert set(report["statuses"]) == {"200", "429"}
+    assert report["milliseconds"]["p50"] >= 50 > report["refused_milliseconds"]["p50"]
 
 
 def test_a_server_that_hangs_up_is_a_failure_and_is_asked_again(bodies: Path) -> None:
-    with answering(lambda n: (0 if n == 3 else 200, 0.01)) as port:
-        found = loaded(port, bodies, "--concurrency", "1")
-    assert found["failures"] == {"closed without an answer": 1}
-    assert found["statuses"]["200"] > 5
+    with serve_answers(lambda n: (0 if n == 3 else 200, 0.01)) as port:
+        report = generate_load(port, bodies, "--concurrency", "1")
+    assert report["failures"] == {"closed without an answer": 1}
+    assert report["statuses"]["200"] > 5
 
 
 def test_an_open_loop_counts_the_wait_for_a_stalled_server(bodies: Path) -> None:
     stalled = lambda n: (200, 0.3 if n < 512 else 0.0)  # noqa: E731
-    with answering(stalled) as port:
-        found = loaded(port, bodies, "--rate", "60", "--by-second", "--seed", "5")
-    assert found["sent"] == len(moments_of(60, 0.6, 5))
-    assert found["milliseconds"]["p50"] >= 300
-    assert sum(each["answered"] for each in found["by_second"]) == found["sent"]
+    with serve_answers(stalled) as port:
+        report = generate_load(port, bodies, "--rate", "60", "--by-second", "--seed", "5")
+    assert report["sent"] == len(poisson_arrivals(60, 0.6, 5))
+    assert report["milliseconds"]["p50"] >= 300
+    assert sum(each["answered"] for each in report["by_second"]) == report["sent"]
 
 
 def test_arrivals_are_a_poisson_process_held_fixed_by_seed() -> None:
-    moments = moments_of(100, 50, seed=1)
-    assert moments == moments_of(100, 50, seed=1) != moments_of(100, 50, seed=2)
+    moments = poisson_arrivals(100, 50, seed=1)
+    assert moments == poisson_arrivals(100, 50, seed=1) != poisson_arrivals(100, 50, seed=2)
     assert len(moments) == pytest.approx(5000, rel=0.05)
     gaps = np.diff(moments)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1)
 
 
 def test_quantiles_and_throughput() -> None:
-    assert quantiles([]) == {}
-    assert quantiles([i / 1000 for i in range(101)])["p95"] == 95
+    assert latency_quantiles([]) == {}
+    assert latency_quantiles([i / 1000 for i in range(101)])["p95"] == 95
     tally = Tally([Outcome(0, 0, 0.5, 200), Outcome(0, 0, 1.5, 200), Outcome(0, 0, 0.1, 500)])
-    found = summary(tally, 1.0, by_second=False)
-    assert found["requests_per_second"] == 1  # what came too late is no throughput
-    assert found["statuses"] == {"200": 2, "500": 1}
+    report = summarize_load(tally, 1.0, by_second=False)
+    assert report["requests_per_second"] == 1  # what came too late is no throughput
+    assert report["statuses"] == {"200": 2, "500": 1}
 
 
 def test_the_table_compares_rounds_in_pairs() -> None:
@@ -158,24 +158,26 @@ def test_the_table_compares_rounds_in_pairs() -> None:
     ceiling = {"row": "ceiling-fp32", "round": 0, "texts": "short", "load": "", "half_cpu": False}
     ceiling |= {"requests_per_second": 120.0, "engine": "torch fp32"}
     records = [record("bertha-fp32", 0, 100), record("mosec", 0, 50), ceiling]
-    text = table([*records, record("bertha-fp32", 1, 90), record("mosec", 1, 30)], {"x": "no java"})
+    text = format_table(
+        [*records, record("bertha-fp32", 1, 90), record("mosec", 1, 30)], {"x": "no java"}
+    )
     assert "| mosec | 40.0 | 1.0 | 2.0 | 6 | 10% | 4.00 |  | 2.50 | 42% |" in text
     assert "ceiling-fp32 (torch fp32), short texts: 120.0 texts/s" in text
     assert "x: not measured: no java" in text
-    assert failed(records[0]) == 3
+    assert count_failed(records[0]) == 3
 
 
 def test_a_servers_processes_are_found_measured_and_ended(tmp_path: Path, bodies: Path) -> None:
-    with answering(lambda n: (200, 0.0)) as port:
+    with serve_answers(lambda n: (200, 0.0)) as port:
         pass  # a port that was free a moment ago
     command = [sys.executable, "-c", _SERVER, str(port)]
     with Server(command, port, {}, tmp_path / "log") as server:
-        server.wait("/", "{}")
+        server.wait_until_ready("/", "{}")
         (process,) = server.processes()
-        usage = Usage([process])
-        loaded(port, bodies, "--concurrency", "1")
+        usage = CpuUsage([process])
+        generate_load(port, bodies, "--concurrency", "1")
         assert usage.seconds() > 0
-        assert megabytes([process]) > 1
+        assert memory_megabytes([process]) > 1
     assert not process.is_running()
 
 
@@ -183,8 +185,8 @@ def test_the_bundle_that_is_served_reads_longer_texts_and_the_broken_one_none(
     tmp_path: Path, tiny_bert: Path
 ) -> None:
     source = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
-    longer = Engine.load(plain(source, tmp_path / "plain", max_length=24))
+    longer = Engine.load(copy_without_engines(source, tmp_path / "plain", max_length=24))
     samples, _ = longer.encode(["a film " * 30])
     assert samples.lengths.tolist() == [24]
     with pytest.raises(FloatingPointError):
-        Engine.load(broken(source, tmp_path / "broken")).predict(["a film"])
+        Engine.load(copy_with_nan_bias(source, tmp_path / "broken")).predict(["a film"])

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from cluster import spec
-from cluster.launch import aws, nat, provision
-from cluster.launch.aws import Account
+from cluster.launch import aws, iam, nat, provision
+from cluster.launch.aws import AwsAccount
 from cluster.settings import read_yaml
-from cluster.validation.instance import catalogued
-from tests.support.emulated_aws import Lacking, emulated_aws
+from cluster.validation.instance import catalog_row
+from tests.support.emulated_aws import FakeServices, emulated_aws
 from tests.support.paths import ROOT
 
 RENTED = ["aws-gpu", "aws-trainium"]
@@ -27,7 +27,7 @@ AMAZON_LINUX = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x
 
 
 def shipped(name: str) -> dict[str, Any]:
-    return read_yaml(spec.SHIPPED / f"{name}.yaml")
+    return read_yaml(spec.SHIPPED_DIR / f"{name}.yaml")
 
 
 def nodes(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -39,17 +39,20 @@ def nodes(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_ray_accepts_the_shape_of_a_shipped_file(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    settings = yaml.safe_load((spec.SHIPPED / f"{name}.yaml").read_text())
+    settings = yaml.safe_load((spec.SHIPPED_DIR / f"{name}.yaml").read_text())
     validate_config(prepare_config(settings))
-    assert spec.load(name).name == settings["cluster_name"]
+    assert spec.load_cluster_spec(name).name == settings["cluster_name"]
 
 
 @pytest.mark.parametrize("name", RAISED)
 def test_nodes_install_what_this_project_wants(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {each.replace(",default]", "]") for each in project["dependencies"]}
-    if name in RENTED:
-        wanted |= set(project["optional-dependencies"]["aws"])
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["train"], *extras["tune"], *extras["serve"]}
+    wanted |= {*extras["explain"], *(extras["aws"] if name in RENTED else ())}
+    # Ray's extras are installed together, and the node has Bertha's code by --working-dir.
+    wanted = {each for each in wanted if not each.startswith(("ray[", "bertha-ray"))}
+    wanted.add("ray[train,tune,serve]==2.60.0")
     (install,) = (each for each in shipped(name)["setup_commands"] if "pip install" in each)
     words = shlex.split(install.split("pip install --quiet")[1].split("&&")[0])
     assert set(words) == wanted
@@ -114,12 +117,16 @@ def test_the_variants_are_there() -> None:
     for kind in ("trn2", "trn2-spot"):
         assert trainium["available_node_types"][kind]["resources"]["neuron_cores"] == 64
     for instance in kinds - {"m7i.2xlarge"}:
-        assert catalogued(instance) is not None
+        assert catalog_row(instance) is not None
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lacking]:
-    with emulated_aws(str(tmp_path_factory.mktemp("home"))) as lacking:
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServices]:
+    with (
+        emulated_aws(str(tmp_path_factory.mktemp("home"))) as lacking,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setattr(iam, "SETTLE_SECONDS", 0.0)
         (Path.home() / ".ray").mkdir()
         (Path.home() / ".ray/auth_token").write_text("0" * 64)
         yield lacking
@@ -142,19 +149,19 @@ def bootstrapped(settings: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def raised(name: str, account: Account, **changes: Any) -> dict[str, Any]:
+def raised(name: str, account: AwsAccount, **changes: Any) -> dict[str, Any]:
     """The file as `up` resolves it. changes: of max_workers, by kind."""
     settings = in_the_emulation(name)
     for kind, most in changes.items():
         settings["available_node_types"][kind]["max_workers"] = most
-    laid = provision.lay(settings, account, lambda line: None, wait=lambda seconds: None)
-    return provision.resolved(settings, laid)
+    laid = provision.provision_resources(settings, account, lambda line: None)
+    return provision.resolve_ids(settings, laid)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RENTED)
-def test_ray_bootstraps_a_shipped_file_as_it_is(cloud: Lacking, name: str) -> None:
-    made = bootstrapped(yaml.safe_load((spec.SHIPPED / f"{name}.yaml").read_text()))
+def test_ray_bootstraps_a_shipped_file_as_it_is(cloud: FakeServices, name: str) -> None:
+    made = bootstrapped(yaml.safe_load((spec.SHIPPED_DIR / f"{name}.yaml").read_text()))
     for node in nodes(made).values():
         assert node["SubnetIds"] and node["SecurityGroupIds"] and node["KeyName"]
     if name == "aws-gpu":
@@ -162,10 +169,10 @@ def test_ray_bootstraps_a_shipped_file_as_it_is(cloud: Lacking, name: str) -> No
 
 
 @pytest.fixture(scope="module")
-def resolved(cloud: Lacking) -> dict[str, dict[str, Any]]:
+def resolved(cloud: FakeServices) -> dict[str, dict[str, Any]]:
     """Both files as `up` resolves them and Ray bootstraps that, p4d and p5 turned on."""
-    gpu = raised("aws-gpu", Account("us-east-1"), p4d=2, p5=2)
-    trainium = raised("aws-trainium", Account("us-east-2"))
+    gpu = raised("aws-gpu", AwsAccount("us-east-1"), p4d=2, p5=2)
+    trainium = raised("aws-trainium", AwsAccount("us-east-2"))
     return {"aws-gpu": bootstrapped(gpu), "aws-trainium": bootstrapped(trainium)}
 
 
@@ -179,7 +186,7 @@ def test_a_node_is_launched_with_all_that_was_asked_for(
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     made = resolved[name]
-    account = Account(made["provider"]["region"])
+    account = AwsAccount(made["provider"]["region"])
     provider = AWSNodeProvider(made["provider"], made["cluster_name"])
     tags = {"ray-node-type": "worker", "ray-user-node-type": kind, "ray-node-name": "w"}
     (launched,) = provider.create_node(nodes(made)[kind], tags, 1)
@@ -195,8 +202,10 @@ def test_a_node_is_launched_with_all_that_was_asked_for(
     assert (instance.get("InstanceLifecycle") == "spot") == kind.endswith("-spot")
     volumes = [each["Ebs"]["VolumeId"] for each in instance["BlockDeviceMappings"]]
     assert all(each["Encrypted"] for each in client.describe_volumes(VolumeIds=volumes)["Volumes"])
-    there = {each.name: each for each in aws.running(account, made["cluster_name"])}
-    assert there[launched].kind == kind and there[launched].spot == kind.endswith("-spot")
+    there = {
+        each.instance_id: each for each in aws.running_instances(account, made["cluster_name"])
+    }
+    assert there[launched].node_type == kind and there[launched].is_spot == kind.endswith("-spot")
     provider.terminate_node(launched)
 
 
@@ -221,7 +230,7 @@ def test_efa_interfaces_stand_on_a_card_each(resolved: dict[str, dict[str, Any]]
 def test_the_security_group_is_one_that_efa_works_with(
     resolved: dict[str, dict[str, Any]],
 ) -> None:
-    account = Account("us-east-1")
+    account = AwsAccount("us-east-1")
     group = nodes(resolved["aws-gpu"])["head"]["SecurityGroupIds"][0]
     client = account.client("ec2")
 
@@ -239,7 +248,7 @@ def test_the_security_group_is_one_that_efa_works_with(
     # Raised again from elsewhere: the old address no longer gets in, and nothing is there twice.
     settings = in_the_emulation("aws-gpu")
     settings["metadata"]["ssh_from"] = "198.51.100.9/32"
-    provision.lay(settings, account, lambda line: None, wait=lambda seconds: None)
+    provision.provision_resources(settings, account, lambda line: None)
     inward, _ = rules()
     assert len(inward) == 2
     (ssh,) = (rule for rule in inward if not rule["UserIdGroupPairs"])
@@ -250,7 +259,7 @@ def test_the_security_group_is_one_that_efa_works_with(
 def test_roles_let_nodes_do_what_they_need_and_no_more(
     resolved: dict[str, dict[str, Any]],
 ) -> None:
-    account = Account("us-east-1")
+    account = AwsAccount("us-east-1")
     client = account.client("iam")
 
     def statements(role: str) -> list[dict[str, Any]]:
@@ -258,7 +267,7 @@ def test_roles_let_nodes_do_what_they_need_and_no_more(
         found: list[dict[str, Any]] = document["Statement"]
         return found
 
-    bucket = f"bertha-{account.number()}-us-east-1"
+    bucket = f"bertha-{account.account_id()}-us-east-1"
     worker = statements("bertha-worker")
     assert {action for each in worker for action in each["Action"]} == {
         "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject",
@@ -280,7 +289,7 @@ def test_roles_let_nodes_do_what_they_need_and_no_more(
 def test_the_way_out_of_many_interfaces_is_made_once_and_taken_away(
     resolved: dict[str, dict[str, Any]],
 ) -> None:
-    account = Account("us-east-2")
+    account = AwsAccount("us-east-2")
     client = account.client("ec2")
     behind = nodes(resolved["aws-trainium"])["trn2"]["NetworkInterfaces"][0]["SubnetId"]
     again = raised("aws-trainium", account)
@@ -291,17 +300,17 @@ def test_the_way_out_of_many_interfaces_is_made_once_and_taken_away(
     (out,) = (r for r in table["Routes"] if r["DestinationCidrBlock"] == "0.0.0.0/0")
     (gateway,) = client.describe_nat_gateways(NatGatewayIds=[out["NatGatewayId"]])["NatGateways"]
     assert gateway["State"] == "available" and gateway["SubnetId"] != behind
-    assert nat.take_down(account, "bertha-trainium")
-    assert not nat.take_down(account, "bertha-trainium")
+    assert nat.delete_gateway(account, "bertha-trainium")
+    assert not nat.delete_gateway(account, "bertha-trainium")
     assert client.describe_addresses()["Addresses"] == []
     again = raised("aws-trainium", account)
     assert nodes(again)["trn2"]["NetworkInterfaces"][0]["SubnetId"] == behind
-    assert nat.take_down(account, "bertha-trainium")
+    assert nat.delete_gateway(account, "bertha-trainium")
 
 
 @pytest.mark.slow
-def test_ones_own_profile_is_left_alone(cloud: Lacking) -> None:
-    account = Account("us-west-2")
+def test_ones_own_profile_is_left_alone(cloud: FakeServices) -> None:
+    account = AwsAccount("us-west-2")
     client = account.client("iam")
     client.create_instance_profile(InstanceProfileName="my-own", Path="/mine/")
     settings = in_the_emulation("aws-gpu")
@@ -309,7 +318,7 @@ def test_ones_own_profile_is_left_alone(cloud: Lacking) -> None:
     for kind, node in nodes(settings).items():
         if kind != "head":
             node["IamInstanceProfile"] = {"Name": "my-own"}
-    provision.lay(settings, account, lambda line: None, wait=lambda seconds: None)
+    provision.provision_resources(settings, account, lambda line: None)
     found = client.get_instance_profile(InstanceProfileName="my-own")["InstanceProfile"]
     assert found["Roles"] == []
 

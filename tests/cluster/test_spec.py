@@ -11,10 +11,10 @@ from cluster.settings import SettingsError, read_yaml
 
 
 def test_the_default_is_this_machine() -> None:
-    cluster = spec.load("local.yaml")
+    cluster = spec.load_cluster_spec("local.yaml")
     assert cluster.is_this_machine
     assert cluster.num_workers == 2
-    assert cluster.cache == Path("~/.cache/bertha").expanduser()
+    assert cluster.cache_dir == Path("~/.cache/bertha").expanduser()
 
 
 def written(path: Path, **settings: object) -> Path:
@@ -28,7 +28,7 @@ def test_workers_are_nodes_times_devices(tmp_path: Path) -> None:
         provider={"type": "local", "head_ip": "a", "worker_ips": ["b", "c"]},
         metadata={"accelerator": "cuda", "devices_per_node": 4},
     )
-    assert spec.load(onprem).num_workers == 12
+    assert spec.load_cluster_spec(onprem).num_workers == 12
     cloud = written(
         tmp_path / "b.yaml",
         provider={"type": "aws"},
@@ -36,26 +36,36 @@ def test_workers_are_nodes_times_devices(tmp_path: Path) -> None:
         available_node_types={"head": {}, "gpu": {"min_workers": 2}, "spot": {"min_workers": 1}},
         metadata={"accelerator": "cuda", "devices_per_node": 8},
     )
-    assert spec.load(cloud).num_workers == 24
-    assert not spec.load(cloud).is_this_machine
+    assert spec.load_cluster_spec(cloud).num_workers == 24
+    assert not spec.load_cluster_spec(cloud).is_this_machine
 
 
 def test_what_the_workers_are_rented_as_is_read(tmp_path: Path) -> None:
-    assert spec.load("aws-gpu").instances == ("g6e.12xlarge",)  # the others are off
-    trainium = spec.load("aws-trainium")
-    assert (trainium.instances, trainium.region) == (("trn2.48xlarge",), "us-east-2")
-    assert spec.load("local").instances == spec.load("onprem").instances == ()
+    assert spec.load_cluster_spec("aws-gpu").instance_types == (
+        "g6e.12xlarge",
+    )  # the others are off
+    trainium = spec.load_cluster_spec("aws-trainium")
+    assert (trainium.instance_types, trainium.region) == (("trn2.48xlarge",), "us-east-2")
+    assert (
+        spec.load_cluster_spec("local").instance_types
+        == spec.load_cluster_spec("onprem").instance_types
+        == ()
+    )
     kinds: dict[str, dict[str, object]] = {
         "head": {"node_config": {"InstanceType": "m7i.2xlarge"}, "max_workers": 0}
     }
     rented = {"provider": {"type": "aws", "region": "eu-west-1"}, "head_node_type": "head"}
-    alone = spec.load(written(tmp_path / "a.yaml", **rented, available_node_types=kinds))
-    assert (alone.instances, alone.region) == (("m7i.2xlarge",), "eu-west-1")
+    alone = spec.load_cluster_spec(
+        written(tmp_path / "a.yaml", **rented, available_node_types=kinds)
+    )
+    assert (alone.instance_types, alone.region) == (("m7i.2xlarge",), "eu-west-1")
     kinds["more"] = {"node_config": {"InstanceType": "g5.xlarge"}, "max_workers": 4}
     kinds["off"] = {"node_config": {"InstanceType": "p5.48xlarge"}, "max_workers": 0}
     kinds["there"] = {"node_config": {"InstanceType": "g6.xlarge"}, "min_workers": 1}
-    several = spec.load(written(tmp_path / "b.yaml", **rented, available_node_types=kinds))
-    assert several.instances == ("g6.xlarge", "g5.xlarge")
+    several = spec.load_cluster_spec(
+        written(tmp_path / "b.yaml", **rented, available_node_types=kinds)
+    )
+    assert several.instance_types == ("g6.xlarge", "g5.xlarge")
 
 
 @pytest.mark.parametrize(
@@ -63,32 +73,34 @@ def test_what_the_workers_are_rented_as_is_read(tmp_path: Path) -> None:
     [3, {"head": 3}, {"head": {}, "a": 3, "b": {"node_config": 3}, "c": {"node_config": {}}}],
 )
 def test_of_what_is_no_cluster_file_nothing_is_rented(types: object) -> None:
-    assert spec.rented({"head_node_type": "head", "available_node_types": types}) == ()
+    assert (
+        spec.worker_instance_types({"head_node_type": "head", "available_node_types": types}) == ()
+    )
 
 
 def test_device_memory_is_given_or_a_share_of_this_machine(tmp_path: Path) -> None:
     given = written(tmp_path / "a.yaml", metadata={"accelerator": "cuda", "device_memory_gib": 1.5})
-    assert spec.load(given).device_memory == 1.5 * 2**30
+    assert spec.load_cluster_spec(given).device_memory_bytes == 1.5 * 2**30
     unknown = written(tmp_path / "b.yaml", metadata={"accelerator": "cuda"})
-    assert spec.load(unknown).device_memory is None
+    assert spec.load_cluster_spec(unknown).device_memory_bytes is None
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert spec.load("local").device_memory == machine / 2
+    assert spec.load_cluster_spec("local").device_memory_bytes == machine / 2
 
 
 def test_a_run_may_go_on_with_fewer_workers(tmp_path: Path) -> None:
     metadata = {"devices_per_node": 4, "min_workers": 2}
-    elastic = spec.load(written(tmp_path / "a.yaml", metadata=metadata))
-    assert elastic.is_elastic and list(elastic.sizes) == [2, 3, 4]
-    fewer = elastic.at(3)
+    elastic = spec.load_cluster_spec(written(tmp_path / "a.yaml", metadata=metadata))
+    assert elastic.is_elastic and list(elastic.worker_counts) == [2, 3, 4]
+    fewer = elastic.with_workers(3)
     assert (fewer.num_workers, fewer.num_nodes, fewer.metadata) == (3, 1, elastic.metadata)
-    fixed = spec.load(written(tmp_path / "b.yaml", metadata={"devices_per_node": 4}))
-    assert not fixed.is_elastic and list(fixed.sizes) == [4]
+    fixed = spec.load_cluster_spec(written(tmp_path / "b.yaml", metadata={"devices_per_node": 4}))
+    assert not fixed.is_elastic and list(fixed.worker_counts) == [4]
 
 
 def test_a_tpu_slice_is_named(tmp_path: Path) -> None:
     metadata = {"accelerator": "tpu", "devices_per_node": 4}
     known = {**metadata, "tpu_type": "TPU-V6E", "tpu_topology": "2x2"}
-    assert spec.load(written(tmp_path / "a.yaml", metadata=known)).num_workers == 4
+    assert spec.load_cluster_spec(written(tmp_path / "a.yaml", metadata=known)).num_workers == 4
 
 
 @pytest.mark.parametrize(
@@ -125,21 +137,21 @@ def test_a_tpu_slice_is_named(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(tmp_path: Path, settings: dict[str, object], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        spec.load(written(tmp_path / "c.yaml", **settings))
+        spec.load_cluster_spec(written(tmp_path / "c.yaml", **settings))
 
 
 def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"no cluster file .*one of aws-gpu, .*, local, onprem"):
-        spec.load(tmp_path / "none.yaml")
+        spec.load_cluster_spec(tmp_path / "none.yaml")
 
 
 def test_a_rented_cluster_says_who_may_log_in_and_which_bucket_is_its() -> None:
-    metadata = spec.load("aws-gpu").metadata
+    metadata = spec.load_cluster_spec("aws-gpu").metadata
     assert metadata.ssh_from == "auto" and metadata.bucket == "bertha-{account}-{region}"
 
 
 def test_settings_are_written_as_they_are_read(tmp_path: Path) -> None:
-    settings = read_yaml(spec.find("aws-gpu"))
-    (tmp_path / "c.yaml").write_text(spec.dump(settings))
+    settings = read_yaml(spec.find_cluster_file("aws-gpu"))
+    (tmp_path / "c.yaml").write_text(spec.dump_yaml(settings))
     assert read_yaml(tmp_path / "c.yaml") == settings
-    assert "&id" not in spec.dump(settings) and next(iter(settings)) == "cluster_name"
+    assert "&id" not in spec.dump_yaml(settings) and next(iter(settings)) == "cluster_name"

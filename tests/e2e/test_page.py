@@ -17,17 +17,17 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from serving.deployment.config import Endpoint
-from serving.deployment.server import Listener
+from serving.deployment.config import EndpointConfig
+from serving.deployment.server import ReplicaServer
 from serving.engine.engine import Engine
-from serving.inference.attribution import Explainer
+from serving.inference.attribution import Attributor
 from serving.interface import Prediction
-from serving.protocols.vectors import cosine
+from serving.protocols.embeddings import cosine_similarity
 from serving.registry.registry import Registry
-from tests.support.browser import PHONE, Person, browser, browser_or_skip
+from tests.support.browser import PHONE, PageUser, browser_or_skip, open_browser
 from tests.support.tiny_bundle import LABELS, write_tiny_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.browser
 
 REVIEW = "a warm, funny film with a dull plot"
 NAMES = {
@@ -59,24 +59,24 @@ def registry(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def url(registry: Registry) -> Iterator[str]:
-    listener = Listener(Endpoint(registry=registry.address), "127.0.0.1")
+    listener = ReplicaServer(EndpointConfig(registry=registry.address), "127.0.0.1")
     listener.start()
     yield f"http://{listener.address}/"
-    listener.end()
+    listener.stop()
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Person]:
+def opened() -> Iterator[PageUser]:
     with browser_or_skip() as person:
         yield person
 
 
 @pytest.fixture
-def person(opened: Person) -> Iterator[Person]:
+def person(opened: PageUser) -> Iterator[PageUser]:
     """Whatever they do, the browser's console stays silent."""
     yield opened
-    opened.sit_down()
-    assert not opened.complaints()
+    opened.use_desktop_screen()
+    assert not opened.console_errors()
 
 
 def percent(score: float) -> str:
@@ -85,67 +85,71 @@ def percent(score: float) -> str:
 
 
 def test_a_typed_review_gets_the_engines_label(
-    person: Person, url: str, bundles: dict[str, Path]
+    person: PageUser, url: str, bundles: dict[str, Path]
 ) -> None:
-    person.visit(url)
-    headline = person.ask(REVIEW)
+    person.open_page(url)
+    headline = person.ask_text(REVIEW)
     (prediction,) = Engine.load(bundles["reviews"]).predict([REVIEW])
     pairs = zip(LABELS["classification"], prediction.scores, strict=True)
     expected = [
         (label, percent(score)) for label, score in sorted(pairs, key=lambda pair: -pair[1])
     ]
     assert headline == ", ".join(expected[0])
-    assert person.named("said").get_attribute("textContent") == f"Answer: {headline}"
-    assert person.bars() == expected
-    assert person.read("latency").startswith("answered in ")
-    assert person.read("latency").endswith("reviews, version 2 · torch fp32")
+    assert person.find_by_id("said").get_attribute("textContent") == f"Answer: {headline}"
+    assert person.read_bars() == expected
+    assert person.read_text("latency").startswith("answered in ")
+    assert person.read_text("latency").endswith("reviews, version 2 · torch fp32")
 
 
-def test_the_card_tells_all_that_the_server_knows(person: Person, url: str) -> None:
-    person.visit(url)
+def test_the_card_tells_all_that_the_server_knows(person: PageUser, url: str) -> None:
+    person.open_page(url)
     info = httpx.get(f"{url}info").json()
-    told = {name: person.fact(name) for name in ("name", "version", "engine", "base model")}
+    told = {name: person.read_fact(name) for name in ("name", "version", "engine", "base model")}
     assert told == {
         "name": info["model_id"],
         "version": info["model_version"],
         "engine": info["engine"],
         "base model": info["base_model"],
     }
-    assert person.fact("weights, SHA-256") == info["model_sha"]
-    assert person.fact("made by code of revision") == info["sha"]
-    assert person.fact("aliases") == ", ".join(info.get("aliases", []))
-    assert (person.fact("accuracy"), person.fact("f1")) == ("0.875", "0.87")
-    assert person.fact("registered")
+    assert person.read_fact("weights, SHA-256") == info["model_sha"]
+    assert person.read_fact("made by code of revision") == info["sha"]
+    assert person.read_fact("aliases") == ", ".join(info.get("aliases", []))
+    assert (person.read_fact("accuracy"), person.read_fact("f1")) == ("0.875", "0.87")
+    assert person.read_fact("registered")
     assert person.driver.title == "reviews · Bertha"
 
 
-def test_an_older_version_answers_when_it_is_chosen(person: Person, url: str) -> None:
-    person.visit(url)
-    assert [each.text for each in person.all("#version option")] == ["live (2)", "2", "1"]
-    person.choose("version", "1")
-    assert person.ask(REVIEW)
-    assert "reviews, version 1" in person.read("latency")
-    assert "/hf/reviews%3A1 " in person.named("curl").get_attribute("textContent")
+def test_an_older_version_answers_when_it_is_chosen(person: PageUser, url: str) -> None:
+    person.open_page(url)
+    assert [each.text for each in person.find_all("#version option")] == ["live (2)", "2", "1"]
+    person.choose_option("version", "1")
+    assert person.ask_text(REVIEW)
+    assert "reviews, version 1" in person.read_text("latency")
+    assert "/hf/reviews%3A1 " in person.find_by_id("curl").get_attribute("textContent")
 
 
 def test_what_is_promoted_meanwhile_answers_and_is_told(
-    person: Person, url: str, registry: Registry
+    person: PageUser, url: str, registry: Registry
 ) -> None:
-    person.visit(url)
+    person.open_page(url)
     registry.deploy("reviews", "1")
     try:
-        person.until(lambda: person.ask(REVIEW) and "version 1" in person.read("latency"))
-        assert person.fact("version") == "1"
-        assert person.all("#version option")[0].text == "live (1)"
+        person.wait_until(
+            lambda: person.ask_text(REVIEW) and "version 1" in person.read_text("latency")
+        )
+        assert person.read_fact("version") == "1"
+        assert person.find_all("#version option")[0].text == "live (1)"
     finally:
         registry.deploy("reviews", "2")
-    person.until(lambda: person.ask(REVIEW) and "version 2" in person.read("latency"))
-    assert person.fact("version") == "2"
+    person.wait_until(
+        lambda: person.ask_text(REVIEW) and "version 2" in person.read_text("latency")
+    )
+    assert person.read_fact("version") == "2"
 
 
-def test_several_labels_may_be_right(person: Person, url: str, bundles: dict[str, Path]) -> None:
-    person.visit(url, "topics")
-    headline = person.ask(REVIEW)
+def test_several_labels_may_be_right(person: PageUser, url: str, bundles: dict[str, Path]) -> None:
+    person.open_page(url, "topics")
+    headline = person.ask_text(REVIEW)
     (prediction,) = Engine.load(bundles["topics"]).predict([REVIEW])
     scores = dict(zip(LABELS["multi-label"], prediction.scores, strict=True))
     chosen = sorted(
@@ -153,63 +157,67 @@ def test_several_labels_may_be_right(person: Person, url: str, bundles: dict[str
     )
     expected = "; ".join(f"{label}, {percent(scores[label])}" for label in chosen)
     assert headline == (expected or "no label")
-    assert dict(person.bars()) == {label: percent(score) for label, score in scores.items()}
+    assert dict(person.read_bars()) == {label: percent(score) for label, score in scores.items()}
 
 
-def test_a_regression_answers_a_number(person: Person, url: str, bundles: dict[str, Path]) -> None:
-    person.visit(url, "stars")
+def test_a_regression_answers_a_number(
+    person: PageUser, url: str, bundles: dict[str, Path]
+) -> None:
+    person.open_page(url, "stars")
     (prediction,) = Engine.load(bundles["stars"]).predict([REVIEW])
     assert isinstance(prediction, Prediction)
-    assert float(person.ask(REVIEW)) == pytest.approx(prediction.scores[0], rel=1e-3)
-    assert not person.named("explain").is_displayed()
+    assert float(person.ask_text(REVIEW)) == pytest.approx(prediction.scores[0], rel=1e-3)
+    assert not person.find_by_id("explain").is_displayed()
 
 
-def test_two_texts_are_compared(person: Person, url: str, bundles: dict[str, Path]) -> None:
-    person.visit(url, "mini")
-    headline = person.ask(REVIEW, "an awful cast")
+def test_two_texts_are_compared(person: PageUser, url: str, bundles: dict[str, Path]) -> None:
+    person.open_page(url, "mini")
+    headline = person.ask_text(REVIEW, "an awful cast")
     one, other = Engine.load(bundles["mini"]).predict([REVIEW, "an awful cast"])
-    assert headline == f"similarity {cosine(one, other):.3f}"
+    assert headline == f"similarity {cosine_similarity(one, other):.3f}"
 
 
-def test_hidden_words_are_filled_in(person: Person, url: str) -> None:
-    person.visit(url, "filler")
+def test_hidden_words_are_filled_in(person: PageUser, url: str) -> None:
+    person.open_page(url, "filler")
     text = "the [MASK] is very [MASK]"
-    headline = person.ask(text)
+    headline = person.ask_text(text)
     body = {"inputs": text}
     masks = httpx.post(f"{url}hf/filler", json=body).json()
     best = [f"{of_mask[0]['token_str']}, {percent(of_mask[0]['score'])}" for of_mask in masks]
     assert headline == "; ".join(best)
-    assert len(person.all(".bars")) == 2
-    person.type("nothing is hidden")
-    assert "[MASK]" in person.read("problem")
+    assert len(person.find_all(".bars")) == 2
+    person.type_text("nothing is hidden")
+    assert "[MASK]" in person.read_text("problem")
 
 
-def test_words_are_marked_as_they_spoke(person: Person, url: str, bundles: dict[str, Path]) -> None:
+def test_words_are_marked_as_they_spoke(
+    person: PageUser, url: str, bundles: dict[str, Path]
+) -> None:
     text = "\U0001f3ac a warm <b>film</b> \U0001f600 with\na dull plot" + " and a cast" * 9
-    person.visit(url)
+    person.open_page(url)
     person.driver.execute_script("document.getElementById('text').value = arguments[0]", text)
-    person.named("ask").click()
-    label = person.read("headline").partition(",")[0]
-    person.named("explain").click()
-    person.read("words")
+    person.find_by_id("ask").click()
+    label = person.read_text("headline").partition(",")[0]
+    person.find_by_id("explain").click()
+    person.read_text("words")
     shown = person.driver.execute_script("return document.getElementById('words').textContent")
     assert shown == text
-    explained = Explainer.load(bundles["reviews"]).explain(text, label)
+    explained = Attributor.from_bundle(bundles["reviews"]).explain(text, label)
     strongest = max(explained.attributions, key=lambda each: abs(each.weight))
     kind = "for" if strongest.weight > 0 else "against"
-    words = [each.get_attribute("textContent") for each in person.all(f"#words .{kind}")]
+    words = [each.get_attribute("textContent") for each in person.find_all(f"#words .{kind}")]
     assert text[strongest.start : strongest.end] in words
-    (unread,) = person.all("#words .unread")
+    (unread,) = person.find_all("#words .unread")
     assert unread.get_attribute("textContent") == text[explained.attributions[-1].end :]
-    assert f"For {label} spoke most: " in person.read("why-summary")
-    assert person.named("said").get_attribute("textContent") == person.read("why-summary")
-    assert len(person.all("#weights tr")) == len(explained.attributions)
-    person.choose("target", next(each for each in LABELS["classification"] if each != label))
-    person.until(lambda: f"For {label}" not in person.read("why-summary"))
+    assert f"For {label} spoke most: " in person.read_text("why-summary")
+    assert person.find_by_id("said").get_attribute("textContent") == person.read_text("why-summary")
+    assert len(person.find_all("#weights tr")) == len(explained.attributions)
+    person.choose_option("target", next(each for each in LABELS["classification"] if each != label))
+    person.wait_until(lambda: f"For {label}" not in person.read_text("why-summary"))
 
 
-def test_everything_is_done_by_keyboard(person: Person, url: str) -> None:
-    person.visit(url)
+def test_everything_is_done_by_keyboard(person: PageUser, url: str) -> None:
+    person.open_page(url)
 
     def press(key: str) -> None:
         ActionChains(person.driver).send_keys(key).perform()
@@ -229,10 +237,10 @@ def test_everything_is_done_by_keyboard(person: Person, url: str) -> None:
     press(REVIEW)
     press(Keys.TAB)
     press(Keys.ENTER)
-    assert person.read("headline")
+    assert person.read_text("headline")
     go_to("explain")
     press(Keys.ENTER)
-    assert person.read("words")
+    assert person.read_text("words")
     go_to("target")
     press(Keys.ARROW_DOWN)
     go_to("words")
@@ -240,24 +248,24 @@ def test_everything_is_done_by_keyboard(person: Person, url: str) -> None:
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(
-    person: Person, url: str, tmp_path: Path
+    person: PageUser, url: str, tmp_path: Path
 ) -> None:
-    person.hold_phone()
+    person.use_phone_screen()
     table = tmp_path / "a rather long name of a file with reviews.csv"
     table.write_text(f"text,{'a-rather-long-name-of-a-column' * 3}\n{'word' * 200},2\n a film,\n")
-    person.visit(url)
-    person.ask(f"{REVIEW} {'unbroken' * 40}")
-    person.named("explain").click()
-    assert person.read("words")
-    person.offer(table)
-    assert person.read("sample")
-    person.named("start").click()
-    assert "Done" in person.finish()
+    person.open_page(url)
+    person.ask_text(f"{REVIEW} {'unbroken' * 40}")
+    person.find_by_id("explain").click()
+    assert person.read_text("words")
+    person.upload_file(table)
+    assert person.read_text("sample")
+    person.find_by_id("start").click()
+    assert "Done" in person.wait_until_done()
     width = "return document.documentElement.scrollWidth"
     assert person.driver.execute_script(width) <= PHONE[0]
     person.driver.get(f"{url}docs")
-    person.until(lambda: person.all("details"))
-    for each in person.all("summary")[:8]:
+    person.wait_until(lambda: person.find_all("details"))
+    for each in person.find_all("summary")[:8]:
         each.click()
     assert person.driver.execute_script(width) <= PHONE[0]
 
@@ -286,66 +294,66 @@ return texts.map((each) => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out(person: Person, url: str, scheme: str) -> None:
-    person.light(scheme)
-    person.visit(url)
-    person.ask(REVIEW)
-    person.named("explain").click()
-    assert person.read("words")
+def test_texts_stand_out(person: PageUser, url: str, scheme: str) -> None:
+    person.set_color_scheme(scheme)
+    person.open_page(url)
+    person.ask_text(REVIEW)
+    person.find_by_id("explain").click()
+    assert person.read_text("words")
     least, where = person.driver.execute_script(CONTRAST)
     assert least >= 4.5, where
 
 
-def test_text_is_shown_as_text(person: Person, url: str) -> None:
-    person.visit(url)
-    person.ask("<img src=x onerror=alert(1)>'\"")
-    person.named("explain").click()
-    assert person.read("words") == "<img src=x onerror=alert(1)>'\""
-    assert not person.all("img")
-    assert "<img" in person.named("curl").get_attribute("textContent")
+def test_text_is_shown_as_text(person: PageUser, url: str) -> None:
+    person.open_page(url)
+    person.ask_text("<img src=x onerror=alert(1)>'\"")
+    person.find_by_id("explain").click()
+    assert person.read_text("words") == "<img src=x onerror=alert(1)>'\""
+    assert not person.find_all("img")
+    assert "<img" in person.find_by_id("curl").get_attribute("textContent")
 
 
-def test_an_example_answers_when_it_is_clicked(person: Person, url: str) -> None:
-    person.visit(url)
-    person.all("#examples button")[0].click()
-    assert person.read("headline")
+def test_an_example_answers_when_it_is_clicked(person: PageUser, url: str) -> None:
+    person.open_page(url)
+    person.find_all("#examples button")[0].click()
+    assert person.read_text("headline")
 
 
-def test_no_text_is_explained(person: Person, url: str) -> None:
-    person.visit(url)
-    person.named("ask").click()
-    assert "no text yet" in person.read("problem")
+def test_no_text_is_explained(person: PageUser, url: str) -> None:
+    person.open_page(url)
+    person.find_by_id("ask").click()
+    assert "no text yet" in person.read_text("problem")
 
 
-def test_the_command_that_the_page_shows_answers(person: Person, url: str) -> None:
+def test_the_command_that_the_page_shows_answers(person: PageUser, url: str) -> None:
     for name in NAMES:
-        person.visit(url, name)
-        person.named("text").send_keys("it's a [MASK]")
-        command = shlex.split(person.named("curl").get_attribute("textContent"))
+        person.open_page(url, name)
+        person.find_by_id("text").send_keys("it's a [MASK]")
+        command = shlex.split(person.find_by_id("curl").get_attribute("textContent"))
         assert command[0] == "curl" and command[2] == "-d"
         assert httpx.post(command[1], content=command[3]).status_code == 200
 
 
-def test_the_documentation_lists_every_call(person: Person, url: str) -> None:
+def test_the_documentation_lists_every_call(person: PageUser, url: str) -> None:
     paths = httpx.get(f"{url}openapi.json").json()["paths"]
     person.driver.get(f"{url}docs")
-    person.until(lambda: person.all("details"))
-    told = [" ".join(each.text.split()) for each in person.all("summary")]
+    person.wait_until(lambda: person.find_all("details"))
+    told = [" ".join(each.text.split()) for each in person.find_all("summary")]
     assert sorted(told) == sorted(
         f"{method.upper()} {path} {described['summary']}"
         for path, methods in paths.items()
         for method, described in methods.items()
     )
-    person.named("filter").send_keys("/v1/embeddings")
-    assert [each.text for each in person.all("summary") if each.is_displayed()] == [
+    person.find_by_id("filter").send_keys("/v1/embeddings")
+    assert [each.text for each in person.find_all("summary") if each.is_displayed()] == [
         "POST /v1/embeddings The vectors of texts"
     ]
 
 
-def test_the_commands_of_the_documentation_answer(person: Person, url: str) -> None:
+def test_the_commands_of_the_documentation_answer(person: PageUser, url: str) -> None:
     person.driver.get(f"{url}docs")
-    person.until(lambda: person.all("details"))
-    commands = [each.get_attribute("textContent") for each in person.all("pre")]
+    person.wait_until(lambda: person.find_all("details"))
+    commands = [each.get_attribute("textContent") for each in person.find_all("pre")]
     asked = [each for each in commands if each and " -d " in each]
     assert len(asked) > 20
     for command in asked:
@@ -365,25 +373,25 @@ def test_the_commands_of_the_documentation_answer(person: Person, url: str) -> N
 
 def photograph(url: str, text: str, target: Path) -> str:
     """Ask `text` at `url` and save pictures of the page; the headline of the answer."""
-    with browser() as person, tempfile.TemporaryDirectory() as place:
-        for name, hold in (("", person.sit_down), ("-phone", person.hold_phone)):
+    with open_browser() as person, tempfile.TemporaryDirectory() as place:
+        for name, hold in (("", person.use_desktop_screen), ("-phone", person.use_phone_screen)):
             hold()
-            person.visit(url)
-            headline = person.ask(text)
-            person.named("explain").click()
-            person.read("words")
-            person.photograph(target.with_stem(target.stem + name), "header", "#answer")
-        person.sit_down()
-        person.visit(url)
+            person.open_page(url)
+            headline = person.ask_text(text)
+            person.find_by_id("explain").click()
+            person.read_text("words")
+            person.take_screenshot(target.with_stem(target.stem + name), "header", "#answer")
+        person.use_desktop_screen()
+        person.open_page(url)
         texts = [text, "I left before the end.", "Slow at first, and then a joy, all of it."]
         rows = [f'{number},"{texts[number % 3]}"\r\n' for number in range(3, 503)]
         table = Path(place) / "reviews.csv"
         table.write_text("".join(["id,text\r\n", *rows, "503,\r\n"]))
-        person.offer(table)
-        person.read("sample")
-        person.named("start").click()
-        person.finish()
-        person.photograph(target.with_stem(f"{target.stem}-batch"), "#batch", "#card")
+        person.upload_file(table)
+        person.read_text("sample")
+        person.find_by_id("start").click()
+        person.wait_until_done()
+        person.take_screenshot(target.with_stem(f"{target.stem}-batch"), "#batch", "#card")
     return headline
 
 

@@ -17,23 +17,23 @@ from selenium.webdriver.common.keys import Keys
 
 from serving import protocols
 from serving.deployment import admin_routes
-from serving.deployment.config import Endpoint
-from serving.deployment.server import Listener
+from serving.deployment.config import EndpointConfig
+from serving.deployment.server import ReplicaServer
 from serving.engine.engine import Engine
-from serving.http.asgi import Surface
-from serving.http.keys import Key
-from serving.http.keys import Keys as ApiKeys
-from serving.http.messages import Refusal
-from serving.interface import Answer, Limits, Prediction
-from serving.protocols.vectors import cosine
-from tests.support.browser import Person, browser_or_skip
-from tests.support.fake_models import FakeModels, prediction, vector
-from tests.support.model_servers import registry_of
-from tests.support.servers import listening
+from serving.http.asgi import App
+from serving.http.keys import ApiKey
+from serving.http.keys import ApiKeys as ApiKeys
+from serving.http.messages import HTTPError
+from serving.interface import InferenceResult, Limits, Prediction
+from serving.protocols.embeddings import cosine_similarity
+from tests.support.browser import PageUser, browser_or_skip
+from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.model_servers import make_registry
+from tests.support.servers import serve_app
 from tests.support.tiny import BAD, GOOD, PLAIN
 from tests.support.tiny_bundle import LABELS, write_tiny_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.browser
 
 NAMES = LABELS["classification"]
 
@@ -49,13 +49,13 @@ class Moody(FakeModels):
 
     async def predict(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Prediction]:
+    ) -> InferenceResult[Prediction]:
         self.asked.append(texts)
         if len(self.asked) in self._busy:
-            raise Refusal("overloaded", "too much waits", 1)
+            raise HTTPError("overloaded", "too much waits", 1)
         await asyncio.sleep(self._seconds)
         if any("unreadable" in text for text in texts):
-            raise Refusal("unreadable", "a text cannot be read")
+            raise HTTPError("unreadable", "a text cannot be read")
         return await super().predict(model, texts, truncate=truncate)
 
 
@@ -69,26 +69,26 @@ def serving(models: FakeModels, keys: ApiKeys | None = None) -> Iterator[str]:
     async def tallies() -> list[Any]:
         return []
 
-    operators = admin_routes.protocol(protocols.ALL, counts, tallies, lambda: True, "0")
-    with listening(Surface([*protocols.ALL, operators], models, keys=keys)) as address:
+    operators = admin_routes.admin_protocol(protocols.ALL, counts, tallies, lambda: True, "0")
+    with serve_app(App([*protocols.ALL, operators], models, keys=keys)) as address:
         yield f"http://{address}/"
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Person]:
+def opened() -> Iterator[PageUser]:
     with browser_or_skip() as person:
         yield person
 
 
 @pytest.fixture
-def person(opened: Person) -> Iterator[Person]:
+def person(opened: PageUser) -> Iterator[PageUser]:
     yield opened
-    assert not opened.complaints()
+    assert not opened.console_errors()
 
 
 def scores(text: str) -> dict[str, float]:
     """What the models of these tests answer."""
-    answer = prediction(text, "classification", 2)
+    answer = fake_prediction(text, "classification", 2)
     return dict(zip(("negative", "positive"), answer.scores, strict=True))
 
 
@@ -100,12 +100,12 @@ def write(path: Path, rows: Sequence[Sequence[str]], delimiter: str = ",", mark:
     return path
 
 
-def answer_all(person: Person, table: Path) -> str:
+def answer_all(person: PageUser, table: Path) -> str:
     """Give the page a file and have it all answered; what the page says then."""
-    person.offer(table)
-    person.read("sample")
-    person.named("start").click()
-    return person.finish()
+    person.upload_file(table)
+    person.read_text("sample")
+    person.find_by_id("start").click()
+    return person.wait_until_done()
 
 
 def assert_answered(row: dict[str, str], expected: dict[str, float]) -> None:
@@ -118,10 +118,10 @@ def assert_answered(row: dict[str, str], expected: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(("delimiter", "mark"), [(",", ""), (";", "\ufeff"), ("\t", "")])
 def test_a_hundred_rows_get_the_engines_answers(
-    person: Person, tmp_path: Path, tiny_bert: Path, delimiter: str, mark: str
+    person: PageUser, tmp_path: Path, tiny_bert: Path, delimiter: str, mark: str
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
-    registry = registry_of(tmp_path / "registry", bundle, "reviews")
+    registry = make_registry(tmp_path / "registry", bundle, "reviews")
     words = [*GOOD, *BAD, *PLAIN]
     texts = [
         f'"{words[n % 16]}" {words[n % 31]}, {words[n % 7]};\r\n{words[-n % 29]}\n\tü \U0001f3ac'
@@ -129,15 +129,15 @@ def test_a_hundred_rows_get_the_engines_answers(
     ]
     rows = [["id", "text", "label"], *([f"{n:03}", text, "?"] for n, text in enumerate(texts))]
     table = write(tmp_path / "reviews.csv", rows, delimiter, mark)
-    listener = Listener(Endpoint(registry=registry.address), "127.0.0.1")
+    listener = ReplicaServer(EndpointConfig(registry=registry.address), "127.0.0.1")
     listener.start()
     try:
-        person.visit(f"http://{listener.address}/")
+        person.open_page(f"http://{listener.address}/")
         assert "Done in" in answer_all(person, table)
-        assert person.named("batch-count").text == "100 of 100 rows"
-        answers = person.download(delimiter)
+        assert person.find_by_id("batch-count").text == "100 of 100 rows"
+        answers = person.download_rows(delimiter)
     finally:
-        listener.end()
+        listener.stop()
     assert [[row["id"], row["text"], row["label"]] for row in answers] == rows[1:]
     predictions = Engine.load(bundle).predict(texts)
     for row, predicted in zip(answers, predictions, strict=True):
@@ -148,18 +148,20 @@ def test_a_hundred_rows_get_the_engines_answers(
     assert written.startswith(b"\xef\xbb\xbf") == bool(mark)
 
 
-def test_an_overloaded_server_is_waited_for(person: Person, tmp_path: Path) -> None:
+def test_an_overloaded_server_is_waited_for(person: PageUser, tmp_path: Path) -> None:
     texts = [f"film {number}" for number in range(24)]
     table = write(tmp_path / "films.csv", [["text"], *([text] for text in texts)])
     models = Moody(busy=(2, 3, 7), limits=Limits(max_texts=4))
     with serving(models) as url:
-        person.visit(url)
-        person.offer(table)
-        person.read("sample")
-        person.named("start").click()
-        person.until(lambda: "busy; Going on in 1 second" in person.named("batch-status").text)
-        assert "Done in" in person.finish()
-        answers = person.download()
+        person.open_page(url)
+        person.upload_file(table)
+        person.read_text("sample")
+        person.find_by_id("start").click()
+        person.wait_until(
+            lambda: "busy; Going on in 1 second" in person.find_by_id("batch-status").text
+        )
+        assert "Done in" in person.wait_until_done()
+        answers = person.download_rows()
     assert len(models.asked) == 6 + 3
     assert all(len(texts) <= 4 for texts in models.asked)
     for row, text in zip(answers, texts, strict=True):
@@ -167,15 +169,15 @@ def test_an_overloaded_server_is_waited_for(person: Person, tmp_path: Path) -> N
         assert_answered(row, scores(text))
 
 
-def test_one_row_that_is_refused_costs_no_other(person: Person, tmp_path: Path) -> None:
+def test_one_row_that_is_refused_costs_no_other(person: PageUser, tmp_path: Path) -> None:
     texts = ["a film", "unreadable", "", "a plot", "a cast", "  ", "a scene", "an unreadable one"]
     rows = [["number", "text"], *([str(number), text] for number, text in enumerate(texts, 1))]
     models = Moody(limits=Limits(max_texts=4))
     with serving(models) as url:
-        person.visit(url)
+        person.open_page(url)
         said = answer_all(person, write(tmp_path / "some.csv", rows))
-        answers = person.download()
-        errors = person.read("batch-errors")
+        answers = person.download_rows()
+        errors = person.read_text("batch-errors")
     assert said.endswith("4 rows without an answer.")
     assert "row 2: a text cannot be read" in errors and "row 3: there is no text" in errors
     assert [row["error"] for row in answers] == [
@@ -189,23 +191,23 @@ def test_one_row_that_is_refused_costs_no_other(person: Person, tmp_path: Path) 
             assert_answered(row, scores(row["text"]))
 
 
-def test_what_was_stopped_goes_on(person: Person, tmp_path: Path) -> None:
+def test_what_was_stopped_goes_on(person: PageUser, tmp_path: Path) -> None:
     texts = [f"film {number}" for number in range(40)]
     table = write(tmp_path / "films.csv", [["text"], *([text] for text in texts)])
     models = Moody(seconds=0.25, limits=Limits(max_texts=2))
     with serving(models) as url:
-        person.visit(url)
-        person.offer(table)
-        person.read("sample")
-        person.named("start").send_keys(Keys.ENTER)
-        person.until(lambda: person.named("progress").get_property("value") >= 6)
-        person.named("cancel").send_keys(Keys.ENTER)
-        assert "Stopped: " in person.finish()
+        person.open_page(url)
+        person.upload_file(table)
+        person.read_text("sample")
+        person.find_by_id("start").send_keys(Keys.ENTER)
+        person.wait_until(lambda: person.find_by_id("progress").get_property("value") >= 6)
+        person.find_by_id("cancel").send_keys(Keys.ENTER)
+        assert "Stopped: " in person.wait_until_done()
         assert person.driver.switch_to.active_element.text == "Go on"
-        half = person.download()
-        person.named("start").send_keys(Keys.ENTER)
-        assert "Done in" in person.finish()
-        answers = person.download()
+        half = person.download_rows()
+        person.find_by_id("start").send_keys(Keys.ENTER)
+        assert "Done in" in person.wait_until_done()
+        answers = person.download_rows()
     num_left = [row["error"] for row in half].count("not asked")
     assert 0 < num_left < 40
     for row, text in zip(answers, texts, strict=True):
@@ -213,47 +215,47 @@ def test_what_was_stopped_goes_on(person: Person, tmp_path: Path) -> None:
     assert sum(map(len, models.asked)) <= 40 + 3 * 2  # what was under way was asked twice
 
 
-def test_the_user_chooses_the_column(person: Person, tmp_path: Path) -> None:
+def test_the_user_chooses_the_column(person: PageUser, tmp_path: Path) -> None:
     rows = [["7", "short", "a longer text than that"], ["8", "brief", "and another long text"]]
     with serving(Moody()) as url:
-        person.visit(url)
-        person.offer(write(tmp_path / "unnamed.csv", rows))
-        person.named("named").click()
-        assert "“a longer text than that”" in person.read("sample")
-        person.choose("text-column", "column 2")
-        assert person.read("sample") == "“short” “brief”"
-        person.named("start").click()
-        assert "Done in" in person.finish()
-        answers = person.download()
+        person.open_page(url)
+        person.upload_file(write(tmp_path / "unnamed.csv", rows))
+        person.find_by_id("named").click()
+        assert "“a longer text than that”" in person.read_text("sample")
+        person.choose_option("text-column", "column 2")
+        assert person.read_text("sample") == "“short” “brief”"
+        person.find_by_id("start").click()
+        assert "Done in" in person.wait_until_done()
+        answers = person.download_rows()
     assert [row["column 1"] for row in answers] == ["7", "8"]
     for row in answers:
         assert_answered(row, scores(row["column 2"]))
 
 
-def test_no_cell_becomes_a_formula(person: Person, tmp_path: Path) -> None:
+def test_no_cell_becomes_a_formula(person: PageUser, tmp_path: Path) -> None:
     formulas = ["=1+1", "@SUM(A1)", "+1+cmd", "-2+3", "\t=1", "\uff1d1", '="x"']
     harmless = ["-5", "+4.5e3", "a = b"]
     cells = [*formulas, *harmless]
     rows = [["=name", "text"], *([cell, f"text {n}"] for n, cell in enumerate(cells))]
     with serving(Moody()) as url:
-        person.visit(url)
+        person.open_page(url)
         assert "Done in" in answer_all(person, write(tmp_path / "cells.csv", rows))
-        answers = person.download()
+        answers = person.download_rows()
     expected = [f"'{cell}" for cell in formulas] + harmless
     assert [row["'=name"] for row in answers] == expected
 
 
-def test_older_encodings_are_read_and_said(person: Person, tmp_path: Path) -> None:
+def test_older_encodings_are_read_and_said(person: PageUser, tmp_path: Path) -> None:
     text = "schön; teuer \u2013 5 €"
     with serving(Moody()) as url:
-        person.visit(url)
+        person.open_page(url)
         for encoding, said in (("cp1252", "windows-1252"), ("utf-16", "utf-16le")):
             table = tmp_path / f"{encoding}.csv"
             table.write_bytes(f'text;n\r\n"{text}";1\r\n'.encode(encoding))
             assert "Done in" in answer_all(person, table)
             expected = f"{encoding}.csv: 1 row, 2 columns, divided by semicolons, read as {said}"
-            assert person.read("file-note") == expected
-            (row,) = person.download(";")
+            assert person.read_text("file-note") == expected
+            (row,) = person.download_rows(";")
             assert_answered(row, scores(text))
 
 
@@ -261,62 +263,64 @@ def test_older_encodings_are_read_and_said(person: Person, tmp_path: Path) -> No
     ("content", "words"), [("", "no rows"), ('text\n"a film\nand more', "row 2 is never closed")]
 )
 def test_a_file_that_is_no_table_is_refused(
-    person: Person, tmp_path: Path, content: str, words: str
+    person: PageUser, tmp_path: Path, content: str, words: str
 ) -> None:
     table = tmp_path / "broken.csv"
     table.write_text(content)
     with serving(Moody()) as url:
-        person.visit(url)
-        person.offer(table)
-        assert words in person.read("batch-status")
-        assert not person.named("start").is_displayed()
+        person.open_page(url)
+        person.upload_file(table)
+        assert words in person.read_text("batch-status")
+        assert not person.find_by_id("start").is_displayed()
 
 
-def test_every_task_answers_a_file(person: Person, tmp_path: Path) -> None:
+def test_every_task_answers_a_file(person: PageUser, tmp_path: Path) -> None:
     rows = [["text", "other"], ["a [MASK]", "a film"], ["my [MASK] and [MASK]", "a long plot"]]
     table = write(tmp_path / "pairs.csv", rows)
     found = {}
     with serving(Moody(limits=Limits(max_texts=4))) as url:
         for name in ("topics", "stars", "mini", "filler"):
-            person.visit(url, name)
+            person.open_page(url, name)
             assert "Done in" in answer_all(person, table)
-            found[name] = person.download()
+            found[name] = person.download_rows()
     for place, (text, other) in enumerate(rows[1:]):
-        topics = prediction(text, "multi-label", 3).scores
+        topics = fake_prediction(text, "multi-label", 3).scores
         labels = dict(zip(LABELS["multi-label"], topics, strict=True))
         chosen = [each for each in sorted(labels, key=lambda each: -labels[each])]
         expected = "|".join(each for each in chosen if labels[each] >= 0.5)
         assert found["topics"][place]["label"] == expected
         stars = float(found["stars"][place]["value"])
-        assert stars == prediction(text, "regression", 1).scores[0]
+        assert stars == fake_prediction(text, "regression", 1).scores[0]
         nearness = float(found["mini"][place]["similarity"])
-        assert nearness == pytest.approx(cosine(vector(text), vector(other)), abs=1e-6)
+        assert nearness == pytest.approx(
+            cosine_similarity(fake_vector(text), fake_vector(other)), abs=1e-6
+        )
     assert [row["label"] for row in found["filler"]] == ["film", "film|film"]
 
 
-def test_a_key_is_asked_for_and_forgotten(person: Person, tmp_path: Path) -> None:
+def test_a_key_is_asked_for_and_forgotten(person: PageUser, tmp_path: Path) -> None:
     digest = hashlib.sha256(b"bertha-secret").hexdigest()
-    keys = ApiKeys([Key(name="reader", sha256=digest)])
+    keys = ApiKeys([ApiKey(name="reader", sha256=digest)])
     with serving(FakeModels(), keys) as url:
         person.driver.get(url)
-        assert person.read("problem") == "give a valid key: Authorization: Bearer KEY"
+        assert person.read_text("problem") == "give a valid key: Authorization: Bearer KEY"
         assert person.driver.switch_to.active_element.get_attribute("id") == "key"
         for given in ("wrong", "bertha-secret"):
-            person.until(person.named("key").is_displayed)
-            person.named("key").send_keys(given, Keys.ENTER)
-        person.until(person.named("card").is_displayed)
-        assert not person.named("key").is_displayed()
-        assert person.ask("a film")
+            person.wait_until(person.find_by_id("key").is_displayed)
+            person.find_by_id("key").send_keys(given, Keys.ENTER)
+        person.wait_until(person.find_by_id("card").is_displayed)
+        assert not person.find_by_id("key").is_displayed()
+        assert person.ask_text("a film")
         assert answer_all(person, write(tmp_path / "one.csv", [["text"], ["a film"]]))
         stored = person.driver.execute_script("return localStorage.length + sessionStorage.length")
         assert stored == 0 and not person.driver.get_cookies()
         assert "bertha-secret" not in person.driver.page_source
         person.driver.get(url)
-        person.until(person.named("key").is_displayed)
+        person.wait_until(person.find_by_id("key").is_displayed)
 
 
-def test_the_servers_own_time_is_told(person: Person) -> None:
-    class Timed(Surface):
+def test_the_servers_own_time_is_told(person: PageUser) -> None:
+    class Timed(App):
         """Says how long it took, as a server may."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -333,23 +337,23 @@ def test_the_servers_own_time_is_told(person: Person) -> None:
     async def tallies() -> list[Any]:
         return []
 
-    operators = admin_routes.protocol(protocols.ALL, counts, tallies, lambda: True, "0")
-    with listening(Timed([*protocols.ALL, operators], FakeModels())) as address:
-        person.visit(f"http://{address}/")
-        person.ask("a film")
-        assert "queue 0.25 ms, model 3.5 ms" in person.read("latency")
+    operators = admin_routes.admin_protocol(protocols.ALL, counts, tallies, lambda: True, "0")
+    with serve_app(Timed([*protocols.ALL, operators], FakeModels())) as address:
+        person.open_page(f"http://{address}/")
+        person.ask_text("a film")
+        assert "queue 0.25 ms, model 3.5 ms" in person.read_text("latency")
 
 
-def test_many_labels_are_shown_when_all_are_wanted(person: Person) -> None:
+def test_many_labels_are_shown_when_all_are_wanted(person: PageUser) -> None:
     models = FakeModels()
     models.infos[0] = replace(models.infos[0], labels=tuple(f"label {n}" for n in range(20)))
     with serving(models) as url:
-        person.visit(url)
-        person.ask("a film")
-        assert len(person.bars()) == 8
-        person.all("#scores button")[0].send_keys(Keys.ENTER)
-        found = person.bars()
-    expected = prediction("a film", "classification", 20).scores
+        person.open_page(url)
+        person.ask_text("a film")
+        assert len(person.read_bars()) == 8
+        person.find_all("#scores button")[0].send_keys(Keys.ENTER)
+        found = person.read_bars()
+    expected = fake_prediction("a film", "classification", 20).scores
     ranked = sorted(range(20), key=lambda n: -expected[n])
     assert [label for label, _ in found] == [f"label {n}" for n in ranked]
-    assert not person.all("#scores button")
+    assert not person.find_all("#scores button")

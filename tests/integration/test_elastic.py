@@ -13,12 +13,12 @@ from ray.cluster_utils import Cluster
 
 from cluster import spec
 from cluster.costmodel.layout import Layout, LayoutError
-from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.model_shape import ModelShape
 from cluster.launch import spot_notice
-from cluster.spec import ClusterSpec, Metadata
-from tests.support.worker_processes import assigned, work_together
+from cluster.spec import ClusterMetadata, ClusterSpec
+from tests.support.worker_processes import run_workers, worker_config
 from trainers.config import recipe as recipes
-from trainers.planning.elastic import Elastic
+from trainers.planning.elastic import ElasticPlanner
 from trainers.runtime import fit
 from trainers.tracking.run_directory import RunDirectory, RunError
 
@@ -49,73 +49,75 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def here(place: Path) -> ClusterSpec:
     """This process alone."""
-    return ClusterSpec("here", "local", 1, Metadata(devices_per_node=0, cache=str(place / "cache")))
+    return ClusterSpec(
+        "here", "local", 1, ClusterMetadata(devices_per_node=0, cache=str(place / "cache"))
+    )
 
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, settings: list[str], here: ClusterSpec) -> list[float]:
-    fit.fit(recipes.load("csv", settings), here, place / "undisturbed")
+    fit.fit(recipes.load_recipe("csv", settings), here, place / "undisturbed")
     return losses(RunDirectory(place / "undisturbed"))
 
 
 def losses(run: RunDirectory) -> list[float]:
-    return [row["loss"] for row in run.rows("step")]
+    return [row["loss"] for row in run.metric_rows("step")]
 
 
 class TestSizes:
     """Which numbers of workers a run may have."""
 
-    SHAPE = Shape(32, 2, 4, 64, 100, 64, 2, 32, "classification", 2)
+    SHAPE = ModelShape(32, 2, 4, 64, 100, 64, 2, 32, "classification", 2)
 
     @staticmethod
-    def elastic(most: int, least: int | None) -> Elastic:
-        metadata = Metadata(devices_per_node=most, min_workers=least, device_memory_gib=1)
-        return Elastic.of(TestSizes.SHAPE, ClusterSpec("c", "local", 1, metadata))
+    def elastic(most: int, least: int | None) -> ElasticPlanner:
+        metadata = ClusterMetadata(devices_per_node=most, min_workers=least, device_memory_gib=1)
+        return ElasticPlanner.from_cluster(TestSizes.SHAPE, ClusterSpec("c", "local", 1, metadata))
 
     def test_auto_suits_any_number(self, settings: list[str]) -> None:
-        elastic, recipe = self.elastic(6, 1), recipes.load("csv", settings)
-        elastic.refuse(recipe)
+        elastic, recipe = self.elastic(6, 1), recipes.load_recipe("csv", settings)
+        elastic.validate_sizes(recipe)
         for number in range(1, 7):
-            assert elastic.plan(recipe, number).layout.world_size == number
+            assert elastic.resolve_layout(recipe, number).layout.world_size == number
 
     def test_copies_of_shards_suit_some_and_the_others_are_refused(
         self, settings: list[str]
     ) -> None:
-        recipe = recipes.load("csv", [*settings, "layout.tp=2"])
-        with pytest.raises(LayoutError, match=r"from 2 to 4, but .*\(tp 2\) comes out with 2, 4"):
-            self.elastic(4, 2).refuse(recipe)
-        self.elastic(4, 4).refuse(recipe)
+        recipe = recipes.load_recipe("csv", [*settings, "layout.tp=2"])
+        with pytest.raises(LayoutError, match=r"from 2 to 4, but .*\(tp 2\) is possible with 2, 4"):
+            self.elastic(4, 2).validate_sizes(recipe)
+        self.elastic(4, 4).validate_sizes(recipe)
         with pytest.raises(LayoutError, match="tp = 2 does not divide the 5 devices of a node"):
-            self.elastic(5, 2).refuse(recipe)
-        fixed = recipes.load("csv", [*settings, "layout.dp_replicate=4"])
-        with pytest.raises(LayoutError, match=r"comes out with 4; set layout: auto"):
-            self.elastic(4, 3).refuse(fixed)
+            self.elastic(5, 2).validate_sizes(recipe)
+        fixed = recipes.load_recipe("csv", [*settings, "layout.dp_replicate=4"])
+        with pytest.raises(LayoutError, match=r"is possible with 4; set layout: auto"):
+            self.elastic(4, 3).validate_sizes(fixed)
 
     def test_memory_of_the_driver_decides_everywhere(self) -> None:
-        metadata = Metadata(devices_per_node=2, min_workers=1)
-        elastic = Elastic.of(self.SHAPE, ClusterSpec("c", "local", 1, metadata))
+        metadata = ClusterMetadata(devices_per_node=2, min_workers=1)
+        elastic = ElasticPlanner.from_cluster(self.SHAPE, ClusterSpec("c", "local", 1, metadata))
         assert elastic.cluster.metadata.device_memory_gib is not None
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_resumed_under_another_layout_it_ends_with_the_same_losses(
     settings: list[str], here: ClusterSpec, undisturbed: list[float], tmp_path: Path
 ) -> None:
     """TP 2, then FSDP 4, then copies on 3, then one process, each from where the last one left."""
-    run, cache = RunDirectory(tmp_path / "run"), here.cache
+    run, cache = RunDirectory(tmp_path / "run"), here.cache_dir
     for degrees in ({"tp": 2}, {"dp_shard": 4}, {"dp_replicate": 3}):
         layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
-        recipe = recipes.load("csv", [*settings, *layout])
-        run.claim(recipe, resume=True)
-        assignment = assigned(recipe, run.path, cache, **degrees)
-        work_together([(assignment, 1)], assignment.layout.world_size)
-        assert run.record()["parity"]["layout"] == assignment.layout.model_dump(mode="json")
+        recipe = recipes.load_recipe("csv", [*settings, *layout])
+        run.acquire(recipe, resume=True)
+        assignment = worker_config(recipe, run.path, cache, **degrees)
+        run_workers([(assignment, 1)], assignment.layout.world_size)
+        assert run.read_record()["parity"]["layout"] == assignment.layout.model_dump(mode="json")
     with pytest.raises(RunError, match="differs in seed"):
-        fit.fit(recipes.load("csv", [*settings, "seed=1"]), here, run.path, resume=True)
-    fit.fit(recipes.load("csv", settings), here, run.path, resume=True)
+        fit.fit(recipes.load_recipe("csv", [*settings, "seed=1"]), here, run.path, resume=True)
+    fit.fit(recipes.load_recipe("csv", settings), here, run.path, resume=True)
     assert losses(run) == pytest.approx(undisturbed, abs=2e-5)
     # Each crew left at its first evaluation, whose step was saved before it was told.
-    told = [(row["step"], row["workers"], row["lost_steps"]) for row in run.rows("start")]
+    told = [(row["step"], row["workers"], row["lost_steps"]) for row in run.metric_rows("start")]
     assert told == [(0, 2, 0), (4, 4, 0), (8, 3, 0), (12, 1, 0)]
 
 
@@ -131,7 +133,7 @@ def nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_node_joins_and_leaves_and_the_losses_stay(
     settings: list[str],
     here: ClusterSpec,
@@ -146,38 +148,43 @@ def test_a_node_joins_and_leaves_and_the_losses_stay(
     # Long enough for Ray to look for nodes, which it does every 20 seconds.
     long = ["stopping.max_steps=700", "stopping.epochs=100", "evaluation.every_steps=700"]
     saved = ["batch.global_size=30", "checkpoints.every_steps=25"]
-    recipe = recipes.load("csv", [*settings, *long, *saved])
+    recipe = recipes.load_recipe("csv", [*settings, *long, *saved])
     fit.fit(recipe, here, tmp_path / "alone")
     path = tmp_path / "cluster.yaml"
     provider = {"type": "local", "head_ip": "a", "worker_ips": ["b"]}
-    metadata = {"min_workers": 1, "cache": str(here.cache), "max_failures": 5, "resize_seconds": 3}
+    metadata = {
+        "min_workers": 1,
+        "cache": str(here.cache_dir),
+        "max_failures": 5,
+        "resize_seconds": 3,
+    }
     path.write_text(yaml.safe_dump({"provider": provider, "metadata": metadata}))
     run = RunDirectory(tmp_path / "run")
 
     def sizes() -> list[int]:
-        return [row["workers"] for row in run.rows("start")]
+        return [row["workers"] for row in run.metric_rows("start")]
 
     with ThreadPoolExecutor(1) as beside:
-        fitting = beside.submit(fit.fit, recipe, spec.load(path), run.path)
+        fitting = beside.submit(fit.fit, recipe, spec.load_cluster_spec(path), run.path)
         until(lambda: len(losses(run)) >= 5, fitting)
         joined = nodes.add_node(num_cpus=1)
         until(lambda: sizes() == [1, 2], fitting)
-        assert not list(run.rows("notice"))
+        assert not list(run.metric_rows("notice"))
         (head,) = (node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
         (second,) = (node["NodeID"] for node in ray.nodes() if node["NodeID"] != head["NodeID"])
-        spot_notice.drain(nodes.address, second, "it will be taken away", 10)
-        until(lambda: bool(list(run.rows("notice"))), fitting)
+        spot_notice.drain_node(nodes.address, second, "it will be taken away", 10)
+        until(lambda: bool(list(run.metric_rows("notice"))), fitting)
         nodes.remove_node(joined, allow_graceful=False)
         fitting.result()
     assert losses(run) == pytest.approx(losses(RunDirectory(tmp_path / "alone")), abs=2e-5)
     assert sizes() == [1, 2, 1]
-    *_, last = run.rows("start")
-    (notice, *_) = run.rows("notice")
+    *_, last = run.metric_rows("start")
+    (notice, *_) = run.metric_rows("notice")
     assert last["step"] >= notice["step"] and last["lost_steps"] <= 25
-    assert run.record()["layout"] == Layout(dp_replicate=1).model_dump(mode="json")
+    assert run.read_record()["layout"] == Layout(dp_replicate=1).model_dump(mode="json")
     said = capsys.readouterr().out
-    assert f"going on from step {last['step']} with 1 worker" in said
-    assert f"about to be taken away; step {notice['step']} is saved" in said
+    assert f"resuming from step {last['step']} with 1 worker" in said
+    assert f"about to be reclaimed; step {notice['step']} is saved" in said
 
 
 def until(happened: Callable[[], bool], fitting: Future[Any]) -> None:

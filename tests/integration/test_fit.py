@@ -39,8 +39,8 @@ SETTINGS = [
 # A process that is killed with its second checkpoint half written.
 DIE_WRITING = """
 import os, signal, sys
-from trainers import tensor_file
-whole, calls = tensor_file.write, 0
+from trainers.storage import safetensors
+whole, calls = safetensors.write_tensors, 0
 def half(path, like, tensors):
     global calls
     calls += 1
@@ -48,7 +48,7 @@ def half(path, like, tensors):
     if calls == 2:
         os.truncate(path, 100)
         os.kill(os.getpid(), signal.SIGKILL)
-tensor_file.write = half
+safetensors.write_tensors = half
 from trainers.__main__ import main
 main(sys.argv[1:])
 """
@@ -75,14 +75,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, settings: list[str]) -> tuple[Outcome, RunDirectory]:
     """A run in this process from start to end."""
-    recipe = recipes.load("csv", settings)
-    cluster = spec.load(cluster_file(place, 0))
+    recipe = recipes.load_recipe("csv", settings)
+    cluster = spec.load_cluster_spec(cluster_file(place, 0))
     run = place / "undisturbed"
     return fit.fit(recipe, cluster, run), RunDirectory(run)
 
 
 def losses(run: RunDirectory) -> list[float]:
-    return [row["loss"] for row in run.rows("step")]
+    return [row["loss"] for row in run.metric_rows("step")]
 
 
 def test_the_run_directory_is_complete(undisturbed: tuple[Outcome, RunDirectory]) -> None:
@@ -97,7 +97,7 @@ def test_the_run_directory_is_complete(undisturbed: tuple[Outcome, RunDirectory]
     }
     record = json.loads((run.path / "record.json").read_text())
     assert record["data"] and record["revision"] and record["environment"]["torch"]
-    rows = list(run.rows("step"))
+    rows = list(run.metric_rows("step"))
     assert [row["step"] for row in rows] == list(range(1, outcome.result["steps"] + 1))
     assert all(0 <= row["padding_share"] < 1 and row["tokens_per_second"] > 0 for row in rows)
 
@@ -106,12 +106,12 @@ def test_the_bundle_is_the_best_checkpoint_and_loads_in_transformers(
     undisturbed: tuple[Outcome, RunDirectory],
 ) -> None:
     outcome, run = undisturbed
-    best = max(run.rows("evaluation"), key=lambda row: row["metrics"]["f1"])
+    best = max(run.metric_rows("evaluation"), key=lambda row: row["metrics"]["f1"])
     assert outcome.result["best_step"] == best["step"]
-    held = card.read(run.bundle)
+    held = card.read_card(run.bundle_path)
     assert held.metrics == outcome.result["test"]
     assert held.metrics["accuracy"] > 0.8
-    classify = pipeline("text-classification", model=str(run.bundle), device="cpu")
+    classify = pipeline("text-classification", model=str(run.bundle_path), device="cpu")
     assert classify("a lovely warm film")[0]["label"] == "positive"
 
 
@@ -119,29 +119,32 @@ def test_the_bundle_is_the_best_checkpoint_and_loads_in_transformers(
 def test_a_tampered_bundle_is_refused_by_name(
     undisturbed: tuple[Outcome, RunDirectory], tmp_path: Path, name: str
 ) -> None:
-    source = undisturbed[1].bundle
+    source = undisturbed[1].bundle_path
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    card.read(tmp_path)
+    card.read_card(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(card.BundleError, match=f"{name} is not the file that was written"):
-        card.read(tmp_path)
+        card.read_card(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(card.BundleError, match=f"{name} is missing"):
-        card.read(tmp_path)
+        card.read_card(tmp_path)
 
 
 def test_a_finished_run_is_not_repeated_and_not_overwritten(
     undisturbed: tuple[Outcome, RunDirectory], place: Path, settings: list[str]
 ) -> None:
     outcome, run = undisturbed
-    recipe, cluster = recipes.load("csv", settings), spec.load(cluster_file(place, 0))
+    recipe, cluster = (
+        recipes.load_recipe("csv", settings),
+        spec.load_cluster_spec(cluster_file(place, 0)),
+    )
     assert fit.fit(recipe, cluster, run.path, resume=True).result == outcome.result
-    with pytest.raises(RunError, match="holds a run already; --resume goes on with it"):
+    with pytest.raises(RunError, match="holds a run already; resume it with --resume"):
         fit.fit(recipe, cluster, run.path)
-    other = recipes.load("csv", [*settings, "seed=5"])
+    other = recipes.load_recipe("csv", [*settings, "seed=5"])
     with pytest.raises(RunError, match="its recipe differs in seed"):
         fit.fit(other, cluster, run.path, resume=True)
 
@@ -155,12 +158,15 @@ def start(
 
 
 def resumed(place: Path, settings: list[str], run: Path) -> RunDirectory:
-    recipe, cluster = recipes.load("csv", settings), spec.load(cluster_file(place, 0))
+    recipe, cluster = (
+        recipes.load_recipe("csv", settings),
+        spec.load_cluster_spec(cluster_file(place, 0)),
+    )
     fit.fit(recipe, cluster, run, resume=True)
     return RunDirectory(run)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_killed_in_mid_epoch_it_ends_with_the_same_losses(
     place: Path, settings: list[str], undisturbed: tuple[Outcome, RunDirectory], tmp_path: Path
 ) -> None:
@@ -175,7 +181,7 @@ def test_killed_in_mid_epoch_it_ends_with_the_same_losses(
     assert losses(resumed(place, settings, run)) == losses(undisturbed[1])
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_killed_while_writing_a_checkpoint_it_ends_with_the_same_losses(
     place: Path, settings: list[str], undisturbed: tuple[Outcome, RunDirectory], tmp_path: Path
 ) -> None:
@@ -194,7 +200,7 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
     place: Path,
     settings: list[str],
@@ -203,7 +209,10 @@ def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
     ray_here: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe, cluster = recipes.load("csv", settings), spec.load(cluster_file(place, 2))
+    recipe, cluster = (
+        recipes.load_recipe("csv", settings),
+        spec.load_cluster_spec(cluster_file(place, 2)),
+    )
     run = RunDirectory(tmp_path / "run")
     killed: list[int] = []
     over = threading.Event()
@@ -212,7 +221,7 @@ def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
         while len(losses(run)) < 8 and not over.wait(0.002):
             pass
         if not over.is_set():
-            killed.append(next(run.rows("start"))["pid"])
+            killed.append(next(run.metric_rows("start"))["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_a_worker)
@@ -223,16 +232,16 @@ def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
         over.set()
         killer.join()
     assert killed
-    starts = list(run.rows("start"))
+    starts = list(run.metric_rows("start"))
     assert starts[-1]["step"] > 0 and starts[-1]["pid"] != killed[0]
     assert losses(run) == pytest.approx(losses(undisturbed[1]), abs=2e-5)
     assert outcome.result["test"]["confusion"] == undisturbed[0].result["test"]["confusion"]
     said = capsys.readouterr().out
-    assert f"going on from step {starts[-1]['step']} with 2 workers" in said
+    assert f"resuming from step {starts[-1]['step']} with 2 workers" in said
     assert "tokens/s" in said and "validation: " in said
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("degrees", [{"dp_shard": 2, "tp": 2}, {"pp": 2}], ids=str)
 def test_four_ray_workers_in_a_hybrid_layout_end_with_the_losses_of_one_process(
     place: Path,
@@ -243,29 +252,29 @@ def test_four_ray_workers_in_a_hybrid_layout_end_with_the_losses_of_one_process(
     degrees: dict[str, int],
 ) -> None:
     layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
-    recipe, cluster = recipes.load("csv", [*settings, *layout]), cluster_file(place, 4)
+    recipe, cluster = recipes.load_recipe("csv", [*settings, *layout]), cluster_file(place, 4)
     run = RunDirectory(tmp_path / "run")
-    outcome = fit.fit(recipe, spec.load(cluster), run.path)
+    outcome = fit.fit(recipe, spec.load_cluster_spec(cluster), run.path)
     assert losses(run) == pytest.approx(losses(undisturbed[1]), abs=2e-5)
     assert outcome.result["test"]["confusion"] == undisturbed[0].result["test"]["confusion"]
-    record = run.record()
+    record = run.read_record()
     assert record["workers"] == 4 and {**record["layout"], **degrees} == record["layout"]
     assert record["parity"]["grad_norm"] < 2e-5
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_number_of_workers_that_no_layout_suits_is_refused_before_anything_starts(
     place: Path, settings: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "cluster.yaml"
     metadata = {"devices_per_node": 4, "cache": str(place / "cache"), "min_workers": 3}
     path.write_text(yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata}))
-    recipe = recipes.load("csv", [*settings, "layout.pp=2"])
-    with pytest.raises(LayoutError, match=r"from 3 to 4, but .*\(pp 2\) comes out with 4; set"):
-        fit.fit(recipe, spec.load(path), tmp_path / "run")
+    recipe = recipes.load_recipe("csv", [*settings, "layout.pp=2"])
+    with pytest.raises(LayoutError, match=r"from 3 to 4, but .*\(pp 2\) is possible with 4; set"):
+        fit.fit(recipe, spec.load_cluster_spec(path), tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_what_only_a_user_can_mend_is_one_line(
     place: Path,
     settings: list[str],

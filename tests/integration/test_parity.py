@@ -20,9 +20,18 @@ from transformers import (
 )
 
 from cluster.costmodel.layout import Layout
-from tests.support.layouts import LAYOUTS, TASKS, Job, Run, fresh, run_alone, run_layouts, tiny
+from tests.support.layouts import (
+    LAYOUTS,
+    TASKS,
+    Job,
+    Run,
+    fresh_recipe,
+    run_alone,
+    run_layouts,
+    tiny_recipe,
+)
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.multiprocess
 
 
 def tasks_of(name: str) -> tuple[str, ...]:
@@ -46,7 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tiny_bert: Path, corpus: Path, cache: Path) -> dict[str, Run]:
-    return {task: run_alone(fresh(tiny_bert, corpus, task), cache) for task in TASKS}
+    return {task: run_alone(fresh_recipe(tiny_bert, corpus, task), cache) for task in TASKS}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,8 @@ def together(
     def runs_of(size: int) -> dict[tuple[str, str], list[Run]]:
         names = [(name, task) for name in LAYOUTS[size] for task in tasks_of(name)]
         jobs: list[Job] = [
-            (fresh(tiny_bert, corpus, task), Layout(**LAYOUTS[size][name])) for name, task in names
+            (fresh_recipe(tiny_bert, corpus, task), Layout(**LAYOUTS[size][name]))
+            for name, task in names
         ]
         runs = run_layouts(jobs, size, cache, tmp_path_factory.mktemp(f"ranks{size}"))
         return dict(zip(names, runs, strict=True))
@@ -140,7 +150,7 @@ def test_every_family_on_every_kind_of_layout(
     ]
     cases = [(family, task, layout) for family in FAMILIES for task in TASKS for layout in layouts]
     made = {
-        (family, task): tiny(corpus, f"task={task}", f"model.name={family_models[family]}")
+        (family, task): tiny_recipe(corpus, f"task={task}", f"model.name={family_models[family]}")
         for family, task, _ in cases
     }
     expected = {key: run_alone(recipe, cache) for key, recipe in made.items()}

@@ -1,5 +1,6 @@
 """Searches through the front door: Ray Tune, tiny models, kills, resumption."""
 
+import functools
 import json
 import os
 import signal
@@ -17,13 +18,13 @@ import ray
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from serving.optimize import optimize
 from serving.registry.registry import Registry
 from trainers.models import card
 from trainers.tracking.run_directory import RunDirectory
 from tuning.__main__ import main
-from tuning.results import engines
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 SETTINGS = {
     "batch": {"global_size": 16, "max_length": 32, "token_budget": 128},
@@ -68,7 +69,7 @@ def trial(run: Path, number: int) -> RunDirectory:
 
 
 def steps(directory: RunDirectory) -> list[int]:
-    return [row["step"] for row in directory.rows("step")]
+    return [row["step"] for row in directory.metric_rows("step")]
 
 
 def until(happened: Callable[[], bool], seconds: float = 180) -> None:
@@ -98,11 +99,12 @@ def test_a_search_ends_with_a_bundle_and_looks_at_the_test_rows_once(
     assert own[0]["settings"] == {"optimizer.learning_rate": 5e-4, "batch.global_size": 16}
     judged = {number for number in range(len(found["trials"])) if has_seen_the_test(run, number)}
     assert judged == {0, found["winner"]} and set(found["test"]) == set(map(str, judged))
-    assert card.read(run / "bundle").metrics == found["test"][str(found["winner"])]
+    assert card.read_card(run / "bundle").metrics == found["test"][str(found["winner"])]
     assert found["verdict"] in said and "spent" in said and "even chance" in said
     for number in range(len(found["trials"])):
         looks = [
-            [row["tokens"], row["metrics"]["f1"]] for row in trial(run, number).rows("evaluation")
+            [row["tokens"], row["metrics"]["f1"]]
+            for row in trial(run, number).metric_rows("evaluation")
         ]
         assert found["trials"][number]["curve"] == looks
     assert (run / "report.html").is_file() and found["repeat"] in (run / "report.md").read_text()
@@ -124,8 +126,8 @@ def test_what_could_be_deployed_is_measured_and_the_winner_registered(
     place: Path, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The engines are built and measured in earnest, but few and not for long.
-    few = ("--rounds", "1", "--only", "onnxruntime fp32")
-    monkeypatch.setattr(engines, "OPTIONS", few)
+    few = functools.partial(optimize.build_engines, candidates=["onnxruntime fp32"], rounds=1)
+    monkeypatch.setattr(optimize, "build_engines", few)
     run, registry = tmp_path / "search", tmp_path / "registry"
     only = ["tune.optimizer.learning_rate=null", "tune.batch.global_size=null"]
     models = ["tune.model.layers=[null, [0]]", "--sampler", "grid", "--trials", "2"]
@@ -139,14 +141,16 @@ def test_what_could_be_deployed_is_measured_and_the_winner_registered(
     for each in found["variants"]:
         assert 0 <= each["metric"] <= 1 and each["p95_seconds"] > 0 and each["cpu_seconds"] > 0
     assert found["registered"] == "tiny:1"
-    state = Registry.open(str(registry)).state("tiny")
-    bundle = Registry.open(str(registry)).fetch("tiny", state.aliases["best"], tmp_path / "cache")
-    measured = {each.name for each in card.read(bundle).engines}
+    state = Registry.open(str(registry)).read_state("tiny")
+    bundle = Registry.open(str(registry)).fetch_bundle(
+        "tiny", state.aliases["best"], tmp_path / "cache"
+    )
+    measured = {each.name for each in card.read_card(bundle).engines}
     assert measured == {e["engine"] for e in found["variants"] if e["trial"] == found["winner"]}
     page = (run / "report.html").read_text()
     assert "For deployment" in page and "tiny:1" in page
     assert main(["resume", str(run)]) == 0, "which registers nothing again"
-    assert list(Registry.open(str(registry)).state("tiny").versions) == ["1"]
+    assert list(Registry.open(str(registry)).read_state("tiny").versions) == ["1"]
 
 
 def has_seen_the_test(run: Path, number: int) -> bool:
@@ -161,7 +165,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
 
     def kill() -> None:
         until(lambda: len(steps(trial(run, 1))) > 20)
-        killed.append(next(trial(run, 1).rows("start"))["pid"])
+        killed.append(next(trial(run, 1).metric_rows("start"))["pid"])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -170,7 +174,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
     status = main(words(place, run, 1, *none))
     killer.join()
     assert status == 0 and [t["state"] for t in result(run)["trials"]] == ["complete"] * 3
-    starts = list(trial(run, 1).rows("start"))
+    starts = list(trial(run, 1).metric_rows("start"))
     assert starts[-1]["step"] > 0 and starts[-1]["pid"] != killed[0]
     for number in range(3):
         done = steps(trial(run, number))
@@ -195,16 +199,18 @@ def test_a_search_whose_driver_is_killed_ends_the_same(
     until(lambda: len(steps(trial(run, number))) > 6)
     process.kill()
     assert process.wait() == -signal.SIGKILL and not (run / "result.json").exists()
-    finished = {done: list(trial(run, done).rows("step")) for done in range(number)}
+    finished = {done: list(trial(run, done).metric_rows("step")) for done in range(number)}
     assert main(["resume", str(run)]) == 0
     assert told(run) == told(undisturbed)
     for done, rows in finished.items():
-        assert list(trial(run, done).rows("step")) == rows, "not one step, by the clock, is new"
+        assert list(trial(run, done).metric_rows("step")) == rows, (
+            "not one step, by the clock, is new"
+        )
     for t in result(run)["trials"]:
         taken = steps(trial(run, t["number"]))
         assert taken == list(range(1, len(taken) + 1)) == steps(trial(undisturbed, t["number"]))
-    resumed = list(trial(run, number).rows("start"))[1]
-    looks = [row["step"] for row in trial(run, number).rows("evaluation")]
+    resumed = list(trial(run, number).metric_rows("start"))[1]
+    looks = [row["step"] for row in trial(run, number).metric_rows("evaluation")]
     assert resumed["step"] in (0, *looks) and resumed["lost_steps"] <= looks[0]
 
 
@@ -215,9 +221,9 @@ def test_a_stopped_trial_of_two_workers_leaves_none_behind(
     good = ["layout.tp=2", "optimizer.learning_rate=3e-3", "tune.batch.global_size=null"]
     poor = ["tune.optimizer.learning_rate=log 1e-6..2e-6", "--trials", "2", "--seeds", "1"]
     assert main(words(place, run, 2, *good, *poor)) == 0
-    assert trial(run, 0).record()["workers"] == 2
+    assert trial(run, 0).read_record()["workers"] == 2
     assert [t["state"] for t in result(run)["trials"]] == ["complete", "stopped"]
-    pids = {row["pid"] for number in (0, 1) for row in trial(run, number).rows("start")}
+    pids = {row["pid"] for number in (0, 1) for row in trial(run, number).metric_rows("start")}
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 60)
     until(lambda: not workers(), 60)
 
@@ -235,7 +241,7 @@ def test_a_population_trains_in_rounds(place: Path, tmp_path: Path, ray_here: No
         assert first == before + 1, "it goes on where its parent ended"
     changed = [t for t in found[5:] if t["settings"] != found[t["parent"][0]]["settings"]]
     assert len(changed) == 3, "one of four in each round"
-    assert card.read(run / "bundle").metrics
+    assert card.read_card(run / "bundle").metrics
 
 
 def workers() -> list[str]:

@@ -15,15 +15,15 @@ import pytest
 
 from serving import client
 from serving.deployment import app
-from serving.deployment.config import Endpoint
+from serving.deployment.config import EndpointConfig
 from serving.engine.engine import Engine
 from serving.interface import Limits
 from serving.registry.registry import Registry
-from tests.support.clients import Load
-from tests.support.model_servers import registry_of
+from tests.support.clients import ClientLoad
+from tests.support.model_servers import make_registry
 from tests.support.tiny_bundle import write_tiny_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 MAX_BODY_BYTES = Limits().max_body_bytes
 
@@ -49,16 +49,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def registry(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return registry_of(tmp_path_factory.mktemp("registry"), bundle)
+    return make_registry(tmp_path_factory.mktemp("registry"), bundle)
 
 
 @pytest.fixture(scope="module")
 def http(registry: Registry) -> Iterator[httpx.Client]:
     """A client of the one endpoint of this module, of two replicas."""
     port = free_port()
-    address = client.url("127.0.0.1", port)
-    endpoint = Endpoint(registry=registry.address, port=port, min_replicas=2, max_replicas=2)
-    with app.running(endpoint):
+    address = client.service_url("127.0.0.1", port)
+    endpoint = EndpointConfig(registry=registry.address, port=port, min_replicas=2, max_replicas=2)
+    with app.serve_locally(endpoint):
         client.wait_until_healthy(address)
         with httpx.Client(base_url=address, timeout=30, trust_env=False) as session:
             yield session
@@ -159,7 +159,7 @@ def test_a_deployment_is_taken_up_without_a_restart(
 ) -> None:
     before = http.get("/v2/models/tiny").json()["versions"]
     version = registry.register(bundle, "tiny")
-    with Load(str(http.base_url)) as load:
+    with ClientLoad(str(http.base_url)) as load:
         time.sleep(1)
         registry.deploy("tiny", version)
         deadline = time.monotonic() + 20
@@ -203,7 +203,7 @@ def test_a_port_in_use_is_one_clear_error(registry: Registry) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         with (
-            pytest.raises(app.PortTaken, match=f"{port} is in use; choose another"),
-            app.running(Endpoint(registry=registry.address, port=port)),
+            pytest.raises(app.PortUnavailable, match=f"{port} is in use; choose another"),
+            app.serve_locally(EndpointConfig(registry=registry.address, port=port)),
         ):
             pass

@@ -18,16 +18,16 @@ from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.utils import InferenceServerException
 
 from serving import protocols
-from serving.deployment.config import Endpoint
-from serving.deployment.server import Listener
+from serving.deployment.config import EndpointConfig
+from serving.deployment.server import ReplicaServer
 from serving.engine.engine import Engine
-from serving.http.asgi import Surface
-from serving.http.keys import Key, Keys
+from serving.http.asgi import App
+from serving.http.keys import ApiKey, ApiKeys
 from serving.interface import Limits, Prediction
 from serving.optimize import export_embedder
 from serving.registry.registry import Registry
-from tests.support.fake_models import TASKS, FakeModels, prediction, vector
-from tests.support.servers import listening
+from tests.support.fake_models import TASKS, FakeModels, fake_prediction, fake_vector
+from tests.support.servers import serve_app
 from tests.support.tiny_bundle import write_tiny_bundle
 
 ROUNDING = 1e-5  # what a text is batched with changes no more
@@ -72,16 +72,16 @@ def of_engines(tiny_bert: Path, place: Path) -> Iterator[Served]:
     for name, (task, _) in TASKS.items():
         bundle = place / name / "bundle"
         if task == "embedding":
-            export_embedder.write(tiny_bert, bundle, max_length=16)
+            export_embedder.write_embedder_bundle(tiny_bert, bundle, max_length=16)
         else:
             write_tiny_bundle(bundle, tiny_bert, task)
         engines[name] = Engine.load(bundle)
         registry.deploy(name, registry.register(bundle, name))
     again = registry.register(place / "sentiment" / "bundle", "sentiment")
     registry.deploy("sentiment", again)
-    registry.alias("sentiment", "best", again)
+    registry.set_alias("sentiment", "best", again)
     registry.make_default("sentiment")
-    listener = Listener(Endpoint(registry=registry.address), "127.0.0.1")
+    listener = ReplicaServer(EndpointConfig(registry=registry.address), "127.0.0.1")
     listener.start()
     yield Served(
         listener.address,
@@ -89,19 +89,19 @@ def of_engines(tiny_bert: Path, place: Path) -> Iterator[Served]:
         lambda texts: np.array(engines["mini"].predict(texts)),
         lambda name: TASKS[name][1] or ("value",),
     )
-    listener.end()
+    listener.stop()
 
 
 def made_up() -> Iterator[Served]:
     def predict(name: str, texts: Sequence[str]) -> list[Prediction]:
         task, labels = TASKS[name]
-        return [prediction(text, task, len(labels)) for text in texts]
+        return [fake_prediction(text, task, len(labels)) for text in texts]
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        return np.array([vector(text) for text in texts])
+        return np.array([fake_vector(text) for text in texts])
 
     models = FakeModels(limits=Limits(max_texts=32))
-    with listening(Surface(protocols.ALL, models)) as address:
+    with serve_app(App(protocols.ALL, models)) as address:
         yield Served(address, predict, embed, lambda name: TASKS[name][1] or ("value",))
 
 
@@ -196,11 +196,11 @@ def test_tritonclient_loads_with_a_key_that_manages(client: triton.InferenceServ
     with pytest.raises(InferenceServerException, match="management is closed"):
         client.load_model("mini")
     digest = hashlib.sha256(b"secret").hexdigest()
-    keys = Keys([Key(name="operator", sha256=digest, scopes=("management",))])
+    keys = ApiKeys([ApiKey(name="operator", sha256=digest, scopes=("management",))])
     models = FakeModels()
     bearer = {"Authorization": "Bearer secret"}
     with (
-        listening(Surface(protocols.ALL, models, keys=keys)) as address,
+        serve_app(App(protocols.ALL, models, keys=keys)) as address,
         triton.InferenceServerClient(address) as operator,
     ):
         operator.load_model("mini", headers=bearer)

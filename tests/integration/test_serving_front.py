@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from serving.deployment import front
-from serving.deployment.front import Beat, Replicas
-from serving.deployment.haproxy import HAProxy, HAProxyError, configuration
-from tests.support.clients import Load
-from tests.support.model_servers import registry_of
+from serving.deployment.front import Heartbeat, ReplicaTable
+from serving.deployment.haproxy import HAProxy, HAProxyError, render_config
+from tests.support.clients import ClientLoad
+from tests.support.model_servers import make_registry
 from tests.support.paths import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.multiprocess
 
 SCRIPT = ROOT / "tests/support/replica_process.py"
 
@@ -37,7 +37,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> str:
     bundle = write_tiny_bundle(tmp_path_factory.mktemp("front") / "bundle", tiny_bert)
-    return registry_of(tmp_path_factory.mktemp("registry"), bundle).address
+    return make_registry(tmp_path_factory.mktemp("registry"), bundle).address
 
 
 class Process:
@@ -77,27 +77,27 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_request_is_lost_while_replicas_die_and_come_and_go(registry: str, short: Path) -> None:
     with balanced(short) as (haproxy, url, port):
         one, two = Process(registry), Process(registry)
-        replicas = Replicas(haproxy)
-        first, second = Beat(one.address()), Beat(two.address())
-        assert (replicas.beat(first), replicas.beat(second)) == (1, 2)
-        with Load(url) as load:
+        replicas = ReplicaTable(haproxy)
+        first, second = Heartbeat(one.address()), Heartbeat(two.address())
+        assert (replicas.heartbeat(first), replicas.heartbeat(second)) == (1, 2)
+        with ClientLoad(url) as load:
             time.sleep(1)
             one.process.kill()
             time.sleep(1)
             three = Process(registry)
-            third = Beat(three.address())
-            replicas.beat(third)
-            replicas.leave(first.address)
-            adopted = Replicas(HAProxy.start(short, "127.0.0.1", port))  # as a front does anew
+            third = Heartbeat(three.address())
+            replicas.heartbeat(third)
+            replicas.remove_replica(first.address)
+            adopted = ReplicaTable(HAProxy.start(short, "127.0.0.1", port))  # as a front does anew
             time.sleep(1)
-            adopted.drain(second.address)
+            adopted.drain_replica(second.address)
             time.sleep(0.3)
             two.end()
-            adopted.leave(second.address)
+            adopted.remove_replica(second.address)
             time.sleep(1)
         assert set(load.seen) == {200}
         assert load.seen[200] > 100
-        assert adopted.beat(third) == 1
+        assert adopted.heartbeat(third) == 1
         three.end()
     one.process.communicate()
 
@@ -105,16 +105,16 @@ def test_no_request_is_lost_while_replicas_die_and_come_and_go(registry: str, sh
 def test_who_is_silent_is_taken_out_and_its_counts_stay(
     registry: str, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(front, "HEARTBEAT_TIMEOUT_SECONDS", 0.2)
     counts = {("bertha_batches_total", ()): 3.0, ("bertha_waiting_requests", ()): 2.0}
     with balanced(short) as (haproxy, url, _):
-        replicas = Replicas(haproxy)
-        replicas.beat(Beat("127.0.0.1:9", counts))
-        assert [slot.address for slot in haproxy.slots()] == ["127.0.0.1:9"]
+        replicas = ReplicaTable(haproxy)
+        replicas.heartbeat(Heartbeat("127.0.0.1:9", counts))
+        assert [slot.address for slot in haproxy.list_slots()] == ["127.0.0.1:9"]
         time.sleep(0.3)
-        replicas.bury()
-        assert haproxy.slots() == []
-        assert replicas.counts() == {
+        replicas.evict_silent()
+        assert haproxy.list_slots() == []
+        assert replicas.merge_samples() == {
             ("bertha_batches_total", ()): 3.0,
             ("bertha_replicas", ()): 0.0,
         }
@@ -161,4 +161,4 @@ def test_tls(short: Path, tmp_path: Path) -> None:
             httpx.get(f"https://127.0.0.1:{port}/info", trust_env=False)
     finally:
         haproxy.stop()
-    assert "bind [::1]:80\n" in configuration(tmp_path, "::1", 80)
+    assert "bind [::1]:80\n" in render_config(tmp_path, "::1", 80)

@@ -18,8 +18,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from serving.deployment.config import Endpoint
-from serving.deployment.server import Listener
+from serving.deployment.config import EndpointConfig
+from serving.deployment.server import ReplicaServer
 from serving.registry.registry import Registry
 from tests.support.tiny_bundle import write_tiny_bundle
 
@@ -125,14 +125,14 @@ def storm(address: str, number: int, seed: int) -> Counter[int]:
     return seen
 
 
-def endpoint_at(place: Path, bert: Path) -> Listener:
+def endpoint_at(place: Path, bert: Path) -> ReplicaServer:
     """A listener of a classifier and a masked language model."""
     registry = Registry.open(str(place / "registry"))
     for name, task in (("tiny", "classification"), ("mask", "masked-lm")):
         bundle = write_tiny_bundle(place / name / "bundle", bert, task)
         registry.deploy(name, registry.register(bundle, name))
     registry.make_default("tiny")
-    listener = Listener(Endpoint(registry=registry.address), "127.0.0.1")
+    listener = ReplicaServer(EndpointConfig(registry=registry.address), "127.0.0.1")
     listener.start()
     return listener
 
@@ -141,13 +141,13 @@ def endpoint_at(place: Path, bert: Path) -> Listener:
 def listener(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> object:
     found = endpoint_at(tmp_path_factory.mktemp("fuzz"), tiny_bert)
     yield found
-    found.end()
+    found.stop()
 
 
-def test_mutated_requests_are_answered_or_refused(listener: Listener) -> None:
+def test_mutated_requests_are_answered_or_refused(listener: ReplicaServer) -> None:
     seen = storm(listener.address, 2000, seed=0)
     assert seen[200] > 100 and seen[400] > 100
-    assert listener.call(lambda house: house.ready())
+    assert listener.run_in_loop(lambda house: house.is_ready())
 
 
 def survey(address: str, examples: int) -> int:
@@ -174,9 +174,9 @@ def survey(address: str, examples: int) -> int:
     return asked
 
 
-def test_what_the_schema_allows_is_never_a_5xx(listener: Listener) -> None:
+def test_what_the_schema_allows_is_never_a_5xx(listener: ReplicaServer) -> None:
     assert survey(listener.address, 5) > 100
-    assert listener.call(lambda house: house.ready())
+    assert listener.run_in_loop(lambda house: house.is_ready())
 
 
 def main(number: int) -> None:
@@ -187,7 +187,7 @@ def main(number: int) -> None:
         for seed in range(10):
             print(f"seed {seed}", dict(sorted(storm(listener.address, number // 10, seed).items())))
         print("schemathesis", survey(listener.address, 100), "requests, none a 5xx")
-        listener.end()
+        listener.stop()
 
 
 if __name__ == "__main__":

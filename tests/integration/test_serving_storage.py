@@ -9,9 +9,9 @@ from serving.__main__ import main
 from tests.support.s3 import emulated_s3
 from tests.support.tiny_bundle import write_linear_bundle, write_tiny_bundle
 from trainers.models import card
-from trainers.storage.object_store import reach
+from trainers.storage.store import open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,11 @@ def bucket() -> Iterator[str]:
 @pytest.fixture
 def far(bucket: str, tiny_bert: Path, tmp_path: Path) -> Iterator[str]:
     """A bundle of a run in the bucket; the same lies at tmp_path / "bundle"."""
-    reach(bucket).upload(write_tiny_bundle(tmp_path / "bundle", tiny_bert), "reviews/bundle")
+    open_store(bucket).upload_directory(
+        write_tiny_bundle(tmp_path / "bundle", tiny_bert), "reviews/bundle"
+    )
     yield f"{bucket}/reviews/bundle"
-    reach(bucket).remove("reviews")
+    open_store(bucket).remove("reviews")
 
 
 def said_by(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -56,13 +58,15 @@ def test_it_is_deployed_and_registered_under_the_name_of_its_run(
 def test_what_is_built_of_it_is_put_back(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reach(bucket).upload(write_linear_bundle(tmp_path / "bundle", [2.0, -3.0]), "numbers/bundle")
+    open_store(bucket).upload_directory(
+        write_linear_bundle(tmp_path / "bundle", [2.0, -3.0]), "numbers/bundle"
+    )
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("text,label\n" + "".join(f"{n} {-n},{5 * n}\n" for n in range(40)))
     said = said_by(capsys, "build", f"{bucket}/numbers/bundle", "--texts", numbers, "--rounds", 1)
     assert said.startswith(f"{bucket}/numbers/bundle: regression")
-    reach(bucket).download("numbers/bundle", tmp_path / "fetched")
-    assert [each.chosen for each in card.read(tmp_path / "fetched").engines] == [True]
+    open_store(bucket).download_directory("numbers/bundle", tmp_path / "fetched")
+    assert [each.chosen for each in card.read_card(tmp_path / "fetched").engines] == [True]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +80,9 @@ def test_one_that_is_not_whole_is_one_line(
     far: str, bucket: str, capsys: pytest.CaptureFixture[str], file: str, line: str
 ) -> None:
     if file == "bundle.json":
-        reach(bucket).remove(f"reviews/bundle/{file}")
+        open_store(bucket).remove(f"reviews/bundle/{file}")
     else:
-        reach(bucket).write(f"reviews/bundle/{file}", b"something else")
+        open_store(bucket).write_bytes(f"reviews/bundle/{file}", b"something else")
     capsys.readouterr()
     assert main(["predict", far, "a film"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {far}: {line}")

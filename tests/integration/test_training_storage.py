@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.spec import ClusterSpec, Metadata
+from cluster.spec import ClusterMetadata, ClusterSpec
 from tests.support.s3 import emulated_s3
-from tests.support.worker_processes import assigned, on_disk, work_together
+from tests.support.worker_processes import run_workers, with_disk, worker_config
 from trainers.__main__ import main
 from trainers.config import recipe as recipes
 from trainers.models import card
 from trainers.runtime import fit
-from trainers.storage.object_store import ObjectStore, reach
-from trainers.tracking.progress import FarTail
+from trainers.storage.store import S3Store, open_store
+from trainers.tracking.progress import MetricTail
 from trainers.tracking.run_directory import RunDirectory, RunError
 
 s3fs = pytest.importorskip("s3fs")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 SETTINGS = [
     "batch.global_size=13",
@@ -44,14 +44,14 @@ SETTINGS = [
 # A process that is killed when a file of a checkpoint is half uploaded.
 DIE_UPLOADING = """
 import os, signal, sys
-from trainers.object_store import ObjectStore
-whole = ObjectStore.put
+from trainers.storage.store import S3Store
+whole = S3Store.put_file
 def half(store, source, path):
     if path == sys.argv[1]:
-        store.write(path, source.read_bytes()[:100])
+        store.write_bytes(path, source.read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
     whole(store, source, path)
-ObjectStore.put = half
+S3Store.put_file = half
 from trainers.__main__ import main
 main(sys.argv[2:])
 """
@@ -70,14 +70,14 @@ def settings(tiny_bert: Path, corpus: Path) -> list[str]:
 
 def machine(disk: Path) -> ClusterSpec:
     """This process alone, on a machine with that disk."""
-    return ClusterSpec("here", "local", 1, Metadata(devices_per_node=0, cache=str(disk)))
+    return ClusterSpec("here", "local", 1, ClusterMetadata(devices_per_node=0, cache=str(disk)))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run on disk."""
     place = tmp_path_factory.mktemp("undisturbed")
-    fit.fit(recipes.load("csv", settings), machine(place / "cache"), place / "run")
+    fit.fit(recipes.load_recipe("csv", settings), machine(place / "cache"), place / "run")
     return RunDirectory(place / "run")
 
 
@@ -85,12 +85,12 @@ def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
 def finished(bucket: str, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run in the bucket, trained to its end."""
     cluster = machine(tmp_path_factory.mktemp("disk"))
-    fit.fit(recipes.load("csv", settings), cluster, f"{bucket}/finished")
+    fit.fit(recipes.load_recipe("csv", settings), cluster, f"{bucket}/finished")
     return f"{bucket}/finished"
 
 
 def rows(address: str) -> list[dict[str, object]]:
-    return FarTail(reach(address), "metrics.jsonl").rows()
+    return MetricTail(RunDirectory(Path(), address)).read_rows()
 
 
 def losses(address: str) -> list[object]:
@@ -98,21 +98,21 @@ def losses(address: str) -> list[object]:
 
 
 def told(run: RunDirectory) -> list[object]:
-    return [row["loss"] for row in run.rows("step")]
+    return [row["loss"] for row in run.metric_rows("step")]
 
 
 def copied(address: str, name: str, disk: Path) -> str:
     """Another run with the files of one; its address."""
     bucket = address.rpartition("/")[0]
-    reach(address).download("", disk)
-    reach(bucket).upload(disk, name)
+    open_store(address).download_directory("", disk)
+    open_store(bucket).upload_directory(disk, name)
     return f"{bucket}/{name}"
 
 
-def change_a_byte(store: ObjectStore, path: str) -> None:
-    content = bytearray(store.read(path))
+def change_a_byte(store: S3Store, path: str) -> None:
+    content = bytearray(store.read_bytes(path))
     content[-1] ^= 1
-    store.write(path, bytes(content))
+    store.write_bytes(path, bytes(content))
 
 
 class TestOneProcess:
@@ -120,28 +120,30 @@ class TestOneProcess:
         self, finished: str, undisturbed: RunDirectory, tmp_path: Path
     ) -> None:
         assert losses(finished) == told(undisturbed)
-        store = reach(finished)
+        store = open_store(finished)
         kept = {str(each.relative_to(undisturbed.path)) for each in undisturbed.path.rglob("*.*")}
         for some in ("plots", "bundle", "checkpoints"):
-            there = {path for path in store.files(some)}
+            there = {path for path in store.list_files(some)}
             assert there == {path for path in kept if path.startswith(some)} and there
-        names = {path.split("/")[0] for path in store.files("")}
+        names = {path.split("/")[0] for path in store.list_files("")}
         assert names == {each.name for each in undisturbed.path.iterdir()} - {"ray"}
-        assert json.loads(store.read("result.json")) == undisturbed.result()
-        store.download("bundle", tmp_path)
-        assert card.read(tmp_path).metrics == card.read(undisturbed.bundle).metrics
+        assert json.loads(store.read_bytes("result.json")) == undisturbed.read_result()
+        store.download_directory("bundle", tmp_path)
+        assert card.read_card(tmp_path).metrics == card.read_card(undisturbed.bundle_path).metrics
 
     def test_it_is_not_repeated_and_not_overwritten(
         self, finished: str, settings: list[str], tmp_path: Path
     ) -> None:
-        recipe, before = recipes.load("csv", settings), rows(finished)
+        recipe, before = recipes.load_recipe("csv", settings), rows(finished)
         outcome = fit.fit(recipe, machine(tmp_path), finished, resume=True)
-        assert outcome.result == json.loads(reach(finished).read("result.json"))
+        assert outcome.result == json.loads(open_store(finished).read_bytes("result.json"))
         assert rows(finished) == before
-        with pytest.raises(RunError, match="s3://runs/finished holds a run already; --resume"):
+        with pytest.raises(
+            RunError, match="s3://runs/finished holds a run already; resume it with --resume"
+        ):
             fit.fit(recipe, machine(tmp_path), finished)
         with pytest.raises(RunError, match="its recipe differs in seed"):
-            other = recipes.load("csv", [*settings, "seed=5"])
+            other = recipes.load_recipe("csv", [*settings, "seed=5"])
             fit.fit(other, machine(tmp_path), finished, resume=True)
 
     @pytest.mark.parametrize("file", ["pieces-00000.safetensors", "checkpoint.json"])
@@ -158,7 +160,9 @@ class TestOneProcess:
         assert died.returncode == -signal.SIGKILL and f"run: {run}" in died.stdout
         assert len(losses(run)) == 6, "no checkpoint knows more than the rows beside it"
         with pytest.warns(UserWarning, match=f"skipping {run}/.*step-00000006: checkpoint.json"):
-            fit.fit(recipes.load("csv", settings), machine(tmp_path / "second"), run, resume=True)
+            fit.fit(
+                recipes.load_recipe("csv", settings), machine(tmp_path / "second"), run, resume=True
+            )
         assert losses(run) == told(undisturbed)
         assert [row["step"] for row in rows(run) if row["kind"] == "start"] == [0, 4]
 
@@ -172,10 +176,10 @@ class TestOneProcess:
         file: str,
     ) -> None:
         run = copied(finished, f"altered-{file}", tmp_path / "copy")
-        reach(run).remove("result.json")
-        change_a_byte(reach(run), f"checkpoints/step-00000014/{file}")
+        open_store(run).remove("result.json")
+        change_a_byte(open_store(run), f"checkpoints/step-00000014/{file}")
         with pytest.warns(UserWarning, match=f"skipping {run}.*step-00000014: {file} is not the"):
-            fit.fit(recipes.load("csv", settings), machine(tmp_path), run, resume=True)
+            fit.fit(recipes.load_recipe("csv", settings), machine(tmp_path), run, resume=True)
         assert losses(run) == told(undisturbed)
         assert [row["step"] for row in rows(run) if row["kind"] == "start"] == [0, 12]
 
@@ -183,10 +187,10 @@ class TestOneProcess:
         self, bucket: str, settings: list[str], tmp_path: Path
     ) -> None:
         hopeless = ["optimizer.name=sgd", "optimizer.learning_rate=1e30", "schedule.warmup=0"]
-        recipe = recipes.load("csv", [*settings, *hopeless, "optimizer.max_grad_norm=null"])
+        recipe = recipes.load_recipe("csv", [*settings, *hopeless, "optimizer.max_grad_norm=null"])
         with pytest.raises(fit.TrainingError, match="the loss of step"):
             fit.fit(recipe, machine(tmp_path), f"{bucket}/hopeless")
-        assert b"the loss of step" in reach(f"{bucket}/hopeless").read("error.txt")
+        assert b"the loss of step" in open_store(f"{bucket}/hopeless").read_bytes("error.txt")
 
 
 class TestMachinesThatShareNothing:
@@ -201,19 +205,19 @@ class TestMachinesThatShareNothing:
             [({"dp_shard": 2}, 1), ({"dp_shard": 2}, 1), ({"tp": 2}, 1)]
         ):
             layout = [f"layout.{name}={degree}" for name, degree in degrees.items()]
-            recipe, disks = recipes.load("csv", [*settings, *layout]), tmp_path / str(number)
+            recipe, disks = recipes.load_recipe("csv", [*settings, *layout]), tmp_path / str(number)
             assignment = replace(
-                assigned(recipe, tmp_path, tmp_path, **degrees),
-                run=RunDirectory.at(run, disks / "driver"),
+                worker_config(recipe, tmp_path, tmp_path, **degrees),
+                run=RunDirectory.from_address(run, disks / "driver"),
             )
-            assignment.run.claim(recipe, resume=True)
-            work_together([(assignment, leave)], 2, disks)
+            assignment.run.acquire(recipe, resume=True)
+            run_workers([(assignment, leave)], 2, disks)
             if number == 1:
-                second = on_disk(assignment, disks / "1").run.path / "checkpoints"
+                second = with_disk(assignment, disks / "1").run.path / "checkpoints"
                 assert {path.name for path in second.glob("*/pieces-*")} == {
                     "pieces-00001.safetensors"
                 }, "a rank fetches what it reads, and no more"
-        fit.fit(recipes.load("csv", settings), machine(tmp_path / "last"), run, resume=True)
+        fit.fit(recipes.load_recipe("csv", settings), machine(tmp_path / "last"), run, resume=True)
         assert losses(run) == pytest.approx(told(undisturbed), abs=2e-5)
         starts = [(row["step"], row["workers"]) for row in rows(run) if row["kind"] == "start"]
         assert starts == [(0, 2), (4, 2), (8, 2), (12, 1)]
@@ -222,15 +226,15 @@ class TestMachinesThatShareNothing:
         self, bucket: str, settings: list[str], tmp_path: Path
     ) -> None:
         """The second rank's piece is altered; both go back to the checkpoint before."""
-        run, recipe = f"{bucket}/torn", recipes.load("csv", [*settings, "layout.dp_shard=2"])
+        run, recipe = f"{bucket}/torn", recipes.load_recipe("csv", [*settings, "layout.dp_shard=2"])
         assignment = replace(
-            assigned(recipe, tmp_path, tmp_path, dp_shard=2),
-            run=RunDirectory.at(run, tmp_path / "driver"),
+            worker_config(recipe, tmp_path, tmp_path, dp_shard=2),
+            run=RunDirectory.from_address(run, tmp_path / "driver"),
         )
-        assignment.run.claim(recipe, resume=True)
-        work_together([(assignment, 1)], 2, tmp_path / "first")
-        change_a_byte(reach(run), "checkpoints/step-00000004/pieces-00001.safetensors")
-        work_together([(assignment, 1)], 2, tmp_path / "second")
+        assignment.run.acquire(recipe, resume=True)
+        run_workers([(assignment, 1)], 2, tmp_path / "first")
+        change_a_byte(open_store(run), "checkpoints/step-00000004/pieces-00001.safetensors")
+        run_workers([(assignment, 1)], 2, tmp_path / "second")
         assert [row["step"] for row in rows(run) if row["kind"] == "start"] == [0, 2]
 
 
@@ -258,7 +262,7 @@ def test_ray_workers_one_killed_under_the_storage_of_a_cluster(
 
     def kill_a_worker() -> None:
         while not over.wait(0.05):
-            of_runs = {path.split("/")[1] for path in reach(bucket).files("many")}
+            of_runs = {path.split("/")[1] for path in open_store(bucket).list_files("many")}
             seen = [row for run in of_runs for row in rows(f"{bucket}/many/{run}")]
             if len([row for row in seen if row["kind"] == "step"]) >= 4:
                 killed.append(int(str(seen[0]["pid"])))
@@ -278,5 +282,5 @@ def test_ray_workers_one_killed_under_the_storage_of_a_cluster(
     assert killed and losses(run) == pytest.approx(told(undisturbed), abs=2e-5)
     last = [row for row in rows(run) if row["kind"] == "start"][-1]
     assert last["step"] != 0 and last["pid"] != killed[0]
-    assert f"going on from step {last['step']} with 2 workers" in said
+    assert f"resuming from step {last['step']} with 2 workers" in said
     assert "tokens/s" in said and "validation: " in said and f"bundle: {run}/bundle" in said

@@ -14,7 +14,7 @@ from tests.support.s3 import emulated_s3
 from trainers.__main__ import main
 
 s3fs = pytest.importorskip("s3fs")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -112,4 +112,4 @@ def test_without_the_extra(
     known = sys.modules["fsspec.registry"]._registry  # `fsspec.registry` is another thing
     monkeypatch.delitem(known, "s3", raising=False)
     told = told_of("s3://runs/run", settings, tmp_path, capsys)
-    assert re.search(r'^error: s3://runs/run: .*pip install "bertha\[aws\]"$', told)
+    assert re.search(r'^error: s3://runs/run: .*pip install "bertha-ray\[aws\]"$', told)

@@ -17,20 +17,25 @@ import yaml
 from cluster import spec
 from tests.integration.test_search import until
 from tests.support.s3 import emulated_s3
-from tests.support.searches import journal, terms
+from tests.support.searches import open_journal, prepared_search
 from trainers.config import recipe as recipes
 from trainers.models import card
-from trainers.storage.object_store import reach
+from trainers.storage.store import open_store
 from trainers.tracking.run_directory import RunDirectory
 from tuning.__main__ import main
 from tuning.execution import stop_signal
-from tuning.execution.trainable import Order, evaluations, train
-from tuning.execution.warm_start import LineageError, inherit
+from tuning.execution.trainable import (
+    TrialSpec,
+    WarmStartError,
+    copy_parent_checkpoint,
+    read_evaluations,
+    train_trial,
+)
 from tuning.store.journal import Journal
-from tuning.store.lease import Holder, at_hand
+from tuning.store.lease import StudyLease, open_study_directory
 from tuning.store.reader import JOURNAL, JournalError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 SETTINGS = {
     "batch": {"global_size": 16, "max_length": 32, "token_budget": 128},
@@ -78,7 +83,7 @@ def far(run: str, number: int) -> RunDirectory:
 
 
 def steps(run: RunDirectory) -> list[int]:
-    return [row["step"] for row in run.published("step")]
+    return [row["step"] for row in run.published_rows("step")]
 
 
 def told(result: bytes) -> list[tuple[Any, ...]]:
@@ -105,32 +110,32 @@ def test_a_search_whose_driver_is_killed_goes_on_on_another_machine(
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL
-    store = reach(run)
-    assert "result.json" not in store.files("")
-    first = list(far(run, 0).published("step"))
+    store = open_store(run)
+    assert "result.json" not in store.list_files("")
+    first = list(far(run, 0).published_rows("step"))
     capsys.readouterr()
     assert main(["resume", run, "--cluster", str(place / "second.yaml")]) == 0
     said = capsys.readouterr().out
     assert f"bundle: {run}/bundle" in said and f"report: {run}/report.html" in said
-    assert told(store.read("result.json")) == told((near / "result.json").read_bytes())
-    assert list(far(run, 0).published("step")) == first, "not one step, by the clock, is new"
+    assert told(store.read_bytes("result.json")) == told((near / "result.json").read_bytes())
+    assert list(far(run, 0).published_rows("step")) == first, "not one step, by the clock, is new"
     for number in range(3):
         assert steps(far(run, number)) == steps(RunDirectory(near / "trials" / f"{number:04d}"))
-    names = {path.split("/")[0] for path in store.files("")} - {"holder"}
+    names = {path.split("/")[0] for path in store.list_files("")} - {"holder"}
     assert names == {each.name for each in near.iterdir()} - {"lock"}
-    store.download("bundle", tmp_path / "bundle")
-    winner = json.loads(store.read("result.json"))["winner"]
+    store.download_directory("bundle", tmp_path / "bundle")
+    winner = json.loads(store.read_bytes("result.json"))["winner"]
     assert (
-        card.read(tmp_path / "bundle").metrics
-        == json.loads(store.read("result.json"))["test"][str(winner)]
+        card.read_card(tmp_path / "bundle").metrics
+        == json.loads(store.read_bytes("result.json"))["test"][str(winner)]
     )
-    assert yaml.safe_load(store.read("plan.yaml"))["cluster"] == str(place / "second.yaml")
-    before = store.read(JOURNAL).count(b"\n")
+    assert yaml.safe_load(store.read_bytes("plan.yaml"))["cluster"] == str(place / "second.yaml")
+    before = store.read_bytes(JOURNAL).count(b"\n")
     assert main(["resume", run]) == 0
-    assert told(store.read("result.json")) == told((near / "result.json").read_bytes())
-    assert store.read(JOURNAL).count(b"\n") <= before + 3, "an ended search is not repeated"
+    assert told(store.read_bytes("result.json")) == told((near / "result.json").read_bytes())
+    assert store.read_bytes(JOURNAL).count(b"\n") <= before + 3, "an ended search is not repeated"
     store.remove("report.html")
-    assert main(["report", run]) == 0 and b"Search search" in store.read("report.html")
+    assert main(["report", run]) == 0 and b"Search search" in store.read_bytes("report.html")
 
 
 def test_mistakes_are_one_line(
@@ -150,9 +155,9 @@ def test_mistakes_are_one_line(
 @contextmanager
 def opened(run: str) -> Iterator[Journal]:
     """The journal of a search, on a machine of its own."""
-    of = terms()
-    with at_hand(run) as directory:
-        kept = journal(directory.path, of, written=Holder(directory))
+    of = prepared_search()
+    with open_study_directory(run) as directory:
+        kept = open_journal(directory.path, of, on_append=StudyLease(directory))
         try:
             yield kept
         finally:
@@ -163,19 +168,21 @@ class TestJournal:
     def test_each_line_is_in_the_store_before_the_search_goes_on(self, bucket: str) -> None:
         run = f"{bucket}/lines"
         with opened(run) as kept:
-            kept.note({"some": "fact"})
-            written = reach(run).read(JOURNAL)
+            kept.note_facts({"some": "fact"})
+            written = open_store(run).read_bytes(JOURNAL)
             assert written.endswith(b"\n") and b'"some":"fact"' in written
         with opened(run):
-            assert reach(run).read(JOURNAL) == written, "another machine goes on with the same"
+            assert open_store(run).read_bytes(JOURNAL) == written, (
+                "another machine goes on with the same"
+            )
 
     def test_who_opened_it_last_holds_it(self, bucket: str) -> None:
         run = f"{bucket}/held"
         with opened(run) as early, opened(run) as late:
-            late.note({"by": "late"})
+            late.note_facts({"by": "late"})
             with pytest.raises(JournalError, match=f"{run}: another process goes on"):
-                early.note({"by": "early"})
-        held = reach(run).read(JOURNAL)
+                early.note_facts({"by": "early"})
+        held = open_store(run).read_bytes(JOURNAL)
         assert b"late" in held and b"early" not in held
 
 
@@ -189,7 +196,7 @@ class TestTrial:
         def tell(facts: Any) -> None:
             heard.append(facts)
             if "tokens" in facts:
-                stop_signal.decide(run, facts["tokens"], len(heard) < most)
+                stop_signal.write_decision(run, facts["tokens"], len(heard) < most)
 
         return tell
 
@@ -197,7 +204,7 @@ class TestTrial:
         self, bucket: str, place: Path, tmp_path: Path
     ) -> None:
         changes = ["evaluation.every_steps=6", "stopping.patience=null", "data.label=label"]
-        recipe = recipes.load(place / "recipe.yaml", changes)
+        recipe = recipes.load_recipe(place / "recipe.yaml", changes)
         (tmp_path / "cluster.yaml").write_text(
             yaml.safe_dump(
                 {
@@ -206,18 +213,22 @@ class TestTrial:
                 }
             )
         )
-        cluster = spec.load(tmp_path / "cluster.yaml")
-        parent = RunDirectory.at(f"{bucket}/parent", tmp_path / "second")
-        order = Order(0, recipe, cluster, parent)
-        train(order, self.listening(parent, most=1))
+        cluster = spec.load_cluster_spec(tmp_path / "cluster.yaml")
+        parent = RunDirectory.from_address(f"{bucket}/parent", tmp_path / "second")
+        trial_spec = TrialSpec(0, recipe, cluster, parent)
+        train_trial(trial_spec, self.listening(parent, most=1))
         assert steps(parent) == list(range(1, 7))
-        tokens = evaluations(parent)[0]["tokens"]
-        child = RunDirectory.at(f"{bucket}/child", tmp_path / "second")
-        train(replace(order, run=child, parent=(parent, tokens)), self.listening(child, most=9))
+        tokens = read_evaluations(parent)[0]["tokens"]
+        child = RunDirectory.from_address(f"{bucket}/child", tmp_path / "second")
+        train_trial(
+            replace(trial_spec, run=child, parent=(parent, tokens)), self.listening(child, most=9)
+        )
         assert steps(child) == list(range(7, 25))
-        own = RunDirectory.at(f"{bucket}/child", tmp_path / "third")
-        assert own.published("evaluation") and own.checkpoints.names()
-        own.forget_checkpoints()
-        assert own.checkpoints.names() == []
-        with pytest.raises(LineageError, match=f"{bucket}/parent: its checkpoint"):
-            inherit(RunDirectory.at(f"{bucket}/orphan", tmp_path), parent, tokens + 1)
+        own = RunDirectory.from_address(f"{bucket}/child", tmp_path / "third")
+        assert own.published_rows("evaluation") and own.checkpoints.list_names()
+        own.delete_checkpoints()
+        assert own.checkpoints.list_names() == []
+        with pytest.raises(WarmStartError, match=f"{bucket}/parent: its checkpoint"):
+            copy_parent_checkpoint(
+                RunDirectory.from_address(f"{bucket}/orphan", tmp_path), parent, tokens + 1
+            )

@@ -66,7 +66,7 @@ def test_a_dry_run_says_what_would_be_served(
 
 def test_a_long_text_is_shortened_in_its_line() -> None:
     labels = [{"label": "positive", "score": 0.5}, {"label": "negative", "score": 0.5}]
-    line = client.line(labels, "classification", "film " * 100)
+    line = client.format_labels(labels, "classification", "film " * 100)
     assert line.startswith('positive 50.0%  "film film')
     assert line.endswith(' …"') and len(line) < 100
 
@@ -80,12 +80,12 @@ def test_a_long_text_is_shortened_in_its_line() -> None:
     ],
 )
 def test_a_service_is_asked_where_it_can_be_reached(host: str, port: int, expected: str) -> None:
-    assert client.url(host, port) == expected
+    assert client.service_url(host, port) == expected
 
 
 def test_a_service_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(client.AskError, match="does not answer"):
-        client.ask("http://127.0.0.1:9", "a film")
+    with pytest.raises(client.ServiceError, match="does not answer"):
+        client.predict_text("http://127.0.0.1:9", "a film")
 
 
 def said_by(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -6,15 +6,15 @@ from collections import Counter
 import httpx
 
 
-class Load:
+class ClientLoad:
     """Clients that ask without a pause, and count what they get."""
 
     def __init__(self, url: str, num_clients: int = 4) -> None:
         self.seen: Counter[object] = Counter()
         self._url, self._over = url, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
+        self._threads = [threading.Thread(target=self._send_requests) for _ in range(num_clients)]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "ClientLoad":
         for thread in self._threads:
             thread.start()
         return self
@@ -24,7 +24,7 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self) -> None:
+    def _send_requests(self) -> None:
         with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as client:
             while not self._over.is_set():
                 try:

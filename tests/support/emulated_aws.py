@@ -1,7 +1,7 @@
 """AWS on this machine: moto's server, and in small what moto lacks (prices, quotas, placement).
 
-What moto lacks is answered in the services' own protocols, from the tables here; what was asked of
-it is kept.
+What moto lacks is answered in the services' own protocols, from the tables here; requests
+are recorded.
 """
 
 import json
@@ -26,12 +26,12 @@ QUOTAS = {
 }
 
 
-class Lacking(ThreadingHTTPServer):
-    """The services that moto lacks. asked: (what, its arguments), in order."""
+class FakeServices(ThreadingHTTPServer):
+    """The services that moto lacks. requests: (operation, arguments), in order."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.asked: list[tuple[str, Any]] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[tuple[str, Any]] = []
         self.placement_groups: list[str] = []
         self.refused = ""  # a code that every call is refused with
 
@@ -40,27 +40,27 @@ class Lacking(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class Answers(BaseHTTPRequestHandler):
-    server: Lacking
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeServices
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         target = self.headers.get("X-Amz-Target")
         if target is None:
             asked = dict(urllib.parse.parse_qsl(body))
-            self._say(200, "text/xml", self._ec2(asked["Action"], asked))
+            self._send(200, "text/xml", self._handle_ec2(asked["Action"], asked))
             return
         asked, operation = json.loads(body), target.split(".")[1]
-        self.server.asked.append((operation, asked))
+        self.server.requests.append((operation, asked))
         if self.server.refused:
             refusal = {"__type": self.server.refused, "message": "no"}
-            self._say(400, "application/x-amz-json-1.1", json.dumps(refusal))
+            self._send(400, "application/x-amz-json-1.1", json.dumps(refusal))
             return
-        answers = {"GetProducts": self._products, "ListServiceQuotas": self._quotas}
+        answers = {"GetProducts": self._get_products, "ListServiceQuotas": self._list_quotas}
         said = json.dumps(answers[operation](asked))
-        self._say(200, "application/x-amz-json-1.1", said)
+        self._send(200, "application/x-amz-json-1.1", said)
 
-    def _products(self, asked: Any) -> Any:
+    def _get_products(self, asked: Any) -> Any:
         wanted = {each["Field"]: each["Value"] for each in asked["Filters"]}
         price = PRICES.get(wanted["instanceType"])
         dimension = {"unit": "Hrs", "pricePerUnit": {"USD": str(price)}}
@@ -68,11 +68,11 @@ class Answers(BaseHTTPRequestHandler):
         terms = {"OnDemand": {"a": {"priceDimensions": {"b": dimension, "c": free}}}}
         return {"PriceList": [] if price is None else [json.dumps({"terms": terms})]}
 
-    def _quotas(self, asked: Any) -> Any:
+    def _list_quotas(self, asked: Any) -> Any:
         return {"Quotas": [{"QuotaName": name, "Value": v} for name, v in QUOTAS.items()]}
 
-    def _ec2(self, action: str, asked: dict[str, str]) -> str:
-        self.server.asked.append((action, asked))
+    def _handle_ec2(self, action: str, asked: dict[str, str]) -> str:
+        self.server.requests.append((action, asked))
         if action == "CreatePlacementGroup":
             self.server.placement_groups.append(asked["GroupName"])
         items = "".join(
@@ -80,7 +80,7 @@ class Answers(BaseHTTPRequestHandler):
         )
         return f"<r><placementGroupSet>{items}</placementGroupSet></r>"
 
-    def _say(self, status: int, kind: str, text: str) -> None:
+    def _send(self, status: int, kind: str, text: str) -> None:
         data = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -93,12 +93,12 @@ class Answers(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def emulated_aws(home: str) -> Iterator[Lacking]:
+def emulated_aws(home: str) -> Iterator[FakeServices]:
     """AWS for this process and what it starts. home: where keys are kept meanwhile."""
     pytest.importorskip("boto3")
     moto = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()
-    lacking = Lacking()
+    lacking = FakeServices()
     threading.Thread(target=lacking.serve_forever, daemon=True).start()
     host, port = moto.get_host_and_port()
     with pytest.MonkeyPatch.context() as environment:
@@ -109,15 +109,15 @@ def emulated_aws(home: str) -> Iterator[Lacking]:
         environment.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-must-not-be-seen")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.setenv("HOME", home)
-        forget()
+        clear_ray_caches()
         yield lacking
-        forget()
+        clear_ray_caches()
     lacking.shutdown()
     lacking.server_close()
     moto.stop()
 
 
-def forget() -> None:
+def clear_ray_caches() -> None:
     """Ray keeps its connections to AWS for as long as a process lives: also to an earlier moto."""
     from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 
@@ -125,7 +125,7 @@ def forget() -> None:
     resource_cache.cache_clear()
 
 
-def reset(url: str) -> None:
+def reset_account(url: str) -> None:
     """An account with nothing in it."""
     request = urllib.request.Request(f"{url}/moto-api/reset", method="POST")
     urllib.request.urlopen(request, timeout=30).read()

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from serving.http.messages import Refusal
+from serving.http.messages import HTTPError
 from serving.interface import (
-    Answer,
     Attribution,
     Explanation,
-    Filling,
+    InferenceResult,
     Limits,
+    MaskPrediction,
     ModelInfo,
+    ModelStatistics,
     Prediction,
-    Statistics,
     Vector,
 )
 
@@ -33,7 +33,7 @@ TASKS = {
 _REFERENCE = re.compile(r"([a-z0-9][a-z0-9._-]*)(?::(\w+)|@(\w+))?")
 
 
-def info(name: str, version: str = "1", **changes: Any) -> ModelInfo:
+def fake_model_info(name: str, version: str = "1", **changes: Any) -> ModelInfo:
     """What is known of a model of `TASKS`."""
     task, labels = TASKS[name]
     known = ModelInfo(
@@ -54,7 +54,7 @@ def info(name: str, version: str = "1", **changes: Any) -> ModelInfo:
     return replace(known, **changes)
 
 
-def prediction(text: str, task: str, num_labels: int) -> Prediction:
+def fake_prediction(text: str, task: str, num_labels: int) -> Prediction:
     """An answer that depends on the text alone; its numbers are whole in float32."""
     rng = np.random.default_rng(zlib.crc32(text.encode()))
     logits = rng.integers(-512, 512, max(1, num_labels)) / 128
@@ -67,7 +67,7 @@ def prediction(text: str, task: str, num_labels: int) -> Prediction:
     return Prediction(tuple(np.float32(scores).tolist()), tuple(logits.tolist()))
 
 
-def vector(text: str) -> Vector:
+def fake_vector(text: str) -> Vector:
     """A direction that depends on the text alone."""
     raw = np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH)
     return (raw / np.linalg.norm(raw)).astype(np.float32)
@@ -82,22 +82,22 @@ class FakeManagement:
 
     async def register(self, url: str, name: str | None) -> ModelInfo:
         self.calls.append(("register", url, name))
-        return info("sentiment", "3")
+        return fake_model_info("sentiment", "3")
 
     async def set_default(self, name: str, version: str) -> None:
-        self._models.find(f"{name}:{version}")
+        self._models.get_info(f"{name}:{version}")
         self.calls.append(("set_default", name, version))
 
     async def unregister(self, name: str, version: str | None) -> None:
-        self._models.find(name if version is None else f"{name}:{version}")
+        self._models.get_info(name if version is None else f"{name}:{version}")
         self.calls.append(("unregister", name, version))
 
-    async def load(self, model: str) -> None:
-        self._models.find(model)
+    async def load_model(self, model: str) -> None:
+        self._models.get_info(model)
         self.calls.append(("load", model))
 
-    async def unload(self, model: str) -> None:
-        self._models.find(model)
+    async def unload_model(self, model: str) -> None:
+        self._models.get_info(model)
         self.calls.append(("unload", model))
 
 
@@ -109,20 +109,20 @@ class FakeModels:
 
     def __init__(self, *names: str, limits: Limits | None = None) -> None:
         self.limits = limits or Limits(max_texts=4)
-        self.refusal: Refusal | None = None
+        self.refusal: HTTPError | None = None
         self.sound = True
         self.truncated: list[bool] = []
-        self.infos = [info(name) for name in names or TASKS]
+        self.infos = [fake_model_info(name) for name in names or TASKS]
         if self.infos[0].name == "sentiment":
-            self.infos[0] = info("sentiment", "2", aliases=("live", "best"))
-            self.infos.append(info("sentiment", "1", state="cold"))
+            self.infos[0] = fake_model_info("sentiment", "2", aliases=("live", "best"))
+            self.infos.append(fake_model_info("sentiment", "1", state="cold"))
         self.managed: FakeManagement | None = FakeManagement(self)
 
     @property
     def management(self) -> FakeManagement | None:
         return self.managed
 
-    def find(self, model: str | None) -> ModelInfo:
+    def get_info(self, model: str | None) -> ModelInfo:
         if self.refusal is not None:
             raise self.refusal
         if model is None:
@@ -133,78 +133,80 @@ class FakeModels:
             named = version in (None, known.version) and alias in (None, *known.aliases)
             if known.name == name and named:
                 return known
-        raise Refusal("no-model", f"there is no model {model!r}")
+        raise HTTPError("no-model", f"there is no model {model!r}")
 
-    def all(self) -> Sequence[ModelInfo]:
+    def list_models(self) -> Sequence[ModelInfo]:
         return self.infos
 
-    def statistics(self, model: str | None) -> Statistics:
-        self.find(model)
-        return Statistics(12, 3, 10, 1, 0.5, 0.2, 0.3, 1_700_000_000.5)
+    def get_statistics(self, model: str | None) -> ModelStatistics:
+        self.get_info(model)
+        return ModelStatistics(12, 3, 10, 1, 0.5, 0.2, 0.3, 1_700_000_000.5)
 
-    async def ready(self) -> bool:
+    async def is_ready(self) -> bool:
         return self.sound
 
     async def predict(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Prediction]:
-        known = self._asked(model, texts, truncate, "classification", "multi-label", "regression")
-        values = [prediction(text, known.task, len(known.labels)) for text in texts]
-        return Answer(known, values, self._num_tokens(texts))
+    ) -> InferenceResult[Prediction]:
+        known = self._check_request(
+            model, texts, truncate, "classification", "multi-label", "regression"
+        )
+        values = [fake_prediction(text, known.task, len(known.labels)) for text in texts]
+        return InferenceResult(known, values, self._rows(texts))
 
     async def embed(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
-    ) -> Answer[Vector]:
-        known = self._asked(model, texts, truncate, "embedding")
-        return Answer(known, [vector(text) for text in texts], self._num_tokens(texts))
+    ) -> InferenceResult[Vector]:
+        known = self._check_request(model, texts, truncate, "embedding")
+        return InferenceResult(known, [fake_vector(text) for text in texts], self._rows(texts))
 
-    async def fill(
+    async def fill_mask(
         self,
         model: str | None,
         texts: Sequence[str],
         *,
         top_k: int = 5,
         targets: Sequence[str] | None = None,
-    ) -> Answer[tuple[tuple[Filling, ...], ...]]:
-        known = self._asked(model, texts, True, "masked-lm")
+    ) -> InferenceResult[tuple[tuple[MaskPrediction, ...], ...]]:
+        known = self._check_request(model, texts, True, "masked-lm")
         words = list(targets or ("film", "plot", "cast", "scene", "story", "actor"))[:top_k]
         values = []
         for number, text in enumerate(texts, 1):
             if "[MASK]" not in text:
-                raise Refusal("unreadable", f"text {number} holds no [MASK]")
+                raise HTTPError("unreadable", f"text {number} holds no [MASK]")
             fillings = tuple(
-                Filling(2.0 ** -(rank + 1), rank, word, text.replace("[MASK]", word, 1))
+                MaskPrediction(2.0 ** -(rank + 1), rank, word, text.replace("[MASK]", word, 1))
                 for rank, word in enumerate(words)
             )
             values.append((fillings,) * text.count("[MASK]"))
-        return Answer(known, values, self._num_tokens(texts))
+        return InferenceResult(known, values, self._rows(texts))
 
     async def explain(
         self, model: str | None, texts: Sequence[str], *, label: str | None = None
-    ) -> Answer[Explanation]:
-        known = self._asked(model, texts, True, "classification", "multi-label")
+    ) -> InferenceResult[Explanation]:
+        known = self._check_request(model, texts, True, "classification", "multi-label")
         values = []
         for text in texts:
-            answer = prediction(text, known.task, len(known.labels))
+            answer = fake_prediction(text, known.task, len(known.labels))
             likeliest = answer.scores.index(max(answer.scores))
             index = likeliest if label is None else known.labels.index(label)
             pieces = [
                 Attribution(found.start(), found.end(), 0.5) for found in re.finditer(r"\S+", text)
             ]
             values.append(Explanation(index, answer, tuple(pieces)))
-        return Answer(known, values, self._num_tokens(texts))
+        return InferenceResult(known, values, self._rows(texts))
 
-    def _asked(
+    def _check_request(
         self, model: str | None, texts: Sequence[str], truncate: bool, *tasks: str
     ) -> ModelInfo:
-        known = self.find(model)
+        known = self.get_info(model)
         if known.task not in tasks:
-            raise Refusal("wrong-task", f"{known.name} is for {known.task}, not {tasks[0]}")
+            raise HTTPError("wrong-task", f"{known.name} is for {known.task}, not {tasks[0]}")
         if not truncate and any(len(text.split()) > known.max_length for text in texts):
-            raise Refusal("too-long", f"a text has more than {known.max_length} tokens")
+            raise HTTPError("too-long", f"a text has more than {known.max_length} tokens")
         self.truncated.append(truncate)
         return known
 
     @staticmethod
-    def _num_tokens(texts: Sequence[str]) -> list[int]:
-        return [len(text.split()) + 2 for text in texts]
+    def _rows(texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.zeros(len(text.split()) + 2, dtype=np.int32) for text in texts]

@@ -12,15 +12,15 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from cluster.costmodel.layout import Layout
-from tests.support.ranks import spawn
+from tests.support.ranks import spawn_ranks
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.distributed.device import DEVICES
 from trainers.distributed.mesh import Mesh
-from trainers.models.build import materialize, outline
+from trainers.models.build import build_on_meta, materialize
 from trainers.parallel.parallelize import parallelize
-from trainers.training.loop import Loop
+from trainers.training.loop import TrainingLoop
 
 TASKS = ("classification", "masked-lm")
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
@@ -53,7 +53,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 }
 
 
-def tiny(corpus: Path, *overrides: str) -> Recipe:
+def tiny_recipe(corpus: Path, *overrides: str) -> Recipe:
     settings = [
         f"data.source={corpus}",
         "model.dropout=0.1",
@@ -68,26 +68,26 @@ def tiny(corpus: Path, *overrides: str) -> Recipe:
         "evaluation.every_steps=5",
         "precision=fp32",
     ]
-    return recipes.load("csv", [*settings, *overrides])
+    return recipes.load_recipe("csv", [*settings, *overrides])
 
 
-def fresh(tiny_bert: Path, corpus: Path, task: str) -> Recipe:
+def fresh_recipe(tiny_bert: Path, corpus: Path, task: str) -> Recipe:
     """A BERT of four layers from nothing: its weights are drawn where they are needed."""
     sizes = ["num_hidden_layers=4", "hidden_size=32", "num_attention_heads=4"]
     sizes += ["intermediate_size=64", "name=random", f"tokenizer={tiny_bert}"]
-    return tiny(corpus, f"task={task}", *(f"model.{size}" for size in sizes))
+    return tiny_recipe(corpus, f"task={task}", *(f"model.{size}" for size in sizes))
 
 
-def make_loop(recipe: Recipe, cache: Path, layout: Layout | None = None) -> Loop:
+def make_loop(recipe: Recipe, cache: Path, layout: Layout | None = None) -> TrainingLoop:
     """The loop of this process, on `layout`; without one, copies of the model."""
-    prepared, encoder = prepare.prepare(recipe, cache), prepare.encoder_of(recipe)
-    model = outline(recipe, prepared.labels, int(prepared.train.samples.lengths[0]), encoder)
-    mesh, place = Mesh.of(layout or Layout(), "cpu"), torch.device("cpu")
+    prepared, encoder = prepare.prepare_dataset(recipe, cache), prepare.load_recipe_encoder(recipe)
+    model = build_on_meta(recipe, prepared.labels, int(prepared.train.samples.lengths[0]), encoder)
+    mesh, place = Mesh.from_layout(layout or Layout(), "cpu"), torch.device("cpu")
     parallel = parallelize(model, mesh, lambda part: materialize(part, recipe.seed, place))
-    return Loop(recipe, prepared, encoder, parallel, DEVICES["cpu"])
+    return TrainingLoop(recipe, prepared, encoder, parallel, DEVICES["cpu"])
 
 
-def weights(loop: Loop) -> dict[str, np.ndarray]:
+def full_weights(loop: TrainingLoop) -> dict[str, np.ndarray]:
     """The whole parameters that this rank holds parts of, by name; every rank calls this."""
     found = {}
     for name, parameter in loop.parallel.named_parameters():
@@ -105,17 +105,17 @@ def run_alone(recipe: Recipe, cache: Path) -> Run:
     """What one process computes."""
     loop = make_loop(recipe, cache)
     events = [dataclasses.asdict(event) for event in loop.run()]
-    return events, weights(loop)
+    return events, full_weights(loop)
 
 
 def run_layouts(jobs: list[Job], size: int, cache: Path, out: Path) -> list[list[Run]]:
     """What each of `size` gloo processes computes for each job: [job][rank]."""
-    spawn(_rank, (size, jobs, cache, out), nprocs=size)
+    spawn_ranks(_run_rank, (size, jobs, cache, out), nprocs=size)
     of_ranks = [pickle.loads((out / f"rank{rank}").read_bytes()) for rank in range(size)]
     return [list(of_job) for of_job in zip(*of_ranks, strict=True)]
 
 
-def _rank(rank: int, size: int, jobs: list[Job], cache: Path, out: Path) -> None:
+def _run_rank(rank: int, size: int, jobs: list[Job], cache: Path, out: Path) -> None:
     torch.set_num_threads(1)
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=size)
@@ -123,6 +123,6 @@ def _rank(rank: int, size: int, jobs: list[Job], cache: Path, out: Path) -> None
     for recipe, layout in jobs:
         loop = make_loop(recipe, cache, layout)
         events = [dataclasses.asdict(event) for event in loop.run()]
-        runs.append((events, weights(loop)))
+        runs.append((events, full_weights(loop)))
     (out / f"rank{rank}").write_bytes(pickle.dumps(runs))
     dist.destroy_process_group()

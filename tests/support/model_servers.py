@@ -1,4 +1,4 @@
-"""Endpoints without Ray: registries of tiny bundles, and the surface of what they hold."""
+"""Endpoints without Ray: registries of tiny bundles, and the app of what they hold."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,63 +8,63 @@ import httpx
 
 from serving import protocols
 from serving.deployment import admin_routes
-from serving.http.asgi import Surface
-from serving.http.keys import Keys
-from serving.http.metrics import Meters, Sample
-from serving.inference.model_server import House
+from serving.http.asgi import App
+from serving.http.keys import ApiKeys
+from serving.http.metrics import Metrics, Sample
+from serving.inference.model_server import ModelServer
 from serving.interface import Limits
-from serving.registry.canary_metrics import Tally
+from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.registry import Registry
 
-Scenario = Callable[[httpx.AsyncClient, House], Awaitable[None]]
+Scenario = Callable[[httpx.AsyncClient, ModelServer], Awaitable[None]]
 
 
-def registry_of(place: Path, bundle: Path, name: str = "tiny") -> Registry:
+def make_registry(place: Path, bundle: Path, name: str = "tiny") -> Registry:
     """A registry in which `bundle` is live."""
     registry = Registry.open(str(place))
     registry.deploy(name, registry.register(bundle, name))
     return registry
 
 
-def play(
+def run_scenario(
     registry: Registry,
     scenario: Scenario,
     limits: Limits | None = None,
-    keys: Keys | None = None,
+    keys: ApiKeys | None = None,
     budget_bytes: int = 1 << 30,
     seconds: float = 60,
 ) -> None:
-    """Run a scenario with a client of a fresh house."""
+    """Run a scenario with a client of a fresh server."""
 
     async def run() -> None:
-        house = House(registry, Path("unused"), limits or Limits(), budget_bytes)
-        await house.open()
-        meters = Meters()
+        server = ModelServer(registry, Path("unused"), limits or Limits(), budget_bytes)
+        await server.start()
+        meters = Metrics()
 
         async def counts() -> Mapping[Sample, float]:
-            return meters.snapshot() | dict(house.answering.samples())
+            return meters.snapshot() | dict(server.executor.metric_samples())
 
-        async def tallies() -> Sequence[Tally]:
-            return list(house.trials.tallies.values())
+        async def tallies() -> Sequence[CanaryMetrics]:
+            return list(server.canary_router.metrics.values())
 
-        operators = admin_routes.protocol(protocols.ALL, counts, tallies, lambda: True, "0")
-        surface = Surface([*protocols.ALL, operators], house, keys=keys, meters=meters)
-        transport = httpx.ASGITransport(surface, raise_app_exceptions=False)
+        admin = admin_routes.admin_protocol(protocols.ALL, counts, tallies, lambda: True, "0")
+        app = App([*protocols.ALL, admin], server, keys=keys, metrics=meters)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         try:
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                await asyncio.wait_for(scenario(client, house), seconds)
+                await asyncio.wait_for(scenario(client, server), seconds)
         finally:
-            await house.close()
+            await server.close()
 
     asyncio.run(run())
 
 
-def ask(registry: Registry, method: str, path: str, **request: object) -> httpx.Response:
+def send_request(registry: Registry, method: str, path: str, **request: object) -> httpx.Response:
     """The response to one request."""
     responses = []
 
-    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
         responses.append(await client.request(method, path, **request))
 
-    play(registry, scenario)
+    run_scenario(registry, scenario)
     return responses[0]

@@ -18,14 +18,14 @@ IMPORTED = [
 ]
 
 
-def spawn(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
-    """Call `function(rank, *args)` in as many processes; raises what the first to fail raised."""
+def spawn_ranks(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
+    """Call `function(rank, *args)` in as many processes; raise what the first to fail raised."""
     multiprocessing.set_forkserver_preload(IMPORTED)
-    told = (function, dict(os.environ), *args)  # the server's environment is that of its start
-    torch.multiprocessing.start_processes(_call, told, nprocs, start_method="forkserver")
+    passed = (function, dict(os.environ), *args)  # the server's environment is that of its start
+    torch.multiprocessing.start_processes(_call_rank, passed, nprocs, start_method="forkserver")
 
 
-def _call(
+def _call_rank(
     rank: int, function: Callable[..., None], environment: dict[str, str], *args: Any
 ) -> None:
     os.environ.clear()

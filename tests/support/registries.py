@@ -6,30 +6,29 @@ from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
 
 from serving.registry.registry import Registry
-from serving.registry.store import DirectoryStore, Store
-from trainers.storage.object_store import ObjectStore
+from trainers.storage.store import LocalStore, S3Store, Store
 
 KINDS = ("directory", "objects")
 
 
-def objects() -> ObjectStore:
+def memory_s3_store() -> S3Store:
     """An empty store as in S3."""
     memory = MemoryFileSystem(global_store=False, skip_instance_cache=True)
-    return ObjectStore(memory, "/models/registry")
+    return S3Store(memory, "/models/registry")
 
 
-def empty(kind: str, directory: Path) -> Store:
+def empty_store(kind: str, directory: Path) -> Store:
     """An empty store of one of the KINDS."""
-    return DirectoryStore(directory / "registry") if kind == "directory" else objects()
+    return LocalStore(directory / "registry") if kind == "directory" else memory_s3_store()
 
 
-def ticking(store: Store) -> Registry:
+def registry_with_clock(store: Store) -> Registry:
     """A registry of somebody named mia, whose clock shows 1, 2, 3, ..."""
     clock = itertools.count(1)
     return Registry(store, who="mia", clock=lambda: float(next(clock)))
 
 
-def three_versions(registry: Registry, *bundles: Path) -> Registry:
+def register_three_versions(registry: Registry, *bundles: Path) -> Registry:
     """Three bundles registered as `sentiment`, the first live."""
     for bundle in bundles:
         registry.register(bundle, "sentiment")

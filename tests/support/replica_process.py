@@ -12,16 +12,16 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from serving.deployment.config import Endpoint
-from serving.deployment.server import Listener
+from serving.deployment.config import EndpointConfig
+from serving.deployment.server import ReplicaServer
 
 
 def main(registry: str) -> None:
-    listener = Listener(Endpoint(registry=registry), "127.0.0.1")
-    listener.start()
-    print(listener.address, flush=True)
+    server = ReplicaServer(EndpointConfig(registry=registry), "127.0.0.1")
+    server.start()
+    print(server.address, flush=True)
     sys.stdin.read()
-    listener.end()
+    server.stop()
 
 
 if __name__ == "__main__":

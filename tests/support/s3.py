@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.emulated_aws import reset
+from tests.support.emulated_aws import reset_account
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def emulated_s3(bucket: str) -> Iterator[str]:
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    reset(f"http://{host}:{port}")  # all servers of a process have one account
+    reset_account(f"http://{host}:{port}")  # all servers of a process have one account
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         environment.setenv("AWS_ACCESS_KEY_ID", "test")

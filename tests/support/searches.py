@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.costmodel.model_shape import ModelShape
+from cluster.spec import ClusterMetadata, ClusterSpec
 from trainers.config import recipe as recipes
-from tuning.algorithms.eval_schedule import Pace
-from tuning.algorithms.trial import Look, Trial
-from tuning.execution.controller import Director, Terms
-from tuning.space.scaling_rule import RATE, SIZE, Prior
-from tuning.space.space import Choices, Range, Space, point_of
-from tuning.store.config import Plan
+from tuning.algorithms.eval_schedule import EvalSchedule
+from tuning.algorithms.trial import Trial, TrialEvaluation
+from tuning.execution.capacity import Capacity
+from tuning.execution.controller import PreparedSearch, SearchController
+from tuning.space.scaling_rule import RATE, SIZE, ScalingRule
+from tuning.space.space import Choices, Range, Space, extract_point
+from tuning.store.config import SearchConfig
 from tuning.store.journal import Journal
 
-RECIPE = recipes.parse(
+RECIPE = recipes.parse_recipe(
     {
         "model": {"name": "package:all-minilm-l6-v2"},
         "data": {"source": "data.csv"},
@@ -26,70 +29,84 @@ RECIPE = recipes.parse(
     }
 )
 SPACE: Space = {RATE: Range(1e-6, 1e-2, log=True), SIZE: Choices((8, 16, 32))}
-PACE = Pace.of(RECIPE, train_samples=1000, train_tokens=20_000, validation_samples=100)
+CLUSTER = ClusterSpec("here", "local", 1, ClusterMetadata())
+SHAPE = ModelShape(384, 12, 12, 1536, 30522, 512, 2, 384, "classification")
+SCHEDULE = EvalSchedule.for_recipe(
+    RECIPE, train_samples=1000, train_tokens=20_000, validation_samples=100
+)
 
 
-def terms(space: Space = SPACE, **asked: Any) -> Terms:
-    plan = Plan(recipe=RECIPE, cluster="local.yaml", **{"trials": 12, **asked})
-    prior = Prior.of(space, 16, "adamw", plan.scaling_rule)
-    return Terms(plan, space, prior, PACE, slots=1)
+def prepared_search(space: Space = SPACE, **asked: Any) -> PreparedSearch:
+    config = SearchConfig(recipe=RECIPE, cluster="local.yaml", **{"trials": 12, **asked})
+    rule = ScalingRule.for_space(space, 16, "adamw", config.scaling_rule)
+    return PreparedSearch(config, CLUSTER, SHAPE, space, rule, SCHEDULE, Capacity(1, 1))
 
 
-def journal(
-    run: Path, of: Terms, sign: int = 1, written: Callable[[], None] = lambda: None
+def open_journal(
+    run: Path, prepared: PreparedSearch, sign: int = 1, on_append: Callable[[], None] = lambda: None
 ) -> Journal:
-    return Journal(run, of.prior.shown(of.space), point_of(RECIPE, of.space), sign, written)
+    return Journal(
+        run,
+        prepared.scaling_rule.settings_space(prepared.space),
+        extract_point(RECIPE, prepared.space),
+        sign,
+        on_append,
+    )
 
 
-def final(trial: Trial) -> float:
+def final_score(trial: Trial) -> float:
     """The F1 a trial ends at: best at a rate of 3e-4, and seeds differ a little."""
-    rate = float(trial.searched[RATE] or 0)
+    rate = float(trial.search_point[RATE] or 0)
     return 0.9 - 0.05 * (math.log10(rate) + 3.5) ** 2 + 0.001 * trial.seed
 
 
-class Killed(Exception):
+class ProcessKilled(Exception):
     """The moment at which the whole process would be gone."""
 
 
 @dataclass
-class Machine:
-    """Trains what a director hands out, one after another, up to `moments` evaluations."""
+class FakeCluster:
+    """Trains what a controller hands out, one after another, up to `max_evals` evaluations."""
 
-    director: Director
-    moments: int = 10**9
-    done: int = 0
+    controller: SearchController
+    max_evals: int = 10**9
+    num_evals: int = 0
 
-    def go(self) -> None:
-        while (trial := self.director.next()) is not None:
+    def run(self) -> None:
+        while (trial := self.controller.next_trial()) is not None:
             self._train(trial)
 
     def _train(self, trial: Trial) -> None:
-        looks, total = PACE.looks, PACE.total_tokens
-        for look in range(1, looks + 1):
-            tokens = round(total * look / looks)
+        num_evals, total = SCHEDULE.num_evals, SCHEDULE.total_tokens
+        for index in range(1, num_evals + 1):
+            tokens = round(total * index / num_evals)
             if tokens <= max(trial.tokens, trial.parent[1] if trial.parent else 0):
                 continue
-            if self.done == self.moments:
-                raise Killed
-            self.done += 1
-            score = final(trial) * (1 - 0.3 * (1 - look / looks))
-            if not self.director.looked(trial.number, Look(tokens, score), float(look)):
+            if self.num_evals == self.max_evals:
+                raise ProcessKilled
+            self.num_evals += 1
+            score = final_score(trial) * (1 - 0.3 * (1 - index / num_evals))
+            if not self.controller.on_evaluation(
+                trial.number, TrialEvaluation(tokens, score), float(index)
+            ):
                 return
-        self.director.ended(trial.number, "complete", float(looks))
+        self.controller.on_end(trial.number, "complete", float(num_evals))
 
 
-def told(trials: list[Trial]) -> list[dict[str, Any]]:
+def as_dicts(trials: list[Trial]) -> list[dict[str, Any]]:
     """Trials as plain values."""
     return [vars(trial) for trial in trials]
 
 
-def write_search(run: Path, of: Terms, moments: int = 10**9) -> list[Trial]:
+def write_search(run: Path, prepared: PreparedSearch, max_evals: int = 10**9) -> list[Trial]:
     """Search until the end, or for so many evaluations, and leave the files of it in `run`."""
     run.mkdir(parents=True, exist_ok=True)
-    of.plan.save(run)
-    with closing(journal(run, of)) as kept:
-        kept.measures("f1")
-        kept.note({"total_tokens": of.pace.total_tokens, "slots": of.slots})
-        with suppress(Killed):
-            Machine(Director(of, kept, lambda line: None), moments).go()
+    prepared.config.save(run)
+    with closing(open_journal(run, prepared)) as kept:
+        kept.set_metric_name("f1")
+        kept.note_facts(
+            {"total_tokens": prepared.schedule.total_tokens, "slots": prepared.capacity.slots}
+        )
+        with suppress(ProcessKilled):
+            FakeCluster(SearchController(prepared, kept, lambda line: None), max_evals).run()
         return kept.trials()

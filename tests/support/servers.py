@@ -11,7 +11,7 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def listening(app: Any) -> Iterator[str]:
+def serve_app(app: Any) -> Iterator[str]:
     """The address, "127.0.0.1:port", at which `app` answers until the end of the block."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from serving.optimize import export_embedder
-from trainers.config.recipe import Recipe, parse
+from trainers.config.recipe import Recipe, parse_recipe
 from trainers.data.tokenizer import load_encoder
 from trainers.models import bundle
-from trainers.models.build import LinearModel, Model, TextModel, build
-from trainers.models.card import Card
+from trainers.models.build import LinearModel, Model, TextModel, build_model
+from trainers.models.card import ModelCard
 
 MAX_LENGTH = 16
 LABELS = {
@@ -34,10 +34,10 @@ def write_tiny_bundle(
     source: of the data that its recipe names. layers: of the BERT, that are kept; default: all.
     """
     if task == "embedding":
-        export_embedder.write(bert, directory, max_length=MAX_LENGTH)
+        export_embedder.write_embedder_bundle(bert, directory, max_length=MAX_LENGTH)
         return directory
     recipe = _recipe(task, str(bert), MAX_LENGTH, source, layers)
-    model = build(recipe, LABELS[task], num_features=0)
+    model = build_model(recipe, LABELS[task], num_features=0)
     assert isinstance(model, TextModel)
     if task != "masked-lm":
         with torch.no_grad():
@@ -48,7 +48,7 @@ def write_tiny_bundle(
 def write_linear_bundle(directory: Path, weights: Sequence[float]) -> Path:
     """Write a regression of as many numbers as there are weights; where it is."""
     recipe = _recipe("regression", "linear", 8, "numbers.csv")
-    model = build(recipe, (), num_features=len(weights))
+    model = build_model(recipe, (), num_features=len(weights))
     assert isinstance(model, LinearModel)
     with torch.no_grad():
         model.linear.weight.copy_(torch.tensor([weights]))
@@ -58,7 +58,7 @@ def write_linear_bundle(directory: Path, weights: Sequence[float]) -> Path:
 def _recipe(
     task: str, model: str, max_length: int, source: str, layers: Sequence[int] | None = None
 ) -> Recipe:
-    return parse(
+    return parse_recipe(
         {
             "task": task,
             "model": {"name": model, "layers": layers},
@@ -69,7 +69,7 @@ def _recipe(
 
 
 def _seal(directory: Path, recipe: Recipe, model: Model, source: str) -> Path:
-    card = Card(
+    card = ModelCard(
         task=recipe.task,
         labels=LABELS[recipe.task],
         cleaning=recipe.data.cleaning,
@@ -81,5 +81,5 @@ def _seal(directory: Path, recipe: Recipe, model: Model, source: str) -> Path:
         environment={},
     )
     encoder = load_encoder(source, card.cleaning, card.max_length)
-    bundle.write(directory, model, model.state_dict().items(), encoder, card)
+    bundle.write_bundle(directory, model, model.state_dict().items(), encoder, card)
     return directory

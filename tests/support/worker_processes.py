@@ -1,4 +1,4 @@
-"""Runs the worker in bare gloo processes, which may leave before the run is over."""
+"""Run the worker in bare gloo processes, which may leave before the run is over."""
 
 import contextlib
 import logging
@@ -11,56 +11,60 @@ import torch
 import torch.distributed as dist
 
 from cluster.costmodel.layout import Layout
-from tests.support.ranks import spawn
+from tests.support.ranks import spawn_ranks
 from trainers.config.recipe import Recipe
-from trainers.runtime.worker import Assignment, work
+from trainers.data import prepare
+from trainers.runtime.worker import WorkerConfig, run_worker
 from trainers.tracking.run_directory import RunDirectory
 
 
-class _Left(Exception):
+class _LeftEarly(Exception):
     pass
 
 
-def assigned(recipe: Recipe, run: Path, cache: Path, **degrees: int) -> Assignment:
-    """What the workers of `recipe` are told, on CPUs in the layout of `degrees`."""
+def worker_config(recipe: Recipe, run: Path, cache: Path, **degrees: int) -> WorkerConfig:
+    """Prepare the data of `recipe` and configure its workers, on CPUs in a layout of `degrees`."""
     layout = Layout(dp_replicate=degrees.pop("dp_replicate", 1), **degrees)
-    return Assignment(recipe, RunDirectory(run), cache, "cpu", "test", layout)
+    fingerprint = prepare.prepare_dataset(recipe, cache).fingerprint
+    return WorkerConfig(recipe, RunDirectory(run), cache, fingerprint, "cpu", "test", layout)
 
 
-Job = tuple[Assignment, int | None]  # and the evaluations after which all leave at once
+WorkerJob = tuple[WorkerConfig, int | None]  # with the evaluations after which all ranks leave
 
 
-def work_together(jobs: Sequence[Job], size: int, disks: Path | None = None) -> None:
-    """Do the jobs one after another in `size` processes, of which one group is made.
+def run_workers(jobs: Sequence[WorkerJob], size: int, disks: Path | None = None) -> None:
+    """Run the jobs one after another in one group of `size` processes.
 
-    disks: where each process has a directory that stands for its machine's disk.
+    disks: gives each process a directory of its own, as its machine's disk.
     """
     with tempfile.TemporaryDirectory() as meet:
-        spawn(_rank, (size, jobs, Path(meet) / "meet", disks), nprocs=size)
+        spawn_ranks(_run_rank, (size, jobs, Path(meet) / "meet", disks), nprocs=size)
 
 
-def on_disk(assignment: Assignment, disk: Path) -> Assignment:
-    """The same for a machine whose disk that is, of a run in a store."""
-    return replace(assignment, cache=disk, run=RunDirectory.at(assignment.run.home, disk))
+def with_disk(config: WorkerConfig, disk: Path) -> WorkerConfig:
+    """Return `config`, of a run in a store, for a machine with this disk."""
+    return replace(config, cache=disk, run=RunDirectory.from_address(config.run.home, disk))
 
 
-def _rank(rank: int, size: int, jobs: Sequence[Job], meet: Path, disks: Path | None) -> None:
+def _run_rank(
+    rank: int, size: int, jobs: Sequence[WorkerJob], meet: Path, disks: Path | None
+) -> None:
     torch.set_num_threads(1)
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
-    for assignment, leave_after in jobs:
+    for config, leave_after in jobs:
         if disks is not None:
-            assignment = on_disk(assignment, disks / str(rank))
+            config = with_disk(config, disks / str(rank))
         elif rank == 0:
-            assignment.run.path.mkdir(parents=True, exist_ok=True)
+            config.run.path.mkdir(parents=True, exist_ok=True)
         dist.barrier()
-        with contextlib.suppress(_Left):
-            work(assignment, _Report(leave_after))
+        with contextlib.suppress(_LeftEarly):
+            run_worker(config, _LeaveAfter(leave_after))
     dist.destroy_process_group()
 
 
-class _Report:
-    """Counts evaluations, and ends the run after `leave_after` of them."""
+class _LeaveAfter:
+    """Count evaluations, and end the run after `leave_after` of them."""
 
     def __init__(self, leave_after: int | None) -> None:
         self._seen, self._leave_after = 0, leave_after
@@ -68,4 +72,4 @@ class _Report:
     def __call__(self, metrics: Mapping[str, float]) -> None:
         self._seen += 1
         if self._seen == self._leave_after:
-            raise _Left
+            raise _LeftEarly

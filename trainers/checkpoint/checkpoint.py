@@ -1,11 +1,10 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, on any layout.
+"""Checkpoints that continue a run as if it had never stopped, on any layout.
 
-`checkpoints/step-00000120/` holds the pieces of weights and moments, a file for each rank that had
-any; `index.json`, which says where each lies in the whole; `state.json`; and `checkpoint.json` with
-the SHA-256 of all. Ranks of another layout read just the pieces they need. The schedule, the sample
-order and dropout are functions of (seed, step, sample), so the position is all there is to keep of
-them: there is no random state. A directory that is half-written or altered is skipped with a
-warning, never loaded. Where it lies, on a disk or in a store, is known to its depot.
+`checkpoints/step-00000120/` holds the shards of weights and moments, one file for each rank that
+had any; `index.json`, which says where each lies in the whole; `state.json`; and the seal,
+`checkpoint.json`, with the SHA-256 of all. Ranks of another layout read just the blocks they need.
+The schedule, the sample order and dropout are functions of (seed, step, sample), so there is no
+random state to save. A directory that is half-written or altered is skipped with a warning.
 """
 
 import json
@@ -22,211 +21,219 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainers.checkpoint import sharded_tensors
-from trainers.checkpoint.sharded_tensors import Reader
-from trainers.checkpoint.stores import Depot
+from trainers.checkpoint.sharded_tensors import ShardedTensorReader
+from trainers.checkpoint.stores import CheckpointStore
 from trainers.distributed.dtensor import to_local
 from trainers.distributed.mesh import Mesh
-from trainers.distributed.object_collectives import num_ranks, on_all, on_first, rank
+from trainers.distributed.object_collectives import (
+    gather_from_ranks,
+    get_rank,
+    get_world_size,
+    run_on_rank0,
+)
 from trainers.storage import atomic, safetensors
 
-SEAL, STATE = "checkpoint.json", "state.json"
+SEAL_FILE, STATE_FILE = "checkpoint.json", "state.json"
 
 
-class Parts(Protocol):
-    """What this rank holds of a model: `parallelize.Parallel`."""
+class ShardedModel(Protocol):
+    """What this rank holds of a model; a `ParallelModel`."""
 
     @property
     def mesh(self) -> Mesh:
-        """The layout over all ranks, and this rank's place in it."""
+        """The mesh of the run."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters by their name in the whole model; one that two stages hold is in both."""
+        """Yield this rank's parameters by their names in the whole model."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its step, and its directory on this machine.
-
-    fetch: what sees to it that a file lies there.
-    """
+    """A complete checkpoint. directory: on this machine. fetch: copies a file there if need be."""
 
     step: int
     directory: Path
     fetch: Callable[[str], None] = field(default=lambda file: None, compare=False)
 
-    def state(self) -> dict[str, Any]:
-        """What `save` was given as `state`."""
-        self.fetch(STATE)
-        state: dict[str, Any] = json.loads((self.directory / STATE).read_text())
+    def load_state(self) -> dict[str, Any]:
+        """Return the `state` that was saved."""
+        self.fetch(STATE_FILE)
+        state: dict[str, Any] = json.loads((self.directory / STATE_FILE).read_text())
         return state
 
-    def restore(self, parts: Parts, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Load this rank's weights, and where an optimizer is given its moments.
+    def restore(self, model: ShardedModel, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Load this rank's weights, and with an optimizer their moments. Not collective.
 
-        No rank waits for another. Raises CheckpointError where the model is another one.
+        Raises CheckpointError where the checkpoint is of another model.
         """
-        with Reader(self.directory, self.fetch) as reader, torch.no_grad():
-            for name, parameter in parts.named_parameters():
-                to_local(parameter).copy_(reader.part(name, parameter))
+        with ShardedTensorReader(self.directory, self.fetch) as reader, torch.no_grad():
+            for name, parameter in model.named_parameters():
+                to_local(parameter).copy_(reader.read_shard(name, parameter))
                 if optimizer is not None:
                     _restore_moments(reader, name, parameter, optimizer)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole parameters, one at a time, on the CPU."""
-        with Reader(self.directory, self.fetch) as reader:
-            for name in reader.kinds:
-                yield name, reader.whole(name)
+    def iter_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield whole parameters by name, one at a time, on the CPU."""
+        with ShardedTensorReader(self.directory, self.fetch) as reader:
+            for name in reader.moment_kinds:
+                yield name, reader.read_tensor(name)
 
 
-def save(
-    depot: Depot,
+def save_checkpoint(
+    store: CheckpointStore,
     step: int,
-    parts: Parts,
+    model: ShardedModel,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Write the checkpoint of `step` into `depot`; it appears only when it is whole.
+    """Write the checkpoint of `step`, atomically. Collective; it exists once this returns.
 
-    Every rank calls this, and it is there when it returns. state: plain values, of rank 0. OSError
-    on every rank where one could not write.
+    state: plain values, of rank 0. Raises OSError on every rank where one could not write.
     """
-    name = _name(step)
-    begun = on_first(lambda: depot.begin(name))
-    held = _owned(parts, optimizer)
-    written = on_all(lambda: _write_pieces(depot, begun, held))
+    name = _step_name(step)
+    staging = run_on_rank0(lambda: store.create_staging(name))
+    tensors = _owned_tensors(model, optimizer)
+    written = gather_from_ranks(lambda: _write_shards(store, staging, tensors))
 
-    def finish() -> dict[str, str]:
-        aside = depot.aside(begun)
-        sharded_tensors.write_index(aside, sharded_tensors.joined([index for index, _ in written]))
-        (aside / STATE).write_text(json.dumps(state))
-        digests = {name: atomic.sha256(aside / name) for name in (sharded_tensors.INDEX, STATE)}
-        for _, of_rank in written:
-            digests |= of_rank
-        (aside / SEAL).write_text(json.dumps(digests, indent=2))
-        for file in (sharded_tensors.INDEX, STATE, SEAL):
-            depot.keep(aside, file)
-        depot.reveal(begun, name)
+    def seal_checkpoint() -> dict[str, str]:
+        directory = store.staging_directory(staging)
+        sharded_tensors.write_index(
+            directory, sharded_tensors.merge_indexes([index for index, _ in written])
+        )
+        (directory / STATE_FILE).write_text(json.dumps(state))
+        listed = (sharded_tensors.INDEX_FILE, STATE_FILE)
+        digests = {file: atomic.file_sha256(directory / file) for file in listed}
+        for _, rank_digests in written:
+            digests |= rank_digests
+        (directory / SEAL_FILE).write_text(json.dumps(digests, indent=2))
+        for file in (*listed, SEAL_FILE):  # the seal last: in a remote store it is the commit
+            store.store_file(directory, file)
+        store.commit_staging(staging, name)
         return digests
 
-    return _checkpoint(depot, step, on_first(finish))
+    return _make_checkpoint(store, step, run_on_rank0(seal_checkpoint))
 
 
-def find(depot: Depot, step: int) -> Checkpoint | None:
-    """The checkpoint of `step`, where it exists and is whole; every rank calls this.
-
-    Each rank verifies some of its files, its own of the same layout among them.
-    """
-    name = _name(step)
-    listed = on_first(lambda: _seal(depot, name))
-    if listed is None:
+def find_checkpoint(store: CheckpointStore, step: int) -> Checkpoint | None:
+    """Return the checkpoint of `step` if it exists and is complete. Collective."""
+    name = _step_name(step)
+    digests = run_on_rank0(lambda: _read_seal(store, name))
+    if digests is None:
         return None
-    own = sorted(listed)[(rank() + 1) % num_ranks() :: num_ranks()]
-    flaws = on_all(lambda: depot.flaw(name, {file: listed[file] for file in own}))
-    unsealed = {sharded_tensors.INDEX, STATE} - set(listed)
-    if unsealed:
-        flaws = [f"{SEAL} is missing or unreadable"]
-    damage = on_first(lambda: next((flaw for flaw in flaws if flaw is not None), None))
+    # Each rank verifies some files: those include its own shards if the layout is the same.
+    own = sorted(digests)[(get_rank() + 1) % get_world_size() :: get_world_size()]
+    damages = gather_from_ranks(
+        lambda: store.find_corruption(name, {file: digests[file] for file in own})
+    )
+    if {sharded_tensors.INDEX_FILE, STATE_FILE} - set(digests):
+        damages = [f"{SEAL_FILE} is missing or unreadable"]
+    damage = run_on_rank0(lambda: next((each for each in damages if each is not None), None))
     if damage is None:
-        return _checkpoint(depot, step, listed)
-    if rank() == 0:
-        warnings.warn(f"skipping {depot}/{name}: {damage}", stacklevel=2)
+        return _make_checkpoint(store, step, digests)
+    if get_rank() == 0:
+        warnings.warn(f"skipping {store}/{name}: {damage}", stacklevel=2)
     return None
 
 
-def latest(depot: Depot) -> Checkpoint | None:
-    """The newest whole checkpoint in `depot`, or None; every rank calls this."""
-    for step in reversed(on_first(lambda: _steps(depot))):
-        checkpoint = find(depot, step)
+def find_latest(store: CheckpointStore) -> Checkpoint | None:
+    """Return the newest complete checkpoint in `store`, or None. Collective."""
+    for step in reversed(run_on_rank0(lambda: _list_steps(store))):
+        checkpoint = find_checkpoint(store, step)
         if checkpoint is not None:
             return checkpoint
     return None
 
 
-def adopt(depot: Depot, other: Depot, step: int) -> bool:
-    """Put the checkpoint of `step` in `other` into `depot`, too; whether there is a whole one.
+def copy_from(store: CheckpointStore, source: CheckpointStore, step: int) -> bool:
+    """Copy the checkpoint of `step` from `source` into `store`; return whether it is complete.
 
     One process calls this, while nobody writes to either.
     """
-    held = find(other, step)
-    if held is None:
+    checkpoint = find_checkpoint(source, step)
+    if checkpoint is None:
         return False
-    name = _name(step)
-    digests: dict[str, str] = json.loads(other.read(name, SEAL))
-    begun = depot.begin(name)
-    aside = depot.aside(begun)
+    name = _step_name(step)
+    digests: dict[str, str] = json.loads(source.read_file(name, SEAL_FILE))
+    staging = store.create_staging(name)
+    directory = store.staging_directory(staging)
     for file in digests:
-        (aside / file).unlink(missing_ok=True)
-        os.link(held.directory / file, aside / file)
-        depot.keep(aside, file)
-    (aside / SEAL).write_text(json.dumps(digests, indent=2))
-    depot.keep(aside, SEAL)
-    depot.reveal(begun, name)
+        (directory / file).unlink(missing_ok=True)
+        os.link(checkpoint.directory / file, directory / file)
+        store.store_file(directory, file)
+    (directory / SEAL_FILE).write_text(json.dumps(digests, indent=2))
+    store.store_file(directory, SEAL_FILE)
+    store.commit_staging(staging, name)
     return True
 
 
-def prune(depot: Depot, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best, and what a kill left behind.
+def prune_checkpoints(store: CheckpointStore, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best, and leftovers of killed processes.
 
-    Rank 0 alone calls this, when no other saves.
+    Rank 0 alone calls this, while nobody saves.
     """
-    depot.sweep(SEAL)
-    for step in _steps(depot)[:-keep]:
+    store.remove_unsealed(SEAL_FILE)
+    for step in _list_steps(store)[:-keep]:
         if step != best_step:
-            depot.remove(_name(step))
+            store.remove(_step_name(step))
 
 
-def _owned(parts: Parts, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The weights and moments of which this rank writes its part."""
-    mesh, own = parts.mesh, dict(parts.named_parameters())
-    for name in _names_of_earlier_stages(mesh, list(own)):
-        own.pop(name, None)
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    held: dict[str, Tensor] = {}
-    for name, parameter in own.items():
-        assert id(parameter) in known, f"{name} is gathered or not trained: reshard before saving"
-        held[name] = parameter
+def _owned_tensors(model: ShardedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the weights and moments whose local shard this rank must write."""
+    mesh, parameters = model.mesh, dict(model.named_parameters())
+    for name in _names_of_earlier_stages(mesh, list(parameters)):
+        parameters.pop(name, None)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        # FSDP swaps in whole parameters while a unit is gathered; the optimizer has the shards.
+        assert id(parameter) in trained, f"{name} is gathered or not trained: reshard before saving"
+        tensors[name] = parameter
         for kind, moment in optimizer.state.get(parameter, {}).items():
             if isinstance(moment, Tensor):
-                held[f"{name}/{kind}"] = moment
-    return {name: tensor for name, tensor in held.items() if sharded_tensors.owns(tensor, mesh)}
+                tensors[f"{name}/{kind}"] = moment
+    return {name: t for name, t in tensors.items() if sharded_tensors.is_owner(t, mesh)}
 
 
 def _names_of_earlier_stages(mesh: Mesh, names: list[str]) -> set[str]:
-    """What pipeline ranks before this one hold as well; all ranks of a pipeline call this."""
-    if mesh.devices is None or mesh.layout.pp == 1:
+    """Return what pipeline ranks before this one hold as well. Collective over a pipeline."""
+    if mesh.device_mesh is None or mesh.layout.pp == 1:
         return set()
-    of_ranks: list[list[str]] = [[]] * mesh.layout.pp
-    dist.all_gather_object(of_ranks, names, group=mesh.devices.get_group("pp"))
-    return {name for held in of_ranks[: mesh.pp_rank] for name in held}
+    names_by_rank: list[list[str]] = [[]] * mesh.layout.pp
+    dist.all_gather_object(names_by_rank, names, group=mesh.device_mesh.get_group("pp"))
+    return {name for earlier in names_by_rank[: mesh.pp_rank] for name in earlier}
 
 
-def _write_pieces(
-    depot: Depot, begun: str, held: dict[str, Tensor]
+def _write_shards(
+    store: CheckpointStore, staging: str, tensors: dict[str, Tensor]
 ) -> tuple[sharded_tensors.Index, dict[str, str]]:
-    """Write this rank's file; the index of it, and its SHA-256 by name, none where it is empty."""
-    aside = depot.aside(begun)
-    parts = {name: to_local(tensor) for name, tensor in held.items()}
-    parts = {name: part for name, part in parts.items() if part.numel()}
-    if not parts:
-        return sharded_tensors.described(rank(), held), {}
-    file = sharded_tensors.file_of(rank())
-    safetensors.write(aside / file, parts, parts.items())
-    digest = atomic.sha256(aside / file)
-    depot.keep(aside, file)
-    return sharded_tensors.described(rank(), held), {file: digest}
+    """Write this rank's file; return its index, and its SHA-256 by name, {} where it is empty."""
+    index = sharded_tensors.describe_tensors(get_rank(), tensors)
+    shards = {name: to_local(tensor) for name, tensor in tensors.items()}
+    shards = {name: shard for name, shard in shards.items() if shard.numel()}
+    if not shards:  # fewer rows than ranks: this one's part of every tensor may be empty
+        return index, {}
+    directory, file = store.staging_directory(staging), sharded_tensors.shard_file(get_rank())
+    safetensors.write_tensors(directory / file, shards, shards.items())
+    digest = atomic.file_sha256(directory / file)
+    store.store_file(directory, file)
+    return index, {file: digest}
 
 
 def _restore_moments(
-    reader: Reader, name: str, parameter: nn.Parameter, optimizer: torch.optim.Optimizer
+    reader: ShardedTensorReader,
+    name: str,
+    parameter: nn.Parameter,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     moments = {}
-    for kind in reader.kinds[name]:
+    for kind in reader.moment_kinds[name]:
         key = f"{name}/{kind}"
         if reader.index[key].shape == ():
-            moments[kind] = reader.whole(key).to(_scalar_device(parameter, optimizer))
+            moments[kind] = reader.read_tensor(key).to(_scalar_device(parameter, optimizer))
             continue
-        moment = reader.part(key, parameter).to(parameter.device)
+        moment = reader.read_shard(key, parameter).to(parameter.device)
         if isinstance(parameter, DTensor):
+            # Shape and stride must be given: torch would infer them from even shards.
             moment = DTensor.from_local(
                 moment,
                 parameter.device_mesh,
@@ -240,37 +247,38 @@ def _restore_moments(
 
 
 def _scalar_device(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> torch.device:
-    """Where torch's optimizers keep a count of steps: fused ones beside the parameter."""
+    """Return where torch's optimizers keep the step count: fused ones beside the parameter."""
     for group in optimizer.param_groups:
         if any(parameter is other for other in group["params"]):
-            beside = group.get("fused") or group.get("capturable")
-            return parameter.device if beside else torch.device("cpu")
+            on_device = group.get("fused") or group.get("capturable")
+            return parameter.device if on_device else torch.device("cpu")
     raise AssertionError("a parameter that is not trained has no moments")
 
 
-def _checkpoint(depot: Depot, step: int, digests: dict[str, str]) -> Checkpoint:
-    name = _name(step)
+def _make_checkpoint(store: CheckpointStore, step: int, digests: dict[str, str]) -> Checkpoint:
+    name = _step_name(step)
     return Checkpoint(
-        step, depot.directory / name, lambda file: depot.fetch(name, file, digests[file])
+        step, store.directory / name, lambda file: store.fetch_file(name, file, digests[file])
     )
 
 
-def _seal(depot: Depot, name: str) -> dict[str, str] | None:
-    """SHA-256 by file; {} where that cannot be read, None where there is no checkpoint."""
-    if name not in depot.names():
+def _read_seal(store: CheckpointStore, name: str) -> dict[str, str] | None:
+    """Return SHA-256 by file; {} if it is unreadable, None if there is no checkpoint."""
+    if name not in store.list_names():
         return None
     try:
-        listed = json.loads(depot.read(name, SEAL))
+        digests = json.loads(store.read_file(name, SEAL_FILE))
     except (OSError, ValueError):
         return {}
-    sound = isinstance(listed, dict) and all(Path(file).name == file for file in listed)
-    return listed if sound else {}  # a name that leads elsewhere is none that was written here
+    # Never follow a name that leads out of the directory.
+    is_valid = isinstance(digests, dict) and all(Path(file).name == file for file in digests)
+    return digests if is_valid else {}
 
 
-def _name(step: int) -> str:
+def _step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _steps(depot: Depot) -> list[int]:
-    names = [name for name in depot.names() if name.startswith("step-")]
+def _list_steps(store: CheckpointStore) -> list[int]:
+    names = [name for name in store.list_names() if name.startswith("step-")]
     return sorted(int(name.removeprefix("step-")) for name in names)

@@ -1,7 +1,8 @@
-"""Tensors in pieces: which a rank writes, and how any rank reads what it needs of them.
+"""Sharded tensors on disk: which shards a rank writes, and how any rank reads any block.
 
-`index.json` says for each tensor its type, its whole shape, and where its pieces are: the rank that
-wrote it, hence the file, and the block that it is of the whole. Knows no layout but by its meshes.
+`index.json` gives for each tensor its dtype, its whole shape, and its pieces: the rank that wrote
+one, hence the file, and the block of the whole that it is. Blocks may be uneven, and a rank whose
+block is empty writes no piece; so a reader intersects blocks and never assumes a layout.
 """
 
 import json
@@ -18,144 +19,152 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cluster.errors import BerthaError
-from trainers.distributed.dtensor import to_local
-from trainers.distributed.extents import Extent, extent, overlap, slices
-from trainers.distributed.mesh import NAMES, Mesh
-from trainers.storage.safetensors import DTYPES
-from trainers.storage.safetensors import NAMES as DTYPE_NAMES
+from trainers.distributed.dtensor import (
+    ShardExtent,
+    intersect_extents,
+    shard_extent,
+    slices_within,
+    to_local,
+)
+from trainers.distributed.mesh import MESH_DIMS, Mesh
+from trainers.storage.safetensors import DTYPE_NAMES, DTYPES
 
-INDEX = "index.json"
+INDEX_FILE = "index.json"
 
 
 class CheckpointError(BerthaError):
-    """A checkpoint that is not of this model; the text names the tensor."""
+    """A checkpoint of another model; the message names the tensor."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor on disk. pieces: (rank that wrote it, block of the whole); they tile the whole."""
+class TensorMetadata:
+    """A tensor on disk. pieces: (rank that wrote it, block); together they tile the whole."""
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[tuple[int, Extent], ...]
+    pieces: tuple[tuple[int, ShardExtent], ...]
 
 
-Index = dict[str, Stored]
+Index = dict[str, TensorMetadata]
 
 
-def file_of(rank: int) -> str:
-    """The file that holds the pieces of `rank`."""
+def shard_file(rank: int) -> str:
+    """Return the name of the file with the pieces of `rank`."""
     return f"pieces-{rank:05d}.safetensors"
 
 
-def owns(tensor: Tensor, mesh: Mesh) -> bool:
-    """Whether this rank is the first, of the ranks of its stage, that hold the same piece."""
-    if mesh.devices is None:
+def is_owner(tensor: Tensor, mesh: Mesh) -> bool:
+    """Return whether this rank is the first of its stage that holds this piece of `tensor`."""
+    if mesh.device_mesh is None:
         return True
-    cut: set[str] = set()
+    sharded: set[str] = set()  # mesh dimensions along which ranks hold different pieces
     if isinstance(tensor, DTensor):
         names = tensor.device_mesh.mesh_dim_names
-        assert names is not None and set(names) <= set(NAMES), "meshes are parts of the run's"
-        placed = zip(names, tensor.placements, strict=True)
-        cut = {name for name, placement in placed if not placement.is_replicate()}
-    return all(mesh.devices.get_local_rank(name) == 0 for name in NAMES[1:] if name not in cut)
+        assert names is not None and set(names) <= set(MESH_DIMS), "meshes are parts of the run's"
+        placements = zip(names, tensor.placements, strict=True)
+        sharded = {name for name, placement in placements if not placement.is_replicate()}
+    copied = [name for name in MESH_DIMS[1:] if name not in sharded]  # all but pp: other layers
+    return all(mesh.device_mesh.get_local_rank(name) == 0 for name in copied)
 
 
-def described(rank: int, held: Mapping[str, Tensor]) -> Index:
-    """The index of what one rank writes of the tensors `held`; an empty part is no piece."""
+def describe_tensors(rank: int, tensors: Mapping[str, Tensor]) -> Index:
+    """Return the index of the shards that `rank` writes of `tensors`."""
     index: Index = {}
-    for name, tensor in held.items():
-        part = extent(tensor)
-        assert part[0] == to_local(tensor).shape, f"{name} is not cut as its placements say"
-        pieces = ((rank, part),) if prod(part[0]) else ()
-        index[name] = Stored(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), pieces)
+    for name, tensor in tensors.items():
+        extent = shard_extent(tensor)
+        assert extent.shape == to_local(tensor).shape, f"{name} is not cut as its placements say"
+        pieces = ((rank, extent),) if prod(extent.shape) else ()
+        index[name] = TensorMetadata(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), pieces)
     return index
 
 
-def joined(parts: list[Index]) -> Index:
-    """The index of all ranks, of the index of each."""
-    whole: Index = {}
-    for part in parts:
-        for name, stored in part.items():
-            before = whole.get(name, Stored(stored.dtype, stored.shape, ()))
-            assert (before.dtype, before.shape) == (stored.dtype, stored.shape), name
-            whole[name] = Stored(stored.dtype, stored.shape, before.pieces + stored.pieces)
-    for name, stored in whole.items():
-        sizes = [prod(shape) for _, (shape, _) in stored.pieces]
-        assert sum(sizes) == prod(stored.shape), f"the pieces of {name} do not make it up"
-    return whole
+def merge_indexes(indexes: list[Index]) -> Index:
+    """Merge the indexes of all ranks."""
+    merged: Index = {}
+    for index in indexes:
+        for name, tensor in index.items():
+            before = merged.get(name, TensorMetadata(tensor.dtype, tensor.shape, ()))
+            assert (before.dtype, before.shape) == (tensor.dtype, tensor.shape), name
+            merged[name] = TensorMetadata(tensor.dtype, tensor.shape, before.pieces + tensor.pieces)
+    for name, tensor in merged.items():
+        size = sum(prod(extent.shape) for _, extent in tensor.pieces)
+        assert size == prod(tensor.shape), f"the pieces of {name} do not make it up"
+    return merged
 
 
 def write_index(directory: Path, index: Index) -> None:
     """Write `index.json`."""
     rows = {
         name: {
-            "dtype": stored.dtype,
-            "shape": stored.shape,
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
             "pieces": [
-                {"rank": rank, "offsets": offsets, "shape": shape}
-                for rank, (shape, offsets) in stored.pieces
+                {"rank": rank, "offsets": extent.offsets, "shape": extent.shape}
+                for rank, extent in tensor.pieces
             ],
         }
-        for name, stored in index.items()
+        for name, tensor in index.items()
     }
-    (directory / INDEX).write_text(json.dumps(rows))
+    (directory / INDEX_FILE).write_text(json.dumps(rows))
 
 
 def read_index(directory: Path) -> Index:
-    """What `write_index` wrote."""
-    rows: dict[str, Any] = json.loads((directory / INDEX).read_text())
+    """Read `index.json`."""
+    rows: dict[str, Any] = json.loads((directory / INDEX_FILE).read_text())
     return {
-        name: Stored(
+        name: TensorMetadata(
             row["dtype"],
             tuple(row["shape"]),
-            tuple((p["rank"], (tuple(p["shape"]), tuple(p["offsets"]))) for p in row["pieces"]),
+            tuple(
+                (piece["rank"], ShardExtent(tuple(piece["shape"]), tuple(piece["offsets"])))
+                for piece in row["pieces"]
+            ),
         )
         for name, row in rows.items()
     }
 
 
-class Reader:
-    """The tensors of a checkpoint, read block by block; a context that closes its files.
+class ShardedTensorReader:
+    """Reads tensors of a checkpoint block by block; a context manager that closes its files.
 
-    fetch: called with the name of a file before it is read. kinds: of each parameter the kinds of
-    its moments; those are tensors `parameter/kind`.
+    fetch: called with the name of a file before it is read. moment_kinds: by parameter; moments
+    are tensors named `parameter/kind`.
     """
 
     def __init__(self, directory: Path, fetch: Callable[[str], None]) -> None:
-        fetch(INDEX)
+        fetch(INDEX_FILE)
         self.directory, self.index, self._fetch = directory, read_index(directory), fetch
-        self.kinds: dict[str, list[str]] = {}
+        self.moment_kinds: dict[str, list[str]] = {}
         for key in self.index:
             name, _, kind = key.rpartition("/")
-            self.kinds.setdefault(name or kind, []).extend([kind] if name else [])
+            self.moment_kinds.setdefault(name or kind, []).extend([kind] if name else [])
         self._stack, self._files = ExitStack(), dict[int, Any]()
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "ShardedTensorReader":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def whole(self, name: str) -> Tensor:
-        """The tensor `name`, on the CPU."""
-        shape = self._stored(name).shape
-        return self._block(name, (shape, (0,) * len(shape)))
+    def read_tensor(self, name: str) -> Tensor:
+        """Read the whole tensor `name` to the CPU."""
+        shape = self._get_metadata(name).shape
+        return self._read_block(name, ShardExtent(shape, (0,) * len(shape)))
 
-    def part(self, name: str, like: Tensor) -> Tensor:
-        """The part of the tensor `name` that this rank holds of `like`, on the CPU.
+    def read_shard(self, name: str, like: Tensor) -> Tensor:
+        """Read the part of the tensor `name` that this rank holds of `like`, to the CPU.
 
-        Raises CheckpointError where `like` is of another shape.
+        Raises CheckpointError where `like` has another shape.
         """
-        stored = self._stored(name)
-        if stored.shape != tuple(like.shape):
+        shape = self._get_metadata(name).shape
+        if shape != tuple(like.shape):
             raise CheckpointError(
-                f"{self.directory}: {name} is {list(stored.shape)}, the model's is "
+                f"{self.directory}: {name} is {list(shape)}, the model's is "
                 f"{list(like.shape)}; resume with the recipe that wrote the checkpoint"
             )
-        return self._block(name, extent(like))
+        return self._read_block(name, shard_extent(like))
 
-    def _stored(self, name: str) -> Stored:
+    def _get_metadata(self, name: str) -> TensorMetadata:
         if name not in self.index:
             raise CheckpointError(
                 f"{self.directory} holds no {name}: it is of another model; resume with the "
@@ -163,20 +172,22 @@ class Reader:
             )
         return self.index[name]
 
-    def _block(self, name: str, wanted: Extent) -> Tensor:
-        stored = self.index[name]
-        block = torch.empty(wanted[0], dtype=DTYPES[stored.dtype])
-        for rank, piece in stored.pieces:
-            common = overlap(piece, wanted)
+    def _read_block(self, name: str, wanted: ShardExtent) -> Tensor:
+        tensor = self.index[name]
+        block = torch.empty(wanted.shape, dtype=DTYPES[tensor.dtype])
+        for rank, piece in tensor.pieces:
+            common = intersect_extents(piece, wanted)
             if common is not None:
-                block[slices(common, wanted[1])] = self._read(name, rank, slices(common, piece[1]))
+                source = slices_within(common, piece.offsets)
+                target = slices_within(common, wanted.offsets)
+                block[target] = self._read_slice(name, rank, source)
         return block
 
-    def _read(self, name: str, rank: int, where: tuple[slice, ...]) -> Tensor:
+    def _read_slice(self, name: str, rank: int, where: tuple[slice, ...]) -> Tensor:
         if rank not in self._files:
-            self._fetch(file_of(rank))
-            path = self.directory / file_of(rank)
+            self._fetch(shard_file(rank))
+            path = self.directory / shard_file(rank)
             self._files[rank] = self._stack.enter_context(safe_open(path, framework="pt"))
         file = self._files[rank]
-        piece: Tensor = file.get_slice(name)[where] if where else file.get_tensor(name)
-        return piece
+        values: Tensor = file.get_slice(name)[where] if where else file.get_tensor(name)
+        return values

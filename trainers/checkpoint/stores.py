@@ -1,169 +1,128 @@
-"""Where the checkpoints of a run lie: in a directory that all ranks see, or in a store.
+"""Where the checkpoints of a run are stored: in a directory that all ranks see, or in a store.
 
-A depot holds directories by name, of which one file, the seal, says what belongs to it. In a store
-a directory is there when its seal is, which goes up last; each machine then has a directory of its
-own for what its ranks write before that, and for what they fetch: only the files that they need,
-verified once they have come. Knows no tensors.
+A checkpoint is a directory, of which one file, the seal, lists all others. On a shared disk it is
+written under a temporary name and renamed. A store cannot rename: there the seal is uploaded last,
+and a directory without one does not count. Each machine then has a directory of its own for what
+its ranks write before the upload and for the files they fetch, which are verified on arrival.
 """
 
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock
 
 from trainers.storage import atomic
-from trainers.storage.object_store import Absent, ObjectStore, StoreError
-
-
-class Depot(Protocol):
-    """Directories by name. Whoever it is for, all ranks have the same; str() says where it is."""
-
-    @property
-    def directory(self) -> Path:
-        """Where this machine has the directories, or the files of them that it fetched."""
-
-    def names(self) -> list[str]:
-        """The names of all directories, whole or not."""
-
-    def begin(self, name: str) -> str:
-        """Make room for a new directory; rank 0 alone calls this. What `aside` takes."""
-
-    def aside(self, begun: str) -> Path:
-        """The directory of this machine that this rank writes its files into."""
-
-    def keep(self, aside: Path, file: str) -> None:
-        """Take over a file that this rank has written there."""
-
-    def reveal(self, begun: str, name: str) -> None:
-        """Give the directory its name, its seal being kept; rank 0 alone calls this."""
-
-    def read(self, name: str, file: str) -> bytes:
-        """A small file. Raises OSError where it cannot be had."""
-
-    def fetch(self, name: str, file: str, digest: str) -> None:
-        """See to it that a file of that SHA-256 lies on this machine."""
-
-    def flaw(self, name: str, expected: Mapping[str, str]) -> str | None:
-        """The first file of `expected` (name to SHA-256) that is missing or altered, in words."""
-
-    def remove(self, name: str) -> None:
-        """Remove a directory."""
-
-    def sweep(self, seal: str) -> None:
-        """Remove what a kill left of directories before they had a seal of that name."""
+from trainers.storage.filesystem import NotFound, StoreError
+from trainers.storage.store import Store
 
 
 @dataclass(frozen=True)
-class OnDisk:
-    """A directory that all ranks see."""
+class CheckpointStore:
+    """Checkpoints by name; all ranks have the same one.
+
+    directory: that all ranks see, or where a store is given, of this machine and shared by its
+    ranks. store: keeps the checkpoints in its folder of the directory's name.
+    """
 
     directory: Path
+    store: Store | None = None
 
     def __str__(self) -> str:
-        return str(self.directory)
+        if self.store is None:
+            return str(self.directory)
+        return f"{self.store.address}/{self.directory.name}"
 
-    def names(self) -> list[str]:
-        return [path.name for path in self.directory.glob("[!.]*") if path.is_dir()]
+    def list_names(self) -> list[str]:
+        """List the names of all checkpoints, whole or not."""
+        if self.store is None:
+            return [path.name for path in self.directory.glob("[!.]*") if path.is_dir()]
+        paths = self.store.list_files(self.directory.name)
+        return sorted({path.split("/")[1] for path in paths})
 
-    def begin(self, name: str) -> str:
-        return atomic.begin(self.directory / name).name
-
-    def aside(self, begun: str) -> Path:
-        return self.directory / begun
-
-    def keep(self, aside: Path, file: str) -> None:
-        """It lies where it is kept."""
-
-    def reveal(self, begun: str, name: str) -> None:
-        atomic.reveal(self.directory / begun, self.directory / name)
-
-    def read(self, name: str, file: str) -> bytes:
-        return (self.directory / name / file).read_bytes()
-
-    def fetch(self, name: str, file: str, digest: str) -> None:
-        """It is here."""
-
-    def flaw(self, name: str, expected: Mapping[str, str]) -> str | None:
-        return atomic.flaw(self.directory / name, expected)
-
-    def remove(self, name: str) -> None:
-        shutil.rmtree(self.directory / name)
-
-    def sweep(self, seal: str) -> None:
-        for leftover in self.directory.glob(".*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class InStore:
-    """A folder of a store. directory: of this machine, shared by its ranks."""
-
-    store: ObjectStore
-    folder: str
-    directory: Path
-
-    def __str__(self) -> str:
-        return f"{self.store.address}/{self.folder}"
-
-    def names(self) -> list[str]:
-        return sorted({path.split("/")[1] for path in self.store.files(self.folder)})
-
-    def begin(self, name: str) -> str:
-        self.remove(name)
+    def create_staging(self, name: str) -> str:
+        """Make room for a new checkpoint, on rank 0 alone; return the name of its staging."""
+        if self.store is None:
+            return atomic.create_temporary(self.directory / name).name
+        self.remove(name)  # the seal of an older one would vouch for new files
         return name
 
-    def aside(self, begun: str) -> Path:
-        # What lies here of others has been uploaded, and would fill the disk.
-        for other in self.directory.glob("*"):
-            if other.name != begun:
-                shutil.rmtree(other, ignore_errors=True)
-        own = self.directory / begun
-        own.mkdir(parents=True, exist_ok=True)
+    def staging_directory(self, staging: str) -> Path:
+        """Return the directory of this machine that this rank writes its files into."""
+        own = self.directory / staging
+        if self.store is not None:
+            # Older checkpoints here have been uploaded, and would fill the disk.
+            for other in self.directory.glob("*"):
+                if other != own:
+                    shutil.rmtree(other, ignore_errors=True)
+            own.mkdir(parents=True, exist_ok=True)
         return own
 
-    def keep(self, aside: Path, file: str) -> None:
-        self.store.put(aside / file, f"{self.folder}/{aside.name}/{file}")
+    def store_file(self, directory: Path, file: str) -> None:
+        """Upload a file that this rank has written into its staging directory."""
+        if self.store is not None:
+            self.store.put_file(directory / file, self._key(directory.name, file))
 
-    def reveal(self, begun: str, name: str) -> None:
-        """Its seal has revealed it."""
+    def commit_staging(self, staging: str, name: str) -> None:
+        """Make the checkpoint visible once its seal is stored, on rank 0 alone."""
+        if self.store is None:  # else the seal, stored last, has made it visible
+            atomic.commit_directory(self.directory / staging, self.directory / name)
 
-    def read(self, name: str, file: str) -> bytes:
+    def read_file(self, name: str, file: str) -> bytes:
+        """Read a small file. Raises OSError or StoreError where it cannot be read."""
+        if self.store is None:
+            return (self.directory / name / file).read_bytes()
         try:
-            return self.store.read(f"{self.folder}/{name}/{file}")
-        except Absent as error:
+            return self.store.read_bytes(self._key(name, file))
+        except NotFound as error:
             raise FileNotFoundError(str(error)) from None
 
-    def fetch(self, name: str, file: str, digest: str) -> None:
-        """Raises StoreError where it is missing or altered."""
-        damage = self._fetched(name, file, digest)
-        if damage is not None:
-            raise StoreError(f"{self}/{name}: {damage}")
+    def fetch_file(self, name: str, file: str, digest: str) -> None:
+        """Copy a file to this machine, unless it is there. Raises StoreError where it differs."""
+        if self.store is not None:
+            damage = self._fetch_verified(name, file, digest)
+            if damage is not None:
+                raise StoreError(f"{self}/{name}: {damage}")
 
-    def flaw(self, name: str, expected: Mapping[str, str]) -> str | None:
-        found = (self._fetched(name, file, digest) for file, digest in expected.items())
-        return next((damage for damage in found if damage is not None), None)
+    def find_corruption(self, name: str, expected: Mapping[str, str]) -> str | None:
+        """Describe the first file of `expected` (name to SHA-256) that is missing or altered."""
+        if self.store is None:
+            return atomic.find_corruption(self.directory / name, expected)
+        damages = (self._fetch_verified(name, file, digest) for file, digest in expected.items())
+        return next((damage for damage in damages if damage is not None), None)
 
     def remove(self, name: str) -> None:
-        self.store.remove(f"{self.folder}/{name}")
+        """Remove a checkpoint."""
+        if self.store is None:
+            shutil.rmtree(self.directory / name)
+        else:
+            self.store.remove(self._key(name))
 
-    def sweep(self, seal: str) -> None:
-        held = self.store.files(self.folder)
-        for name in {path.split("/")[1] for path in held}:
-            if f"{self.folder}/{name}/{seal}" not in held:
+    def remove_unsealed(self, seal: str) -> None:
+        """Remove what killed processes left of checkpoints that have no file `seal`."""
+        if self.store is None:
+            for leftover in self.directory.glob(".*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            return
+        paths = self.store.list_files(self.directory.name)
+        for name in {path.split("/")[1] for path in paths}:
+            if self._key(name, seal) not in paths:
                 self.remove(name)
 
-    def _fetched(self, name: str, file: str, digest: str) -> str | None:
-        """Fetch a file that this machine lacks; what is wrong with it."""
-        here = self.directory / name
-        here.mkdir(parents=True, exist_ok=True)
-        with FileLock(here / f".{file}.lock"):  # ranks of this machine read the same
-            if atomic.flaw(here, {file: digest}) is None:
+    def _key(self, *names: str) -> str:
+        return "/".join((self.directory.name, *names))
+
+    def _fetch_verified(self, name: str, file: str, digest: str) -> str | None:
+        """Fetch a file that this machine lacks; describe what is wrong with it."""
+        assert self.store is not None
+        local = self.directory / name
+        local.mkdir(parents=True, exist_ok=True)
+        with FileLock(local / f".{file}.lock"):  # ranks of this machine need the same files
+            if atomic.find_corruption(local, {file: digest}) is None:
                 return None
             try:
-                self.store.get(f"{self.folder}/{name}/{file}", here / file)
-            except Absent:
+                self.store.get_file(self._key(name, file), local / file)
+            except NotFound:
                 return f"{file} is missing"
-            return atomic.flaw(here, {file: digest})
+            return atomic.find_corruption(local, {file: digest})

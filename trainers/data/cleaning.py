@@ -1,7 +1,7 @@
 """Cleanings by name and version: what happens to a text before the tokenizer sees it.
 
-A cleaning is a pure function, the same in training and serving; a change of what one does is a new
-name. Knows no tokenizer and no data set.
+A cleaning is a pure function, the same in training and serving; a change of what one does gets a
+new name.
 """
 
 import html
@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-LONGEST = 1_000_000  # characters of a raw text that are looked at; no model reads so far
+MAX_CHARACTERS = 1_000_000  # of a raw text that are read; no model gets that far
 
 _BLOCKS = (
     "address article aside blockquote body br center dd div dl dt fieldset figcaption figure "
@@ -25,18 +25,20 @@ _INLINES = (
 _ATTRIBUTES = r"""(?:\s++[a-z][\w:.-]*+\s*+=\s*+(?:"[^"<>]*+"|'[^'<>]*+'|[^\s"'<>=]++))*+\s*+/?"""
 
 
-def _tags(names: str) -> str:
+def _tag_pattern(names: str) -> str:
     return rf"</?(?:{'|'.join(names.split())})(?![\w:.-]){_ATTRIBUTES}>"
 
 
-_BLOCK = re.compile(rf"{_tags(_BLOCKS)}|<!--[^<>]*+(?<=--)>|<!doctype[^<>]*+>", re.IGNORECASE)
-_INLINE = re.compile(_tags(_INLINES), re.IGNORECASE)
+_BLOCK = re.compile(
+    rf"{_tag_pattern(_BLOCKS)}|<!--[^<>]*+(?<=--)>|<!doctype[^<>]*+>", re.IGNORECASE
+)
+_INLINE = re.compile(_tag_pattern(_INLINES), re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def text_v1(text: str) -> str:
-    """A text as a person reads it, on one line.
+    """Clean a text to what a person reads, on one line.
 
     Line breaks, paragraphs and other blocks of HTML become a space, tags inside a line (`<b>`)
     vanish, and what only looks like a tag stays (`<3`, `a < b`). Character references become
@@ -56,9 +58,9 @@ def text_v1(text: str) -> str:
     return text if text.isprintable() else " ".join(_CONTROL.sub(" ", text).split())
 
 
-def none(text: str) -> str:
-    """The text as it is."""
+def keep_unchanged(text: str) -> str:
+    """Return the text as it is."""
     return text
 
 
-CLEANINGS: dict[str, Callable[[str], str]] = {"text-v1": text_v1, "none": none}
+CLEANINGS: dict[str, Callable[[str], str]] = {"text-v1": text_v1, "none": keep_unchanged}

@@ -1,7 +1,7 @@
-"""Labels: what a label column says, and the targets that a model learns.
+"""Labels: parse a label column, and build the targets that a model learns.
 
 The one place that knows that a column may hold names, indices, `1.0` for 1, several labels in one
-cell, or numbers to predict. Knows no texts and no tokens.
+cell, or numbers to predict.
 """
 
 import json
@@ -13,21 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from trainers.config.recipe import Data, Task
+from trainers.config.recipe import Task
+from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
-from trainers.data.readers import Skips
-from trainers.data.sources import Rows, is_missing
+from trainers.data.readers import SkipCounter
+from trainers.data.sources import RawRows, is_missing
 
 # The classes of a row (one for classification, none for masked-lm), or the number to predict.
 Label = tuple[str, ...] | float
 
 _WHOLE = re.compile(r"(-?[0-9]{1,15})(?:\.0+)?")
-_SHOWN = 20
+_MAX_SHOWN = 20
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def parse(rows: Rows, task: Task, data: Data, skips: Skips) -> list[Label | None]:
-    """The label of each row; None, and counted in `skips`, where it cannot be used.
+def parse_labels(
+    rows: RawRows, task: Task, data: DataConfig, skips: SkipCounter
+) -> list[Label | None]:
+    """Parse the label of each row; None, and counted in `skips`, where it cannot be used.
 
     A column of whole numbers written as floats (1.0) is read as whole numbers. Where data.labels or
     the source names the classes and the column holds indices from 0, these become names. Masked-lm
@@ -35,55 +38,55 @@ def parse(rows: Rows, task: Task, data: Data, skips: Skips) -> list[Label | None
     """
     if task == "masked-lm":
         return [()] * len(rows.labels)
-    found: list[Label | None] = []
+    labels: list[Label | None] = []
     for value, number in zip(rows.labels, rows.numbers, strict=True):
         label, reason = _READERS[task](value, data.label_separator)
         if label is None:
-            skips.add(reason, number)
-        found.append(label)
-    return found if task == "regression" else _named(found, rows, data, skips)
+            skips.count_skipped(reason, number)
+        labels.append(label)
+    return labels if task == "regression" else _resolve_names(labels, rows, data, skips)
 
 
-def vocabulary(
+def class_names(
     labels: Sequence[Label], task: Task, given: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The class names in order: `given`, or those of the training rows; () for regression and
-    masked-lm.
+    """Return the class names in order: `given`, or those of the training rows.
 
-    labels: of the training rows. Raises DataError where there is nothing to tell apart.
+    labels: of the training rows. () for regression and masked-lm. Raises DataError where there are
+    not two classes to distinguish.
     """
     if task in ("regression", "masked-lm"):
         return ()
-    met = set(_flat(labels))
-    if task == "classification" and len(met) < 2:
+    present = set(_flatten(labels))
+    if task == "classification" and len(present) < 2:
         raise DataError(
-            f"all training rows have the label {min(met)[:60]!r}; a classifier needs two. "
+            f"all training rows have the label {min(present)[:60]!r}; a classifier needs two. "
             "Is data.label the right column, and does data.filter keep both?"
         )
-    if not met:
+    if not present:
         raise DataError("no training row has a label; is data.label the right column?")
     if given is not None:
         return given
-    return tuple(sorted(met, key=int if all(map(_WHOLE.fullmatch, met)) else None))
+    return tuple(sorted(present, key=int if all(map(_WHOLE.fullmatch, present)) else None))
 
 
-def targets(
-    labels: Sequence[Label], task: Task, names: tuple[str, ...], place: Callable[[int], str]
+def build_targets(
+    labels: Sequence[Label], task: Task, names: tuple[str, ...], locate_row: Callable[[int], str]
 ) -> np.ndarray:
-    """What a model learns: class indices `[n]` int64, for multi-label 0 or 1 `[n, num_labels]`
-    float32, for regression numbers `[n]` float32, for masked-lm unused zeros `[n]` int64.
+    """Build class indices `[n]` int64, for multi-label 0 or 1 `[n, num_labels]` float32.
 
-    place: where a row stands, for the DataError that a label not in `names` raises.
+    For regression numbers `[n]` float32, for masked-lm unused zeros `[n]` int64. locate_row: names
+    the place of a row, for the DataError that a label not in `names` raises.
     """
     if task == "regression":
         return np.array(labels, dtype=np.float32)
     if task == "masked-lm":
         return np.zeros(len(labels), dtype=np.int64)
     index = {name: i for i, name in enumerate(names)}
-    pairs = [(row, name) for row, label in enumerate(labels) for name in _flat([label])]
+    pairs = [(row, name) for row, label in enumerate(labels) for name in _flatten([label])]
     for row, name in pairs:
         if name not in index:
-            raise _unknown(name, place(row), names)
+            raise _unknown_label_error(name, locate_row(row), names)
     columns = np.array([index[name] for _, name in pairs], dtype=np.int64)
     if task == "classification":
         return columns
@@ -92,25 +95,25 @@ def targets(
     return hot
 
 
-def counts(labels: Sequence[Label], names: tuple[str, ...]) -> dict[str, int]:
-    """How many rows have each label, in the order of `names`."""
-    met = Counter(_flat(labels))
-    return {name: met[name] for name in names}
+def count_labels(labels: Sequence[Label], names: tuple[str, ...]) -> dict[str, int]:
+    """Count the rows of each label, in the order of `names`."""
+    counts = Counter(_flatten(labels))
+    return {name: counts[name] for name in names}
 
 
-def _unknown(name: str, place: str, names: tuple[str, ...]) -> DataError:
-    known = ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+def _unknown_label_error(name: str, place: str, names: tuple[str, ...]) -> DataError:
+    known = ", ".join(map(repr, names[:_MAX_SHOWN])) + (", ..." if len(names) > _MAX_SHOWN else "")
     return DataError(
         f"{place}: label {name[:60]!r} is not one of {known}. The classes are data.labels, "
-        "by default those of the training rows: mend the row, or name every class in data.labels"
+        "by default those of the training rows: fix the row, or name every class in data.labels"
     )
 
 
-def _flat(labels: Sequence[Label | None]) -> list[str]:
+def _flatten(labels: Sequence[Label | None]) -> list[str]:
     return [name for label in labels if isinstance(label, tuple) for name in label]
 
 
-def _one(value: Any, separator: str) -> tuple[Label | None, str]:
+def _parse_single(value: Any, separator: str) -> tuple[Label | None, str]:
     if isinstance(value, (list, dict)):
         return None, "label is a list (task: multi-label?)"
     if is_missing(value):
@@ -118,8 +121,8 @@ def _one(value: Any, separator: str) -> tuple[Label | None, str]:
     return (str(value).strip(),), ""
 
 
-def _several(value: Any, separator: str) -> tuple[Label | None, str]:
-    """`a|b`, a list, or a JSON list in a text; an empty one is a row without labels."""
+def _parse_multiple(value: Any, separator: str) -> tuple[Label | None, str]:
+    """Parse `a|b`, a list, or a JSON list in a text; an empty one is a row without labels."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -133,7 +136,7 @@ def _several(value: Any, separator: str) -> tuple[Label | None, str]:
     return tuple(dict.fromkeys(str(item).strip() for item in items if not is_missing(item))), ""
 
 
-def _number(value: Any, separator: str) -> tuple[Label | None, str]:
+def _parse_number(value: Any, separator: str) -> tuple[Label | None, str]:
     if is_missing(value):
         return None, "no label"
     try:
@@ -145,35 +148,41 @@ def _number(value: Any, separator: str) -> tuple[Label | None, str]:
     return None, "label is not a finite number"
 
 
-_READERS = {"classification": _one, "multi-label": _several, "regression": _number}
+_READERS = {
+    "classification": _parse_single,
+    "multi-label": _parse_multiple,
+    "regression": _parse_number,
+}
 
 
-def _named(found: list[Label | None], rows: Rows, data: Data, skips: Skips) -> list[Label | None]:
-    """Whole numbers without decimals, and indices by their names."""
-    met = set(_flat(found))
-    whole = {name: match[1] for name in met if (match := _WHOLE.fullmatch(name))}
-    if len(whole) < len(met):
-        whole = {name: name for name in met}
-    names = _names_of_indices(set(whole.values()), rows.label_names, data.labels)
+def _resolve_names(
+    labels: list[Label | None], rows: RawRows, data: DataConfig, skips: SkipCounter
+) -> list[Label | None]:
+    """Write whole numbers without decimals, and replace indices by their class names."""
+    present = set(_flatten(labels))
+    whole = {name: match[1] for name in present if (match := _WHOLE.fullmatch(name))}
+    if len(whole) < len(present):
+        whole = {name: name for name in present}
+    names = _index_names(set(whole.values()), rows.label_names, data.labels)
     final = {name: names.get(number, number) for name, number in whole.items()}
-    for row, label in enumerate(found):
+    for row, label in enumerate(labels):
         if not isinstance(label, tuple):
             continue
-        if rows.label_names and "-1" in label:  # how hubs mark a held-back label
-            skips.add("no label", rows.numbers[row])
-            found[row] = None
+        if rows.label_names and "-1" in label:  # how hubs mark a label that is withheld
+            skips.count_skipped("no label", rows.numbers[row])
+            labels[row] = None
         else:
-            found[row] = tuple(final[name] for name in label)
-    return found
+            labels[row] = tuple(final[name] for name in label)
+    return labels
 
 
-def _names_of_indices(
-    met: set[str], named: tuple[str, ...], given: tuple[str, ...] | None
+def _index_names(
+    present: set[str], named: tuple[str, ...], given: tuple[str, ...] | None
 ) -> dict[str, str]:
-    """Class names by index, as text; none where the column `met` holds names itself."""
+    """Map indices, as text, to class names; {} where the column holds names itself."""
     names: tuple[str, ...] = ()
     if named:
         names = named if given is None or set(named) <= set(given) else given
-    elif given is not None and not met & set(given):
+    elif given is not None and not present & set(given):
         names = given
     return {str(index): name for index, name in enumerate(names)}

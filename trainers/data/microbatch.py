@@ -1,10 +1,10 @@
-"""One global batch, cut into micro-batches for every rank: pure arithmetic.
+"""Cut a global batch into micro-batches for every rank: pure arithmetic.
 
 The global batch is the unit of mathematics: which samples it holds is a function of (seed, epoch,
 step) alone. How it is cut is the unit of performance: sorted by length, balanced over the
 data-parallel ranks, and within a token budget. Every sample weighs 1 / (size of its global batch)
 wherever it lands, so the weighted sum of micro-batch gradients is the gradient of the whole batch.
-Gradient accumulation is not a setting: it follows. Knows no torch.
+Gradient accumulation is not a setting: it follows.
 """
 
 import itertools
@@ -15,22 +15,23 @@ import numpy as np
 
 from cluster.costmodel.layout import Layout
 
-Rows = np.ndarray  # [n] int64 indices of samples
+RowIndices = np.ndarray  # [n] int64 indices of samples
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples computed together, and what each one weighs in the loss of the global batch."""
+    """Samples computed together, and the weight of each in the loss of the global batch."""
 
-    rows: Rows
+    rows: RowIndices
     weight: float
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a micro-batch costs, in units of one token's linear layers.
+class CutCost:
+    """The cost of a micro-batch, in units of one token's linear layers.
 
-    overhead: tokens that one more micro-batch is worth: launches, and writing weight gradients.
+    overhead: tokens that could be computed in the time one more micro-batch costs for kernel
+    launches and for adding to the weight gradients.
     hidden_size: attention adds length / (6 hidden_size) a token, from 24 s h^2 + 4 s^2 h FLOPs a
     layer (Narayanan et al. 2021, arXiv 2104.04473, appendix). 0: attention is not counted.
     """
@@ -38,60 +39,60 @@ class Cost:
     overhead: float = 0.0
     hidden_size: int = 0
 
-    def of_samples(self, lengths: np.ndarray) -> np.ndarray:
-        """Cost [n] of samples of `lengths` [n] computed without padding."""
+    def sample_costs(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the cost [n] of samples of `lengths` [n] computed without padding."""
         tokens = lengths.astype(np.float64)
         return tokens * (1 + tokens / (6 * self.hidden_size)) if self.hidden_size else tokens
 
 
 def steps_per_epoch(num_samples: int, global_size: int) -> int:
-    """Optimizer steps that see every sample once; the last global batch may be smaller."""
+    """Count the optimizer steps of an epoch; the last global batch may be smaller."""
     return -(-num_samples // global_size)
 
 
-def order(seed: int, epoch: int, num_samples: int) -> Rows:
-    """The order [n] of all samples in `epoch`: a function of its arguments alone."""
+def epoch_order(seed: int, epoch: int, num_samples: int) -> RowIndices:
+    """Return the order [n] of all samples in `epoch`: a function of its arguments alone."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     return generator.permutation(num_samples)
 
 
-def global_batch(ordered: Rows, step_in_epoch: int, global_size: int) -> Rows:
-    """The samples of one optimizer step, given the `order` of its epoch."""
+def global_batch_rows(ordered: RowIndices, step_in_epoch: int, global_size: int) -> RowIndices:
+    """Return the samples of one optimizer step, given the `epoch_order` of its epoch."""
     return ordered[step_in_epoch * global_size : (step_in_epoch + 1) * global_size]
 
 
 @dataclass(frozen=True)
-class Demands:
-    """What a layout demands of a cut beside speed.
+class CutConstraints:
+    """Constraints of a layout on the number of micro-batches of a rank.
 
-    at_least: micro-batches a rank, where samples allow it, so that a pipeline fills. multiple: what
-    divides their number, as interleaved schedules need. alike: every rank computes as many, because
-    each gathers parameters from the others.
+    min_count: the least, where there are samples enough, so that a pipeline fills. multiple: what
+    divides it, as interleaved schedules need. equal_counts: the same on every rank, because each
+    gathers parameters from the others.
     """
 
-    at_least: int = 1
+    min_count: int = 1
     multiple: int = 1
-    alike: bool = False
+    equal_counts: bool = False
 
     @classmethod
-    def of(cls, layout: Layout) -> "Demands":
-        """What a resolved layout demands."""
+    def for_layout(cls, layout: Layout) -> "CutConstraints":
+        """Return the constraints of a resolved layout."""
         return cls(
-            at_least=layout.num_stages,
+            min_count=layout.num_stages,
             multiple=layout.pp if layout.stages_per_rank > 1 else 1,
-            alike=layout.dp_shard > 1,
+            equal_counts=layout.dp_shard > 1,
         )
 
 
-def cut(
-    rows: Rows,
+def cut_batch(
+    rows: RowIndices,
     lengths: np.ndarray,
     num_ranks: int,
     token_budget: int,
-    cost: Cost,
-    demands: Demands = Demands(),
+    cost: CutCost,
+    constraints: CutConstraints = CutConstraints(),
 ) -> list[list[MicroBatch]]:
-    """Cut a global batch: a list of micro-batches for each of `num_ranks`.
+    """Cut a global batch into a list of micro-batches for each of `num_ranks`.
 
     rows: [n] the samples; lengths: [n] their token counts. Padded tokens of a micro-batch stay
     within `token_budget` unless a single sample exceeds it. A rank left without samples gets one
@@ -101,27 +102,32 @@ def cut(
     rows, lengths = rows[longest_first], lengths[longest_first]
     weight = 1.0 / len(rows)
     ranks = []
-    for start, stop in _balance(cost.of_samples(lengths), num_ranks):
+    for start, stop in _balance_ranks(cost.sample_costs(lengths), num_ranks):
         if start == stop:
             ranks.append([MicroBatch(rows[-1:], 0.0)])
             continue
         edges = start + _cheapest_cut(lengths[start:stop], token_budget, cost.overhead)
         spans = itertools.pairwise(edges)
         ranks.append([MicroBatch(rows[a:b], weight) for a, b in spans])
-    together = max(map(len, ranks)) if demands.alike else 0
-    return [_met(share, max(together, demands.at_least), demands, rows[-1:]) for share in ranks]
+    most = max(map(len, ranks)) if constraints.equal_counts else 0
+    return [
+        _apply_constraints(share, max(most, constraints.min_count), constraints, rows[-1:])
+        for share in ranks
+    ]
 
 
-def _met(share: list[MicroBatch], count: int, demands: Demands, shortest: Rows) -> list[MicroBatch]:
-    """`share` cut further, and filled up with a sample of weight 0, to meet `demands`."""
-    count += -count % demands.multiple
-    share = _split(share, count)
-    lacking = count - len(share) if demands.alike else -len(share) % demands.multiple
+def _apply_constraints(
+    share: list[MicroBatch], count: int, constraints: CutConstraints, shortest: RowIndices
+) -> list[MicroBatch]:
+    """Cut `share` further, and fill it up with samples of weight 0, to meet the constraints."""
+    count += -count % constraints.multiple
+    share = _halve_largest(share, count)
+    lacking = count - len(share) if constraints.equal_counts else -len(share) % constraints.multiple
     return share + [MicroBatch(shortest, 0.0)] * lacking
 
 
-def _split(share: list[MicroBatch], count: int) -> list[MicroBatch]:
-    """`share` with its largest micro-batches halved until there are `count`, or none can be."""
+def _halve_largest(share: list[MicroBatch], count: int) -> list[MicroBatch]:
+    """Halve the largest micro-batches until there are `count`, or none can be halved."""
     share = list(share)
     while len(share) < count:
         largest = max(range(len(share)), key=lambda index: len(share[index].rows))
@@ -136,20 +142,21 @@ def _split(share: list[MicroBatch], count: int) -> list[MicroBatch]:
     return share
 
 
-def padding_share(micro_batches: Iterable[MicroBatch], lengths: np.ndarray) -> tuple[int, int]:
-    """(real, computed) tokens of micro-batches, given the `lengths` of all samples."""
+def count_tokens(micro_batches: Iterable[MicroBatch], lengths: np.ndarray) -> tuple[int, int]:
+    """Count the (real, computed) tokens of micro-batches, given the `lengths` of all samples."""
     real = computed = 0
     for micro_batch in micro_batches:
-        of_rows = lengths[micro_batch.rows]
-        real += int(of_rows.sum())
-        computed += int(of_rows.max()) * len(of_rows)
+        tokens = lengths[micro_batch.rows]
+        real += int(tokens.sum())
+        computed += int(tokens.max()) * len(tokens)
     return real, computed
 
 
-def _balance(costs: np.ndarray, num_ranks: int) -> list[tuple[int, int]]:
-    """Contiguous spans of samples, one a rank, whose dearest is as cheap as can be.
+def _balance_ranks(costs: np.ndarray, num_ranks: int) -> list[tuple[int, int]]:
+    """Return contiguous spans of samples, one a rank, whose most expensive is as cheap as can be.
 
-    The linear partition problem, by bisection on the bound.
+    The linear partition problem, by bisection on the bound: spans filled greedily up to a bound
+    reach the end if and only if any partition stays within it.
     """
     if num_ranks == 1:
         return [(0, len(costs))]
@@ -157,32 +164,38 @@ def _balance(costs: np.ndarray, num_ranks: int) -> list[tuple[int, int]]:
     low, high = max(float(costs.max()), ends[-1] / num_ranks), float(ends[-1])
     for _ in range(30):
         bound = (low + high) / 2
-        if _fill(ends, bound, num_ranks)[-1] == len(costs):
+        if _fill_spans(ends, bound, num_ranks)[-1] == len(costs):
             high = bound
         else:
             low = bound
-    edges = _fill(ends, high, num_ranks)
+    edges = _fill_spans(ends, high, num_ranks)
     return list(itertools.pairwise(edges))
 
 
-def _fill(ends: np.ndarray, bound: float, num_ranks: int) -> list[int]:
-    """Edges of spans filled one after another up to `bound`."""
+def _fill_spans(ends: np.ndarray, bound: float, num_ranks: int) -> list[int]:
+    """Return the edges of spans filled one after another up to `bound`."""
     edges = [0]
     for _ in range(num_ranks):
+        # The last bits of a sum must not push a sample out of a span that is exactly full.
         limit = ends[edges[-1]] + bound * (1 + 1e-12)
         edges.append(int(np.searchsorted(ends, limit, side="right")) - 1)
     return edges
 
 
 def _cheapest_cut(lengths: np.ndarray, token_budget: int, overhead: float) -> np.ndarray:
-    """Edges of the cut of `lengths` (descending) that costs the fewest padded tokens.
+    """Return the edges of the cut of `lengths` (descending) that costs the fewest padded tokens.
 
-    Dynamic programming from the end: best[i] = min over k of k * lengths[i] + overhead + best[i+k].
+    Dynamic programming from the end: best[i], the least cost of samples i and after, is the minimum
+    over k of k * lengths[i] + overhead + best[i + k]. Lengths descend, so the first sample of a
+    micro-batch is its longest, which every other one is padded to: k samples from i on cost
+    k * lengths[i] tokens whatever the others are. In sorted order the best micro-batches are
+    contiguous, so no other grouping has to be tried, and overhead alone keeps k above 1.
     """
     n = len(lengths)
     best = np.zeros(n + 1)
     size = np.ones(n, dtype=np.int64)
     for i in range(n - 1, -1, -1):
+        # The token budget bounds k, but a single sample is computed even if it exceeds it.
         most = min(max(1, token_budget // int(lengths[i])), n - i)
         costs = np.arange(1, most + 1) * lengths[i] + best[i + 1 : i + 1 + most]
         size[i] = int(np.argmin(costs)) + 1

@@ -1,7 +1,7 @@
-"""What the `demo` extra carries: a real model and real data sets from the package index.
+"""A real model and real data sets from the package index, as the `demo` extra installs them.
 
 Finds files of installed packages and never imports one (importing some of them reads and prints
-everything they hold). Knows nothing of what the files mean.
+everything they hold).
 """
 
 import importlib.util
@@ -22,19 +22,19 @@ class PackageError(BerthaError):
 
 
 def resolve_model(name: str) -> str:
-    """`package:NAME` as the directory that holds the model; every other name as it is.
+    """Return the model's directory for `package:NAME`; every other name as it is.
 
     Raises PackageError for a package that is unknown or not installed.
     """
-    return str(_find("model", name, MODELS)) if name.startswith(PREFIX) else name
+    return str(_find_package("model", name, MODELS)) if name.startswith(PREFIX) else name
 
 
-def data_set(name: str) -> Path:
-    """The file or folder of the data set `package:NAME`. Raises PackageError if it is not there."""
-    return _find("data set", name, DATA_SETS)
+def resolve_data_set(name: str) -> Path:
+    """Return the file or folder of the data set `package:NAME`. Raises PackageError."""
+    return _find_package("data set", name, DATA_SETS)
 
 
-def _find(kind: str, name: str, known: dict[str, tuple[str, str]]) -> Path:
+def _find_package(kind: str, name: str, known: dict[str, tuple[str, str]]) -> Path:
     package, inside = known.get(name.removeprefix(PREFIX), ("", ""))
     if not package:
         names = ", ".join(PREFIX + each for each in sorted(known))
@@ -44,4 +44,4 @@ def _find(kind: str, name: str, known: dict[str, tuple[str, str]]) -> Path:
         path = Path(folder) / inside
         if path.exists():
             return path
-    raise PackageError(f'{name!r} is not installed; pip install "bertha[demo]"')
+    raise PackageError(f'{name!r} is not installed; pip install "bertha-ray[demo]"')

@@ -1,4 +1,4 @@
-"""Packing: documents laid end to end into sequences of one length, for masked language modelling.
+"""Pack documents end to end into sequences of one length, for masked language modelling.
 
     [CLS] one document [SEP] another [SEP] the beginning of a third [SEP]
     [CLS] the rest of the third [SEP] ...
@@ -7,23 +7,25 @@ Documents stand in their order and no token of one is lost: what does not fit go
 sequence, however many that takes. Every piece of a document ends with [SEP]. A sequence holds
 exactly max_length tokens, but for two cases: the last of all, and one that ends with a document
 when a single place is left, where no token and its [SEP] would fit. A document without tokens
-leaves nothing. A function of the documents alone. Knows no tokenizer.
+leaves nothing. The result is a function of the documents alone.
 """
 
 import numpy as np
 
-from trainers.data.ragged import Samples
+from trainers.data.ragged import RaggedArray
 
-FORMAT = 1  # of the rules above; a new number makes strangers of sequences packed by older ones
+FORMAT = 1  # of the rules above; bump to invalidate sequences packed by older ones
 
 
-def pack(documents: Samples, max_length: int, first_id: int, end_id: int) -> Samples:
-    """Sequences of at most `max_length` tokens that hold all `documents`.
+def pack_documents(
+    documents: RaggedArray, max_length: int, first_id: int, end_id: int
+) -> RaggedArray:
+    """Pack all `documents` into sequences of at most `max_length` tokens.
 
     documents: token ids without special tokens. first_id: [CLS], begins a sequence; end_id: [SEP],
     ends each piece of a document.
     """
-    pieces, opens = _pieces(documents.lengths, max_length - 2)
+    pieces, opens = _cut_pieces(documents.lengths, max_length - 2)
     num_opened = np.cumsum(opens)
     # Before a token stand the [SEP] of each earlier piece and the [CLS] of each sequence so far.
     shifts = np.arange(len(pieces)) + num_opened
@@ -32,11 +34,11 @@ def pack(documents: Samples, max_length: int, first_id: int, end_id: int) -> Sam
     values[np.arange(len(documents.values)) + np.repeat(shifts, pieces)] = documents.values
     starts = (np.cumsum(pieces) - pieces + shifts - 1)[opens]
     values[starts] = first_id
-    return Samples(values, np.append(starts, total).astype(np.int64))
+    return RaggedArray(values, np.append(starts, total).astype(np.int64))
 
 
-def _pieces(lengths: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each piece of a document, `[n]` int64, and whether it opens a sequence, bool.
+def _cut_pieces(lengths: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of each piece, `[n]` int64, and whether it opens a sequence, bool.
 
     most: tokens of a document that an empty sequence can take.
     """

@@ -1,7 +1,7 @@
-"""A source in words becomes rows: texts and raw labels, and counts of what could not be used.
+"""Read a source: texts and raw labels of its rows, and counts of what cannot be used.
 
-A source is a file (`tables.py`), a data set of a package (`packages.py`), `synthetic:house-prices`,
-or a data set of the Hugging Face hub (`hub.py`). Knows no cleaning, no task and no tokenizer.
+A source is a file (`readers.py`), a data set of a package (`packages.py`),
+`synthetic:house-prices`, or a data set of the Hugging Face hub (`hub.py`).
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from trainers.config.recipe import Data
+from trainers.config.sections import DataConfig
 from trainers.data import hub, packages, readers
-from trainers.data.cleaning import LONGEST
+from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError
-from trainers.data.readers import Columns, Row, Skip, Skips
-from trainers.data.splits import Part, spread
+from trainers.data.readers import Columns, Row, SkipCounter, SkippedRows
+from trainers.data.splits import SplitName, spread_indices
 
 SYNTHETIC = "synthetic:"
 HOUSE_PRICES = "synthetic:house-prices"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a source holds, in its order; `texts`, `labels` and `numbers` go together.
+class RawRows:
+    """The rows of a source in its order; `texts`, `labels` and `numbers` are parallel lists.
 
     labels: as the source holds them: str, int, float, bool, list or None. numbers: where each row
     stands, counted in `unit`s from 1. label_names: of a label column of class indices, if the
@@ -39,146 +39,154 @@ class Rows:
     numbers: list[int]
     unit: str
     num_read: int
-    skipped: tuple[Skip, ...]
+    skipped: tuple[SkippedRows, ...]
     label_names: tuple[str, ...] = ()
 
 
-def read(source: str, data: Data, part: Part = "train", labelled: bool = True) -> Rows:
-    """The rows of `source` that can be used, by the columns and the filter of `data`.
+def read_source(
+    source: str, data: DataConfig, part: SplitName = "train", labelled: bool = True
+) -> RawRows:
+    """Read the rows of `source` that can be used, by the columns and the filter of `data`.
 
     Rows without text are left out and counted, like those that the filter or data.max_rows leaves
-    out. max_rows binds the training source only and takes rows evenly: one, drawn with a fixed
-    generator, from each of max_rows equal stretches. A text is cut at LONGEST characters. `part`
-    chooses the split of a hub data set. Not `labelled`: no label column is asked for, and every
-    label is None. Raises DataError.
+    out. max_rows limits the training source only and takes rows evenly: one, drawn with a fixed
+    generator, from each of max_rows equal stretches. A text is cut at MAX_CHARACTERS. `part`
+    chooses the split of a hub data set. Not `labelled`: no label column is read, and every label is
+    None. Raises DataError.
     """
-    columns = _columns(data, labelled)
-    skips = Skips(readers.unit_of(str(_package(source)) if _is_package(source) else source))
-    found = _Selection(data, list(columns), labelled)
-    records, names = _records(source, data, part, columns, skips)
+    columns = _wanted_columns(data, labelled)
+    skips = SkipCounter(
+        readers.row_unit(str(_package_path(source)) if _is_package(source) else source)
+    )
+    selection = _RowSelection(data, list(columns), labelled)
+    records, names = _iter_records(source, data, part, columns, skips)
     for number, values in records:
-        reason = found.take(number, values)
+        reason = selection.take_row(number, values)
         if reason:
-            skips.add(reason, number)
-    found.check(source, skips)
+            skips.count_skipped(reason, number)
+    selection.check_not_empty(source, skips)
     if part == "train" and data.max_rows is not None:
-        found.thin(data.max_rows, skips)
-    num_read = len(found.numbers) + sum(skip.rows for skip in skips.all())
-    rows = (found.texts, found.labels, found.numbers)
-    return Rows(*rows, skips.unit, num_read, skips.all(), names)
+        selection.thin_rows(data.max_rows, skips)
+    num_read = len(selection.numbers) + sum(skip.rows for skip in skips.list_reasons())
+    rows = (selection.texts, selection.labels, selection.numbers)
+    return RawRows(*rows, skips.unit, num_read, skips.list_reasons(), names)
 
 
-def fingerprint(source: str, data: Data, part: Part = "train") -> str:
-    """What `source` holds now, as a short text that changes when the contents do.
+def source_fingerprint(source: str, data: DataConfig, part: SplitName = "train") -> str:
+    """Return a short text that changes when the contents of `source` do.
 
-    Raises DataError where the source is not to be had.
+    Raises DataError where the source cannot be read.
     """
     if _is_package(source):
-        path = _package(source)
-        return readers.fingerprint(str(path)) if path.is_file() else _folder_fingerprint(path)
+        path = _package_path(source)
+        return readers.table_fingerprint(str(path)) if path.is_file() else _folder_fingerprint(path)
     if source.startswith(SYNTHETIC):
         return f"{source}:v1"
     if _is_file(source):
-        return readers.fingerprint(source)
-    return hub.fingerprint(source, data.subset, part)
+        return readers.table_fingerprint(source)
+    return hub.hub_fingerprint(source, data.subset, part)
 
 
-class _Selection:
-    """Rows as they are chosen, one by one."""
+class _RowSelection:
+    """Keeps rows of a source one by one."""
 
-    def __init__(self, data: Data, columns: list[str], labelled: bool) -> None:
+    def __init__(self, data: DataConfig, columns: list[str], labelled: bool) -> None:
         pieces = (data.text,) if isinstance(data.text, str) else data.text
         self._pieces = [columns.index(piece) for piece in pieces]
         self._label = columns.index(data.label) if labelled else None
         self._wanted = [(columns.index(name), value) for name, value in data.filter.items()]
-        self._met: dict[str, Counter[str]] = {name: Counter() for name in data.filter}
+        self._values: dict[str, Counter[str]] = {name: Counter() for name in data.filter}
         self.texts: list[str] = []
         self.labels: list[Any] = []
         self.numbers: list[int] = []
 
-    def take(self, number: int, values: tuple[Any, ...]) -> str | None:
-        """Keep a row, or say why not."""
-        for (place, wanted), met in zip(self._wanted, self._met.values(), strict=True):
-            value = "" if values[place] is None else str(values[place])
-            if len(met) < 1000:
-                met[value[:40]] += 1
+    def take_row(self, number: int, values: tuple[Any, ...]) -> str | None:
+        """Keep a row, or return the reason why not."""
+        for (column, wanted), counts in zip(self._wanted, self._values.values(), strict=True):
+            value = "" if values[column] is None else str(values[column])
+            if len(counts) < 1000:
+                counts[value[:40]] += 1
             if value != wanted:
                 return "data.filter"
-        pieces = [values[place] for place in self._pieces if not is_missing(values[place])]
+        pieces = [values[column] for column in self._pieces if not is_missing(values[column])]
         if not pieces:
             return "no text"
         if any(isinstance(piece, (list, dict, bytes)) for piece in pieces):
             return "text is not a string"
-        self.texts.append("\n".join(map(str, pieces))[:LONGEST])
+        self.texts.append("\n".join(map(str, pieces))[:MAX_CHARACTERS])
         self.labels.append(None if self._label is None else values[self._label])
         self.numbers.append(number)
         return None
 
-    def check(self, source: str, skips: Skips) -> None:
-        """Raise a DataError where no row was kept."""
+    def check_not_empty(self, source: str, skips: SkipCounter) -> None:
+        """Raise DataError where no row was kept."""
         if self.texts:
             return
-        reasons = [f"{skip.reason}: {skip.rows} (first: {skip.first})" for skip in skips.all()]
-        if [skip.reason for skip in skips.all()] == ["data.filter"]:
+        reasons = [
+            f"{skip.reason}: {skip.rows} (first: {skip.first})" for skip in skips.list_reasons()
+        ]
+        if [skip.reason for skip in skips.list_reasons()] == ["data.filter"]:
             reasons = [
-                f"column {name!r} holds {', '.join(repr(v) for v, _ in met.most_common(10))}"
-                for name, met in self._met.items()
-                if met
+                f"column {name!r} holds {', '.join(repr(v) for v, _ in counts.most_common(10))}"
+                for name, counts in self._values.items()
+                if counts
             ]
             raise DataError(f"{source}: data.filter keeps no row; {'; '.join(reasons)}")
         why = "; ".join(reasons) if reasons else "it is empty, or has a header only"
         raise DataError(f"{source}: no row with a text; {why}")
 
-    def thin(self, max_rows: int, skips: Skips) -> None:
+    def thin_rows(self, max_rows: int, skips: SkipCounter) -> None:
         """Keep `max_rows` rows, evenly spread."""
         if len(self.texts) <= max_rows:
             return
         kept = np.zeros(len(self.texts), dtype=bool)
-        kept[spread(len(kept), max_rows)] = True
-        skips.add("data.max_rows", self.numbers[int(kept.argmin())], int((~kept).sum()))
+        kept[spread_indices(len(kept), max_rows)] = True
+        skips.count_skipped("data.max_rows", self.numbers[int(kept.argmin())], int((~kept).sum()))
         self.texts = list(compress(self.texts, kept))
         self.labels = list(compress(self.labels, kept))
         self.numbers = list(compress(self.numbers, kept))
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell holds nothing: None, NaN, or nothing but white space."""
+    """Return whether a cell is None, NaN, or nothing but white space."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _columns(data: Data, labelled: bool) -> dict[str, str]:
-    """Each wanted column, with the setting that asks for it."""
+def _wanted_columns(data: DataConfig, labelled: bool) -> dict[str, str]:
+    """Return each wanted column, with the setting that asks for it."""
     texts = (data.text,) if isinstance(data.text, str) else data.text
     filters = {name: f"data.filter.{name}" for name in data.filter}
     label = {data.label: "data.label"} if labelled else {}
     return filters | dict.fromkeys(texts, "data.text") | label
 
 
-def _records(
-    source: str, data: Data, part: Part, columns: Columns, skips: Skips
+def _iter_records(
+    source: str, data: DataConfig, part: SplitName, columns: Columns, skips: SkipCounter
 ) -> tuple[Iterator[Row], tuple[str, ...]]:
-    """Every row of `source`, and the names of its class indices."""
+    """Iterate over all rows of `source`; return the names of its class indices as well."""
     if _is_package(source):
-        path = _package(source)
+        path = _package_path(source)
         if path.is_dir():
-            return _picked(source, columns, _folder_rows(path)), ()
-        return readers.read(str(path), columns, skips), ()
+            return _pick_columns(source, columns, _read_folder(path)), ()
+        return readers.read_rows(str(path), columns, skips), ()
     if source.startswith(SYNTHETIC):
-        return _picked(source, columns, _house_prices(source)), ()
+        return _pick_columns(source, columns, _generate_house_prices(source)), ()
     if _is_file(source):
-        return readers.read(source, columns, skips), ()
-    return hub.read(source, data.subset, part, columns)
+        return readers.read_rows(source, columns, skips), ()
+    return hub.read_hub_rows(source, data.subset, part, columns)
 
 
-def _picked(source: str, columns: Columns, records: Iterable[Mapping[str, str]]) -> Iterator[Row]:
+def _pick_columns(
+    source: str, columns: Columns, records: Iterable[Mapping[str, str]]
+) -> Iterator[Row]:
     for number, record in enumerate(records, 1):
-        readers.require(source, columns, record)
+        readers.require_columns(source, columns, record)
         yield number, tuple(record[column] for column in columns)
 
 
 def _is_file(source: str) -> bool:
-    """Whether `source` names a table; False leaves the hub. Raises DataError for other files."""
-    if readers.format_of(source) is not None:
+    """Return whether `source` names a table, else it is on the hub. Raises for other files."""
+    if readers.table_format(source) is not None:
         return True
     if "://" in source or Path(source).expanduser().is_file():
         suffixes = f"{', '.join(readers.FORMATS)}; but for Parquet, .gz, .bz2 or .xz may follow"
@@ -190,20 +198,20 @@ def _is_package(source: str) -> bool:
     return source.startswith(packages.PREFIX)
 
 
-def _package(source: str) -> Path:
+def _package_path(source: str) -> Path:
     try:
-        return packages.data_set(source)
+        return packages.resolve_data_set(source)
     except packages.PackageError as error:
         raise DataError(str(error)) from None
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_texts(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*/*") if path.suffix == ".txt")
 
 
-def _folder_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """One text a file, its label the folder. What is not UTF-8 is WINDOWS-1252."""
-    for path in _files(folder):
+def _read_folder(folder: Path) -> Iterator[dict[str, str]]:
+    """Read one text a file, labelled by its folder. What is not UTF-8 is WINDOWS-1252."""
+    for path in _list_texts(folder):
         contents = path.read_bytes()
         try:
             text = contents.decode("utf-8")
@@ -214,14 +222,14 @@ def _folder_rows(folder: Path) -> Iterator[dict[str, str]]:
 
 def _folder_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in _files(folder):
+    for path in _list_texts(folder):
         contents = path.read_bytes()
         digest.update(f"{path.relative_to(folder)} {len(contents)} ".encode() + contents)
     return f"folder:sha256:{digest.hexdigest()}"
 
 
-def _house_prices(source: str) -> Iterator[dict[str, str]]:
-    """400 houses: price = 0.5 + 1.8 x area + noise of standard deviation 0.1.
+def _generate_house_prices(source: str) -> Iterator[dict[str, str]]:
+    """Generate 400 houses: price = 0.5 + 1.8 x area + noise of standard deviation 0.1.
 
     area in hundreds of square metres, price in hundreds of thousands of dollars, as texts with six
     decimals.

@@ -1,7 +1,7 @@
-"""Which rows train, which steer, which judge: decided by the text alone.
+"""Assign rows to train, validation and test by their text alone.
 
-The same text always falls on the same side, whatever the order of the rows, the seed of the recipe
-or the other rows; so no duplicate is both learned and judged. Knows no files and no labels.
+The same text always falls into the same split, whatever the order of the rows, the seed of the
+recipe or the other rows; so no duplicate is both learned and judged.
 """
 
 import hashlib
@@ -10,18 +10,18 @@ from typing import Literal
 
 import numpy as np
 
-Part = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 
 TRAIN, VALIDATION, TEST = range(3)
 
 
-def digest(text: str) -> bytes:
-    """The identity of a text: 32 bytes of SHA-256."""
+def text_digest(text: str) -> bytes:
+    """Return the identity of a text: 32 bytes of SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def assign(digests: Sequence[bytes], validation: float, test: float) -> np.ndarray:
-    """TRAIN, VALIDATION or TEST for each text, `[n]` int8, in about those shares.
+def assign_splits(digests: Sequence[bytes], validation: float, test: float) -> np.ndarray:
+    """Return TRAIN, VALIDATION or TEST for each text, `[n]` int8, in about those shares.
 
     The first eight bytes of the digest are a number in [0, 1): below `test` the text is held out
     for the test, in the next `validation` for validation.
@@ -33,15 +33,14 @@ def assign(digests: Sequence[bytes], validation: float, test: float) -> np.ndarr
     return parts
 
 
-def unseen(digests: Sequence[bytes], held_out: Iterable[bytes]) -> np.ndarray:
-    """Which texts are not among those held out, `[n]` bool."""
+def mask_unseen(digests: Sequence[bytes], held_out: Iterable[bytes]) -> np.ndarray:
+    """Return which texts are not among those held out, `[n]` bool."""
     known = set(held_out)
     return np.array([each not in known for each in digests], dtype=bool)
 
 
-def spread(total: int, count: int) -> np.ndarray:
-    """`count` of `total` indices in order, `[count]` int64: one from each of `count` equal
-    stretches, drawn with a fixed generator.
+def spread_indices(total: int, count: int) -> np.ndarray:
+    """Return `count` of `total` indices, `[count]` int64, one drawn from each of `count` stretches.
 
     A fixed step would meet only one class where classes alternate, the first rows only one where
     the file is sorted by class.

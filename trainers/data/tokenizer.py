@@ -1,14 +1,12 @@
-"""Texts become numbers: the one encoder that training and serving share.
+"""Encode texts as numbers: the one encoder that training and serving share.
 
-`load_encoder` makes a TextEncoder (a tokenizer) or, for `linear`, a NumberEncoder; both turn
-cleaned texts into ragged Samples. Knows no recipe, no labels and no model.
+`load_encoder` makes a TextEncoder (a tokenizer) or, for `linear`, a NumberEncoder.
 """
 
 import copy
-import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,19 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from cluster.errors import BerthaError
-from trainers.data.cleaning import CLEANINGS, LONGEST
-from trainers.data.masking import Vocabulary
+from trainers.data.cleaning import CLEANINGS, MAX_CHARACTERS
+from trainers.data.masking import MaskingVocabulary
 from trainers.data.packages import resolve_model
-from trainers.data.packing import pack
-from trainers.data.ragged import Samples, joined, ragged
+from trainers.data.packing import pack_documents
+from trainers.data.ragged import RaggedArray, concat_ragged, ragged_from_rows
+from trainers.storage.atomic import json_sha256
 
-__all__ = ["Encoder", "EncodingError", "NumberEncoder", "Samples", "TextEncoder", "joined"]
-__all__ += ["load_encoder"]
-
-CHUNK = 1000  # texts tokenized at a time
-LARGEST = float(np.finfo(np.float32).max)
-# Characters a token that are looked at; text has four to six, so what is left out lies far beyond
-# max_length, and a single line of 50 MB costs no more than a page.
+CHUNK_SIZE = 1000  # texts tokenized at a time
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+# Characters read per token; text has four to six, so what is left out lies far beyond max_length,
+# and a single line of 50 MB costs no more than a page.
 CHARACTERS_PER_TOKEN, MARGIN = 20, 1000
 
 
@@ -36,18 +32,31 @@ class EncodingError(BerthaError):
     """A text that cannot be encoded, or no encoder; the text says which and the way out."""
 
 
+OnProgress = Callable[[int], None]  # called with the number of texts encoded so far
+
+
+def _ignore_progress(done: int) -> None:
+    """Report nothing."""
+
+
 class Encoder(Protocol):
-    """From raw text to Samples. fingerprint: SHA-256 over all that decides what comes out."""
+    """From raw texts to token ids."""
 
     @property
-    def pad(self) -> int: ...
+    def pad_id(self) -> int:
+        """The id of padding."""
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides what comes out."""
+
     def clean(self, text: str) -> str:
-        """The text as `encode` wants it."""
+        """Clean a raw text as `encode` expects it."""
 
-    def encode(self, texts: Sequence[str]) -> tuple[Samples, int]:
-        """Cleaned texts encoded, and how many of them were cut at max_length.
+    def encode(
+        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
+    ) -> tuple[RaggedArray, int]:
+        """Encode cleaned texts; return how many of them were cut at max_length as well.
 
         Raises EncodingError that names the text where one cannot be encoded.
         """
@@ -57,62 +66,75 @@ class Encoder(Protocol):
 
 
 def load_encoder(source: str, cleaning: str, max_length: int) -> Encoder:
-    """The encoder of a directory, a hub name, `package:NAME`, or `linear`.
+    """Load the encoder of a directory, a hub name, `package:NAME`, or `linear`.
 
     Raises EncodingError where there is none.
     """
     if source == "linear":
         return NumberEncoder(cleaning, max_length)
-    return TextEncoder(_tokenizer(source), cleaning, max_length)
+    return TextEncoder(_load_tokenizer(source), cleaning, max_length)
 
 
 class TextEncoder:
-    """A Transformers tokenizer, `tokenizer`. Safe to use from several threads."""
+    """An encoder around a Transformers tokenizer. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Any, cleaning: str, max_length: int) -> None:
-        _mind_forks()
-        tokenizer.model_max_length = max_length  # so that it cuts alike when loaded from a bundle
+        _disable_parallelism_in_forks()
+        tokenizer.model_max_length = (
+            max_length  # so that it cuts the same when loaded from a bundle
+        )
         self.tokenizer, self._cleaning, self._max_length = tokenizer, cleaning, max_length
         self._rust = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         if self._rust is not None:
             self._rust.no_padding()
             self._rust.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        # What pads is masked out, so a tokenizer without a pad token may use any id.
-        self.pad: int = tokenizer.pad_token_id or 0
+        # Padding is masked out, so a tokenizer without a pad token may use any id.
+        self.pad_id: int = tokenizer.pad_token_id or 0
         self.num_tokens: int = len(tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
-        return _sha256("text", self._contents(), self.pad, self._cleaning, self._max_length)
+        """SHA-256 of the tokenizer, the cleaning and the length."""
+        identity = ["text", self._serialize_tokenizer(), self.pad_id]
+        return json_sha256([*identity, self._cleaning, self._max_length])
 
     def clean(self, text: str) -> str:
-        return CLEANINGS[self._cleaning](text[:LONGEST])
+        """Clean a raw text, of which MAX_CHARACTERS are read."""
+        return CLEANINGS[self._cleaning](text[:MAX_CHARACTERS])
 
-    def encode(self, texts: Sequence[str]) -> tuple[Samples, int]:
+    def encode(
+        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
+    ) -> tuple[RaggedArray, int]:
+        """Tokenize cleaned texts."""
         limit = self._max_length * CHARACTERS_PER_TOKEN + MARGIN
-        rows: list[np.ndarray] = []
         truncated = 0
-        for start in range(0, len(texts), CHUNK):
-            chunk = texts[start : start + CHUNK]
-            encoded = self._ids([_encodable(text[:limit]) for text in chunk])
-            for text, (ids, is_cut) in zip(chunk, encoded, strict=True):
-                rows.append(np.array(ids, dtype=np.int32))
+
+        def encode_chunk(chunk: Sequence[str]) -> list[list[int]]:
+            nonlocal truncated
+            encoded = self._encode_ids([_replace_surrogates(text[:limit]) for text in chunk])
+            for text, (_, is_cut) in zip(chunk, encoded, strict=True):
                 truncated += is_cut or len(text) > limit
-        return ragged(rows, np.int32), truncated
+            return [ids for ids, _ in encoded]
 
-    def whole(self, texts: Sequence[str]) -> Samples:
-        """All the tokens of cleaned texts, none of them special and none cut."""
-        encodable = [_encodable(text) for text in texts]
-        if self._uncut is not None:
-            encoded = self._uncut.encode_batch_fast(encodable, add_special_tokens=False)
-            ids = [each.ids for each in encoded]
-        else:
+        return _encode_in_chunks(texts, encode_chunk, on_progress), truncated
+
+    def tokenize_uncut(
+        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
+    ) -> RaggedArray:
+        """Return all the tokens of cleaned texts, none of them special and none cut."""
+
+        def encode_chunk(chunk: Sequence[str]) -> list[list[int]]:
+            encodable = [_replace_surrogates(text) for text in chunk]
+            if self._untruncated is not None:
+                encoded = self._untruncated.encode_batch_fast(encodable, add_special_tokens=False)
+                return [each.ids for each in encoded]
             settings = {"add_special_tokens": False, "truncation": False, "verbose": False}
-            ids = [self.tokenizer(text, **settings)["input_ids"] for text in encodable]
-        return ragged([np.array(each, dtype=np.int32) for each in ids], np.int32)
+            return [self.tokenizer(text, **settings)["input_ids"] for text in encodable]
 
-    def pack(self, documents: Samples) -> Samples:
-        """What `whole` gave, packed into sequences of max_length tokens (`packing.py`).
+        return _encode_in_chunks(texts, encode_chunk, on_progress)
+
+    def pack_documents(self, documents: RaggedArray) -> RaggedArray:
+        """Pack uncut documents into sequences of max_length tokens (`packing.py`).
 
         Raises EncodingError where the tokenizer has no tokens to begin and end them with.
         """
@@ -122,10 +144,10 @@ class TextEncoder:
                 f"a {type(self.tokenizer).__name__} has no tokens that begin and end a sequence, "
                 "as [CLS] and [SEP] do; name the tokenizer of a BERT as model.tokenizer"
             )
-        return pack(documents, self._max_length, first, end)
+        return pack_documents(documents, self._max_length, first, end)
 
-    def vocabulary(self) -> Vocabulary:
-        """What masking must know of the ids. Raises EncodingError where none means [MASK]."""
+    def masking_vocabulary(self) -> MaskingVocabulary:
+        """Describe the ids for masking. Raises EncodingError where none means [MASK]."""
         tokenizer, size = self.tokenizer, len(self.tokenizer)
         if tokenizer.mask_token_id is None:
             raise EncodingError(
@@ -134,37 +156,38 @@ class TextEncoder:
                 "model.vocabulary_size"
             )
         pieces = tokenizer.convert_ids_to_tokens(range(size))
-        special = np.array([piece is None for piece in pieces])  # a number that is left out
+        special = np.array([piece is None for piece in pieces])  # an id that is not used
         special[tokenizer.all_special_ids] = True
         continuation = np.array([str(piece).startswith("##") for piece in pieces])
-        return Vocabulary(size, tokenizer.mask_token_id, special, continuation)
+        return MaskingVocabulary(size, tokenizer.mask_token_id, special, continuation)
 
     def save(self, directory: Path) -> None:
+        """Write the tokenizer."""
         self.tokenizer.save_pretrained(directory)
 
     @cached_property
-    def _uncut(self) -> Any:
-        """A tokenizer of its own that never cuts: a switch would disturb other threads."""
+    def _untruncated(self) -> Any:
+        """A second tokenizer that never truncates: switching one would disturb other threads."""
         if self._rust is None:
             return None
         uncut = copy.deepcopy(self._rust)
         uncut.no_truncation()
         return uncut
 
-    def _ids(self, texts: list[str]) -> list[tuple[list[int], bool]]:
-        """The token ids of each text, and whether there were too many."""
+    def _encode_ids(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        """Return the token ids of each text, and whether there were too many."""
         if self._rust is not None:
             encoded = self._rust.encode_batch_fast(texts)
             return [(each.ids, bool(each.overflowing)) for each in encoded]
-        found = []
+        rows = []
         for text in texts:
             whole = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
             cut = self.tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
-            found.append((cut, len(whole) > len(cut)))
-        return found
+            rows.append((cut, len(whole) > len(cut)))
+        return rows
 
-    def _contents(self) -> str:
-        """All that the tokenizer knows, as text; the same after `save` and loading again."""
+    def _serialize_tokenizer(self) -> str:
+        """Return the tokenizer's whole state as text; the same after `save` and loading again."""
         if self._rust is None:
             vocabulary = sorted(self.tokenizer.get_vocab().items())
             probe = self.tokenizer("Ein Prüftext, 1 probe: don't [MASK]!", verbose=False)
@@ -174,36 +197,41 @@ class TextEncoder:
 
 
 class NumberEncoder:
-    """A text is numbers with white space between them, as many in every text."""
+    """An encoder of texts that are numbers with white space between, as many in every text."""
 
-    pad = 0
+    pad_id = 0
 
     def __init__(self, cleaning: str, max_length: int) -> None:
         self._cleaning, self._max_length = cleaning, max_length
-        self.fingerprint = _sha256("numbers", cleaning, max_length)
+        self.fingerprint = json_sha256(["numbers", cleaning, max_length])
 
     def clean(self, text: str) -> str:
+        """Clean a raw text."""
         return CLEANINGS[self._cleaning](text)
 
-    def encode(self, texts: Sequence[str]) -> tuple[Samples, int]:
-        rows = [np.array(self._numbers(text), dtype=np.float32) for text in texts]
+    def encode(
+        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
+    ) -> tuple[RaggedArray, int]:
+        """Parse the numbers of each text."""
+        rows = [np.array(self._parse_numbers(text), dtype=np.float32) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if len(row) != len(rows[0]):
                 raise EncodingError(
                     f"text {text[:60]!r} holds {len(row)} numbers, {texts[0][:60]!r} holds "
                     f"{len(rows[0])}; a linear model reads as many from every text"
                 )
-        return ragged(rows, np.float32), 0
+        on_progress(len(texts))
+        return ragged_from_rows(rows, np.float32), 0
 
     def save(self, directory: Path) -> None:
-        """Nothing to write: `load_encoder("linear", ...)` makes this encoder again."""
+        """Write nothing: `load_encoder("linear", ...)` makes this encoder again."""
 
-    def _numbers(self, text: str) -> list[float]:
+    def _parse_numbers(self, text: str) -> list[float]:
         try:
             numbers = [float(word) for word in text.split()]
         except ValueError:
             numbers = []
-        if not numbers or not all(abs(each) <= LARGEST for each in numbers):
+        if not numbers or not all(abs(each) <= LARGEST_NUMBER for each in numbers):
             raise EncodingError(
                 f"text {text[:60]!r} is not numbers with white space between them; "
                 "a linear model reads nothing else"
@@ -216,21 +244,32 @@ class NumberEncoder:
         return numbers
 
 
-def _encodable(text: str) -> str:
-    """The text with half surrogates, which no tokenizer takes, as question marks."""
+def _encode_in_chunks(
+    texts: Sequence[str],
+    encode_chunk: Callable[[Sequence[str]], list[list[int]]],
+    on_progress: OnProgress,
+) -> RaggedArray:
+    """Encode CHUNK_SIZE texts at a time: the tokenizer's results are far larger than the ids."""
+    parts = []
+    for start in range(0, len(texts), CHUNK_SIZE):
+        chunk = texts[start : start + CHUNK_SIZE]
+        ids = [np.array(each, dtype=np.int32) for each in encode_chunk(chunk)]
+        parts.append(ragged_from_rows(ids, np.int32))
+        on_progress(start + len(chunk))
+    return concat_ragged(parts)
+
+
+def _replace_surrogates(text: str) -> str:
+    """Replace half surrogates, which no tokenizer takes, by question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _sha256(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _tokenizer(source: str) -> Any:
+def _load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
-    place = resolve_model(source)
+    directory = resolve_model(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise EncodingError(
@@ -243,8 +282,8 @@ def _tokenizer(source: str) -> Any:
 
 
 @cache
-def _mind_forks() -> None:
-    """Once in a process: a fork of it tokenizes on one core.
+def _disable_parallelism_in_forks() -> None:
+    """Make forks of this process tokenize on one core; register that once.
 
     The tokenizers' threads do not survive a fork. Left alone, the library prints a warning in every
     forked worker; with TOKENIZERS_PARALLELISM=true in the environment the worker would hang.

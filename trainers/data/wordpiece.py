@@ -1,67 +1,71 @@
-"""A WordPiece vocabulary trained on a recipe's own texts, for a BERT that starts from nothing.
+"""A WordPiece vocabulary trained on a recipe's own texts, for a BERT that starts from scratch.
 
 The tokenizer is that of bert-base-uncased (lower case, no accents, `##` before a piece that
 continues a word) with other pieces. It is a function of the training texts and its size alone, on
 every machine, and is kept in the cache as a directory that `model.tokenizer` could name.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from trainers.config.recipe import Recipe
 from trainers.data.cleaning import CLEANINGS
-from trainers.data.corpus import gather, identity
+from trainers.data.corpus import corpus_identity, gather_corpus
 from trainers.data.files import DataError
-from trainers.storage.atomic import digests, flaw, write_file, written_aside
+from trainers.storage.atomic import find_corruption, hash_files, json_sha256
+from trainers.storage.cache import build_once
 
-FORMAT = 1  # of how a vocabulary is made; a new number makes strangers of the old ones
+FORMAT = 1  # of how a vocabulary is trained; bump to invalidate existing ones
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-LETTERS = 1000  # most characters that are pieces by themselves, as in Transformers' own trainer
+MAX_LETTERS = 1000  # characters that are pieces by themselves, as in Transformers' own trainer
 INDEX = "vocabulary.json"
 
 
-def with_tokenizer(recipe: Recipe, cache: Path) -> Recipe:
-    """`recipe` with a tokenizer to load: itself, or with model.tokenizer naming the directory of
-    the vocabulary that model.vocabulary_size asks for.
+def resolve_tokenizer(recipe: Recipe, cache: Path) -> Recipe:
+    """Return `recipe` with model.tokenizer naming the vocabulary that vocabulary_size asks for.
 
-    The vocabulary is trained if `cache` does not hold it; of several processes one trains. Raises
-    DataError.
+    The vocabulary is trained where `cache` does not hold it; of several processes one trains. A
+    recipe without model.vocabulary_size is returned as it is. Raises DataError.
     """
     size = recipe.model.vocabulary_size
     if size is None:
         return recipe
-    directory = cache / f"vocabulary-{_key(recipe, size)}"
+
+    def build(directory: Path) -> None:
+        texts = gather_corpus(recipe, CLEANINGS[recipe.data.cleaning]).splits["train"].texts
+        _make_tokenizer(train_vocabulary(texts, size)).save_pretrained(directory)
+        (directory / INDEX).write_text(json.dumps(hash_files(directory)) + "\n")
+
+    key = json_sha256([FORMAT, size, corpus_identity(recipe)])
     try:
-        if not _is_whole(directory):
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{directory}.lock"):
-                if not _is_whole(directory):
-                    _write(directory, recipe, size)
+        directory = build_once(cache / f"vocabulary-{key}", build, _load_directory)
     except OSError as error:
         raise DataError(f"{cache}: cannot keep a vocabulary there: {error}") from None
     named = {"tokenizer": str(directory), "vocabulary_size": None}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=named)})
 
 
-def train(texts: Sequence[str], size: int) -> dict[str, int]:
-    """At most `size` pieces and their ids, from cleaned texts; the same in every process.
+def train_vocabulary(texts: Sequence[str], size: int) -> dict[str, int]:
+    """Train at most `size` pieces on cleaned texts; return their ids, the same in every process.
 
     The library numbers characters in the order of a hash table that differs from process to
     process, and breaks ties by number. Here all of them are numbered beforehand, by code point.
     """
     from tokenizers import Tokenizer, models, trainers
 
-    rules = _rules()
+    bert = _make_tokenizer({each: index for index, each in enumerate(SPECIAL)}).backend_tokenizer
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = rules.normalizer, rules.pre_tokenizer
-    letters = _letters(rules, texts, size)
-    inside = [f"##{each}" for each in letters if len(_words(rules, f"a{each}")) == 1]
+    tokenizer.normalizer, tokenizer.pre_tokenizer = bert.normalizer, bert.pre_tokenizer
+    letters = _choose_alphabet(bert, texts, size)
+    # A letter that stands inside of words also takes a piece with ##; one that splits words cannot.
+    inside = [
+        f"##{letter}"
+        for letter in letters
+        if len(bert.pre_tokenizer.pre_tokenize_str(f"a{letter}")) == 1
+    ]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=[*SPECIAL, *letters, *inside],
@@ -70,56 +74,33 @@ def train(texts: Sequence[str], size: int) -> dict[str, int]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    found: dict[str, int] = tokenizer.get_vocab()
-    return found
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary
 
 
-def _letters(rules: Any, texts: Sequence[str], size: int) -> list[str]:
-    """The characters that become pieces: the most frequent, in the order of their code points.
+def _choose_alphabet(bert: Any, texts: Sequence[str], size: int) -> list[str]:
+    """Choose the characters that become pieces: the most frequent, ordered by code point.
 
     One may take two pieces, at the head of a word and inside; together they take at most half.
     """
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(rules.normalizer.normalize_str(text))
-    met = sorted(counts, key=lambda each: (-counts[each], each))
-    usable = [each for each in met if not each.isspace()]
-    return sorted(usable[: min(LETTERS, (size - len(SPECIAL)) // 4)])
+        counts.update(bert.normalizer.normalize_str(text))
+    by_frequency = sorted(counts, key=lambda each: (-counts[each], each))
+    usable = [each for each in by_frequency if not each.isspace()]
+    return sorted(usable[: min(MAX_LETTERS, (size - len(SPECIAL)) // 4)])
 
 
-def _words(rules: Any, text: str) -> list[str]:
-    return [word for word, _ in rules.pre_tokenizer.pre_tokenize_str(text)]
-
-
-def _rules() -> Any:
-    """How bert-base-uncased normalizes a text and splits it into words."""
-    return _tokenizer({each: index for index, each in enumerate(SPECIAL)}).backend_tokenizer
-
-
-def _tokenizer(vocabulary: dict[str, int]) -> Any:
+def _make_tokenizer(vocabulary: dict[str, int]) -> Any:
     from transformers import BertTokenizerFast
 
     return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
 
 
-def _key(recipe: Recipe, size: int) -> str:
-    """The name of a vocabulary: a hash of all that decides what is in it."""
-    everything = [FORMAT, size, identity(recipe)]
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-
-
-def _write(directory: Path, recipe: Recipe, size: int) -> None:
-    texts = gather(recipe, CLEANINGS[recipe.data.cleaning]).sides["train"].texts
-    tokenizer = _tokenizer(train(texts, size))
-    with written_aside(directory) as aside:
-        tokenizer.save_pretrained(aside)
-        write_file(aside / INDEX, json.dumps(digests(aside)) + "\n")
-
-
-def _is_whole(directory: Path) -> bool:
-    """Whether `directory` holds a vocabulary as it was written."""
+def _load_directory(directory: Path) -> Path | None:
+    """Return `directory` where it holds a vocabulary as it was written."""
     try:
         files = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        return flaw(directory, files) is None
+        return directory if find_corruption(directory, files) is None else None
     except (OSError, ValueError, TypeError, AttributeError):
-        return False
+        return None

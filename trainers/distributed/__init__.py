@@ -1,0 +1,1 @@
+"""Meshes, collectives, DTensor arithmetic and schedules: what ranks share. Knows no model."""

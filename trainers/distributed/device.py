@@ -1,41 +1,46 @@
-"""What a training loop must know of a device: one row each.
+"""The kinds of devices that training runs on, one row each.
 
-Facts of torch (backend, dtype, Ray resource) live here; prices and speeds of hardware live in the
-cluster package. Rows other than cpu are not run on hardware.
+Facts of torch (backend, dtype, Ray resource) are here; prices and speeds of hardware are in the
+cluster package. Rows other than cpu have not run on hardware.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from cluster.costmodel.microbatches import default_token_budget, micro_batch_overhead
+
 
 @dataclass(frozen=True)
 class Device:
     """One kind of device.
 
-    resource: what Ray calls it. backend: of torch.distributed. fused: whether torch has fused
-    optimizers for it. token_budget: padded tokens computed at once unless the recipe says
-    otherwise. overhead_tokens: tokens that one more micro-batch is worth. root_variable: the
-    environment variable that tells its collectives `address:port`, where they meet beside torch's
-    own store; None: they need none.
+    resource: its name in Ray. backend: of torch.distributed. fused_optimizers: whether torch has
+    them for it. token_budget: default of padded tokens computed at once. overhead_tokens: cost of
+    one more micro-batch, in tokens. root_address_variable: the environment variable that gives its
+    collectives an `address:port` to meet at, beside torch's own store; None: they need none.
     """
 
     kind: str
     resource: str
     backend: str
-    fused: bool
+    fused_optimizers: bool
     token_budget: int
     overhead_tokens: int
-    root_variable: str | None = None
+    root_address_variable: str | None = None
+
+    def default_token_budget(self, max_length: int) -> int:
+        """Return the padded tokens computed at once: `token_budget`, or one longest sample."""
+        return max(self.token_budget, max_length)
 
     def autocast_dtype(self) -> torch.dtype | None:
-        """What computes fastest here and still learns; None is plain fp32."""
-        if self.fast_bf16():
+        """Return the fastest dtype that trains well here; None is plain fp32."""
+        if self.has_fast_bf16():
             return torch.bfloat16
-        return torch.float16 if self.fast_fp16() else None
+        return torch.float16 if self.has_fast_fp16() else None
 
-    def fast_bf16(self) -> bool:
-        """Whether bf16 autocast computes faster here than fp32."""
+    def has_fast_bf16(self) -> bool:
+        """Return whether bf16 autocast is faster here than fp32."""
         if self.kind == "cpu":
             return bool(torch.backends.cpu.get_cpu_capability() == "AVX512") and bool(
                 torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -44,39 +49,46 @@ class Device:
             return torch.cuda.get_device_capability() >= (8, 0)
         return True
 
-    def fast_fp16(self) -> bool:
-        """Whether fp16 is the only fast half precision: tensor cores before Ampere (V100, T4)."""
+    def has_fast_fp16(self) -> bool:
+        """Return whether only fp16 is fast: tensor cores before Ampere (V100, T4)."""
         return self.kind == "cuda" and (7, 0) <= torch.cuda.get_device_capability() < (8, 0)
 
-    def fuses_attention(self, dtype: torch.dtype | None) -> bool:
-        """Whether torch's fused attention trains fastest in `dtype`.
+    def prefers_fused_attention(self, dtype: torch.dtype | None) -> bool:
+        """Return whether torch's fused attention trains fastest in `dtype`.
 
-        On processors its backward in bf16 is slow: forward and backward take 4 times as long as
-        multiplying out at 32 tokens, as long at 256 and more (benchmarks/attention.py, Zen 5).
+        On CPUs its backward in bf16 is slow: forward and backward take 4 times as long as unfused
+        attention at 32 tokens, as long at 256 and more (benchmarks/attention.py, Zen 5).
         """
         return not (self.kind == "cpu" and dtype == torch.bfloat16)
 
     def torch_device(self) -> torch.device:
-        """The device of this process; with several, the current one."""
+        """Return the device of this process; with several, the current one."""
         if self.kind == "cpu":
             return torch.device("cpu")
         return torch.device(self.kind, torch.accelerator.current_device_index())
 
 
+def _build_device(
+    kind: str, resource: str, backend: str, fused: bool, root_variable: str | None = None
+) -> Device:
+    budget, overhead = default_token_budget(kind), micro_batch_overhead(kind)
+    return Device(kind, resource, backend, fused, budget, overhead, root_variable)
+
+
 DEVICES = {
     row.kind: row
     for row in (
-        Device("cpu", "CPU", "gloo", True, 2048, overhead_tokens=100),
-        Device("cuda", "GPU", "nccl", True, 32768, overhead_tokens=2048),
+        _build_device("cpu", "CPU", "gloo", True),
+        _build_device("cuda", "GPU", "nccl", True),
         # Without the variable no collective crosses a node, and Ray does not set it (ray#65070).
-        Device("neuron", "neuron_cores", "neuron", False, 16384, 2048, "NEURON_RT_ROOT_COMM_ID"),
+        _build_device("neuron", "neuron_cores", "neuron", False, "NEURON_RT_ROOT_COMM_ID"),
         # torch_tpu, as Ray's TPUTorchDeviceManager loads it.
-        Device("tpu", "TPU", "tpu_dist", False, 16384, overhead_tokens=2048),
+        _build_device("tpu", "TPU", "tpu_dist", False),
     )
 }
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_dtype(device: Device, precision: str) -> torch.dtype | None:
-    """The autocast dtype a recipe's `precision` means on `device`; None is plain fp32."""
+    """Return the autocast dtype of a recipe's `precision` on `device`; None is plain fp32."""
     return device.autocast_dtype() if precision == "auto" else DTYPES[precision]

@@ -1,6 +1,6 @@
-"""The ranks of a run as a mesh: pp, dp_replicate, dp_shard, tp, and this rank's place in it.
+"""The device mesh of a run: pp, dp_replicate, dp_shard, tp, and this rank's place in it.
 
-Without a process group it is a mesh of one. Knows no model.
+Without a process group it is a mesh of one rank.
 """
 
 from dataclasses import dataclass, field
@@ -11,63 +11,63 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cluster.costmodel.layout import Layout
 
-NAMES = ("pp", "dp_replicate", "dp_shard", "tp")
+MESH_DIMS = ("pp", "dp_replicate", "dp_shard", "tp")
 
 
 @dataclass(frozen=True)
 class Mesh:
     """A resolved layout, torch's device mesh for it, and this rank's coordinates.
 
-    devices: None where the run is one process. dp_rank counts over dp_replicate and dp_shard.
-    channels: groups over the ranks of a pipeline, by direction and whether it closes the ring.
-    ends: the group of the first and the last rank of a pipeline.
+    device_mesh: None where the run is one process. dp_rank: over dp_replicate and dp_shard.
+    stage_groups: process groups over the ranks of a pipeline, by (forward, closes the ring).
+    ends_group: of the first and the last rank of a pipeline.
     """
 
     layout: Layout
-    devices: DeviceMesh | None
+    device_mesh: DeviceMesh | None
     pp_rank: int = 0
     dp_rank: int = 0
     tp_rank: int = 0
-    channels: dict[tuple[bool, bool], Any] = field(default_factory=dict)
-    ends: Any = None
+    stage_groups: dict[tuple[bool, bool], Any] = field(default_factory=dict)
+    ends_group: Any = None
 
     @classmethod
-    def of(cls, layout: Layout, device_type: str) -> "Mesh":
-        """The mesh of `layout` over all ranks; every rank calls this."""
+    def from_layout(cls, layout: Layout, device_type: str) -> "Mesh":
+        """Build the mesh of `layout` over all ranks. Collective."""
         world_size = dist.get_world_size() if dist.is_initialized() else 1
-        layout = layout.resolved(world_size)
+        layout = layout.resolve_for(world_size)
         if world_size == 1:
             return cls(layout, None)
         assert layout.dp_replicate is not None
         sizes = (layout.pp, layout.dp_replicate, layout.dp_shard, layout.tp)
-        devices = init_device_mesh(device_type, sizes, mesh_dim_names=NAMES)
-        pp, replicate, shard, tp = (devices.get_local_rank(name) for name in NAMES)
-        dp_rank, channels, ends = replicate * layout.dp_shard + shard, {}, None
+        mesh = init_device_mesh(device_type, sizes, mesh_dim_names=MESH_DIMS)
+        pp, replicate, shard, tp = (mesh.get_local_rank(name) for name in MESH_DIMS)
+        dp_rank, stage_groups, ends_group = replicate * layout.dp_shard + shard, {}, None
         if layout.pp > 1:
-            lines = devices.mesh.flatten(1).T.tolist()  # the ranks of each pipeline
+            pipelines = mesh.mesh.flatten(1).T.tolist()  # the ranks of each pipeline
             for forward in (True, False):
-                for closing in (False, True)[: 1 + (layout.stages_per_rank > 1)]:
-                    channels[forward, closing] = _group(lines)
-            ends = _group([[line[0], line[-1]] for line in lines])
-        return cls(layout, devices, pp, dp_rank, tp, channels, ends)
+                for closes_ring in (False, True)[: 1 + (layout.stages_per_rank > 1)]:
+                    stage_groups[forward, closes_ring] = _new_group(pipelines)
+            ends_group = _new_group([[ranks[0], ranks[-1]] for ranks in pipelines])
+        return cls(layout, mesh, pp, dp_rank, tp, stage_groups, ends_group)
 
-    def neighbour(self, to: int, origin: int) -> tuple[int, Any]:
-        """(global rank, group) of the peer when stage `origin` sends to stage `to`.
+    def stage_peer(self, target: int, source: int) -> tuple[int, Any]:
+        """Return (global rank, group) of the other rank when stage `source` sends to `target`.
 
-        The peer is the one of both that is not this rank.
+        With interleaved stages the last rank also sends forward to the first, closing the ring.
+        Each direction has a group of its own, since sends and receives of one group may queue.
         """
-        assert self.devices is not None
-        num_ranks = self.layout.pp
-        here, there = origin % num_ranks, to % num_ranks
-        forward = to > origin
-        closing = (there < here) if forward else (there > here)
-        peer = there if here == self.pp_rank else here
-        line = self.devices["pp"].mesh.tolist()
-        return line[peer], self.channels[forward, closing]
+        assert self.device_mesh is not None
+        source_rank, target_rank = source % self.layout.pp, target % self.layout.pp
+        forward = target > source
+        closes_ring = target_rank < source_rank if forward else target_rank > source_rank
+        peer = target_rank if source_rank == self.pp_rank else source_rank
+        pipeline = self.device_mesh["pp"].mesh.tolist()
+        return pipeline[peer], self.stage_groups[forward, closes_ring]
 
     @property
     def is_data_parallel(self) -> bool:
-        """Whether ranks are nothing but copies of the model."""
+        """Whether every rank holds a copy of the whole model."""
         return self.layout.dp_replicate == self.layout.world_size
 
     @property
@@ -76,12 +76,12 @@ class Mesh:
         return self.layout.dp * self.layout.tp
 
     @property
-    def counts(self) -> bool:
-        """Whether this rank counts what its tensor-parallel group computed alike."""
+    def is_tp_rank0(self) -> bool:
+        """Whether this rank counts in sums what its tensor-parallel group computed alike."""
         return self.tp_rank == 0
 
 
-def _group(lines: list[list[int]]) -> Any:
-    """The group of this rank among `lines`, None where it is in none; every rank calls this."""
-    group, _ = dist.new_subgroups_by_enumeration(lines)  # type: ignore[no-untyped-call]
+def _new_group(ranks_of_groups: list[list[int]]) -> Any:
+    """Return the group this rank is in, None where it is in none. Collective."""
+    group, _ = dist.new_subgroups_by_enumeration(ranks_of_groups)  # type: ignore[no-untyped-call]
     return group

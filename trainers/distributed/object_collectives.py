@@ -1,7 +1,6 @@
-"""What the ranks of a run tell each other in plain values. Without a process group: one rank.
+"""Collectives of plain Python values. Without a process group there is one rank.
 
-An operating system's error on one rank, or a store's, is raised on all, so that none waits for it
-in vain.
+An OSError or StoreError on one rank is raised on all of them, so that none waits in vain.
 """
 
 from collections.abc import Callable
@@ -9,49 +8,50 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from trainers.storage.object_store import StoreError
+from trainers.storage.filesystem import StoreError
 
 Value = TypeVar("Value")
 
 
-def rank() -> int:
-    """This process among all of the run."""
+def get_rank() -> int:
+    """Return the global rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def num_ranks() -> int:
-    """Processes of the run."""
+def get_world_size() -> int:
+    """Return the number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def on_first(task: Callable[[], Value]) -> Value:
-    """What `task` gives on rank 0, where alone it runs; every rank calls this, and waits for it."""
-    if num_ranks() == 1:
+def run_on_rank0(task: Callable[[], Value]) -> Value:
+    """Run `task` on rank 0 and broadcast the result. Collective: call it on every rank."""
+    if get_world_size() == 1:
         return task()
-    told: list[tuple[Value | None, str | None]] = [(None, None)]
-    if rank() == 0:
-        told = [_outcome(task)]
-    dist.broadcast_object_list(told, src=0)
-    value, error = told[0]
+    outcome: list[tuple[Value | None, str | None]] = [(None, None)]
+    if get_rank() == 0:
+        outcome = [_try_task(task)]
+    dist.broadcast_object_list(outcome, src=0)
+    value, error = outcome[0]
     if error is not None:
         raise OSError(error)
     return value  # type: ignore[return-value]
 
 
-def on_all(task: Callable[[], Value]) -> list[Value]:
-    """On rank 0 what `task` gives on each rank, [] on the others; every rank calls this."""
-    if num_ranks() == 1:
+def gather_from_ranks(task: Callable[[], Value]) -> list[Value]:
+    """Run `task` on every rank; return the results on rank 0, [] on the others. Collective."""
+    size = get_world_size()
+    if size == 1:
         return [task()]
-    outcomes: list[tuple[Value | None, str | None]] = [(None, None)] * num_ranks()
-    dist.gather_object(_outcome(task), outcomes if rank() == 0 else None, dst=0)
-    failed = on_first(lambda: [error for _, error in outcomes if error is not None])
-    if failed:
-        raise OSError(failed[0])
-    return [value for value, _ in outcomes] if rank() == 0 else []  # type: ignore[misc]
+    outcomes: list[tuple[Value | None, str | None]] = [(None, None)] * size
+    dist.gather_object(_try_task(task), outcomes if get_rank() == 0 else None, dst=0)
+    errors = run_on_rank0(lambda: [error for _, error in outcomes if error is not None])
+    if errors:
+        raise OSError(errors[0])
+    return [value for value, _ in outcomes] if get_rank() == 0 else []  # type: ignore[misc]
 
 
-def _outcome(task: Callable[[], Value]) -> tuple[Value | None, str | None]:
+def _try_task(task: Callable[[], Value]) -> tuple[Value | None, str | None]:
     try:
         return task(), None
     except (OSError, StoreError) as error:
-        return None, f"rank {rank()}: {error}"
+        return None, f"rank {get_rank()}: {error}"

@@ -1,8 +1,9 @@
-"""How one module shares its work among tensor-parallel ranks: styles for plans of module names.
+"""Tensor parallelism of single modules: torch's `ParallelStyle`s, combined by a plan of names.
 
 Parameters become DTensors, so that sharding, checkpoints and norms know what each rank holds; the
-work is done on local tensors. Activations between modules are plain tensors: whole on every rank,
-or, with sequence parallelism, each rank's part of the sequence.
+computation is on local tensors. Activations between modules are plain tensors: whole on every rank,
+or with sequence parallelism each rank's chunk of the sequence. Unlike with torch's own styles no
+redistribution is looked up by shape, so micro-batches may have any length.
 """
 
 from typing import Any
@@ -21,136 +22,131 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from trainers.distributed.collectives import (
-    Move,
-    exchanged,
-    gathered,
-    of_first,
-    own_part,
-    own_part_of_total,
-    same,
-    total,
+    Collective,
+    all_gather,
+    all_reduce,
+    apply_collective,
+    identity,
+    reduce_scatter,
 )
 
 
-class Entrance(ParallelStyle):
-    """The first input of a module is made whole; each rank's share of its gradient is added up."""
+class Redistribute(ParallelStyle):
+    """Apply a collective to the first input of a module, and another to its gradient."""
 
-    def __init__(self, parted: bool) -> None:
-        self.there: Move = gathered if parted else same
-        self.back: Move = own_part_of_total if parted else total
+    def __init__(self, forward: Collective, backward: Collective) -> None:
+        self.forward, self.backward = forward, backward
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         group = device_mesh.get_group()
 
-        def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return exchanged(inputs[0], group, self.there, self.back), *inputs[1:]
+        def move_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return apply_collective(inputs[0], group, self.forward, self.backward), *inputs[1:]
 
-        module.register_forward_pre_hook(enter)
+        module.register_forward_pre_hook(move_input)
         return module
 
 
-class Passage(Entrance):
-    """The first input of a module is laid out anew; every rank computes alike behind it."""
+class PrepareInput(Redistribute):
+    """Make the first input whole on every rank, and sum the ranks' shares of its gradient."""
 
-    def __init__(self, there: Move, back: Move) -> None:
-        self.there, self.back = there, back
-
-
-def to_parts() -> Passage:
-    """From whole sequences to parts of them."""
-    return Passage(own_part, gathered)
+    def __init__(self, sequence_parallel: bool) -> None:
+        if sequence_parallel:
+            super().__init__(all_gather, reduce_scatter)
+        else:
+            super().__init__(identity, all_reduce)
 
 
-def to_whole() -> Passage:
-    """From parts of sequences to whole ones, on which every rank computes the same."""
-    return Passage(gathered, own_part)
+class ColwiseParallel(PrepareInput):
+    """Compute this rank's outputs of a linear layer.
 
-
-def counted_once() -> Passage:
-    """Whole and alike on all ranks, though its gradient will be added up over them."""
-    return Passage(same, of_first)
-
-
-class Columns(Entrance):
-    """A linear layer that computes this rank's outputs. entrance: whether its input is made whole
-    here, rather than by the module around it.
+    prepare_input: whether the layer's input is prepared here, not by the module around it.
     """
 
-    def __init__(self, parted: bool, entrance: bool = True) -> None:
-        super().__init__(parted)
-        self.entrance = entrance
+    def __init__(self, sequence_parallel: bool, prepare_input: bool = True) -> None:
+        super().__init__(sequence_parallel)
+        self.prepare_input = prepare_input
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        if self.entrance:
+        if self.prepare_input:
             super()._apply(module, device_mesh)
         for name in ("weight", "bias"):
-            _share(module, name, device_mesh, Shard(0))
+            _distribute_parameter(module, name, device_mesh, Shard(0))
         linear: Any = module
 
         def forward(x: Tensor) -> Tensor:
-            return F.linear(x, _local(linear.weight), _local(linear.bias))
+            return F.linear(x, _local_parameter(linear.weight), _local_parameter(linear.bias))
 
         linear.forward = forward
         return module
 
 
-class Rows(ParallelStyle):
-    """A linear layer over this rank's inputs, whose outputs are added up over the ranks."""
+class RowwiseParallel(ParallelStyle):
+    """Compute a linear layer over this rank's inputs, and sum the outputs over the ranks."""
 
-    def __init__(self, parted: bool) -> None:
-        self.parted = parted
+    def __init__(self, sequence_parallel: bool) -> None:
+        self.sequence_parallel = sequence_parallel
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        group, parted = device_mesh.get_group(), self.parted
-        there, back = (own_part_of_total, gathered) if parted else (total, same)
-        _share(module, "weight", device_mesh, Shard(1))
-        _share(module, "bias", device_mesh, Replicate())
+        group, chunked = device_mesh.get_group(), self.sequence_parallel
+        moves = (reduce_scatter, all_gather) if chunked else (all_reduce, identity)
+        _distribute_parameter(module, "weight", device_mesh, Shard(1))
+        _distribute_parameter(module, "bias", device_mesh, Replicate())
         linear: Any = module
 
         def forward(x: Tensor) -> Tensor:
-            added = exchanged(F.linear(x, _local(linear.weight)), group, there, back)
-            bias: Tensor = _local(linear.bias, parted)
-            return added + bias
+            output = F.linear(x, _local_parameter(linear.weight))
+            # The bias is added after the sum, once. On chunks of the sequence each rank sees only
+            # the gradient of its own positions: a partial one.
+            bias: Tensor = _local_parameter(linear.bias, is_partial=chunked)
+            return apply_collective(output, group, *moves) + bias
 
         linear.forward = forward
         return module
 
 
-class Norm(ParallelStyle):
-    """A layer norm over this rank's part of the sequence; its own gradient is a summand."""
+class SequenceParallelNorm(ParallelStyle):
+    """Compute a layer norm over this rank's chunk of the sequence.
+
+    Its weights are replicated, but their gradient sums over positions, of which each rank has only
+    some: it is marked `Partial`, and `dtensor.reduce_partial_gradients` sums it once per step.
+    """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name in ("weight", "bias"):
-            _share(module, name, device_mesh, Replicate())
+            _distribute_parameter(module, name, device_mesh, Replicate())
         norm: Any = module
 
         def forward(x: Tensor) -> Tensor:
-            weight, bias = _local(norm.weight, True), _local(norm.bias, True)
+            weight = _local_parameter(norm.weight, is_partial=True)
+            bias = _local_parameter(norm.bias, is_partial=True)
             return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
         norm.forward = forward
         return module
 
 
-class SharedRows(ParallelStyle):
-    """A `Lookup` whose rows the ranks share; it looks up accordingly."""
+class VocabParallelEmbedding(ParallelStyle):
+    """Shard the rows of a `RowGradEmbedding`, whose forward handles a sharded table."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _share(module, "weight", device_mesh, Shard(0))
+        _distribute_parameter(module, "weight", device_mesh, Shard(0))
         return module
 
 
-def _share(module: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
-    """Make a parameter a DTensor; every rank has all of it, so nothing is sent."""
+def _distribute_parameter(
+    module: nn.Module, name: str, mesh: DeviceMesh, placement: Placement
+) -> None:
+    """Replace a parameter by a DTensor. Every rank has all of it, so nothing is sent."""
     parameter = getattr(module, name)
     if parameter is None:
         return
-    shared = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
-    module.register_parameter(name, nn.Parameter(shared, parameter.requires_grad))
+    sharded = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
+    module.register_parameter(name, nn.Parameter(sharded, parameter.requires_grad))
 
 
-def _local(parameter: Tensor | None, summand: bool = False) -> Any:
-    """This rank's part. summand: whether its gradient is to be added over the ranks."""
+def _local_parameter(parameter: Tensor | None, is_partial: bool = False) -> Any:
+    """Return this rank's part. is_partial: whether its gradient must be summed over the ranks."""
     if not isinstance(parameter, DTensor):
         return parameter
-    return parameter.to_local(grad_placements=[Partial()] if summand else None)
+    return parameter.to_local(grad_placements=[Partial()] if is_partial else None)

@@ -1,7 +1,7 @@
-"""Activation checkpointing: activations are computed again in backward instead of kept.
+"""Activation checkpointing: recompute activations in backward instead of storing them.
 
-`full` keeps only the input of each layer. `selective` also keeps what matrix multiplications and
-attention gave, and computes again what stands between them: it costs no multiplication.
+`full` stores only the input of each layer. `selective` also stores the outputs of matrix
+multiplications and attention, and recomputes the cheap operations between them.
 """
 
 from functools import partial
@@ -15,10 +15,10 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from trainers.models.dropout import Keys
+from trainers.models.dropout import DropoutKeys
 
 aten = torch.ops.aten
-KEPT = {
+SAVED_OPS = {
     aten.mm.default,
     aten.addmm.default,
     aten.bmm.default,
@@ -29,33 +29,29 @@ KEPT = {
 }
 
 
-def recomputed(layer: nn.Module, keys: Keys, how: str, hidden: Tensor, mask: Any) -> Tensor:
-    """`layer(hidden, mask)`, whose activations are computed again when backward needs them.
+def checkpoint_layer(
+    layer: nn.Module, keys: DropoutKeys, mode: str, hidden: Tensor, mask: Any
+) -> Tensor:
+    """Return `layer(hidden, mask)`, recomputed in backward. mode: "full" or "selective"."""
+    # In a pipeline the recomputation runs while `keys` belongs to another micro-batch, so the keys
+    # of this one are captured. Masks are functions of them: there is no RNG state to preserve.
+    sample_keys = keys.sample_keys
 
-    Another micro-batch may be in flight by then, so the keys of dropout are set again too. There is
-    no random state to restore: masks are functions of the keys.
-    """
-    of_samples = keys.keys
-
-    def run(hidden: Tensor, mask: Tensor | None) -> Tensor:
-        before, keys.keys = keys.keys, of_samples
+    def run_layer(hidden: Tensor, mask: Tensor | None) -> Tensor:
+        current, keys.sample_keys = keys.sample_keys, sample_keys
         output: Tensor = layer(hidden, mask)
-        keys.keys = before
+        keys.sample_keys = current
         return output
 
-    contexts: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep)}
+    contexts: dict[str, Any] = {}
+    if mode == "selective":
+        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _save_matmuls)
     output: Tensor = checkpoint(
-        run,
-        hidden,
-        mask,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        **(contexts if how == "selective" else {}),
+        run_layer, hidden, mask, use_reentrant=False, preserve_rng_state=False, **contexts
     )
     return output
 
 
-def _keep(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if operation in KEPT:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+def _save_matmuls(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    save = operation in SAVED_OPS
+    return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE

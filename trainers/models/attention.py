@@ -1,9 +1,8 @@
-"""Attention of texts in rows of a batch, and of texts that lie end to end in one row.
+"""Attention over padded batches and over packed ones, where texts lie end to end in one row.
 
-Of texts end to end each must keep to itself. Where Python may look at their lengths, they are gone
-through one by one (`Spans`); in a graph, which must not, they are folded: laid into rows no wider
-than the longest, as many to a row as fit, for the time of the attention alone (`Fold`). Knows no
-model.
+Packed texts must not attend to each other. In Python their lengths drive a loop over the texts
+(`SequenceLengths`); an exported graph cannot loop over data, so there they are gathered into a
+padded view, several short texts to a row, for the time of the attention alone (`PaddedView`).
 """
 
 from dataclasses import dataclass
@@ -14,63 +13,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Spans(tuple[int, ...]):
-    """The lengths of texts that lie end to end in one row: in place of a mask, it lets each text
-    attend to itself alone, and nothing is padded.
-    """
+class SequenceLengths(tuple[int, ...]):
+    """Sequence lengths of a packed batch, passed in place of a mask: texts attend to themselves."""
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Texts end to end, and how they lie in r rows of width w.
+class PaddedView:
+    """How the t tokens of a packed batch are gathered into r rows of width w.
 
-    texts: [t], which text a token is of. grid: [r, w], the token of a place; any, where none is.
-    owners: [r, w], the text of a place; -1 where none is. places: [t], the place of a token, row by
-    row.
+    text_ids: [t], the text of a token. token_at_slot: [r, w], the token in a slot; arbitrary where
+    the slot is empty. text_at_slot: [r, w], its text; -1 where empty. slot_of_token: [t], flat.
     """
 
-    texts: Tensor
-    grid: Tensor
-    owners: Tensor
-    places: Tensor
+    text_ids: Tensor
+    token_at_slot: Tensor
+    text_at_slot: Tensor
+    slot_of_token: Tensor
 
     @property
-    def mask(self) -> Tensor:
-        """Which places see each other: [r, 1, w, w]."""
-        return (self.owners[:, :, None] == self.owners[:, None])[:, None]
+    def attention_mask(self) -> Tensor:
+        """[r, 1, w, w] bool: slots of the same text see each other."""
+        return (self.text_at_slot[:, :, None] == self.text_at_slot[:, None])[:, None]
 
-    def seen_by(self, reads: Tensor) -> Tensor:
-        """Which tokens the tokens `reads` [n] see: [1, 1, n, t]."""
-        return (self.texts[reads][:, None] == self.texts)[None, None]
-
-
-Mask = Tensor | Spans | Fold | None
+    def mask_for_queries(self, reads: Tensor) -> Tensor:
+        """Return which tokens the tokens `reads` [n] see: [1, 1, n, t] bool."""
+        return (self.text_ids[reads][:, None] == self.text_ids)[None, None]
 
 
-def attend(
+AttentionMask = Tensor | SequenceLengths | PaddedView | None
+
+
+def attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Mask,
+    attention_mask: AttentionMask,
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [b, s, heads, d] of [b, heads, s, d] tensors, by torch's fused kernel.
+    """Compute attention [b, s, heads, d] of [b, heads, s, d] tensors (Transformers' interface).
 
-    Dropping attention weights needs them in memory, so a rate above 0 costs the fused kernel. So
-    does `fused = False` of the module, for devices where training is faster without it.
+    Torch's fused kernel is used unless attention weights are dropped, which needs them in memory,
+    or the module has `fused = False`, for devices where training is faster without it.
     """
-    if isinstance(attention_mask, Spans):
-        return _apart(query, key, value, attention_mask, scaling).transpose(1, 2), None
-    if isinstance(attention_mask, Fold):
-        return _folded(query, key, value, attention_mask, scaling), None
+    if isinstance(attention_mask, SequenceLengths):
+        attended = _attend_per_text(query, key, value, attention_mask, scaling)
+        return attended.transpose(1, 2), None
+    if isinstance(attention_mask, PaddedView):
+        return _attend_padded(query, key, value, attention_mask, scaling), None
     dropout: Any = module.dropout
     if dropout.p and module.training:
-        context = dropout(_weights(query, key, attention_mask, scaling)) @ value
+        context = dropout(_attention_weights(query, key, attention_mask, scaling)) @ value
     elif module.training and not getattr(module, "fused", True):
         with torch.autocast(query.device.type, enabled=False):  # weights stay as wide as the query
-            context = _weights(query, key, attention_mask, scaling) @ value
+            context = _attention_weights(query, key, attention_mask, scaling) @ value
     else:
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling
@@ -78,23 +75,27 @@ def attend(
     return context.transpose(1, 2), None
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """What each token makes of the others: [b, heads, s, s], rows of which add up to 1."""
+def _attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Return softmax(q k^T) [b, heads, s, s]."""
     scores = (query * scaling) @ key.transpose(2, 3)
     if mask is not None:
-        shut = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
-        scores = scores + shut.masked_fill_(~mask, float("-inf"))
+        bias = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
+        scores = scores + bias.masked_fill_(~mask, float("-inf"))
     return scores.softmax(dim=-1)
 
 
-def _apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float) -> Tensor:
-    """Attention of each text to itself: [1, heads, s, d] of texts end to end.
+def _attend_per_text(
+    query: Tensor, key: Tensor, value: Tensor, lengths: SequenceLengths, scaling: float
+) -> Tensor:
+    """Attend text by text in a packed batch: [1, heads, s, d].
 
-    query: of all tokens, or of one token a text.
+    query: of all tokens, or of one token per text.
     """
-    own = list(spans)
-    asking = own if query.shape[2] == key.shape[2] else [1] * len(own)
-    parts = (torch.split(t, n, 2) for t, n in ((query, asking), (key, own), (value, own)))
+    key_lengths = list(lengths)
+    per_token = query.shape[2] == key.shape[2]
+    query_lengths = key_lengths if per_token else [1] * len(key_lengths)
+    split = ((query, query_lengths), (key, key_lengths), (value, key_lengths))
+    parts = (torch.split(tensor, sizes, 2) for tensor, sizes in split)
     attended = [
         F.scaled_dot_product_attention(q, k, v, scale=scaling)
         for q, k, v in zip(*parts, strict=True)
@@ -102,8 +103,13 @@ def _apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: flo
     return torch.cat(attended, dim=2)
 
 
-def _folded(query: Tensor, key: Tensor, value: Tensor, fold: Fold, scaling: float) -> Tensor:
-    """Attention of each text to itself, in rows: [1, s, heads, d] of texts end to end."""
-    q, k, v = (each.transpose(1, 2)[0][fold.grid].transpose(1, 2) for each in (query, key, value))
-    rows = F.scaled_dot_product_attention(q, k, v, attn_mask=fold.mask, scale=scaling)
-    return rows.transpose(1, 2).flatten(0, 1)[fold.places][None]
+def _attend_padded(
+    query: Tensor, key: Tensor, value: Tensor, view: PaddedView, scaling: float
+) -> Tensor:
+    """Attend within the rows of `view`: [1, s, heads, d] of a packed batch."""
+    q, k, v = (
+        packed.transpose(1, 2)[0][view.token_at_slot].transpose(1, 2)
+        for packed in (query, key, value)
+    )
+    rows = F.scaled_dot_product_attention(q, k, v, attn_mask=view.attention_mask, scale=scaling)
+    return rows.transpose(1, 2).flatten(0, 1)[view.slot_of_token][None]

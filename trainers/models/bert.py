@@ -1,54 +1,58 @@
-"""Transformers' own BERT, made to compute only what the answer needs, whole or in parts.
+"""Transformers' BERT, whole or one pipeline stage of it, computing only what the head reads.
 
 Weights, names and configuration stay those of Transformers, so a saved model loads there unchanged.
-Four things differ while it runs here: dropout is keyed by sample, attention is computed the fastest
-way, the word embeddings' gradient can be added row by row, and only what is read is computed: a
+Four things differ while it runs here: dropout is keyed by sample, attention picks the fastest
+kernel, the word embeddings' gradient can be added row by row, and only what is read is computed: a
 classifier reads [CLS], so its last layer computes queries, attention output and feed-forward for
-that alone; a masked-language model reads masked positions, so only they meet the vocabulary.
-Knows nothing of recipes, optimizers or layouts.
+that alone; a masked-language model's head sees only the masked positions.
 """
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from trainers.models.activation_checkpointing import recomputed
-from trainers.models.attention import Fold, Mask, attend
-from trainers.models.config import quiet
-from trainers.models.dropout import KeyedDropout, Keys, use_keyed_dropout
-from trainers.models.embedding import Lookup
-from trainers.models.families import FAMILIES, Family
-from trainers.models.submodule import carved
+from trainers.models.activation_checkpointing import checkpoint_layer
+from trainers.models.attention import AttentionMask, PaddedView, attention_forward
+from trainers.models.config import quiet_transformers
+from trainers.models.dropout import DropoutKeys, KeyedDropout, use_keyed_dropout
+from trainers.models.embedding import RowGradEmbedding
+from trainers.models.families import FAMILIES, ModelFamily
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class TextModel(nn.Module):
-    """A BERT that answers, or a part of one: a span of its layers and the ends they touch.
+    """A BERT with its head, or a pipeline stage of it.
 
-    net: of Transformers, for sequence classification or masked-language modelling.
+    net: from Transformers, for sequence classification or masked-language modelling.
+    tied_weights: names of tied parameters in `net`, each with the name of its source.
     """
 
     def __init__(self, net: PreTrainedModel) -> None:
         super().__init__()
-        AttentionInterface.register("bertha", attend)
+        AttentionInterface.register("bertha", attention_forward)
         net.config._attn_implementation = "bertha"
-        self.family: Family = FAMILIES[net.config.model_type]
+        self.family: ModelFamily = FAMILIES[net.config.model_type]
         self.masked_lm = type(net).__name__.endswith("ForMaskedLM")
         ties = self.masked_lm and net.config.tie_word_embeddings
-        self.tied: dict[str, str] = dict(net._tied_weights_keys or {}) if ties else {}
-        embeddings, layers = self.family.encoder_of(net).embeddings, self.family.layers_of(net)
-        embeddings.word_embeddings = Lookup.of(embeddings.word_embeddings)
-        embeddings.word_embeddings.by_row = not self.masked_lm  # a tied table has a dense gradient
-        if self.reads_cls_alone:
+        self.tied_weights: dict[str, str] = dict(net._tied_weights_keys or {}) if ties else {}
+        embeddings, layers = self.family.get_encoder(net).embeddings, self.family.get_layers(net)
+        table = RowGradEmbedding.from_embedding(embeddings.word_embeddings)
+        table.row_gradients = not self.masked_lm  # a tied table has a dense gradient
+        embeddings.word_embeddings = table
+        if self.is_cls_only:
             layers[-1] = ClsOnlyLayer(layers[-1])
         self.net: nn.Module = net
         self.num_layers = len(layers)
-        self.span = range(self.num_layers)
+        self.layer_range = range(self.num_layers)
         self.recompute = "none"
-        self.entered, self.left = nn.Identity(), nn.Identity()  # ends of sequence parallelism
-        self._keys: Keys = use_keyed_dropout(net)
+        self.sp_entry, self.sp_exit = nn.Identity(), nn.Identity()  # hooks of the TP plan
+        self._dropout_keys: DropoutKeys = use_keyed_dropout(net)
 
     def forward(
         self,
@@ -57,148 +61,177 @@ class TextModel(nn.Module):
         keys: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [b, num_labels], or [n, vocabulary] of the n masked `positions`.
+        """Return logits [b, num_labels], or [n, vocabulary] of the n masked `positions`.
 
-        inputs: token ids [b, s]; for a part that is not the first, hidden states [b, s, h]. A part
-        that is not the last returns hidden states. mask: [b, s] bool, true where a token is; None
-        when nothing is padded. keys: [b] int64 of `dropout.sample_keys`, needed in training mode.
-        positions: [n] int64, flat indices into b * s.
+        inputs: token ids [b, s]; hidden states [b, s, h] unless this is the first stage. Stages
+        but the last return hidden states. mask: [b, s] bool, true where a token is; None when
+        nothing is padded. keys: [b] int64 of `sample_keys`, needed in training mode. positions:
+        [n] int64, flat indices into b * s.
         """
-        self._keys.keys = keys
-        spread = None if mask is None else mask[:, None, None, :]
-        hidden = self.entered(self.family.embed(self.net, inputs)) if self.is_first else inputs
-        layers = self.family.layers_of(self.net)
-        for index in self.span:
+        self._dropout_keys.sample_keys = keys
+        attention_mask = None if mask is None else mask[:, None, None, :]
+        hidden = inputs
+        if self.is_first:
+            hidden = self.sp_entry(self.family.embed_tokens(self.net, inputs))
+        layers = self.family.get_layers(self.net)
+        for index in self.layer_range:
             layer = layers.get_submodule(str(index))
             if self.recompute == "none" or not self.training:
-                hidden = layer(hidden, spread)
+                hidden = layer(hidden, attention_mask)
             else:
-                hidden = recomputed(layer, self._keys, self.recompute, hidden, spread)
+                hidden = checkpoint_layer(
+                    layer, self._dropout_keys, self.recompute, hidden, attention_mask
+                )
         if not self.is_last:
             return hidden
-        hidden = self.left(hidden)
+        hidden = self.sp_exit(hidden)
         if positions is None:
             return self.family.classify(self.net, hidden)
-        return self.family.predict(self.net, hidden.flatten(0, 1)[positions])
+        return self.family.predict_tokens(self.net, hidden.flatten(0, 1)[positions])
 
-    def fuse_attention(self, fused: bool) -> None:
-        """Whether training attends by torch's fused kernel, where no weight is dropped."""
+    def set_fused_attention(self, fused: bool) -> None:
+        """Set whether training uses torch's fused attention where no weight is dropped."""
         for module in self.modules():
             if isinstance(getattr(module, "dropout", None), KeyedDropout):
                 setattr(module, "fused", fused)  # noqa: B010
 
     @property
     def is_first(self) -> bool:
-        """Whether this part reads token ids."""
-        return self.span.start == 0
+        """Whether this stage reads token ids."""
+        return self.layer_range.start == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether this part gives logits."""
-        return self.span.stop == self.num_layers
+        """Whether this stage returns logits."""
+        return self.layer_range.stop == self.num_layers
 
-    def part(self, span: range) -> "TextModel":
-        """The part that holds the layers of `span`, sharing its parameters with this model."""
+    def extract_stage(self, layer_range: range) -> "TextModel":
+        """Return a model of those layers and the ends they touch, sharing its parameters."""
         encoder, layers = self.family.encoder, f"{self.family.encoder}.{self.family.layers}"
         ends = (f"{encoder}.embeddings", f"{encoder}.embeddings_project")
 
-        def kept(name: str) -> bool:
+        def is_in_stage(name: str) -> bool:
             if name.startswith(f"net.{layers}."):
-                return int(name.removeprefix(f"net.{layers}.").split(".")[0]) in span
+                return int(name.removeprefix(f"net.{layers}.").split(".")[0]) in layer_range
             at_start = name.startswith(tuple(f"net.{end}." for end in ends))
-            return span.start == 0 if at_start else span.stop == self.num_layers
+            return layer_range.start == 0 if at_start else layer_range.stop == self.num_layers
 
-        part = carved(self, kept)
-        part.span = span
-        part.entered, part.left = nn.Identity(), nn.Identity()
-        return part
+        stage = extract_submodule(self, is_in_stage)
+        stage.layer_range = layer_range
+        stage.sp_entry, stage.sp_exit = nn.Identity(), nn.Identity()
+        return stage
 
-    def tie(self) -> None:
-        """Make tied parameters one again, where this part holds both; see `tied`."""
-        for pair in self.tied.items():
+    def tie_weights(self) -> None:
+        """Make tied parameters one object again, where this stage holds both of a pair.
+
+        `to_empty` and tensor parallelism replace parameters one by one, which separates them.
+        """
+        for pair in self.tied_weights.items():
             try:
-                held = [self.net.get_parameter(name) for name in reversed(pair)]
+                ends = [self.net.get_parameter(name) for name in reversed(pair)]
             except AttributeError:
-                continue  # the other end is in another part
-            shared = next((p for p in held if isinstance(p, DTensor)), held[0])
+                continue  # the other end is on another stage
+            shared = next((p for p in ends if isinstance(p, DTensor)), ends[0])
             for name in pair:
                 owner, _, leaf = name.rpartition(".")
                 setattr(self.net.get_submodule(owner), leaf, shared)
 
     @property
-    def reads_cls_alone(self) -> bool:
+    def is_cls_only(self) -> bool:
         """Whether the last layer computes [CLS] alone."""
-        return self.family.bert_shaped and not self.masked_lm
+        return self.family.supports_cls_only and not self.masked_lm
 
     @property
-    def decoder(self) -> str:
-        """The name of the linear layer that gives logits of the vocabulary.
+    def lm_head_name(self) -> str:
+        """The name of the linear layer that computes logits of the vocabulary.
 
-        Raises AttributeError where there is none, as tracers expect of what is not there.
+        Raises AttributeError where there is none: tracers probe every property.
         """
         net: Any = self.net
-        last: nn.Module | None = net.get_output_embeddings()
-        if last is None:
-            raise AttributeError(f"a {type(net).__name__} has no decoder")
-        name: str = next(name for name, module in self.named_modules() if module is last)
+        head: nn.Module | None = net.get_output_embeddings()
+        if head is None:
+            raise AttributeError(f"a {type(net).__name__} has no language model head")
+        name: str = next(name for name, module in self.named_modules() if module is head)
         return name
 
     @property
     def config(self) -> Any:
-        """The configuration of Transformers."""
+        """The Transformers configuration."""
         return self.net.config
 
     @property
-    def table(self) -> Lookup:
-        """The word embeddings of a part that is the first."""
-        table = self.family.encoder_of(self.net).embeddings.word_embeddings
-        assert isinstance(table, Lookup)
+    def word_embeddings(self) -> RowGradEmbedding:
+        """The word embeddings; of the first stage only."""
+        table = self.family.get_encoder(self.net).embeddings.word_embeddings
+        assert isinstance(table, RowGradEmbedding)
         return table
 
-    def save(self, directory: Path) -> None:
+    def save_pretrained(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors` as Transformers does."""
         assert isinstance(self.net, PreTrainedModel)
-        with quiet():
+        with quiet_transformers():
             self.net.save_pretrained(directory)
 
 
 class ClsOnlyLayer(nn.Module):
-    """A last BertLayer that computes its output for what is read alone.
+    """A last BertLayer that computes its output only for the tokens that are read.
 
-    That is [CLS] of every row: [b, 1, h]; in a row of texts end to end the tokens `reads` [n]:
-    [1, n, h].
+    They are [CLS] of every row: [b, 1, h]; in a packed row the tokens `reads` [n]: [1, n, h].
     """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.attention, self.intermediate, self.output = (
-            layer.attention,
-            layer.intermediate,
-            layer.output,
-        )
-        self.whole, self.cls = nn.Identity(), nn.Identity()  # where tensor parallel takes hold
+        self.attention, self.intermediate = layer.attention, layer.intermediate
+        self.output = layer.output
+        self.tp_input, self.tp_cls = nn.Identity(), nn.Identity()  # hooks of the TP plan
 
     def forward(
         self,
         hidden: Tensor,
-        mask: Mask = None,
+        mask: AttentionMask = None,
         reads: Tensor | None = None,
     ) -> Tensor:
+        """Return the layer's output for the tokens that are read."""
         attention: Any = self.attention
-        heads, hidden = attention.self, self.whole(hidden)
-        first = hidden[:, :1] if reads is None else hidden[:, reads]
-        if reads is not None and isinstance(mask, Fold):
-            mask = mask.seen_by(reads)
+        heads, hidden = attention.self, self.tp_input(hidden)
+        queried = hidden[:, :1] if reads is None else hidden[:, reads]
+        if reads is not None and isinstance(mask, PaddedView):
+            mask = mask.mask_for_queries(reads)
 
-        def split(x: Tensor) -> Tensor:
+        def split_heads(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], -1, heads.attention_head_size).transpose(1, 2)
 
-        query, key, value = heads.query(first), heads.key(hidden), heads.value(hidden)
-        context, _weights = attend(
-            heads, split(query), split(key), split(value), mask, heads.scaling
-        )
-        attended = attention.output(context.flatten(2), self.cls(first))
+        query = split_heads(heads.query(queried))
+        key, value = split_heads(heads.key(hidden)), split_heads(heads.value(hidden))
+        context, _ = attention_forward(heads, query, key, value, mask, heads.scaling)
+        attended = attention.output(context.flatten(2), self.tp_cls(queried))
         widen: Any = self.intermediate
         narrow: Any = self.output
         output: Tensor = narrow(widen(attended), attended)
         return output
+
+
+def extract_submodule(module: Module, is_kept: Callable[[str], bool], prefix: str = "") -> Module:
+    """Copy a module tree with only the parameters, buffers and leaf modules whose name is kept.
+
+    Containers are copied, tensors and leaves are shared; names stay as they were.
+    """
+    part = copy.copy(module)
+    for name, value in vars(module).items():
+        if name.endswith("_hooks") or "_hooks_" in name:
+            part.__dict__[name] = copy.copy(value)  # a hook added to one part is not another's
+    part._parameters = {k: v for k, v in module._parameters.items() if is_kept(prefix + k)}
+    part._buffers = {k: v for k, v in module._buffers.items() if is_kept(prefix + k)}
+    part._modules = {
+        name: extract_submodule(child, is_kept, f"{prefix}{name}.")
+        for name, child in module._modules.items()
+        if child is not None and _keeps_any(child, f"{prefix}{name}.", is_kept)
+    }
+    return part
+
+
+def _keeps_any(module: nn.Module, prefix: str, is_kept: Callable[[str], bool]) -> bool:
+    names = [
+        f"{prefix}{name}" for name, child in module.named_modules() if not list(child.children())
+    ]
+    return any(is_kept(name if name.endswith(".") else f"{name}.") for name in names)

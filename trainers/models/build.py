@@ -1,9 +1,11 @@
-"""The model of a recipe or of a directory, and its predictions.
+"""Build the model of a recipe or of a directory, initialize its weights, and predict with it.
 
-Weights come from a package, a directory or the hub, as safetensors only and without remote code, or
-are drawn fresh from the recipe's seed. Knows nothing of optimizers, Ray or layouts.
+Pretrained weights come from a package, a directory or the hub, as safetensors only and without
+remote code. Fresh ones are BERT's: normal with the configuration's `initializer_range` for linear
+and embedding weights, zero for biases and padding rows, one for the weights of norms.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +23,18 @@ from transformers import (
 )
 
 from trainers.config.recipe import Recipe
-from trainers.data.microbatch import Cost, cut
-from trainers.data.tokenizer import Encoder, Samples
+from trainers.data.microbatch import CutCost, cut_batch
+from trainers.data.ragged import RaggedArray
+from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES
-from trainers.models import init
+from trainers.distributed.dtensor import local_shard, to_local
 from trainers.models.bert import TextModel
-from trainers.models.config import config_of, from_hub, whole_config_of
+from trainers.models.config import build_config, build_full_config, pretrained_source
 from trainers.models.families import FAMILIES
 
 
 class LinearModel(nn.Module):
-    """A linear map of the numbers in the text: the smallest model the trainer fits."""
+    """A linear map of the numbers in a text: the smallest model the trainer fits."""
 
     def __init__(self, num_features: int, num_labels: int) -> None:
         super().__init__()
@@ -40,11 +43,11 @@ class LinearModel(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, numbers: Tensor, *_: Tensor | None) -> Tensor:
-        """Outputs [b, num_labels] of `numbers` [b, num_features] float32."""
+        """Return outputs [b, num_labels] of `numbers` [b, num_features] float32."""
         outputs: Tensor = self.linear(numbers)
         return outputs
 
-    def save(self, directory: Path) -> None:
+    def save_pretrained(self, directory: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
         sizes = {
             "model_type": "linear",
@@ -56,130 +59,158 @@ class LinearModel(nn.Module):
 
 
 Model = TextModel | LinearModel
-KINDS: dict[bool, Any] = {False: AutoModelForSequenceClassification, True: AutoModelForMaskedLM}
 
 
-def build(
+def build_model(
     recipe: Recipe, labels: tuple[str, ...], num_features: int, encoder: Encoder | None = None
 ) -> Model:
-    """The whole model a recipe trains, fresh or pretrained, in training mode.
+    """Build the whole model a recipe trains, fresh or pretrained, in training mode on the CPU.
 
-    labels: class names, () for regression. num_features: of a linear model. encoder: of a fresh
-    model, for its vocabulary. Raises ModelError when the model cannot be had.
+    labels: class names, () for regression. num_features: of a linear model. encoder: gives a fresh
+    model its vocabulary. Raises ModelError when the model cannot be loaded.
     """
-    model = outline(recipe, labels, num_features, encoder)
+    model = build_on_meta(recipe, labels, num_features, encoder)
     materialize(model, recipe.seed, torch.device("cpu"))
     return model
 
 
-def outline(
+def build_on_meta(
     recipe: Recipe, labels: tuple[str, ...], num_features: int, encoder: Encoder | None = None
 ) -> Model:
-    """The model of a recipe before it is laid out: weights where they are pretrained, else meta."""
+    """Build the recipe's model for `parallelize`: on the meta device unless it is pretrained."""
     if recipe.model.name in ("random", "linear"):
-        return shapes_of(recipe, labels, num_features, encoder)
+        return meta_model(recipe, labels, num_features, encoder)
     torch.manual_seed(recipe.seed)
-    config, kind = whole_config_of(recipe, labels), KINDS[recipe.task == "masked-lm"]
-    net = _pretrained(recipe.model.name, kind, config)
+    config = build_full_config(recipe, labels)
+    net = _load_pretrained(recipe.model.name, _auto_class(recipe.task == "masked-lm"), config)
     if recipe.model.layers is not None:
-        FAMILIES[config.model_type].keep(net, recipe.model.layers)
+        FAMILIES[config.model_type].keep_layers(net, recipe.model.layers)
     return TextModel(net).train()
 
 
-def shapes_of(
+def meta_model(
     recipe: Recipe, labels: tuple[str, ...], num_features: int, encoder: Encoder | None = None
 ) -> Model:
-    """The model of a recipe for its names, sizes and configuration; a BERT is on meta."""
+    """Build the recipe's model for its names, shapes and configuration; a BERT is on meta."""
     if recipe.model.name == "linear":
         return LinearModel(num_features, max(1, len(labels)))
     with torch.device("meta"):
-        net = KINDS[recipe.task == "masked-lm"].from_config(config_of(recipe, labels, encoder))
+        config = build_config(recipe, labels, encoder)
+        net = _auto_class(recipe.task == "masked-lm").from_config(config)
     return TextModel(net).train()
 
 
 def materialize(model: Model, seed: int, device: torch.device) -> None:
-    """Put a model, or a part of one, on `device`; what is on meta gets its fresh weights there."""
+    """Move a model, or a stage of one, to `device`; initialize it there if it is on meta."""
     if next(model.parameters()).is_meta:
         assert isinstance(model, TextModel)
         model.to_empty(device=device)
-        model.tie()
-        init.fill(model, seed)
+        model.tie_weights()
+        init_weights(model, seed)
     else:
         model.to(device)
 
 
-def load(directory: Path) -> Model:
-    """A saved model in evaluation mode."""
+def load_model(directory: Path) -> Model:
+    """Load a saved model, such as a bundle's, in evaluation mode."""
     config = json.loads((directory / "config.json").read_text())
     if config["model_type"] == "linear":
         linear = LinearModel(config["num_features"], config["num_labels"])
         linear.load_state_dict(load_file(directory / "model.safetensors"))
         return linear.eval()
     masked_lm = any(name.endswith("ForMaskedLM") for name in config.get("architectures") or ())
-    return TextModel(_pretrained(str(directory), KINDS[masked_lm], None)).eval()
+    return TextModel(_load_pretrained(str(directory), _auto_class(masked_lm), None)).eval()
 
 
-def predict(
+def predict_logits(
     model: nn.Module,
-    samples: Samples,
+    samples: RaggedArray,
     pad: int,
     token_budget: int,
     device: torch.device | None = None,
-    tell: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Logits [n, num_labels] float32 of `samples`, in their order, computed length-sorted.
+    """Return logits [n, num_labels] float32 of `samples`, in their order, computed length-sorted.
 
-    tell: called with how many are done, again and again.
+    on_progress: called with the number done after each micro-batch.
     """
     device = device or torch.device("cpu")
-    (micro_batches,) = cut(
+    (micro_batches,) = cut_batch(
         np.arange(len(samples)),
         samples.lengths,
         1,
         token_budget,
-        Cost(DEVICES[device.type].overhead_tokens),
+        CutCost(DEVICES[device.type].overhead_tokens),
     )
     logits: np.ndarray | None = None
     done = 0
     with torch.inference_mode():
         for micro_batch in micro_batches:
-            of_rows = model(*tensors(samples, micro_batch.rows, pad, device)).float().cpu().numpy()
+            values, mask = samples.collate(micro_batch.rows, pad)
+            inputs = torch.from_numpy(values).to(device)
+            if not inputs.is_floating_point():
+                inputs = inputs.long()
+            # Without padding there is no mask, so that attention may take its faster kernels.
+            attended = None if mask.all() else torch.from_numpy(mask).to(device)
+            outputs = model(inputs, attended).float().cpu().numpy()
             if logits is None:
-                logits = np.empty((len(samples), of_rows.shape[1]), dtype=np.float32)
-            logits[micro_batch.rows] = of_rows
+                logits = np.empty((len(samples), outputs.shape[1]), dtype=np.float32)
+            logits[micro_batch.rows] = outputs
             done += len(micro_batch.rows)
-            tell(done)
+            on_progress(done)
     assert logits is not None
     return logits
 
 
-def padded(
-    samples: Samples, rows: np.ndarray, pad: int, multiple: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows as (values [b, s], mask [b, s] bool), where s is a multiple of `multiple`."""
-    values, mask = samples.collate(rows, pad)
-    lacking = -values.shape[1] % multiple
-    if lacking:
-        values = np.pad(values, ((0, 0), (0, lacking)), constant_values=pad)
-        mask = np.pad(mask, ((0, 0), (0, lacking)))
-    return values, mask
+def _auto_class(masked_lm: bool) -> Any:
+    return AutoModelForMaskedLM if masked_lm else AutoModelForSequenceClassification
 
 
-def tensors(
-    samples: Samples, rows: np.ndarray, pad: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The rows as (ids [b, s], mask [b, s] or None when nothing is padded) on `device`."""
-    ids, mask = padded(samples, rows, pad)
-    inputs = torch.from_numpy(ids).to(device)
-    if not inputs.is_floating_point():
-        inputs = inputs.long()
-    return inputs, None if mask.all() else torch.from_numpy(mask).to(device)
-
-
-def _pretrained(name: str, kind: Any, config: PreTrainedConfig | None) -> PreTrainedModel:
-    """Weights from a directory, a package or the hub: safetensors only, no remote code."""
-    with from_hub(name) as source:
-        net: PreTrainedModel = kind.from_pretrained(
+def _load_pretrained(
+    name: str, auto_class: Any, config: PreTrainedConfig | None
+) -> PreTrainedModel:
+    with pretrained_source(name) as source:
+        net: PreTrainedModel = auto_class.from_pretrained(
             source, config=config, use_safetensors=True, trust_remote_code=False
         )
     return net
+
+
+@torch.no_grad()
+def init_weights(model: TextModel, seed: int) -> None:
+    """Initialize every parameter and buffer of `model`: whole or a stage, sharded or not."""
+    # Each parameter is drawn whole from its own stream, a function of (seed, name), and cut after:
+    # so its numbers are the same on any layout, and no rank ever holds the whole model.
+    deviation = float(model.config.initializer_range)
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{prefix}.{name}" if prefix else name
+            inner = full.removeprefix("net.")
+            canonical = f"net.{model.tied_weights.get(inner, inner)}"  # tied ones share a draw
+            padding = getattr(module, "padding_idx", None)
+            if canonical != full:  # tied to the word embeddings, whose padding row is zero
+                padding = model.config.pad_token_id
+            values = _draw_weight(module, name, canonical, parameter.shape, seed, deviation)
+            if padding is not None and values.dim() == 2:
+                values[padding] = 0.0
+            to_local(parameter).copy_(local_shard(values, parameter))
+    _init_buffers(model)
+
+
+def _draw_weight(
+    module: nn.Module, name: str, full: str, shape: torch.Size, seed: int, deviation: float
+) -> Tensor:
+    if name != "weight" or len(shape) < 2:
+        return torch.full(shape, float(isinstance(module, nn.LayerNorm) and name == "weight"))
+    digest = hashlib.sha256(f"{seed}/{full}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.empty(shape).normal_(0.0, deviation, generator=generator)
+
+
+def _init_buffers(model: TextModel) -> None:
+    """Fill position and token-type ids, which were only shapes on the meta device."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        else:
+            buffer.zero_()

@@ -1,83 +1,75 @@
-"""What a trained model is on disk: the whole interface from training to serving.
+"""Bundles, the interface from training to serving: a trained model on disk.
 
 A bundle is a directory with `config.json`, `model.safetensors` and the tokenizer, which
-Transformers' `from_pretrained` loads unchanged, and its card, `bundle.json`. Weights pass through
-one tensor at a time, so that writing a bundle takes no more memory than its largest tensor.
+Transformers' `from_pretrained` loads unchanged, and its card, `bundle.json`. Weights are written
+one tensor at a time, so a bundle takes no more memory than its largest tensor.
 """
 
 import copy
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
+from trainers.data import tokenizer
 from trainers.data.tokenizer import Encoder
-from trainers.data.tokenizer import load_encoder as encoder_from
 from trainers.models.bert import TextModel
 from trainers.models.build import LinearModel, Model
-from trainers.models.build import load as model_from
-from trainers.models.card import CARD, Card
-from trainers.models.config import quiet
+from trainers.models.card import CARD_FILE, ModelCard, serialize_card
+from trainers.models.config import quiet_transformers
 from trainers.storage import safetensors
-from trainers.storage.atomic import digests, written_aside
+from trainers.storage.atomic import atomic_directory, hash_files
 
 
-def write(
+def write_bundle(
     directory: Path,
     model: Model,
     tensors: Iterable[tuple[str, Tensor]],
     encoder: Encoder,
-    card: Card,
-) -> Card:
-    """Write a bundle to `directory`, which appears only when it is whole; the card as written.
+    card: ModelCard,
+) -> ModelCard:
+    """Write a bundle to `directory`, atomically; return the card with the files' SHA-256.
 
-    model: its kind, configuration and shapes; may be on the meta device. tensors: the weights, by
-    name in the whole model: of `Checkpoint.tensors`, or of a model's `state_dict`.
+    model: gives configuration and shapes; may be on the meta device. tensors: the weights by name,
+    as from `Checkpoint.iter_tensors` or a model's `state_dict`.
     """
-    with written_aside(directory) as aside:
+    with atomic_directory(directory) as aside:
         if isinstance(model, TextModel):
             _write_text_model(aside, model, tensors)
         else:
             linear = LinearModel(model.linear.in_features, model.linear.out_features)
             linear.load_state_dict(dict(tensors))
-            linear.save(aside)
+            linear.save_pretrained(aside)
         encoder.save(aside)
-        sealed = card.model_copy(update={"files": digests(aside)})
-        (aside / CARD).write_text(json.dumps(sealed.model_dump(mode="json"), indent=2) + "\n")
+        sealed = card.model_copy(update={"files": hash_files(aside)})
+        (aside / CARD_FILE).write_text(serialize_card(sealed))
     return sealed
 
 
 def _write_text_model(
     directory: Path, model: TextModel, tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
-    """Write `config.json` and `model.safetensors` as Transformers' `save_pretrained` does.
-
-    Of tied parameters only the source is written.
-    """
+    """Write `config.json` and `model.safetensors` as Transformers' `save_pretrained` does."""
     get = model.net.get_parameter
-    tied = {name for name, source in model.tied.items() if get(name) is get(source)}
-    like = {name: tensor for name, tensor in _named(model.state_dict().items()) if name not in tied}
-    weights = ((name, tensor) for name, tensor in _named(tensors) if name not in tied)
-    safetensors.write(directory / "model.safetensors", like, weights)
+    # Of tied parameters only the source is written.
+    tied = {name for name, source in model.tied_weights.items() if get(name) is get(source)}
+    named = _strip_prefix(model.state_dict().items())
+    like = {name: tensor for name, tensor in named if name not in tied}
+    weights = ((name, tensor) for name, tensor in _strip_prefix(tensors) if name not in tied)
+    safetensors.write_tensors(directory / "model.safetensors", like, weights)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model.net).__name__]
     config.dtype = str(next(iter(like.values())).dtype).removeprefix("torch.")
-    with quiet():
+    with quiet_transformers():
         config.save_pretrained(directory)
 
 
-def _named(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """`tensors` by their names in Transformers."""
+def _strip_prefix(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     return ((name.removeprefix("net."), tensor) for name, tensor in tensors)
 
 
-def load_encoder(directory: Path, card: Card) -> Encoder:
-    """The encoder that the bundle's model was trained with."""
+def load_encoder(directory: Path, card: ModelCard) -> Encoder:
+    """Load the encoder that the bundle's model was trained with."""
     is_linear = card.recipe["model"]["name"] == "linear"
-    return encoder_from("linear" if is_linear else str(directory), card.cleaning, card.max_length)
-
-
-def load_model(directory: Path, card: Card) -> Model:
-    """The bundle's model in evaluation mode."""
-    return model_from(directory)
+    source = "linear" if is_linear else str(directory)
+    return tokenizer.load_encoder(source, card.cleaning, card.max_length)

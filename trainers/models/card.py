@@ -1,7 +1,6 @@
-"""The card of a bundle, `bundle.json`: what the model does, how good it is, where it came from.
+"""The model card of a bundle, `bundle.json`: the task, the metrics and the provenance of a model.
 
-Reading a card verifies the SHA-256 of every file of the bundle but those of its engines, which are
-verified when they are loaded. Loads no torch.
+Imports no torch, so that light commands can read cards.
 """
 
 import json
@@ -11,21 +10,21 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cluster.errors import BerthaError
-from cluster.settings import Settings, SettingsError, validated
+from cluster.settings import Settings, SettingsError, validate_settings
 from trainers.config.recipe import Task
-from trainers.storage.atomic import flaw
+from trainers.storage.atomic import find_corruption
 
-FORMAT = 1
-CARD = "bundle.json"
-BATCH_TOKENS = 256  # computed at once by an engine that was not measured
+CARD_FORMAT = 1
+CARD_FILE = "bundle.json"
+DEFAULT_BATCH_TOKENS = 256  # computed at once by an engine that was not measured
 
 
 class BundleError(BerthaError):
-    """A directory that is no bundle, or not the one that was written; the text names the file."""
+    """A directory that is not a bundle, or a corrupted one; the message names the file."""
 
 
-class Built(Settings):
-    """An engine that was made from a bundle, and what it was measured to do on held-out texts.
+class EngineRecord(Settings):
+    """An engine built from a bundle, with its measurements on held-out texts.
 
     Speed and memory are those of one thread of the machine in `environment`.
     """
@@ -42,17 +41,19 @@ class Built(Settings):
     texts_per_second: dict[str, float] = Field(
         {}, description="texts a CPU-second of one thread, short ones and long ones"
     )
-    batch_tokens: int = Field(BATCH_TOKENS, description="tokens computed at once, as was fastest")
+    batch_tokens: int = Field(
+        DEFAULT_BATCH_TOKENS, description="tokens computed at once, as was fastest"
+    )
     num_bytes: int = Field(0, description="of memory")
     load_seconds: float = Field(0.0, description="until the first answer")
     trials: tuple[dict[str, Any], ...] = Field((), description="what was tried, in order")
     environment: dict[str, Any] = Field({}, description="versions and hardware it was measured on")
 
 
-class Card(Settings):
+class ModelCard(Settings):
     """The contents of `bundle.json`."""
 
-    format: int = Field(FORMAT, description="version of this layout")
+    format: int = Field(CARD_FORMAT, description="version of this layout")
     task: Task | Literal["embedding"]
     labels: tuple[str, ...] = Field(description="class names in logit order; () for regression")
     cleaning: str = Field(description="name of the cleaning applied before the tokenizer")
@@ -67,49 +68,54 @@ class Card(Settings):
     revision: str
     environment: dict[str, Any]
     files: dict[str, str] = Field({}, description="SHA-256 by file name, without the engines")
-    engines: tuple[Built, ...] = Field((), description="made from this bundle, each measured")
+    engines: tuple[EngineRecord, ...] = Field(
+        (), description="made from this bundle, each measured"
+    )
 
     def batch_tokens(self, engine: str) -> int:
-        """Tokens that an engine computes at once."""
+        """Return how many tokens `engine` computes at once."""
         measured = (each.batch_tokens for each in self.engines if each.name == engine)
-        return next(measured, BATCH_TOKENS)
+        return next(measured, DEFAULT_BATCH_TOKENS)
 
 
-def read(directory: Path) -> Card:
-    """The card of a bundle whose files are all as they were written.
+def read_card(directory: Path) -> ModelCard:
+    """Read the card of a bundle and verify the SHA-256 of every file it lists.
 
-    Raises BundleError naming the first file that is missing, altered or unreadable.
+    Engines are verified when they are loaded. Raises BundleError naming the first file that is
+    missing, altered or unreadable.
     """
     if not directory.is_dir():
         raise BundleError(f"{directory}: no such directory; a training run leaves RUN/bundle")
     try:
-        data = (directory / CARD).read_bytes()
+        data = (directory / CARD_FILE).read_bytes()
     except OSError:
-        raise BundleError(f"{directory}: no {CARD}; this is not a bundle") from None
-    card = parsed(data, str(directory / CARD))
+        raise BundleError(f"{directory}: no {CARD_FILE}; this is not a bundle") from None
+    card = parse_card(data, str(directory / CARD_FILE))
     unlisted = {"config.json", "model.safetensors"} - set(card.files)
     if unlisted:
-        raise BundleError(f"{directory}: {CARD} lists no {min(unlisted)}; it vouches for nothing")
-    damage = flaw(directory, card.files)
+        raise BundleError(
+            f"{directory}: {CARD_FILE} does not list {min(unlisted)}, so it cannot be verified"
+        )
+    damage = find_corruption(directory, card.files)
     if damage is not None:
         raise BundleError(f"{directory}: {damage}; train again, or fetch the bundle again")
     return card
 
 
-def parsed(data: bytes, where: str) -> Card:
-    """The card that `data` is. Raises BundleError that names `where` it was found."""
+def parse_card(data: bytes, where: str) -> ModelCard:
+    """Parse the contents of a `bundle.json`. Raises BundleError that names `where` it came from."""
     try:
         settings = json.loads(data)
     except ValueError as error:
         raise BundleError(f"{where} is not JSON: {error}") from None
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        raise BundleError(f"{where} is not of format {FORMAT}, the one this code reads")
+    if not isinstance(settings, dict) or settings.get("format") != CARD_FORMAT:
+        raise BundleError(f"{where} is not of format {CARD_FORMAT}, the one this code reads")
     try:
-        return validated(Card, settings, where)
+        return validate_settings(ModelCard, settings, where)
     except SettingsError as error:
         raise BundleError(str(error)) from None
 
 
-def written(card: Card) -> str:
-    """A card as the text of `bundle.json`."""
+def serialize_card(card: ModelCard) -> str:
+    """Return the contents of `bundle.json`."""
     return json.dumps(card.model_dump(mode="json"), indent=2) + "\n"

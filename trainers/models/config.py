@@ -1,4 +1,4 @@
-"""The shape of a recipe's BERT: its configuration and its size. Allocates nothing."""
+"""The Transformers configuration of a recipe's BERT."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,8 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from cluster.errors import BerthaError
-from trainers.config.recipe import SIZES, Recipe, Task
+from trainers.config.recipe import Recipe, Task
+from trainers.config.sections import SIZES
 from trainers.data.packages import resolve_model
 from trainers.data.tokenizer import Encoder, TextEncoder, load_encoder
 from trainers.models.families import FAMILIES
@@ -21,58 +22,57 @@ PROBLEM_TYPES: dict[Task, str] = {
 
 
 class ModelError(BerthaError):
-    """A model that cannot be had or used; the text says the way out."""
+    """A model that cannot be loaded or used; the message says the way out."""
 
 
-def config_of(
+def build_config(
     recipe: Recipe, labels: tuple[str, ...], encoder: Encoder | None = None
 ) -> PreTrainedConfig:
-    """The configuration of the recipe's BERT. encoder: of a fresh model, for its vocabulary.
+    """Build the configuration of the recipe's BERT. encoder: gives a fresh model its vocabulary.
 
-    Raises ModelError when it cannot be had or used.
+    Raises ModelError when the named model cannot be loaded or does not fit the recipe.
     """
     if recipe.model.name == "random":
-        settings = _head(recipe, labels) | _dropouts(recipe, "bert")
+        settings = _head_settings(recipe, labels) | _dropout_settings(recipe, "bert")
         return _fresh_config(recipe, settings, encoder)
-    config = whole_config_of(recipe, labels)
+    config = build_full_config(recipe, labels)
     if recipe.model.layers is not None:
         config.num_hidden_layers = len(recipe.model.layers)
     return config
 
 
-def whole_config_of(recipe: Recipe, labels: tuple[str, ...]) -> PreTrainedConfig:
-    """The configuration of the model that the recipe names, with all the layers it has.
+def build_full_config(recipe: Recipe, labels: tuple[str, ...]) -> PreTrainedConfig:
+    """Load the configuration of the model that the recipe names, with all of its layers.
 
-    Raises ModelError when it cannot be had or used.
+    Raises ModelError when it cannot be loaded or does not fit the recipe.
     """
-    settings = _head(recipe, labels)
-    with from_hub(recipe.model.name) as source:
+    settings = _head_settings(recipe, labels)
+    with pretrained_source(recipe.model.name) as source:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
     if config.model_type not in FAMILIES:
         raise ModelError(
             f"model.name = {recipe.model.name!r}: a {config.model_type} model; "
             f"this trains models of type {', '.join(FAMILIES)}"
         )
-    config.update(_dropouts(recipe, config.model_type))
-    longest = config.max_position_embeddings
+    config.update(_dropout_settings(recipe, config.model_type))
+    max_length = config.max_position_embeddings
     if config.model_type == "roberta":
-        longest -= config.pad_token_id + 1  # its positions count from there
-    if recipe.batch.max_length > longest:
+        max_length -= config.pad_token_id + 1  # its positions start behind the pad id
+    if recipe.batch.max_length > max_length:
         raise ModelError(
             f"batch.max_length = {recipe.batch.max_length}: {recipe.model.name} has positions for "
-            f"{longest} tokens; set batch.max_length={longest}"
+            f"{max_length} tokens; set batch.max_length={max_length}"
         )
-    most = config.num_hidden_layers - 1
-    if recipe.model.layers is not None and recipe.model.layers[-1] > most:
+    last = config.num_hidden_layers - 1
+    if recipe.model.layers is not None and recipe.model.layers[-1] > last:
         raise ModelError(
             f"model.layers = {list(recipe.model.layers)}: {recipe.model.name} has "
-            f"{config.num_hidden_layers} layers; name some of 0 to {most}"
+            f"{config.num_hidden_layers} layers; name some of 0 to {last}"
         )
     return config
 
 
-def _head(recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of what reads the last layer."""
+def _head_settings(recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
     if recipe.task == "masked-lm":
         return {}
     names = labels or ("value",)
@@ -84,8 +84,8 @@ def _head(recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _dropouts(recipe: Recipe, model_type: str) -> dict[str, float]:
-    """The recipe's dropouts, by the names that the family gives them."""
+def _dropout_settings(recipe: Recipe, model_type: str) -> dict[str, float]:
+    """Return the recipe's dropout rates under the family's names for them."""
     hidden, attention, classifier = (
         ("dropout", "attention_dropout", "seq_classif_dropout")
         if model_type == "distilbert"
@@ -99,8 +99,8 @@ def _dropouts(recipe: Recipe, model_type: str) -> dict[str, float]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers without its progress bars and reports."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and reports of Transformers."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -113,14 +113,14 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def from_hub(name: str) -> Iterator[str]:
-    """The place to load `name` from, with Transformers quiet and its failures in our words."""
+def pretrained_source(name: str) -> Iterator[str]:
+    """Yield where to load `name` from. Turns OSErrors into a ModelError; silences Transformers."""
     try:
-        with quiet():
+        with quiet_transformers():
             yield resolve_model(name)
     except OSError as error:
         raise ModelError(
-            f"model.name = {name!r}: not a directory with a model, and not to be had from the hub "
+            f"model.name = {name!r}: not a directory with a model, and not loadable from the hub "
             f"({str(error).splitlines()[0]}); give a directory, or package:all-minilm-l6-v2"
         ) from None
 
@@ -132,7 +132,7 @@ def _fresh_config(recipe: Recipe, settings: dict[str, Any], encoder: Encoder | N
     return BertConfig(
         vocab_size=encoder.num_tokens,
         max_position_embeddings=max(512, recipe.batch.max_length),
-        pad_token_id=encoder.pad,
+        pad_token_id=encoder.pad_id,
         **sizes,
         **settings,
     )

@@ -1,9 +1,4 @@
-"""The BERT family: where each member keeps its parts, one row a model type.
-
-Layer names are relative to a layer. `columns` are the linear layers that tensor parallelism splits
-by output, `rows` those it splits by input; a family without them keeps its layers whole. Knows no
-mesh and no recipe.
-"""
+"""The BERT family: where each model type of Transformers keeps its modules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,123 +10,107 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Family:
-    """One model type of Transformers.
+class ModelFamily:
+    """One model type of Transformers. Names below `layers` are relative to a layer.
 
     encoder: attribute that holds the encoder; layers: its ModuleList. attention: the module whose
-    first input is split over heads; it holds `dropout`. norms: the layer norms that close a
-    residual. bert_shaped: whether the last layer may compute [CLS] alone. classify: logits
-    [b, num_labels] of hidden states [b, s, h]; predict: logits [n, vocabulary] of [n, h].
+    first input is split over heads; it holds `dropout`. colwise, rowwise: linear layers that tensor
+    parallelism splits by output and by input. norms: layer norms that close a residual.
+    supports_cls_only: whether the last layer may compute [CLS] alone. classify: returns logits
+    [b, num_labels] of hidden states [b, s, h]. predict_tokens: logits [n, vocabulary] of [n, h].
     """
 
     encoder: str
     layers: str
     attention: str
-    columns: tuple[str, ...]
-    rows: tuple[str, ...]
+    colwise: tuple[str, ...]
+    rowwise: tuple[str, ...]
     norms: tuple[str, ...]
-    bert_shaped: bool
+    supports_cls_only: bool
     classify: Callable[[Any, Tensor], Tensor]
-    predict: Callable[[Any, Tensor], Tensor]
+    predict_tokens: Callable[[Any, Tensor], Tensor]
 
-    def encoder_of(self, net: nn.Module) -> Any:
-        """The encoder inside `net`."""
+    def get_encoder(self, net: nn.Module) -> Any:
+        """Return the encoder of `net`."""
         return getattr(net, self.encoder)
 
-    def layers_of(self, net: nn.Module) -> nn.ModuleList:
-        """The layers inside `net`."""
-        layers = self.encoder_of(net).get_submodule(self.layers)
+    def get_layers(self, net: nn.Module) -> nn.ModuleList:
+        """Return the encoder layers of `net`."""
+        layers = self.get_encoder(net).get_submodule(self.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    def keep(self, net: nn.Module, layers: Sequence[int]) -> None:
-        """Leave only the layers of those numbers inside `net`, a model of Transformers."""
-        held, encoder = self.layers_of(net), self.encoder_of(net)
-        encoder.set_submodule(self.layers, nn.ModuleList(held[number] for number in layers))
+    def keep_layers(self, net: nn.Module, layers: Sequence[int]) -> None:
+        """Drop all layers of `net` but those with the given indices."""
+        every, encoder = self.get_layers(net), self.get_encoder(net)
+        encoder.set_submodule(self.layers, nn.ModuleList(every[index] for index in layers))
         encoder.config.num_hidden_layers = len(layers)
 
-    def embed(self, net: nn.Module, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Hidden states [b, s, h] of token ids [b, s], before the first layer.
+    def embed_tokens(self, net: nn.Module, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return hidden states [b, s, h] of token ids [b, s], before the first layer.
 
-        positions: [b, s] int64, as `positions_of` numbers them; None: each row is one text.
+        positions: [b, s] int64, as from `position_ids`; None: each row is one text.
         """
-        encoder = self.encoder_of(net)
+        encoder = self.get_encoder(net)
         hidden: Tensor = encoder.embeddings(input_ids=ids, position_ids=positions)
         project = getattr(encoder, "embeddings_project", None)
         return hidden if project is None else project(hidden)
 
 
-def _pooled(net: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = net.classifier(net.dropout(net.bert.pooler(hidden)))
-    return logits
+Head = Callable[[Any, Tensor], Tensor]
 
 
-def _first_token(net: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = net.classifier(hidden)
-    return logits
-
-
-def _distilled(net: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = net.classifier(net.dropout(F.relu(net.pre_classifier(hidden[:, 0]))))
-    return logits
-
-
-def _distilled_tokens(net: Any, hidden: Tensor) -> Tensor:
-    transformed = net.vocab_layer_norm(net.activation(net.vocab_transform(hidden)))
-    logits: Tensor = net.vocab_projector(transformed)
-    return logits
-
-
-def _generated_tokens(net: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = net.generator_lm_head(net.generator_predictions(hidden))
-    return logits
-
-
-def _bert_shaped(
-    encoder: str,
-    classify: Callable[[Any, Tensor], Tensor],
-    predict: Callable[[Any, Tensor], Tensor],
-) -> Family:
-    return Family(
+def _bert_family(encoder: str, classify: Head, predict: Head) -> ModelFamily:
+    return ModelFamily(
         encoder=encoder,
         layers="encoder.layer",
         attention="attention.self",
-        columns=(
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
+        colwise=(
+            *(f"attention.self.{name}" for name in ("query", "key", "value")),
             "intermediate.dense",
         ),
-        rows=("attention.output.dense", "output.dense"),
+        rowwise=("attention.output.dense", "output.dense"),
         norms=("attention.output.LayerNorm", "output.LayerNorm"),
-        bert_shaped=True,
+        supports_cls_only=True,
         classify=classify,
-        predict=predict,
+        predict_tokens=predict,
     )
 
 
 FAMILIES = {
-    "bert": _bert_shaped("bert", _pooled, lambda net, hidden: net.cls(hidden)),
-    "roberta": _bert_shaped("roberta", _first_token, lambda net, hidden: net.lm_head(hidden)),
-    "electra": _bert_shaped("electra", _first_token, _generated_tokens),
-    "distilbert": Family(
+    "bert": _bert_family(
+        "bert",
+        lambda net, h: net.classifier(net.dropout(net.bert.pooler(h))),
+        lambda net, h: net.cls(h),
+    ),
+    "roberta": _bert_family(
+        "roberta", lambda net, h: net.classifier(h), lambda net, h: net.lm_head(h)
+    ),
+    "electra": _bert_family(
+        "electra",
+        lambda net, h: net.classifier(h),
+        lambda net, h: net.generator_lm_head(net.generator_predictions(h)),
+    ),
+    "distilbert": ModelFamily(
         encoder="distilbert",
         layers="transformer.layer",
         attention="attention",
-        columns=("attention.q_lin", "attention.k_lin", "attention.v_lin", "ffn.lin1"),
-        rows=("attention.out_lin", "ffn.lin2"),
+        colwise=("attention.q_lin", "attention.k_lin", "attention.v_lin", "ffn.lin1"),
+        rowwise=("attention.out_lin", "ffn.lin2"),
         norms=("sa_layer_norm", "output_layer_norm"),
-        bert_shaped=False,
-        classify=_distilled,
-        predict=_distilled_tokens,
+        supports_cls_only=False,
+        classify=lambda net, h: net.classifier(net.dropout(F.relu(net.pre_classifier(h[:, 0])))),
+        predict_tokens=lambda net, h: net.vocab_projector(
+            net.vocab_layer_norm(net.activation(net.vocab_transform(h)))
+        ),
     ),
 }
 
 
-def positions_of(config: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
-    """Which row of the position table each of a text's tokens `ids` [n] reads: [n] int64.
+def position_ids(config: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
+    """Return the position embeddings' rows [n] int64 of the tokens `ids` [n] of one text.
 
-    config: of Transformers. RoBERTa begins behind its pad, and does not count pads.
+    config: of Transformers. RoBERTa counts from its pad id + 1, and does not count pads.
     """
     if config["model_type"] != "roberta":
         return np.arange(len(ids))

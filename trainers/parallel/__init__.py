@@ -1,0 +1,1 @@
+"""A layout applied to a model: tensor, pipeline and data parallelism. Knows no optimizer."""

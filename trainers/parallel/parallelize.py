@@ -1,8 +1,4 @@
-"""A layout applied to a model: stages, then tensor parallelism, then shards or copies.
-
-What it gives is `Parallel`: the parts of the model on this rank, ready to compute with, and what
-must happen to their gradients. Knows no data and no optimizer; the model knows nothing of it.
-"""
+"""Apply a layout to a model: pipeline stages, then tensor parallelism, then FSDP or DDP."""
 
 import math
 import warnings
@@ -16,212 +12,217 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.costmodel.model_shape import stage_layers
-from trainers.distributed.dtensor import complete, squared_norm, to_local
+from cluster.costmodel.model_shape import split_into_stages
+from trainers.distributed.dtensor import reduce_partial_gradients, squared_norm, to_local
 from trainers.distributed.mesh import Mesh
-from trainers.distributed.vocab_parallel_loss import VocabularyPart
+from trainers.distributed.vocab_parallel_loss import VocabShard
 from trainers.models.bert import TextModel
 from trainers.models.build import Model
 from trainers.models.dropout import KeyedDropout
-from trainers.models.shape import shape_of
-from trainers.parallel.tp_plan import plan
+from trainers.models.shape import shape_from_config
+from trainers.parallel.tp_plan import build_tp_plan
 
 Materialize = Callable[[Model], object]
 
 
-class Parallel:
-    """The parts of a model on this rank, by stage, and how their gradients become whole.
+class ParallelModel:
+    """The stages of a model on this rank, ready to compute with, and the sync of their gradients.
 
-    parts: the modules to read weights from, unwrapped. compute: the same, to call.
+    stage_modules: by stage, unwrapped, to read weights from. wrapped_modules: the same, to call.
     """
 
     def __init__(
         self,
         mesh: Mesh,
-        parts: dict[int, Model],
+        stage_modules: dict[int, Model],
         materialize: Materialize,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.mesh, self.parts = mesh, parts
-        self.compute: dict[int, nn.Module] = {
-            stage: _distributed(part, mesh, materialize, dtype) for stage, part in parts.items()
+        self.mesh, self.stage_modules = mesh, stage_modules
+        self.wrapped_modules: dict[int, nn.Module] = {
+            stage: _wrap_data_parallel(module, mesh, materialize, dtype)
+            for stage, module in stage_modules.items()
         }
-        tied = any(isinstance(part, TextModel) and part.tied for part in parts.values())
-        self._ends = mesh.ends if tied else None
+        modules = stage_modules.values()
+        tied = any(isinstance(module, TextModel) and module.tied_weights for module in modules)
+        self._tied_group = mesh.ends_group if tied else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of this rank once, by the name it has in the whole model.
+        """Yield every parameter of this rank once, by its name in the whole model.
 
-        A table that the first and the last stage both hold has one name on both.
+        A tied table that the first and the last stage both hold has the same name on both.
         """
-        for part in self.parts.values():
-            tied = part.tied if isinstance(part, TextModel) else {}
-            for name, parameter in part.named_parameters():
+        for module in self.stage_modules.values():
+            tied = module.tied_weights if isinstance(module, TextModel) else {}
+            for name, parameter in module.named_parameters():
                 inner = name.removeprefix("net.")
                 yield f"net.{tied[inner]}" if inner in tied else name, parameter
 
     def train(self, mode: bool = True) -> None:
-        """Switch dropout on or off, and let go of what was gathered in the other mode."""
-        for module in self.compute.values():
+        """Set training or evaluation mode."""
+        for module in self.wrapped_modules.values():
             module.train(mode)
             if isinstance(module, FSDPModule):
+                # The root unit stays gathered after forward, for a backward that an evaluation
+                # does not have. Whoever reads parameters next must find shards.
                 module.reshard()
 
-    def fuse_attention(self, fused: bool) -> None:
-        """Whether training attends by torch's fused kernel."""
-        for part in self.parts.values():
-            if isinstance(part, TextModel):
-                part.fuse_attention(fused)
+    def set_fused_attention(self, fused: bool) -> None:
+        """Set whether training uses torch's fused attention."""
+        for module in self.stage_modules.values():
+            if isinstance(module, TextModel):
+                module.set_fused_attention(fused)
 
-    def exchange(self, stage: int, now: bool) -> None:
-        """Whether the next backward of `stage`, the last of a step, also exchanges gradients.
+    def set_gradient_sync(self, stage: int, sync: bool) -> None:
+        """Set whether the next backward of `stage` reduces gradients; only a step's last should.
 
-        Shards are always reduced at once, so that no rank holds a whole gradient.
+        FSDP reduce-scatters after every backward all the same, so that no rank holds a whole
+        gradient; only the all-reduce over `dp_replicate` waits.
         """
-        module = self.compute[stage]
+        module = self.wrapped_modules[stage]
         if isinstance(module, DistributedDataParallel):
-            module.require_backward_grad_sync = now  # read by forward and by backward
+            module.require_backward_grad_sync = sync  # read by forward and by backward
         elif isinstance(module, FSDPModule):
-            module.set_requires_all_reduce(now)
-            module.set_is_last_backward(now)
+            module.set_requires_all_reduce(sync)
+            module.set_is_last_backward(sync)
 
     @property
-    def exchanges_rows(self) -> bool:
-        """Whether the gradient of the word embeddings travels by row."""
-        first = self.parts.get(0)
-        copies = self.mesh.is_data_parallel and self.mesh.layout.dp > 1
-        return copies and isinstance(first, TextModel) and first.table.by_row
+    def has_row_gradients(self) -> bool:
+        """Whether the gradient of the word embeddings is reduced row by row."""
+        first = self.stage_modules.get(0)
+        replicated = self.mesh.is_data_parallel and self.mesh.layout.dp > 1
+        return replicated and isinstance(first, TextModel) and first.word_embeddings.row_gradients
 
     @property
-    def vocabulary(self) -> VocabularyPart:
-        """The tokens that the masked-language head of this rank has logits of."""
-        model, layout = next(iter(self.parts.values())), self.mesh.layout
+    def vocab_shard(self) -> VocabShard:
+        """The part of the vocabulary whose logits this rank computes."""
+        model, layout = next(iter(self.stage_modules.values())), self.mesh.layout
         if layout.tp == 1 or not isinstance(model, TextModel):
-            return VocabularyPart()
-        assert self.mesh.devices is not None
-        share = -(-model.config.vocab_size // layout.tp)  # as torch cuts: the last ones are smaller
-        offset = min(model.config.vocab_size, share * self.mesh.tp_rank)
-        return VocabularyPart(offset, self.mesh.devices.get_group("tp"))
+            return VocabShard()
+        assert self.mesh.device_mesh is not None
+        size = -(-model.config.vocab_size // layout.tp)  # as torch cuts: the last ones are smaller
+        offset = min(model.config.vocab_size, size * self.mesh.tp_rank)
+        return VocabShard(offset, self.mesh.device_mesh.get_group("tp"))
 
-    def finish(self, ids: Tensor | None) -> None:
-        """Complete the gradients of a step.
+    def finalize_gradients(self, ids: Tensor | None) -> None:
+        """Do the reductions that backward leaves open, at the end of a step.
 
-        ids: [n] the distinct tokens of its global batch, where rows are exchanged.
+        ids: [n] the distinct tokens of the global batch; None unless `has_row_gradients`.
         """
         if ids is not None:
-            first = self.parts[0]
+            first = self.stage_modules[0]
             assert isinstance(first, TextModel)
-            first.table.average_gradient(ids)
-        complete(parameter for _, parameter in self.named_parameters())
-        if self._ends is not None:
+            first.word_embeddings.average_gradient(ids)
+        reduce_partial_gradients(parameter for _, parameter in self.named_parameters())
+        if self._tied_group is not None:
             gradient = self._tied_parameter().grad
             assert gradient is not None
-            dist.all_reduce(to_local(gradient), group=self._ends)
+            dist.all_reduce(to_local(gradient), group=self._tied_group)
 
-    def clip(self, limit: float | None) -> float:
-        """Scale all gradients so that their global norm is at most `limit`; the norm before.
-
-        A parameter that two stages hold counts once.
-        """
-        skipped = self._tied_parameter() if self._ends is not None and 0 in self.parts else None
-        held = [p for _, p in self.named_parameters() if p.grad is not None]
-        counted = [p.grad for p in held if p is not skipped and p.grad is not None]
-        device = held[0].device
+    def clip_gradients(self, limit: float | None) -> float:
+        """Scale all gradients to a global norm of at most `limit`; return the norm before."""
+        skipped = None  # a tied table is on the first and the last stage, and must count once
+        if self._tied_group is not None and 0 in self.stage_modules:
+            skipped = self._tied_parameter()
+        parameters = [p for _, p in self.named_parameters() if p.grad is not None]
+        counted = [p.grad for p in parameters if p is not skipped and p.grad is not None]
+        device = parameters[0].device
         norm = math.sqrt(squared_norm(counted, self.mesh.ranks_per_stage, device).item())
         if limit is not None and norm > limit:
-            gradients = [to_local(p.grad) for p in held if p.grad is not None]
+            gradients = [to_local(p.grad) for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, limit / (norm + 1e-6))
         return norm
 
     def _tied_parameter(self) -> nn.Parameter:
-        """The vocabulary table that the first and the last stage both hold."""
-        for part in self.parts.values():
-            assert isinstance(part, TextModel)
-            for name, source in part.tied.items():
-                end = source if part.is_first else name if part.is_last else None
+        """Return the vocabulary table that the first and the last stage both hold."""
+        for module in self.stage_modules.values():
+            assert isinstance(module, TextModel)
+            for name, source in module.tied_weights.items():
+                end = source if module.is_first else name if module.is_last else None
                 if end is not None and name.endswith("weight"):
-                    return part.net.get_parameter(end)
+                    return module.net.get_parameter(end)
         raise AssertionError("this rank holds no end of the model")
 
 
 def parallelize(
     model: Model, mesh: Mesh, materialize: Materialize, dtype: torch.dtype | None = None
-) -> Parallel:
-    """`model`, in host memory or on the meta device, laid out over `mesh`.
+) -> ParallelModel:
+    """Apply the layout of `mesh` to `model`, which is in host memory or on the meta device.
 
-    materialize: puts a part, cut down to what this rank holds, on the device with its weights.
-    dtype: what FSDP gathers parameters in; None is their own.
+    materialize: moves a stage, once it is cut down to this rank's parameters, to the device with
+    its weights. dtype: what FSDP gathers parameters in; None is their own.
     """
     layout = mesh.layout
     if not isinstance(model, TextModel):
-        return Parallel(mesh, {0: model}, materialize)
+        return ParallelModel(mesh, {0: model}, materialize)
     model.recompute = layout.recompute
-    parts: dict[int, Model] = {0: model}
+    stages: dict[int, Model] = {0: model}
     if layout.pp > 1:
         task = "masked-lm" if model.masked_lm else "classification"
         labels = 0 if model.masked_lm else model.config.num_labels
-        spans = stage_layers(shape_of(model.config, task, labels), layout.num_stages)
-        own = range(mesh.pp_rank, layout.num_stages, layout.pp)
-        parts = {stage: model.part(spans[stage]) for stage in own}
-    for part in parts.values():
-        assert isinstance(part, TextModel)
+        shape = shape_from_config(model.config, task, labels)
+        layer_ranges = split_into_stages(shape, layout.num_stages)
+        local_stages = range(mesh.pp_rank, layout.num_stages, layout.pp)
+        stages = {stage: model.extract_stage(layer_ranges[stage]) for stage in local_stages}
+    for module in stages.values():
+        assert isinstance(module, TextModel)
         if layout.tp > 1:
-            _tensor_parallel(part, mesh)
-        if part.is_first and not mesh.is_data_parallel:
-            part.table.by_row = False
-    return Parallel(mesh, parts, materialize, dtype)
+            _apply_tensor_parallel(module, mesh)
+        if module.is_first and not mesh.is_data_parallel:
+            module.word_embeddings.row_gradients = False
+    return ParallelModel(mesh, stages, materialize, dtype)
 
 
-def _tensor_parallel(part: TextModel, mesh: Mesh) -> None:
-    assert mesh.devices is not None
+def _apply_tensor_parallel(stage: TextModel, mesh: Mesh) -> None:
+    assert mesh.device_mesh is not None
     layout = mesh.layout
-    split = plan(part, layout.sequence_parallel)
-    parallelize_module(part, mesh.devices["tp"], split, src_data_rank=None)
-    part.tie()
-    share = (mesh.tp_rank, layout.tp)
-    layers = part.family.layers_of(part.net)
-    for index in part.span:
+    plan = build_tp_plan(stage, layout.sequence_parallel)
+    parallelize_module(stage, mesh.device_mesh["tp"], plan, src_data_rank=None)
+    stage.tie_weights()
+    # A mask is keyed by position in the whole tensor, so a dropout must know which part it sees:
+    # of attention weights some heads, and with sequence parallelism elsewhere some positions.
+    layers = stage.family.get_layers(stage.net)
+    for index in stage.layer_range:
         layer = layers.get_submodule(str(index))
-        heads = layer.get_submodule(f"{part.family.attention}.dropout")
-        last = part.reads_cls_alone and index == part.num_layers - 1
+        attention_dropout = layer.get_submodule(f"{stage.family.attention}.dropout")
+        computes_cls = stage.is_cls_only and index == stage.num_layers - 1
+        chunked = layout.sequence_parallel and not computes_cls
         for module in layer.modules():
-            if isinstance(module, KeyedDropout) and (
-                module is heads or (layout.sequence_parallel and not last)
-            ):
-                module.part = share
+            if isinstance(module, KeyedDropout) and (module is attention_dropout or chunked):
+                module.shard = (mesh.tp_rank, layout.tp)
 
 
-def _distributed(
-    part: Model, mesh: Mesh, materialize: Materialize, dtype: torch.dtype | None
+def _wrap_data_parallel(
+    stage: Model, mesh: Mesh, materialize: Materialize, dtype: torch.dtype | None
 ) -> nn.Module:
-    """`part` with its weights, its gradients averaged over the data-parallel ranks."""
+    """Materialize `stage` and average its gradients over the data-parallel ranks."""
     sharded = mesh.layout.dp > 1 and not mesh.is_data_parallel
     if sharded:
-        _shard(part, mesh, dtype)
-    materialize(part)
-    return _copies(part) if mesh.layout.dp > 1 and not sharded else part
+        _apply_fsdp(stage, mesh, dtype)  # first, so that only its shards reach the device
+    materialize(stage)
+    return _wrap_ddp(stage) if mesh.layout.dp > 1 and not sharded else stage
 
 
-def _shard(part: Model, mesh: Mesh, dtype: torch.dtype | None) -> None:
-    """Make units of a layer, gathered when they compute and shared out otherwise."""
-    assert isinstance(part, TextModel) and mesh.devices is not None
+def _apply_fsdp(stage: Model, mesh: Mesh, dtype: torch.dtype | None) -> None:
+    """Make every layer an FSDP unit, and the rest of the stage another."""
+    assert isinstance(stage, TextModel) and mesh.device_mesh is not None
     settings: dict[str, Any] = {
-        "mesh": mesh.devices["dp_replicate", "dp_shard"],
+        "mesh": mesh.device_mesh["dp_replicate", "dp_shard"],
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
     }
-    # Sequence parallelism gives views; nothing here changes one in place.
+    # Sequence parallelism returns views; nothing here changes one in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    layers = part.family.layers_of(part.net)
-    for index in part.span:
+    layers = stage.family.get_layers(stage.net)
+    for index in stage.layer_range:
         fully_shard(layers.get_submodule(str(index)), **settings)
-    fully_shard(part, **settings)
+    fully_shard(stage, **settings)
 
 
-def _copies(model: Model) -> DistributedDataParallel:
-    """DDP over all but word embeddings whose gradient travels by row."""
-    if isinstance(model, TextModel) and model.table.by_row:
-        name = next(n for n, p in model.named_parameters() if p is model.table.weight)
+def _wrap_ddp(model: Model) -> DistributedDataParallel:
+    """Wrap `model` in DDP, but for word embeddings whose gradient is reduced row by row."""
+    if isinstance(model, TextModel) and model.word_embeddings.row_gradients:
+        name = next(n for n, p in model.named_parameters() if p is model.word_embeddings.weight)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [name])  # type: ignore[no-untyped-call]
     return DistributedDataParallel(model, forward_sync_buffers=False)

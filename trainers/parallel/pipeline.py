@@ -1,8 +1,8 @@
-"""Micro-batches through the stages of a model: forward, loss, backward, in the schedule's order.
+"""Run micro-batches through the stages of a model, forward and backward, as the schedule orders.
 
-Every rank of a pipeline knows the cut of the global batch, so a micro-batch may have any shape:
-nothing is padded to make stages agree, and no shape travels. With one stage this is the plain loop
-of gradient accumulation. Knows no optimizer.
+Every rank of a pipeline knows all micro-batches of a step, so they may have any shape: nothing is
+padded to a common length, and no shapes are sent. With one stage this is plain gradient
+accumulation.
 """
 
 from collections import deque
@@ -16,16 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainers.distributed.mesh import Mesh
-from trainers.distributed.schedule import Action, forward_only, one_forward_one_backward
-from trainers.parallel.parallelize import Parallel
+from trainers.distributed.schedule import PipelineAction, forward_only, one_forward_one_backward
+from trainers.parallel.parallelize import ParallelModel
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch on its device: what `TextModel.forward` takes, and what the loss needs.
+class DeviceBatch:
+    """One micro-batch on its device: the inputs of `TextModel.forward` and of the loss.
 
     inputs: [b, s] token ids, or [b, f] numbers. weight: of each sample or token in the loss.
-    teacher: [b, num_labels], the logits of another model.
+    teacher: [b, num_labels], logits of the teacher in distillation.
     """
 
     inputs: Tensor
@@ -37,159 +37,180 @@ class Batch:
     teacher: Tensor | None = None
 
 
-LossOf = Callable[[Tensor, Batch], Tensor]
-Consume = Callable[[Tensor, Batch], None]
-Orders = tuple[tuple[Action, ...], ...]
+LossFunction = Callable[[Tensor, DeviceBatch], Tensor]
+OutputConsumer = Callable[[Tensor, DeviceBatch], None]
+PipelineSchedule = tuple[tuple[PipelineAction, ...], ...]
 
 
 class Pipeline:
     """Runs batches through the stages of this rank.
 
-    width: of the hidden states that travel between stages. precision: makes the autocast context
-    of a forward.
+    hidden_size: of the activations sent between stages. autocast: makes the context of a forward.
     """
 
     def __init__(
         self,
-        parallel: Parallel,
-        width: int,
-        precision: Callable[[], AbstractContextManager[object]],
+        parallel: ParallelModel,
+        hidden_size: int,
+        autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        self._parallel, self._mesh, self._precision = parallel, parallel.mesh, precision
-        self._width = width
+        self._parallel, self._mesh, self._autocast = parallel, parallel.mesh, autocast
+        self._hidden_size = hidden_size
         self._last_stage = parallel.mesh.layout.num_stages - 1
 
-    def train(self, batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
-        """Leave the gradient of the sum of all losses in the parameters; that sum, detached.
+    def forward_backward(self, batches: Sequence[DeviceBatch], loss_fn: LossFunction) -> Tensor:
+        """Accumulate the gradient of the sum of all losses; return that sum, detached.
 
-        The sum is 0 on ranks without the last stage. Gradients are averaged over data-parallel
-        ranks, hence the factor of their number.
+        The sum is 0 on ranks without the last stage.
         """
         layout, device = self._mesh.layout, batches[0].inputs.device
-        orders = one_forward_one_backward(layout.pp, layout.stages_per_rank, len(batches))
-        travel = Travel(self._mesh, self._width, orders, batches)
-        held: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        schedule = one_forward_one_backward(layout.pp, layout.stages_per_rank, len(batches))
+        transport = StageTransport(self._mesh, self._hidden_size, schedule, batches)
+        in_flight: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         total = torch.zeros((), device=device)
-        for action in orders[self._mesh.pp_rank]:
-            batch, place = batches[action.micro_batch], (action.stage, action.micro_batch)
-            last = action.micro_batch == len(batches) - 1
-            self._parallel.exchange(action.stage, now=last)
+        for action in schedule[self._mesh.pp_rank]:
+            batch, key = batches[action.micro_batch], (action.stage, action.micro_batch)
+            is_last = action.micro_batch == len(batches) - 1
+            self._parallel.set_gradient_sync(action.stage, is_last)
             if action.forward:
-                entered, output = self._forward(action, batch, travel)
+                stage_input, output = self._forward(action, batch, transport)
                 if action.stage == self._last_stage:
-                    output = loss_of(output, batch)
+                    output = loss_fn(output, batch)
                     total += output.detach()
                 else:
-                    travel.send(output.detach(), action)
-                held[place] = entered, output
+                    transport.send(output.detach(), action)
+                in_flight[key] = stage_input, output
             else:
-                self._backward(action, *held.pop(place), travel)
-        travel.finish()
+                self._backward(action, *in_flight.pop(key), transport)
+        transport.wait_all()
         return total
 
     @torch.no_grad()
-    def predict(self, batches: Sequence[Batch], consume: Consume) -> None:
-        """Give the logits of each batch to `consume`, on ranks with the last stage."""
+    def predict(self, batches: Sequence[DeviceBatch], consume: OutputConsumer) -> None:
+        """Call `consume` with the logits of each batch, on ranks with the last stage."""
         layout = self._mesh.layout
-        orders = forward_only(layout.pp, layout.stages_per_rank, len(batches))
-        travel = Travel(self._mesh, self._width, orders, batches)
-        for action in orders[self._mesh.pp_rank]:
+        schedule = forward_only(layout.pp, layout.stages_per_rank, len(batches))
+        transport = StageTransport(self._mesh, self._hidden_size, schedule, batches)
+        for action in schedule[self._mesh.pp_rank]:
             batch = batches[action.micro_batch]
-            _, output = self._forward(action, batch, travel)
+            _, output = self._forward(action, batch, transport)
             if action.stage == self._last_stage:
                 consume(output, batch)
             else:
-                travel.send(output, action)
-        travel.finish()
+                transport.send(output, action)
+        transport.wait_all()
 
-    def _forward(self, action: Action, batch: Batch, travel: "Travel") -> tuple[Tensor, Tensor]:
-        """(what entered the stage, what left it)."""
-        entered = batch.inputs
+    def _forward(
+        self, action: PipelineAction, batch: DeviceBatch, transport: "StageTransport"
+    ) -> tuple[Tensor, Tensor]:
+        """Return the (input, output) of the stage."""
+        stage_input = batch.inputs
         if action.stage > 0:
-            entered = travel.receive(Action(True, action.stage - 1, action.micro_batch))
-            entered.requires_grad_(torch.is_grad_enabled())
-        with self._precision():
-            module = self._parallel.compute[action.stage]
-            return entered, module(entered, batch.mask, batch.keys, batch.positions)
+            source = PipelineAction(True, action.stage - 1, action.micro_batch)
+            stage_input = transport.receive(source)
+            stage_input.requires_grad_(torch.is_grad_enabled())
+        with self._autocast():
+            module = self._parallel.wrapped_modules[action.stage]
+            return stage_input, module(stage_input, batch.mask, batch.keys, batch.positions)
 
-    def _backward(self, action: Action, entered: Tensor, output: Tensor, travel: "Travel") -> None:
+    def _backward(
+        self,
+        action: PipelineAction,
+        stage_input: Tensor,
+        output: Tensor,
+        transport: "StageTransport",
+    ) -> None:
         if action.stage == self._last_stage:
+            # Losses are weighed to sum up over the data-parallel ranks, but DDP and FSDP average.
             (output * self._mesh.layout.dp).backward()  # type: ignore[no-untyped-call]
         else:
-            gradient = travel.receive(Action(False, action.stage + 1, action.micro_batch))
-            output.backward(gradient)  # type: ignore[no-untyped-call]
+            source = PipelineAction(False, action.stage + 1, action.micro_batch)
+            output.backward(transport.receive(source))  # type: ignore[no-untyped-call]
         if action.stage > 0:
-            assert entered.grad is not None
-            travel.send(entered.grad, action)
+            assert stage_input.grad is not None
+            transport.send(stage_input.grad, action)
 
 
-class Travel:
-    """Hidden states and their gradients between the ranks of a pipeline, during one schedule.
+class StageTransport:
+    """Sends activations and gradients between the ranks of a pipeline, during one schedule.
 
-    Sends are posted at once, and let go once something arrives that the neighbour did after it had
-    taken them. Receives are taken when they are needed, in the order in which they were sent, which
-    the schedule tells; what comes early is kept. Each direction has its own group, so that none
-    waits behind another.
+    Why it cannot deadlock: sends are asynchronous, so a rank only ever blocks in a receive. What it
+    waits for is an action that precedes its own in a schedule whose dependencies have no cycle, and
+    the rank that owes it never waits for this one to take a message first.
     """
 
-    def __init__(self, mesh: Mesh, width: int, orders: Orders, batches: Sequence[Batch]) -> None:
-        self._mesh, self._width, self._batches = mesh, width, batches
-        self._sent: dict[Action, tuple[dist.Work | None, Tensor]] = {}  # by the action it is for
-        self._turn = {action: turn for order in orders for turn, action in enumerate(order)}
-        self._arrived: dict[Action, Tensor] = {}
-        self._coming: dict[tuple[int, Any], deque[Action]] = {}
-        for order in orders if mesh.layout.pp > 1 else ():
-            for sent in order:
-                if 0 <= sent.goes_to < mesh.layout.num_stages and self._is_mine(sent.goes_to):
-                    link = mesh.neighbour(sent.goes_to, sent.stage)
-                    self._coming.setdefault(link, deque()).append(sent)
+    def __init__(
+        self,
+        mesh: Mesh,
+        hidden_size: int,
+        schedule: PipelineSchedule,
+        batches: Sequence[DeviceBatch],
+    ) -> None:
+        self._mesh, self._hidden_size, self._batches = mesh, hidden_size, batches
+        # Sends that may be under way, by the action that uses them; the tensor must stay alive.
+        self._sent: dict[PipelineAction, tuple[dist.Work | None, Tensor]] = {}
+        self._turn = {action: turn for order in schedule for turn, action in enumerate(order)}
+        self._arrived: dict[PipelineAction, Tensor] = {}
+        # What each (peer, group) will send this rank, in order: messages carry no tag, so the
+        # n-th receive from a peer gets its n-th send, whichever tensor this rank needs first.
+        self._incoming: dict[tuple[int, Any], deque[PipelineAction]] = {}
+        for order in schedule if mesh.layout.pp > 1 else ():
+            for action in order:
+                target = action.target_stage
+                if 0 <= target < mesh.layout.num_stages and self._is_local(target):
+                    link = mesh.stage_peer(target, action.stage)
+                    self._incoming.setdefault(link, deque()).append(action)
 
-    def send(self, tensor: Tensor, action: Action) -> None:
-        """Send what `action` gave to the stage that needs it."""
+    def send(self, tensor: Tensor, action: PipelineAction) -> None:
+        """Send the result of `action` to the stage that needs it, without waiting."""
         tensor = tensor.contiguous()
-        rank, group = self._mesh.neighbour(action.goes_to, action.stage)
-        taker = Action(action.forward, action.goes_to, action.micro_batch)
-        self._sent[taker] = dist.isend(tensor, rank, group=group), tensor
+        rank, group = self._mesh.stage_peer(action.target_stage, action.stage)
+        user = PipelineAction(action.forward, action.target_stage, action.micro_batch)
+        self._sent[user] = dist.isend(tensor, rank, group=group), tensor
 
-    def receive(self, wanted: Action) -> Tensor:
-        """What `wanted`, an action of a neighbour, gave."""
-        rank, group = link = self._mesh.neighbour(wanted.goes_to, wanted.stage)
-        while wanted not in self._arrived:
-            sent = self._coming[link].popleft()
-            tensor = self._like(self._batches[sent.micro_batch])
+    def receive(self, source: PipelineAction) -> Tensor:
+        """Return the result of `source`, an action of a neighbouring stage; wait for it."""
+        rank, group = link = self._mesh.stage_peer(source.target_stage, source.stage)
+        while source not in self._arrived:  # keep what the peer sent before it
+            action = self._incoming[link].popleft()
+            tensor = self._empty_activation(self._batches[action.micro_batch])
             dist.recv(tensor, rank, group=group)
-            self._arrived[sent] = tensor
-            self._release(sent)
-        return self._arrived.pop(wanted)
+            self._arrived[action] = tensor
+            self._release_sent(action)
+        return self._arrived.pop(source)
 
-    def _release(self, arrived: Action) -> None:
-        """Let go of what its taker had before it did `arrived`."""
-        taken = [
-            taker
-            for taker in self._sent
-            if self._same_rank(taker, arrived) and self._turn[taker] < self._turn[arrived]
+    def _release_sent(self, arrived: PipelineAction) -> None:
+        """Drop the tensors that the peer had received before it computed `arrived`.
+
+        Its order proves it: it computed the user of such a tensor earlier, so waiting returns at
+        once. Keeping them until the end would hold the activations of all micro-batches.
+        """
+        used = [
+            user
+            for user in self._sent
+            if self._is_same_rank(user, arrived) and self._turn[user] < self._turn[arrived]
         ]
-        for taker in taken:
-            _wait(self._sent.pop(taker)[0])
+        for user in used:
+            _wait_for(self._sent.pop(user)[0])
 
-    def _same_rank(self, one: Action, other: Action) -> bool:
+    def wait_all(self) -> None:
+        """Wait until everything sent has been received."""
+        for work, _ in self._sent.values():
+            _wait_for(work)
+
+    def _is_same_rank(self, one: PipelineAction, other: PipelineAction) -> bool:
         return (one.stage - other.stage) % self._mesh.layout.pp == 0
 
-    def finish(self) -> None:
-        """Wait until everything sent has arrived."""
-        for work, _ in self._sent.values():
-            _wait(work)
-
-    def _is_mine(self, stage: int) -> bool:
+    def _is_local(self, stage: int) -> bool:
         return stage % self._mesh.layout.pp == self._mesh.pp_rank
 
-    def _like(self, batch: Batch) -> Tensor:
+    def _empty_activation(self, batch: DeviceBatch) -> Tensor:
         rows, length = batch.inputs.shape
         if self._mesh.layout.sequence_parallel:
             length //= self._mesh.layout.tp
-        return torch.empty(rows, length, self._width, device=batch.inputs.device)
+        return torch.empty(rows, length, self._hidden_size, device=batch.inputs.device)
 
 
-def _wait(work: dist.Work | None) -> None:
-    if work is not None:  # a send to nobody
+def _wait_for(work: dist.Work | None) -> None:
+    if work is not None:  # None for a send to a rank outside the group
         work.wait()

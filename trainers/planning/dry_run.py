@@ -1,4 +1,4 @@
-"""What a run would do, without starting anything: data, layout, memory, batch arithmetic.
+"""Describe what a run would do, without starting it: data, layout, memory, batch arithmetic.
 
 python -m trainers imdb.yaml --dry-run
 """
@@ -8,57 +8,57 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.model_shape import ModelShape
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.microbatch import (
-    Cost,
-    Demands,
-    cut,
-    global_batch,
-    order,
-    padding_share,
+    CutConstraints,
+    CutCost,
+    count_tokens,
+    cut_batch,
+    epoch_order,
+    global_batch_rows,
     steps_per_epoch,
 )
 from trainers.distributed.device import DEVICES, Device, autocast_dtype
-from trainers.planning.layout import Planned, planned, sizes
-from trainers.training.distillation import of as teacher_of
+from trainers.planning.layout import ResolvedLayout, resolve_layout, resolve_shape
+from trainers.training.distillation import load_teacher as teacher_of
 
-TRIED = 20  # global batches cut to show what the cut is like
+BATCHES_SAMPLED = 20  # global batches that are cut, to show padding and balance
 
 
-def describe(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
-    """Lines for a person. Raises what the run itself would raise for bad data or settings."""
+def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
+    """Yield lines for a person. Raises what the run would raise for bad data or settings."""
     device = DEVICES[cluster.metadata.accelerator]
     workers = max(1, cluster.num_workers)
     nodes = cluster.num_nodes
     yield f"cluster   {cluster.name}: {nodes} node(s), {workers} worker(s) on {device.kind}"
-    sketch = prepare.sketch(recipe, cluster.cache)
-    yield from sketch.report.lines()
-    shape = sizes(recipe, sketch.labels, int(sketch.lengths[0]), cluster.cache)
-    yield from _model(recipe, shape, sketch.labels)
-    plan = planned(recipe, shape, cluster)
+    sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
+    yield from sketch.report.to_lines()
+    shape = resolve_shape(recipe, sketch.labels, int(sketch.lengths[0]), cluster.cache_dir)
+    yield from _model_lines(recipe, shape, sketch.labels)
+    plan = resolve_layout(recipe, shape, cluster)
     yield from plan.lines
-    cost = Cost(device.overhead_tokens, shape.hidden_size) if shape.num_layers else Cost()
-    yield from _batches(recipe, sketch, plan, device, cost)
+    cost = CutCost(device.overhead_tokens, shape.hidden_size) if shape.num_layers else CutCost()
+    yield from _batch_lines(recipe, sketch, plan, device, cost)
 
 
-def _model(recipe: Recipe, shape: Shape, labels: tuple[str, ...]) -> Iterator[str]:
-    """What is trained, and where there is a teacher, from what it is distilled."""
+def _model_lines(recipe: Recipe, shape: ModelShape, labels: tuple[str, ...]) -> Iterator[str]:
+    """Describe the model, and the teacher that it is distilled from, if any."""
     kept = recipe.model.layers
     of_which = "" if kept is None else f"; layers {', '.join(map(str, kept))} of it"
-    yield f"model     {recipe.model.name}: {_sizes(shape)}{of_which}"
+    yield f"model     {recipe.model.name}: {_format_sizes(shape)}{of_which}"
     teacher = teacher_of(recipe, labels)
     if teacher is None or recipe.distillation is None:
         return
-    told = recipe.distillation
-    yield f"teacher   {told.teacher}: {_sizes(teacher.shape)}"
-    warm = "" if recipe.task == "regression" else f", at temperature {told.temperature:g}"
-    yield f"          its answers are {told.weight:.0%} of the loss{warm}"
+    distillation = recipe.distillation
+    yield f"teacher   {distillation.teacher}: {_format_sizes(teacher.shape)}"
+    warm = "" if recipe.task == "regression" else f", at temperature {distillation.temperature:g}"
+    yield f"          its answers are {distillation.weight:.0%} of the loss{warm}"
 
 
-def _sizes(shape: Shape) -> str:
+def _format_sizes(shape: ModelShape) -> str:
     if shape.head == "linear":
         return f"{shape.num_parameters} parameters"
     return (
@@ -67,26 +67,31 @@ def _sizes(shape: Shape) -> str:
     )
 
 
-def _batches(
-    recipe: Recipe, sketch: prepare.Sketch, plan: Planned, device: Device, cost: Cost
+def _batch_lines(
+    recipe: Recipe,
+    sketch: prepare.DatasetEstimate,
+    plan: ResolvedLayout,
+    device: Device,
+    cost: CutCost,
 ) -> Iterator[str]:
     size, rows = recipe.batch.global_size, sketch.num_train
     steps = steps_per_epoch(rows, size)
     total = min(steps * recipe.stopping.epochs, recipe.stopping.max_steps or 10**12)
-    budget = plan.token_budget or max(device.token_budget, recipe.batch.max_length)
-    ranks = plan.layout.dp
+    budget, ranks = plan.tokens_at_once, plan.layout.dp
     dtype = autocast_dtype(device, recipe.precision) or torch.float32
     yield f"batches   {rows:,} rows / {size} = {steps} steps an epoch, {total} steps in all"
     lengths = sketch.lengths
-    ordered = order(recipe.seed, 0, len(lengths))
+    ordered = epoch_order(recipe.seed, 0, len(lengths))
     cuts = [
-        cut(batch, lengths[batch], ranks, budget, cost, Demands.of(plan.layout))
-        for step in range(min(TRIED, len(lengths) // size or 1))
-        for batch in [global_batch(ordered, step, size)]
+        cut_batch(
+            batch, lengths[batch], ranks, budget, cost, CutConstraints.for_layout(plan.layout)
+        )
+        for step in range(min(BATCHES_SAMPLED, len(lengths) // size or 1))
+        for batch in [global_batch_rows(ordered, step, size)]
     ]
     micro_batches = [m for shares in cuts for share in shares for m in share if m.weight]
-    real, computed = padding_share(micro_batches, lengths)
-    work = [[sum(cost.of_samples(lengths[m.rows]).sum() for m in s) for s in r] for r in cuts]
+    real, computed = count_tokens(micro_batches, lengths)
+    work = [[sum(cost.sample_costs(lengths[m.rows]).sum() for m in s) for s in r] for r in cuts]
     unevenness = sum(max(shares) for shares in work) * ranks / sum(map(sum, work))
     yield (
         f"cut       token budget {budget:,}: {len(micro_batches) / len(cuts) / ranks:.1f} "

@@ -1,68 +1,66 @@
-"""A run whose workers leave and join: the layout for as many as there are.
+"""Choose the layout anew when an elastic run has gained or lost workers.
 
-The global batch, the schedule and the sample order know nothing of workers, so they stay as they
-were; only the layout is decided again, by the same arithmetic as at the start. Knows no Ray.
+Global batch, schedule and sample order do not depend on the number of workers, so they stay as they
+were. Only the layout is resolved again, by the same arithmetic as at the start; each rank of the
+new group cuts the same global batches into its own share, and reads its part of the checkpoint.
 """
 
 from dataclasses import dataclass, replace
 
-from cluster.costmodel.layout import Layout, LayoutError, check
-from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.layout import Layout, LayoutError, check_layout
+from cluster.costmodel.model_shape import ModelShape
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
-from trainers.planning.layout import Planned, planned
+from trainers.planning.layout import ResolvedLayout, resolve_layout
 
 
 @dataclass(frozen=True)
-class Elastic:
-    """What decides a layout beside the recipe: the model's sizes and the cluster."""
+class ElasticPlanner:
+    """Resolves layouts for any number of workers, from the model's sizes and the cluster."""
 
-    shape: Shape
+    shape: ModelShape
     cluster: ClusterSpec
 
     @classmethod
-    def of(cls, shape: Shape, cluster: ClusterSpec) -> "Elastic":
-        """With the memory of a device as it is here, so that every node decides alike."""
-        memory = cluster.device_memory
-        known = {"device_memory_gib": None if memory is None else memory / 2**30}
-        metadata = cluster.metadata.model_copy(update=known)
+    def from_cluster(cls, shape: ModelShape, cluster: ClusterSpec) -> "ElasticPlanner":
+        """Freeze the device memory that this process sees.
+
+        Workers resolve the layout independently, and machines may differ by a few megabytes: one
+        figure for all of them keeps every rank at the same layout.
+        """
+        memory = cluster.device_memory_bytes
+        update = {"device_memory_gib": None if memory is None else memory / 2**30}
+        metadata = cluster.metadata.model_copy(update=update)
         return cls(shape, replace(cluster, metadata=metadata))
 
-    def plan(self, recipe: Recipe, num_workers: int) -> Planned:
-        """The layout of `recipe` on `num_workers`. Raises LayoutError where there is none."""
-        return planned(recipe, self.shape, self.cluster.at(num_workers))
+    def resolve_layout(self, recipe: Recipe, num_workers: int) -> ResolvedLayout:
+        """Resolve the layout of `recipe` on `num_workers`. Raises LayoutError if none fits."""
+        return resolve_layout(recipe, self.shape, self.cluster.with_workers(num_workers))
 
-    def refuse(self, recipe: Recipe) -> None:
-        """Raise LayoutError where Ray may give a number of workers that the layout cannot use.
+    def validate_sizes(self, recipe: Recipe) -> None:
+        """Raise LayoutError if Ray may start a number of workers that the layout cannot use.
 
-        A layout that the recipe names is checked with every number, `auto`, which finds one for
-        nearly all, with the smallest.
+        An explicit layout is checked with every number. `auto` finds a layout for nearly all, so it
+        is checked with the smallest, which has the least memory.
         """
-        sizes = self.cluster.sizes
-        if not isinstance(recipe.layout, Layout):
-            self.plan(recipe, sizes[0])
+        counts, layout = self.cluster.worker_counts, recipe.layout
+        if not isinstance(layout, Layout):
+            self.resolve_layout(recipe, counts[0])
             return
-        self._check(recipe, recipe.layout, sizes[-1])
-        usable = [number for number in sizes if self._runs(recipe, recipe.layout, number)]
-        if len(usable) < len(sizes):
-            raise LayoutError(_unusable(recipe.layout, sizes, usable))
-
-    def _check(self, recipe: Recipe, layout: Layout, number: int) -> None:
         per_node = max(1, self.cluster.metadata.devices_per_node)
-        check(layout, self.shape, number, per_node, recipe.batch.global_size)
-
-    def _runs(self, recipe: Recipe, layout: Layout, number: int) -> bool:
-        try:
-            self._check(recipe, layout, number)
-        except LayoutError:
-            return False
-        return True
-
-
-def _unusable(layout: Layout, sizes: range, usable: list[int]) -> str:
-    return (
-        f"metadata.min_workers = {sizes[0]}: the run may have any number of workers from "
-        f"{sizes[0]} to {sizes[-1]}, but of those layout ({layout}) comes out with "
-        f"{', '.join(map(str, usable))}; set layout: auto, which suits any number, leave "
-        "dp_replicate out, or remove min_workers"
-    )
+        errors = {}
+        for count in counts:
+            try:
+                check_layout(layout, self.shape, count, per_node, recipe.batch.global_size)
+            except LayoutError as error:
+                errors[count] = error
+        if counts[-1] in errors:
+            raise errors[counts[-1]]
+        if errors:
+            usable = ", ".join(str(count) for count in counts if count not in errors)
+            raise LayoutError(
+                f"metadata.min_workers = {counts[0]}: the run may have any number of workers from "
+                f"{counts[0]} to {counts[-1]}, but of those layout ({layout}) is possible with "
+                f"{usable}; set layout: auto, which suits any number, leave dp_replicate out, or "
+                "remove min_workers"
+            )

@@ -1,14 +1,15 @@
-"""Ranks and tensors that are only pretended: one process plays one rank of thousands.
+"""A fake process group and fake tensors: one process acts as one rank of thousands.
 
-Collectives return at once without another rank, and tensors have shapes but no memory, so the very
-code of a run can be followed on a machine without accelerators. Fake tensors stand on the cpu: a
-torch built without CUDA cannot differentiate fakes of it. Knows no recipe.
+Collectives of torch's `fake` backend return at once, without another rank, and fake tensors have
+shapes but no memory, so the code of a run itself can be executed on a machine without accelerators.
+Fake tensors are on the CPU: a torch built without CUDA cannot differentiate fake CUDA tensors.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -21,148 +22,154 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from trainers.distributed.mesh import NAMES, Mesh
+from trainers.data.tokenizer import TextEncoder
+from trainers.distributed.mesh import MESH_DIMS, Mesh
 from trainers.models.bert import TextModel
 from trainers.models.build import Model
-from trainers.parallel.parallelize import Parallel, parallelize
+from trainers.parallel.parallelize import ParallelModel, parallelize
 
-READ = 2  # what every number read off a fake tensor is: gradients are clipped, steps counted
+# The value of every scalar read from a fake tensor. Any above 1 will do: gradients are clipped (the
+# norm exceeds its limit), and steps have been counted.
+SCALAR_VALUE = 2
 
 
 @contextmanager
-def rank_of(world_size: int, rank: int) -> Iterator[None]:
-    """This process as `rank` of `world_size` ranks, of which there is no other."""
-    assert not dist.is_initialized(), "a process plays one rank at a time"
+def fake_process_group(world_size: int, rank: int) -> Iterator[None]:
+    """Make this process `rank` of `world_size` ranks, none of the others of which exists."""
+    assert not dist.is_initialized(), "a process is one rank at a time"
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         yield
     finally:
         dist.destroy_process_group()
-        # Meshes of two ranks may be equal, and what is cached for one names groups of the other.
+        # DTensor caches by mesh, and the meshes of two ranks compare equal: what is cached for one
+        # would name process groups of the other, which are gone.
         _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]
         clear_redistribute_planner_cache()
 
 
-class Tensors:
-    """Fake tensors: made while `active`."""
+class FakeTensors:
+    """A FakeTensorMode whose tensors answer `item()`, and a model laid out in them."""
 
     def __init__(self) -> None:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     @contextmanager
-    def active(self, *modes: TorchDispatchMode) -> Iterator[None]:
-        """What is made inside is fake; `modes` see it being made."""
-        with self._fake, self.answered(*modes):
+    def fake_creation(self, *modes: TorchDispatchMode) -> Iterator[None]:
+        """Create fake tensors inside; `modes` see every operation."""
+        with self._fake, self.readable_fakes(*modes):
             yield
 
     @contextmanager
-    def answered(self, *modes: TorchDispatchMode) -> Iterator[None]:
-        """Fakes can be read from; what is made inside is real."""
+    def readable_fakes(self, *modes: TorchDispatchMode) -> Iterator[None]:
+        """Create real tensors inside, but answer `item()` of fake ones; `modes` see both."""
         with ExitStack() as stack:
-            answers = _Answers()  # type: ignore[no-untyped-call]
-            for mode in (answers, *modes):
+            scalars = _ConstantScalars()  # type: ignore[no-untyped-call]
+            for mode in (scalars, *modes):
                 stack.enter_context(mode)
             yield
 
-    def laid_out(
+    def parallelize_model(
         self, model: TextModel, mesh: Mesh, dtype: torch.dtype | None, *modes: TorchDispatchMode
-    ) -> Parallel:
-        """`parallelize` of a model on meta, which gets memory that is fake."""
+    ) -> ParallelModel:
+        """Call `parallelize` on a model on the meta device, giving it fake memory."""
 
         def materialize(part: Model) -> None:
             assert isinstance(part, TextModel)
             with self._fake:
                 part.to_empty(device="cpu")
-                part.tie()
+                part.tie_weights()
 
-        # The arithmetic of meshes must be real; that of copies has none, and makes buckets.
-        with self.active(*modes) if mesh.is_data_parallel else self.answered(*modes), _unchecked():
+        # DeviceMesh computes with the values of tensors (which ranks form a group), so those must
+        # be real. DDP alone builds its mesh beforehand but allocates buckets, which must be fake.
+        creation = self.fake_creation if mesh.is_data_parallel else self.readable_fakes
+        # DDP compares parameter shapes with other ranks; fake tensors have no values to compare.
+        no_check = patch.object(
+            distributed, "_verify_param_shape_across_processes", return_value=True
+        )
+        with creation(*modes), no_check:
             parallel = parallelize(model, mesh, materialize, dtype)
-        for module in parallel.compute.values():
+        for module in parallel.wrapped_modules.values():
             if isinstance(module, DistributedDataParallel):
-                _take_part(module)
+                _reduce_in_python(module)
         return parallel
 
 
-@contextmanager
-def _unchecked() -> Iterator[None]:
-    """Copies do not ask the others how large their parameters are: there is nothing to read."""
-    name = "_verify_param_shape_across_processes"
-    check = getattr(distributed, name)
-    setattr(distributed, name, lambda *_, **__: True)
-    try:
-        yield
-    finally:
-        setattr(distributed, name, check)
+def _reduce_in_python(replica: DistributedDataParallel) -> None:
+    """Make DDP reduce gradients by a Python hook: its C++ reducer cannot use a fake group.
 
-
-def _take_part(copy: DistributedDataParallel) -> None:
-    """Let a copy exchange gradients from here: a fake group has nothing to give to C++.
-
-    Nor does it lay out its buckets anew after the first step, for which it reads tensors; the
-    buckets would be others of the same bytes in all.
+    Also keep it from rebuilding its buckets after the first step, for which it reads tensors. The
+    new buckets would hold the same bytes in another order.
     """
-    copy.register_comm_hook(None, _exchange)
-    # Without gradients it skips the rebuilding, and nothing else that matters here.
-    copy._pre_forward = torch.no_grad()(copy._pre_forward)  # type: ignore[method-assign]
+    replica.register_comm_hook(None, _all_reduce_hook)
+    # DDP rebuilds buckets in _pre_forward, only where gradients are enabled.
+    replica._pre_forward = torch.no_grad()(replica._pre_forward)  # type: ignore[method-assign]
 
 
-def _exchange(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+def _all_reduce_hook(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     dist.all_reduce(bucket.buffer())
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done
 
 
-class PretendedMesh(Mesh):
-    """A mesh whose arithmetic, done with tensors, stays real."""
+class FakeMesh(Mesh):
+    """A mesh that computes with real tensors while a FakeTensorMode is active."""
 
-    def neighbour(self, to: int, origin: int) -> tuple[int, Any]:
+    def stage_peer(self, target: int, source: int) -> tuple[int, Any]:
+        """See `Mesh`."""
         with unset_fake_temporarily():
-            return super().neighbour(to, origin)
+            return super().stage_peer(target, source)
 
-    def dimension(self, ranks: tuple[int, ...]) -> str:
-        """The name of the group of `ranks`."""
-        assert self.devices is not None
-        for name in NAMES:
-            if tuple(dist.get_process_group_ranks(self.devices.get_group(name))) == ranks:
+    def name_of_group(self, ranks: tuple[int, ...]) -> str:
+        """Return the mesh dimension of the process group of `ranks`."""
+        assert self.device_mesh is not None
+        for name in MESH_DIMS:
+            if tuple(dist.get_process_group_ranks(self.device_mesh.get_group(name))) == ranks:
                 return name
-        line = dist.get_process_group_ranks(self.devices.get_group("pp"))
+        line = dist.get_process_group_ranks(self.device_mesh.get_group("pp"))
         return "pp ends" if set(ranks) <= set(line) else "all"
 
 
+class FakeTokenizer(TextEncoder):
+    """A tokenizer of which only the vocabulary size is known."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.pad_id, self.num_tokens = 0, num_tokens
+
+
 @contextmanager
-def autocast_of_cuda() -> Iterator[None]:
-    """Autocast on the cpu leaves norms and softmax in bf16; on CUDA they are fp32, and here too.
+def cuda_autocast_rules() -> Iterator[None]:
+    """Compute norms and softmax in fp32, as autocast on CUDA does; on the CPU it leaves them bf16.
 
     https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float32".
     """
     with torch.library._scoped_library("aten", "IMPL") as library:
         for name, function in _FP32_ON_CUDA.items():
-            library.impl(name, partial(_in_fp32, function), "AutocastCPU")
+            library.impl(name, partial(_run_in_fp32, function), "AutocastCPU")
         yield
 
 
 _FP32_ON_CUDA = {"layer_norm": torch.ops.aten.layer_norm, "softmax.int": torch.ops.aten.softmax}
 
 
-def _in_fp32(function: Any, *args: Any) -> Any:
+def _run_in_fp32(function: Any, *args: Any) -> Any:
     autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
     with torch._C._ExcludeDispatchKeyGuard(autocast):
-        return function(*tree_map_only(Tensor, _as_fp32, args))
+        return function(*tree_map_only(Tensor, _to_fp32, args))
 
 
-def _as_fp32(tensor: Tensor) -> Tensor:
+def _to_fp32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Says what a fake tensor holds, where a program wants to know."""
+class _ConstantScalars(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers `item()` of fake tensors with SCALAR_VALUE."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        asked = function is torch.ops.aten._local_scalar_dense.default
-        if asked and isinstance(args[0], FakeTensor):
-            return float(READ) if args[0].is_floating_point() else READ
+        is_item = function is torch.ops.aten._local_scalar_dense.default
+        if is_item and isinstance(args[0], FakeTensor):
+            return float(SCALAR_VALUE) if args[0].is_floating_point() else SCALAR_VALUE
         return function(*args, **(kwargs or {}))

@@ -1,111 +1,117 @@
-"""The layout of a run before it starts: checked if the recipe gives one, else chosen.
+"""Resolve the layout of a run before it starts: check the recipe's, or choose one for `auto`.
 
-Pure arithmetic over the recipe, the model's sizes and the cluster; both a dry run and the run
-itself ask here, so what is shown is what happens. Starts nothing.
+Arithmetic over the recipe, the model's sizes and the cluster. A dry run and the run itself share
+it, so what is shown is what happens.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
-from cluster.costmodel.job import Job
-from cluster.costmodel.layout import Layout, LayoutError, check
-from cluster.costmodel.layout_search import FREE, GIB, Candidate, Choice, choose
-from cluster.costmodel.memory import Memory, needs, optimizer_of
-from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.job import TrainingJob
+from cluster.costmodel.layout import Layout, check_layout
+from cluster.costmodel.layout_search import (
+    FREE_MEMORY_SHARE,
+    GIB,
+    LayoutCandidate,
+    LayoutChoice,
+    choose_layout,
+)
+from cluster.costmodel.memory import MemoryBreakdown, memory_by_rank
+from cluster.costmodel.microbatches import Lengths
+from cluster.costmodel.model_shape import ModelShape
 from cluster.planning import devices
-from cluster.planning.devices import Devices
+from cluster.planning.devices import ClusterDevices
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.distributed.device import DEVICES, Device
-from trainers.models.config import config_of
-from trainers.models.shape import shape_of
+from trainers.models.config import build_config
+from trainers.models.shape import shape_from_config
+from trainers.planning.workload import RunLength, make_workload
 
-SHOWN = 6  # candidates of a table
+CANDIDATES_SHOWN = 6  # in the table of a dry run
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A resolved layout, the token budget (None: the recipe's or the device's), and the table.
+class ResolvedLayout:
+    """A layout over all ranks, and lines that explain it.
 
-    job: what it was chosen or checked for.
+    token_budget: None for the recipe's or the device's. job: what it was chosen or checked for.
     """
 
     layout: Layout
     token_budget: int | None
     lines: tuple[str, ...]
-    job: Job
+    job: TrainingJob
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The padded tokens of a micro-batch at most, whoever decided."""
+        return self.token_budget or self.job.token_budget
 
 
-def sizes(recipe: Recipe, labels: tuple[str, ...], num_features: int, cache: Path) -> Shape:
-    """The sizes of the recipe's model. Raises ModelError when it cannot be had.
+def resolve_shape(
+    recipe: Recipe, labels: tuple[str, ...], num_features: int, cache: Path
+) -> ModelShape:
+    """Return the sizes of the recipe's model. Raises ModelError when it cannot be loaded.
 
-    num_features: of a linear model. cache: where a vocabulary of the recipe's own is kept.
+    num_features: of a linear model. cache: holds a vocabulary trained on the recipe's own texts.
     """
     if recipe.model.name == "linear":
-        return Shape.linear(num_features, max(1, len(labels)))
-    encoder = prepare.encoder_of(recipe, cache) if recipe.model.name == "random" else None
-    return shape_of(config_of(recipe, labels, encoder), recipe.task, len(labels))
+        return ModelShape.for_linear(num_features, max(1, len(labels)))
+    encoder = prepare.load_recipe_encoder(recipe, cache) if recipe.model.name == "random" else None
+    return shape_from_config(build_config(recipe, labels, encoder), recipe.task, len(labels))
 
 
-def planned(recipe: Recipe, shape: Shape, cluster: ClusterSpec, max_tp: int = 10**9) -> Planned:
-    """The layout that `recipe` trains `shape` in on `cluster`, and lines that show it.
+def resolve_layout(recipe: Recipe, shape: ModelShape, cluster: ClusterSpec) -> ResolvedLayout:
+    """Check or choose the layout in which `recipe` trains a model of `shape` on `cluster`.
 
-    max_tp: 1 for a family whose layers cannot be divided. A cluster without workers trains in this
-    process: a world of one. Raises LayoutError for a layout that cannot run, or when none fits.
+    A cluster without workers trains in this process: a world of one. Raises LayoutError for a
+    layout that cannot run, or when none fits.
     """
-    known = devices.of(cluster)
-    job = _job(recipe, shape, cluster, known, max_tp)
+    known = devices.devices_of_cluster(cluster)
+    job = _build_job(recipe, shape, cluster, known)
     if isinstance(recipe.layout, Layout):
-        check(
+        check_layout(
             recipe.layout,
             shape,
             job.num_devices,
             job.devices_per_node,
             recipe.batch.global_size,
         )
-        if recipe.layout.tp > max_tp:
-            raise LayoutError(
-                f"layout ({recipe.layout}):\n  tp = {recipe.layout.tp}: the layers of "
-                f"{recipe.model.name} cannot be divided; set tp to {max_tp}, and use dp_shard or pp"
-            )
-        layout = recipe.layout.resolved(job.num_devices)
-        return Planned(layout, recipe.batch.token_budget, tuple(_explicit(job, layout)), job)
-    choice = choose(job)
+        layout = recipe.layout.resolve_for(job.num_devices)
+        return ResolvedLayout(
+            layout, recipe.batch.token_budget, tuple(_explicit_lines(job, layout)), job
+        )
+    choice = choose_layout(job)
     budget = recipe.batch.token_budget
     if choice.token_budget != job.token_budget:
         budget = choice.token_budget
-    return Planned(choice.layout, budget, tuple(_automatic(job, choice, known.told)), job)
-
-
-def _job(recipe: Recipe, shape: Shape, cluster: ClusterSpec, known: Devices, max_tp: int) -> Job:
-    """What arithmetic must know of a run."""
-    device = DEVICES[cluster.metadata.accelerator]
-    share, length = recipe.masking.share, recipe.batch.max_length
-    return Job(
-        shape=shape,
-        place=known.place,
-        num_devices=max(1, cluster.num_workers),
-        device_memory=cluster.device_memory or known.memory,
-        global_batch_size=recipe.batch.global_size,
-        max_length=length,
-        token_budget=recipe.batch.token_budget or max(device.token_budget, length),
-        precision=_precision(device, recipe),
-        optimizer=optimizer_of(recipe.optimizer.name, recipe.optimizer.momentum),
-        attention_dropout=recipe.model.attention_dropout > 0,
-        masked=max(1, round(share * length)) if recipe.task == "masked-lm" else None,
-        max_tp=max_tp,
-        may_lower_budget=recipe.batch.token_budget is None,
-        constants=known.constants,
-        stack=known.stack,
+    return ResolvedLayout(
+        choice.layout, budget, tuple(_auto_lines(job, choice, known.description)), job
     )
 
 
-def _precision(device: Device, recipe: Recipe) -> str:
-    """fp32, bf16 or fp16. Where a dry run stands on a machine without the device, auto is bf16."""
+def _build_job(
+    recipe: Recipe, shape: ModelShape, cluster: ClusterSpec, known: ClusterDevices
+) -> TrainingJob:
+    """Return the planner's job for this cluster, with the longest samples throughout."""
+    length = RunLength(steps=1, lengths=Lengths(recipe.batch.max_length))
+    workload = make_workload(recipe.model.name, recipe, shape, length)
+    return replace(
+        workload.job_on(known.topology, known.constants, known.stack),
+        num_devices=max(1, cluster.num_workers),
+        device_memory=cluster.device_memory_bytes or known.memory,
+        precision=_resolve_precision(DEVICES[cluster.metadata.accelerator], recipe),
+        masked_tokens=max(1, round(workload.masked_tokens)) if workload.masked_tokens else None,
+    )
+
+
+def _resolve_precision(device: Device, recipe: Recipe) -> str:
+    """Return fp32, bf16 or fp16. On a machine without the device (a dry run) auto means bf16."""
     if recipe.precision != "auto":
         return recipe.precision
     if device.kind == "cuda" and not torch.cuda.is_available():
@@ -113,13 +119,13 @@ def _precision(device: Device, recipe: Recipe) -> str:
     return {None: "fp32", torch.float16: "fp16"}.get(device.autocast_dtype(), "bf16")
 
 
-def _explicit(job: Job, layout: Layout) -> Iterator[str]:
-    """The layout of the recipe and what it needs on each pipeline rank."""
-    memories = needs(job.shape, layout, job.regime(layout, job.token_budget))
+def _explicit_lines(job: TrainingJob, layout: Layout) -> Iterator[str]:
+    """Describe the layout of the recipe and its memory on each pipeline rank."""
+    memories = memory_by_rank(job.shape, layout, job.training_setup(layout, job.token_budget))
     yield f"layout    {layout}: {layout.world_size} rank(s), as the recipe says"
-    yield from _parts(layout, memories)
+    yield from _memory_lines(layout, memories)
     most = max(memory.total for memory in memories)
-    if job.device_memory is not None and most > job.device_memory * (1 - FREE):
+    if job.device_memory is not None and most > job.device_memory * (1 - FREE_MEMORY_SHARE):
         yield (
             f"          WARNING: {most / GIB:.2f} GiB of {job.device_memory / GIB:.2f} GiB, of "
             "which a tenth should stay free; lower batch.token_budget, set layout.recompute, or "
@@ -127,25 +133,27 @@ def _explicit(job: Job, layout: Layout) -> Iterator[str]:
         )
 
 
-def _automatic(job: Job, choice: Choice, told: str) -> Iterator[str]:
-    """The chosen layout and why, then the first of those considered and how long a step takes."""
+def _auto_lines(job: TrainingJob, choice: LayoutChoice, hardware: str) -> Iterator[str]:
+    """Describe the chosen layout and why, then the best candidates and the time of their steps."""
     layout = choice.layout
     yield f"layout    auto: {choice.reason}"
-    yield from _parts(layout, needs(job.shape, layout, job.regime(layout, choice.token_budget)))
+    yield from _memory_lines(
+        layout, memory_by_rank(job.shape, layout, job.training_setup(layout, choice.token_budget))
+    )
     if len(choice.considered) == 1:
         return
     yield f"          {'considered':<56} {'tokens':>9} {'GiB':>8} {'s a step':>9}"
-    shown = list(choice.considered[:SHOWN])
+    shown = list(choice.considered[:CANDIDATES_SHOWN])
     if choice.chosen not in shown:
         shown.append(choice.chosen)
     for candidate in shown:
-        yield _row(candidate, candidate is choice.chosen)
+        yield _candidate_line(candidate, candidate is choice.chosen)
     hidden = len(choice.considered) - len(shown)
     more = f"and {hidden} more; " if hidden else ""
-    yield f"          {more}longest samples throughout, {told}"
+    yield f"          {more}longest samples throughout, {hardware}"
 
 
-def _row(candidate: Candidate, chosen: bool) -> str:
+def _candidate_line(candidate: LayoutCandidate, chosen: bool) -> str:
     verdict = "chosen" if chosen else "" if candidate.fits else "does not fit"
     return (
         f"          {candidate.layout!s:<56} {candidate.token_budget:>9,} "
@@ -153,7 +161,7 @@ def _row(candidate: Candidate, chosen: bool) -> str:
     ).rstrip()
 
 
-def _parts(layout: Layout, memories: tuple[Memory, ...]) -> Iterator[str]:
+def _memory_lines(layout: Layout, memories: tuple[MemoryBreakdown, ...]) -> Iterator[str]:
     for rank, memory in enumerate(memories):
         place = f" of pipeline rank {rank}" if layout.pp > 1 else ""
         parts = ", ".join(

@@ -1,7 +1,9 @@
-"""Every byte that operations take, while it lives, and every byte that ranks exchange.
+"""Track every byte that operations allocate, while it lives, and every byte of collectives.
 
-A dispatch mode: it sees each operation of torch, on real tensors or fake ones, and follows the
-storages that come out until the last reference is gone. Knows no model.
+A dispatch mode: it sees each operation of torch, on real or fake tensors, and follows the storages
+of the results until the last reference is gone. torch's own MemTracker and CommDebugMode do not
+serve here: they refuse a second forward in a step (gradient accumulation, pipelines), know no DDP
+or TP beside FSDP, and count collectives without their bytes, groups or point-to-point messages.
 """
 
 import weakref
@@ -22,19 +24,19 @@ from torch.utils._pytree import tree_leaves
 from trainers.distributed.dtensor import to_local
 
 UNMARKED = "temporaries"
-RESIZED = "gathered"  # only FSDP resizes: it empties what it gathered and fills it again
+RESIZED = "gathered"  # only FSDP resizes storages: it frees unsharded parameters and refills them
 
 
-class Exchange(NamedTuple):
-    """A kind of collective and the ranks that take part."""
+class CollectiveKey(NamedTuple):
+    """A kind of collective and the global ranks of its group."""
 
     kind: str
     ranks: tuple[int, ...]
 
 
-# Operations by name, their kind, and the argument whose bytes count: the whole buffer, which is
-# what comes in, but for what is gathered.
-_KINDS = {
+# The kind of each operation, and the argument whose bytes count: the unsharded buffer, that is the
+# input, except of all_gather, where it is the output (None: the result).
+_COLLECTIVES = {
     "c10d::allreduce_": ("all_reduce", 0),
     "c10d::allreduce_coalesced_": ("all_reduce", 0),
     "c10d::broadcast_": ("broadcast", 0),
@@ -49,7 +51,7 @@ _KINDS = {
     "c10d::recv_": ("recv", 0),
     "_c10d_functional::all_reduce": ("all_reduce", 0),
     "_c10d_functional::all_reduce_": ("all_reduce", 0),
-    "_c10d_functional::all_gather_into_tensor": ("all_gather", None),  # what comes out
+    "_c10d_functional::all_gather_into_tensor": ("all_gather", None),
     "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", 0),
     "_c10d_functional::all_to_all_single": ("all_to_all", 0),
     "_c10d_functional::broadcast": ("broadcast", 0),
@@ -57,40 +59,39 @@ _KINDS = {
 
 
 @dataclass
-class _Held:
+class _LiveStorage:
     size: int
     mark: str
     reference: "weakref.ref[torch.UntypedStorage]"
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts live bytes by mark, their peak, and exchanges.
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count live bytes by mark, their peak, and collectives.
 
-    now: bytes alive, by mark. peak: the most at once, and `at_peak` its parts. exchanges: how
-    often, and exchanged: bytes, by kind and ranks. A storage that an operation gives is marked
-    `fresh`, by which it is unmarked, unless someone knows better.
+    live_bytes: by mark. peak: the most bytes at once, at_peak: by mark. collective_counts and
+    collective_bytes: by kind and ranks. default_mark: given to the storages of new results.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.fresh = UNMARKED
-        self.now: Counter[str] = Counter()
+        self.default_mark = UNMARKED
+        self.live_bytes: Counter[str] = Counter()
         self.total = self.peak = 0
         self.at_peak: dict[str, int] = {}
-        self.exchanges: Counter[Exchange] = Counter()
-        self.exchanged: Counter[Exchange] = Counter()
-        self._held: dict[int, _Held] = {}
+        self.collective_counts: Counter[CollectiveKey] = Counter()
+        self.collective_bytes: Counter[CollectiveKey] = Counter()
+        self._storages: dict[int, _LiveStorage] = {}
         self._resize = torch.UntypedStorage.resize_
 
-    def __enter__(self) -> "Ledger":
-        ledger, resize = self, self._resize
+    def __enter__(self) -> "MemoryTracker":
+        tracker, resize = self, self._resize
 
-        def resized(storage: torch.UntypedStorage, size: int) -> Any:
-            result = resize(storage, size)  # no operation: dispatch does not see it
-            ledger._resized(storage)
+        def tracked_resize(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)  # not an operator, so dispatch does not see it
+            tracker._on_resize(storage)
             return result
 
-        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign, assignment]
+        torch.UntypedStorage.resize_ = tracked_resize  # type: ignore[method-assign, assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -98,94 +99,94 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
-    def mark(self, tensors: Iterable[Tensor], name: str) -> None:
-        """Say that the memory of `tensors` is for `name`, and count it if it was not seen."""
+    def mark_tensors(self, tensors: Iterable[Tensor], name: str) -> None:
+        """Mark the storages of `tensors` as `name`, and count those not seen before."""
         for tensor in tensors:
-            storage = to_local(tensor).untyped_storage()
-            held = self._note(storage)
-            self.now[held.mark] -= held.size
-            self.now[name] += held.size
-            held.mark = name
+            self._set_mark(self._track_storage(to_local(tensor).untyped_storage()), name)
 
     def mark_rest(self, name: str, but: Collection[str] | None = None) -> None:
-        """Say that all that lives and is unmarked, or not marked as one of `but`, is for `name`."""
-        for held in self._held.values():
-            if held.mark == UNMARKED if but is None else held.mark not in but:
-                self.now[held.mark] -= held.size
-                self.now[name] += held.size
-                held.mark = name
+        """Mark as `name` every live storage that is unmarked; with `but`, all but those marks."""
+        for live in self._storages.values():
+            if live.mark == UNMARKED if but is None else live.mark not in but:
+                self._set_mark(live, name)
 
-    def begin(self) -> None:
-        """Forget the peak and the exchanges; what lives goes on living."""
+    def _set_mark(self, live: _LiveStorage, name: str) -> None:
+        self.live_bytes[live.mark] -= live.size
+        self.live_bytes[name] += live.size
+        live.mark = name
+
+    def begin_step(self) -> None:
+        """Reset the peak and the collectives; live storages stay counted."""
         self.peak = 0
-        self.exchanges.clear()
-        self.exchanged.clear()
-        self._grew()
+        self.collective_counts.clear()
+        self.collective_bytes.clear()
+        self._update_peak()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if any(issubclass(kind, DTensor | AsyncCollectiveTensor) for kind in types):
-            return NotImplemented  # they call what they are made of, and that comes here
+            return NotImplemented  # wrappers: the operations on their local tensors come here
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
+                self._track_storage(leaf.untyped_storage())
         if function.namespace in ("c10d", "_c10d_functional"):
-            self._count(function._schema.name, args, result)
+            self._count_collective(function._schema.name, args, result)
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> _Held:
+    def _track_storage(self, storage: torch.UntypedStorage) -> _LiveStorage:
         key = storage._cdata
-        held = self._held.get(key)
-        if held is None:
-            reference = weakref.ref(storage, lambda _: self._gone(key))
-            held = self._held[key] = _Held(storage.nbytes(), self.fresh, reference)
-            self._add(held, held.size)
-        return held
+        live = self._storages.get(key)
+        if live is None:
+            reference = weakref.ref(storage, lambda _: self._on_free(key))
+            live = self._storages[key] = _LiveStorage(
+                storage.nbytes(), self.default_mark, reference
+            )
+            self._adjust_bytes(live, live.size)
+        return live
 
-    def _gone(self, key: int) -> None:
-        held = self._held.pop(key)
-        self._add(held, -held.size)
+    def _on_free(self, key: int) -> None:
+        live = self._storages.pop(key)
+        self._adjust_bytes(live, -live.size)
 
-    def _resized(self, storage: torch.UntypedStorage) -> None:
-        held = self._note(storage)
-        self._add(held, -held.size)
-        held.mark, held.size = RESIZED, storage.nbytes()
-        self._add(held, held.size)
+    def _on_resize(self, storage: torch.UntypedStorage) -> None:
+        live = self._track_storage(storage)
+        self._adjust_bytes(live, -live.size)
+        live.mark, live.size = RESIZED, storage.nbytes()
+        self._adjust_bytes(live, live.size)
 
-    def _add(self, held: _Held, size: int) -> None:
-        self.now[held.mark] += size
+    def _adjust_bytes(self, live: _LiveStorage, size: int) -> None:
+        self.live_bytes[live.mark] += size
         self.total += size
         if size > 0:
-            self._grew()
+            self._update_peak()
 
-    def _grew(self) -> None:
+    def _update_peak(self) -> None:
         if self.total > self.peak:
-            self.peak, self.at_peak = self.total, dict(self.now)
+            self.peak, self.at_peak = self.total, dict(self.live_bytes)
 
-    def _count(self, name: str, args: Any, result: Any) -> None:
-        known = _KINDS.get(name)
-        if known is None:
+    def _count_collective(self, name: str, args: Any, result: Any) -> None:
+        if name not in _COLLECTIVES:
             return
-        kind, which = known
-        ranks = _ranks(args)
+        kind, which = _COLLECTIVES[name]
+        ranks = _group_ranks(args)
         if len(ranks) == 1:
             return
         buffers = tree_leaves(result if which is None else args[which])
-        exchange = Exchange(kind, ranks)
-        self.exchanges[exchange] += 1
-        self.exchanged[exchange] += sum(b.nbytes for b in buffers if isinstance(b, Tensor))
+        key = CollectiveKey(kind, ranks)
+        self.collective_counts[key] += 1
+        self.collective_bytes[key] += sum(b.nbytes for b in buffers if isinstance(b, Tensor))
 
 
-def _ranks(args: Any) -> tuple[int, ...]:
-    """The global ranks of the process group among the arguments of a collective."""
+def _group_ranks(args: Any) -> tuple[int, ...]:
+    """Return the global ranks of the process group among the arguments of a collective."""
     for argument in args:
         if isinstance(argument, torch.ScriptObject):
             try:
                 group = dist.ProcessGroup.unbox(argument)
             except (RuntimeError, TypeError):
-                continue  # a reduction's kind is an object too
+                continue  # a ReduceOp, which is a ScriptObject, too
             return tuple(dist.get_process_group_ranks(group))
     name: Any = next(argument for argument in reversed(args) if isinstance(argument, str))
     return tuple(dist.get_process_group_ranks(_resolve_process_group(name)))

@@ -1,12 +1,15 @@
-"""A recipe on a cluster: the only place where a TorchTrainer is made.
+"""Train a recipe on a cluster: the only place where a TorchTrainer is made.
 
-Ray places the workers, connects them and starts them again when one dies; everything they do is in
-`worker`, which goes on from the newest checkpoint.
+Ray places the workers, connects them and, when one dies or the cluster changes size, starts all of
+them again. Nothing of that reaches the training loop: every start calls `worker.run_worker` anew,
+which builds the layout for the workers there are and goes on from the newest checkpoint.
 """
 
 import logging
 import os
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,79 +24,95 @@ from cluster.launch import spot_notice
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
+from trainers.data.dataset_cache import PreparedDataset
 from trainers.distributed.device import DEVICES, Device
-from trainers.planning.elastic import Elastic
-from trainers.planning.layout import planned, sizes
-from trainers.runtime.environment import environment
-from trainers.runtime.ray_backend import Connection
-from trainers.runtime.worker import Assignment, Report, work
-from trainers.storage.object_store import StoreError
+from trainers.planning.elastic import ElasticPlanner
+from trainers.planning.layout import resolve_layout, resolve_shape
+from trainers.runtime.ray_backend import DeviceTorchConfig
+from trainers.runtime.worker import ReportMetrics, WorkerConfig, run_worker
+from trainers.storage.filesystem import StoreError
 from trainers.tracking import provenance
-from trainers.tracking.progress import Follower
+from trainers.tracking.progress import ProgressPrinter
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training import distillation
 from trainers.training.loop import TrainingError
 
-START_SECONDS = 1800  # that workers may take to start: machines, images, packages
-RECOUNT_SECONDS = 25  # Ray counts machines every 20
+WORKER_START_SECONDS = 1800  # that workers may take to start: machines, images, packages
+NODE_RECOUNT_SECONDS = 25  # Ray counts machines every 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: result.json, and how long this call took."""
+    """The contents of result.json, and the seconds this call took."""
 
     result: dict[str, Any]
     seconds: float
 
 
+def open_run(address: Path | str, cluster: ClusterSpec) -> RunDirectory:
+    """Open a run directory. Raises RunError or StoreError where this machine cannot write to it."""
+    directory = RunDirectory.from_address(address, cluster.cache_dir)
+    directory.check_access()
+    return directory
+
+
 def fit(
     recipe: Recipe,
     cluster: ClusterSpec,
-    run: Path | str,
+    run: RunDirectory | Path | str,
     resume: bool = False,
-    judged: bool = True,
-    report: Report = ray.train.report,
+    write_bundle: bool = True,
+    report: ReportMetrics = ray.train.report,
+    prepared: PreparedDataset | None = None,
 ) -> Outcome:
     """Train `recipe` on `cluster` in `run`: a directory that all nodes see, or a URL as s3://...
 
     A finished run is not repeated. Workers that die are restarted up to the cluster's
-    `max_failures`. judged: whether the test rows are looked at and a bundle is made; a run that was
-    not judged can be resumed for just that. report: what every worker calls in its own process
-    after each evaluation. Raises RunError or StoreError when the directory or the cluster cannot be
-    used, and what a worker raised when it cannot go on.
+    `max_failures`. write_bundle: evaluate the test rows and write a bundle; a run without can be
+    resumed for just that. report: called by every worker in its own process after each evaluation.
+    prepared: the recipe's dataset with its teacher's logits, if the caller has it; default: it is
+    prepared here. Raises RunError or StoreError when the directory or the cluster cannot be used,
+    and what a worker raised when it cannot go on.
     """
-    started, recipe = time.monotonic(), recipe.rooted()
-    directory = RunDirectory.at(run, cluster.cache)
-    directory.probe()
-    directory.claim(recipe, resume)
-    directory.fetch(directory.facts.name, directory.outcome.name)
-    result = directory.result()
-    if result is None or (judged and result["test"] is None):
-        assignment = _assignment(recipe, directory, cluster, judged)
-        connect(cluster)
-        directory.refusal.unlink(missing_ok=True)
-        directory.publish(directory.refusal.name)
-        with environment(_told(cluster)), Follower(directory, _price(cluster)):
-            _fitted(_trainer(assignment, cluster, report))
-        directory.fetch(directory.refusal.name, directory.outcome.name)
-        if directory.refusal.is_file():
-            raise TrainingError(directory.refusal.read_text(encoding="utf-8"))
-        result = directory.result()
+    started, recipe = time.monotonic(), recipe.with_absolute_paths()
+    directory = run if isinstance(run, RunDirectory) else open_run(run, cluster)
+    directory.acquire(recipe, resume)
+    directory.fetch_files(directory.record_path.name, directory.result_path.name)
+    result = directory.read_result()
+    if result is None or (write_bundle and result["test"] is None):
+        if prepared is None:
+            prepared = prepare.prepare_dataset(recipe, cluster.cache_dir)
+            prepared = distillation.attach_teacher_logits(recipe, prepared, cluster.cache_dir)
+        config = _build_worker_config(recipe, directory, cluster, write_bundle, prepared)
+        init_ray(cluster)
+        directory.error_path.unlink(missing_ok=True)
+        directory.publish_files(directory.error_path.name)
+        price = cluster.metadata.price_usd_per_hour
+        printer = ProgressPrinter(directory, None if price is None else price * cluster.num_nodes)
+        with temporary_env(_ray_train_env(cluster)), printer:
+            _run_trainer(_build_trainer(config, cluster, report, prepared))
+        directory.fetch_files(directory.error_path.name, directory.result_path.name)
+        if directory.error_path.is_file():
+            raise TrainingError(directory.error_path.read_text(encoding="utf-8"))
+        result = directory.read_result()
         if result is None:
             raise RunError(
-                f"{directory.address}: the workers ended well, but their result is not here; "
+                f"{directory.address}: the workers succeeded, but wrote no result there; "
                 "metadata.storage, or --run, must be a directory that all nodes see, or "
                 "s3://BUCKET/PREFIX"
             )
     return Outcome(result, time.monotonic() - started)
 
 
-def _assignment(
-    recipe: Recipe, run: RunDirectory, cluster: ClusterSpec, judged: bool
-) -> Assignment:
-    """What the workers are told: the layout is decided here, before anything starts."""
-    prepared = distillation.taught(recipe, prepare.prepare(recipe, cluster.cache), cluster.cache)
-    if run.record().get("teacher") not in (None, prepared.teacher):
+def _build_worker_config(
+    recipe: Recipe,
+    run: RunDirectory,
+    cluster: ClusterSpec,
+    write_bundle: bool,
+    prepared: PreparedDataset,
+) -> WorkerConfig:
+    """Decide the layout, before anything starts. Raises LayoutError or RunError."""
+    if run.read_record().get("teacher") not in (None, prepared.teacher):
         assert recipe.distillation is not None
         raise RunError(
             f"cannot resume {run.address}: distillation.teacher = "
@@ -101,129 +120,137 @@ def _assignment(
             "or name another directory with --run"
         )
     num_features = int(prepared.train.samples.lengths[0])
-    shape = sizes(recipe, prepared.labels, num_features, cluster.cache)
-    elastic = Elastic.of(shape, cluster) if cluster.is_elastic else None
+    shape = resolve_shape(recipe, prepared.labels, num_features, cluster.cache_dir)
+    elastic = ElasticPlanner.from_cluster(shape, cluster) if cluster.is_elastic else None
     if elastic is not None:
-        elastic.refuse(recipe)
-    plan = planned(recipe, shape, cluster)
-    return Assignment(
+        elastic.validate_sizes(recipe)
+    plan = resolve_layout(recipe, shape, cluster)
+    return WorkerConfig(
         recipe,
         run,
-        cluster.cache,
+        cluster.cache_dir,
+        prepared.fingerprint,
         cluster.metadata.accelerator,
-        provenance.revision(),
+        provenance.code_revision(),
         plan.layout,
         plan.token_budget,
         elastic,
-        judged,
+        write_bundle,
     )
 
 
-def _fitted(trainer: TorchTrainer) -> None:
-    """Let it train. Raises RunError where a disk or a store has failed once too often."""
+def _run_trainer(trainer: TorchTrainer) -> None:
+    """Run `trainer`. Raises RunError where a disk or a store has failed once too often."""
     try:
         trainer.fit()
     except WorkerGroupError as error:
         for cause in error.worker_failures.values():
             if isinstance(cause, (OSError, StoreError)):
-                raise RunError(f"{cause}; go on with --resume once that is mended") from error
+                raise RunError(f"{cause}; fix that, then go on with --resume") from error
         raise
 
 
-def connect(cluster: ClusterSpec, dashboard: bool = False) -> None:
-    """Join the cluster this process was submitted to, or start one on this machine.
+def init_ray(cluster: ClusterSpec, dashboard: bool = False) -> None:
+    """Join the Ray cluster this process was submitted to, or start one on this machine.
 
-    dashboard: whether one that is started here has it.
+    dashboard: of a cluster that is started here.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized() or not cluster.num_workers:
         return
-    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": dashboard}
-    if cluster.is_this_machine and "RAY_ADDRESS" not in os.environ:
-        ray.init(address="local", **quiet)
-    else:
-        ray.init(**quiet)
-
-
-def _told(cluster: ClusterSpec) -> dict[str, str]:
-    """What Ray Train reads from the environment when a run starts."""
-    # How long the workers' places are waited for before machines are counted again. An elastic run
-    # takes those that are there, so that one it waits for is one that was counted and is gone;
-    # another run waits for machines that are being launched, for which Ray's minute is too short.
-    seconds = RECOUNT_SECONDS if cluster.is_elastic else START_SECONDS
-    told = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(seconds)}
-    if not _may_leave(cluster):
-        # The watcher for nodes about to leave takes a tenth of a core, and here no node can.
-        told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    return told
-
-
-def _price(cluster: ClusterSpec) -> float | None:
-    """Dollars an hour of all nodes, where the cluster file says."""
-    of_a_node = cluster.metadata.price_usd_per_hour
-    return None if of_a_node is None else of_a_node * cluster.num_nodes
-
-
-def _may_leave(cluster: ClusterSpec) -> bool:
-    """Whether there are nodes that can be taken away, one by one."""
-    return bool(cluster.num_workers) and not (
-        cluster.is_this_machine and "RAY_ADDRESS" not in os.environ
+    ray.init(
+        address=None if _has_removable_nodes(cluster) else "local",
+        log_to_driver=False,
+        logging_level="error",
+        include_dashboard=dashboard,
     )
 
 
-def _is_leaving() -> bool:
-    """Whether Ray knows that a node of this run will be taken away. All workers call it at once."""
+def _ray_train_env(cluster: ClusterSpec) -> dict[str, str]:
+    """Return the environment variables that Ray Train reads when a run starts."""
+    # Ray waits so long for the workers' placement group, then counts machines again. An elastic run
+    # asks for machines that were counted, so one that does not come is gone: give up soon. Any
+    # other run waits for machines that are still being launched: Ray's default minute is too short.
+    seconds = NODE_RECOUNT_SECONDS if cluster.is_elastic else WORKER_START_SECONDS
+    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(seconds)}
+    if not _has_removable_nodes(cluster):
+        # The preemption watcher takes a tenth of a core, and here no node can be preempted.
+        env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return env
+
+
+@contextmanager
+def temporary_env(values: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables that the user has not set; remove them at the end."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _has_removable_nodes(cluster: ClusterSpec) -> bool:
+    """Return whether the run is on a cluster, whose nodes can be lost or reclaimed one by one."""
+    is_local = cluster.is_this_machine and "RAY_ADDRESS" not in os.environ
+    return bool(cluster.num_workers) and not is_local
+
+
+def _is_preemption_announced() -> bool:
+    """Return whether Ray knows that a node of this run will be reclaimed. Collective."""
     return ray.train.get_preemption_info() is not None
 
 
-def _trainer(assignment: Assignment, cluster: ClusterSpec, report: Report) -> TorchTrainer:
-    """The trainer of `assignment`; a cluster without workers trains in this process."""
-    device, metadata = DEVICES[assignment.device], cluster.metadata
-    run_config = RunConfig(
-        name=f"attempt-{time.time_ns()}",
-        storage_path=str(assignment.run.path / "ray"),
-        failure_config=FailureConfig(max_failures=metadata.max_failures),
-    )
-    config = {
-        "assignment": assignment,
+def _build_trainer(
+    config: WorkerConfig, cluster: ClusterSpec, report: ReportMetrics, prepared: PreparedDataset
+) -> TorchTrainer:
+    """Build the trainer; that of a cluster without workers trains in this process."""
+    device, metadata = DEVICES[config.device], cluster.metadata
+    train_loop_config = {
+        "config": config,
         "report": report,
-        "leaving": _is_leaving if _may_leave(cluster) else None,
+        "is_leaving": _is_preemption_announced if _has_removable_nodes(cluster) else None,
         "is_on_aws": cluster.provider == "aws",
+        # A worker in another process maps the data from its machine's cache instead.
+        "prepared": None if cluster.num_workers else prepared,
     }
-    if not cluster.num_workers:
-        alone = ScalingConfig(num_workers=0, use_gpu=device.resource == "GPU")
-        return TorchTrainer(
-            _worker, train_loop_config=config, scaling_config=alone, run_config=run_config
-        )
-    numbers = cluster.sizes
-    return TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        torch_config=Connection(device=device),
-        scaling_config=ScalingConfig(
-            num_workers=(numbers[0], numbers[-1]) if cluster.is_elastic else numbers[-1],
+    scaling = ScalingConfig(num_workers=0, use_gpu=device.resource == "GPU")
+    if cluster.num_workers:
+        counts = cluster.worker_counts
+        scaling = ScalingConfig(
+            num_workers=(counts[0], counts[-1]) if cluster.is_elastic else counts[-1],
             use_gpu=device.resource == "GPU",
             use_tpu=device.resource == "TPU",
-            resources_per_worker=resources(cluster, device),
+            resources_per_worker=resources_per_worker(cluster, device),
             elastic_resize_monitor_interval_s=metadata.resize_seconds,
             accelerator_type=metadata.tpu_type,
             topology=metadata.tpu_topology,
+        )
+    return TorchTrainer(
+        _train_loop_per_worker,
+        train_loop_config=train_loop_config,
+        torch_config=DeviceTorchConfig(device=device) if cluster.num_workers else None,
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(config.run.path / "ray"),
+            failure_config=FailureConfig(max_failures=metadata.max_failures),
         ),
-        run_config=run_config,
     )
 
 
-def resources(cluster: ClusterSpec, device: Device) -> dict[str, float]:
-    """What each worker asks Ray for: its device, and an even share of a node's cores.
+def resources_per_worker(cluster: ClusterSpec, device: Device) -> dict[str, float]:
+    """Return what each worker asks Ray for: its device, and an even share of a node's cores.
 
     Raises RunError when the cluster lacks the devices that its file names.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    seen, least = sum(node.get(device.resource, 0) for node in nodes), cluster.sizes[0]
+    seen, least = sum(node.get(device.resource, 0) for node in nodes), cluster.worker_counts[0]
     if seen < (least if device.resource != "CPU" else 1):
         raise RunError(
-            f"cluster {cluster.name}: {least} {device.resource} named, {seen:g} seen by Ray; mend "
-            "metadata.devices_per_node or the nodes' resources"
+            f"cluster {cluster.name}: {least} {device.resource} named, {seen:g} seen by Ray; "
+            "correct metadata.devices_per_node or the nodes' resources"
         )
     cores = sorted(node.get("CPU", 0.0) for node in nodes if node.get(device.resource))
     share = cores[-cluster.num_nodes :][0] / cluster.metadata.devices_per_node
@@ -232,14 +259,20 @@ def resources(cluster: ClusterSpec, device: Device) -> dict[str, float]:
     return resources if device.resource == "CPU" else resources | {device.resource: 1}
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """One worker. What only a user can mend ends the run; anything else is worth a restart."""
-    assignment: Assignment = config["assignment"]
+def _train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Run one worker: Ray Train calls this in every process, at the start and at each restart.
+
+    To Ray every exception is a failed attempt, of which it makes `max_failures` more. What a retry
+    cannot cure, a mistake of the user's or a diverged loss, is therefore written to the run
+    directory and the worker returns as if it had succeeded; `fit` finds the file and raises. A
+    store that fails may come back, so its error is left to Ray.
+    """
+    worker_config: WorkerConfig = config["config"]
     if config["is_on_aws"] and ray.train.get_context().get_local_rank() == 0:
-        spot_notice.beside()
+        spot_notice.start_watcher()
     try:
-        work(assignment, config["report"], config["leaving"])
+        run_worker(worker_config, config["report"], config["is_leaving"], config["prepared"])
     except StoreError:
         raise
     except BerthaError as error:
-        assignment.run.refuse(str(error))
+        worker_config.run.write_error(str(error))

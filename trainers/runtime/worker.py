@@ -1,8 +1,8 @@
-"""One process of a run: data, model, loop, records, checkpoints, and at the end the bundle.
+"""Run one process of a training run: data, model, loop, metrics, checkpoints, and the bundle.
 
-Every rank runs `work`; but for its part of a checkpoint, rank 0 alone writes. It goes on from the
-newest whole checkpoint of the run directory, whoever started it again and why. Knows no Ray: under
-`torchrun`, in bare gloo processes and in one process it is the same.
+Every rank calls `run_worker`. Except for its shard of a checkpoint, rank 0 alone writes. It goes on
+from the newest complete checkpoint of the run directory, whoever restarted it. Runs the same under
+Ray, under `torchrun`, in bare gloo processes and in one process.
 """
 
 import json
@@ -17,82 +17,92 @@ from trainers.checkpoint import checkpoint
 from trainers.checkpoint.checkpoint import Checkpoint
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
+from trainers.data.dataset_cache import PreparedDataset
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
-from trainers.distributed.object_collectives import num_ranks, on_all, on_first
+from trainers.distributed.object_collectives import gather_from_ranks, get_world_size, run_on_rank0
 from trainers.models import bundle
-from trainers.models.build import materialize, outline, shapes_of
-from trainers.models.card import FORMAT, Card
+from trainers.models.build import build_on_meta, materialize, meta_model
+from trainers.models.card import CARD_FORMAT, ModelCard
 from trainers.parallel.parallelize import parallelize
-from trainers.planning.elastic import Elastic
-from trainers.storage.atomic import write_file
+from trainers.planning.elastic import ElasticPlanner
+from trainers.storage.atomic import replace_file
 from trainers.tracking import provenance
-from trainers.tracking.metric_logger import Recorder
+from trainers.tracking.metric_logger import MetricLogger
 from trainers.tracking.run_directory import RunDirectory
 from trainers.training import distillation, parity_check
-from trainers.training.events import Evaluation, Save
-from trainers.training.loop import Loop, TrainingError
+from trainers.training.events import EvalEvent, SaveEvent
+from trainers.training.loop import TrainingError, TrainingLoop
 from trainers.training.metrics import Metrics
 
-Report = Callable[[Mapping[str, float]], None]
+ReportMetrics = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What every worker of a run is told. cache: a directory of this node.
+class WorkerConfig:
+    """Configuration sent to every worker.
 
-    layout: over all ranks. token_budget: None for the recipe's or the device's. elastic: what gives
-    another layout while there are fewer ranks. judged: whether the test rows are looked at and a
-    bundle is made, once the run has trained to its end.
+    cache: a directory of the worker's machine. data_fingerprint: the key of the prepared dataset in
+    that cache, which is absent on machines that have not trained on it. layout: over all ranks.
+    token_budget: None for the recipe's or the device's. elastic: decides the layout for another
+    number of ranks. write_bundle: at the end of training evaluate the test rows and write a bundle.
     """
 
     recipe: Recipe
     run: RunDirectory
     cache: Path
+    data_fingerprint: str
     device: str
     revision: str
     layout: Layout
     token_budget: int | None = None
-    elastic: Elastic | None = None
-    judged: bool = True
+    elastic: ElasticPlanner | None = None
+    write_bundle: bool = True
 
-    def on(self, num_workers: int) -> "Assignment":
-        """The same with the layout for `num_workers`. Raises LayoutError where there is none."""
+    def for_world_size(self, num_workers: int) -> "WorkerConfig":
+        """Return a copy with the layout for `num_workers`. Raises LayoutError if none fits."""
+        # Ray restarts the group with as many workers as the cluster has now. Every rank decides the
+        # layout anew from the same values (the planner carries the driver's device memory), so all
+        # agree without a word. Checkpoints are stored by global tensor offsets and the sample order
+        # is a function of the step, so the losses stay those of an undisturbed run.
         if self.elastic is None or self.layout.world_size == num_workers:
             return self
-        plan = self.elastic.plan(self.recipe, num_workers)
+        plan = self.elastic.resolve_layout(self.recipe, num_workers)
         return replace(self, layout=plan.layout, token_budget=plan.token_budget)
 
 
-def work(
-    assignment: Assignment,
-    report: Report = lambda metrics: None,
-    leaving: Callable[[], bool] | None = None,
+def run_worker(
+    config: WorkerConfig,
+    report: ReportMetrics = lambda metrics: None,
+    is_leaving: Callable[[], bool] | None = None,
+    prepared: PreparedDataset | None = None,
 ) -> None:
-    """Train to the end and leave the result, and where asked for the bundle, in the run directory.
+    """Train to the end; write the result and, if asked for, the bundle to the run directory.
 
-    `report` is called on every rank after each evaluation, once its checkpoint is there, with its
-    single numbers, the step, and the tokens seen. leaving: as of `Loop.run`.
+    report: called on every rank after each evaluation, once its checkpoint is saved, with its
+    scalar metrics, the step, and the tokens seen. is_leaving: see `TrainingLoop.run`. prepared: the
+    dataset with its teacher's logits, where this very process has prepared it.
     """
-    assignment = assignment.on(num_ranks())
-    recipe, run = assignment.recipe, assignment.run
-    on_all(run.probe)
-    on_first(lambda: run.fetch(run.metrics.name, run.facts.name))
-    prepared = distillation.taught(
-        recipe, prepare.prepare(recipe, assignment.cache), assignment.cache
-    )
-    encoder = prepare.encoder_of(recipe, assignment.cache)
-    loop = _loop(assignment, prepared, encoder)
-    newest = checkpoint.latest(run.checkpoints)
+    config = config.for_world_size(get_world_size())
+    recipe, run = config.recipe, config.run
+    encoder = prepare.load_recipe_encoder(recipe, config.cache)
+    if prepared is None:  # else this process has checked the run directory, too
+        gather_from_ranks(run.check_access)
+        key = config.data_fingerprint
+        prepared = prepare.load_or_build_dataset(recipe, encoder, key, config.cache)
+        prepared = distillation.attach_teacher_logits(recipe, prepared, config.cache)
+    run_on_rank0(lambda: run.fetch_files(run.metrics_path.name, run.record_path.name))
+    loop = _build_loop(config, prepared, encoder)
+    newest = checkpoint.find_latest(run.checkpoints)
     if newest is not None:
         newest.restore(loop.parallel, loop.optimizer)
-        loop.resume(newest.state())
-    parity = _parity(run, loop, encoder, newest)
-    recorder = Recorder(run, loop.progress.step) if loop.rank == 0 else None
+        loop.load_state_dict(newest.load_state())
+    parity = _take_parity_report(run, loop, encoder, newest)
+    recorder = MetricLogger(run, loop.progress.step) if loop.rank == 0 else None
     if recorder is not None:
-        _describe(assignment, prepared, loop, parity)
-        recorder.start(
+        _write_record(config, loop, parity)
+        recorder.log_start(
             step=loop.progress.step,
             total_steps=loop.total_steps,
             pid=os.getpid(),
@@ -102,98 +112,100 @@ def work(
             lost_seconds=recorder.lost_seconds,
         )
     try:
-        _train(loop, run, recorder, report, leaving)
+        _run_loop(loop, run, recorder, report, is_leaving)
     finally:
         if recorder is not None:
             recorder.close()
-    _finish(assignment, prepared, loop, encoder)
-    run.let_go()
+    _write_result(config, loop, encoder)
+    run.free_local_copy()
 
 
-def _train(
-    loop: Loop,
+def _run_loop(
+    loop: TrainingLoop,
     run: RunDirectory,
-    recorder: Recorder | None,
-    report: Report,
-    leaving: Callable[[], bool] | None,
+    recorder: MetricLogger | None,
+    report: ReportMetrics,
+    is_leaving: Callable[[], bool] | None,
 ) -> None:
-    """Record, save and report what happens until the run ends."""
+    """Train to the end: log events, save checkpoints, report metrics."""
+    # An evaluation is reported only after the next checkpoint: whoever acts on the report (a search
+    # that ends this trial) then finds the weights that it is about.
     unreported: dict[str, float] = {}
-    for event in loop.run(leaving):
-        if isinstance(event, Save):
+    for event in loop.run(is_leaving):
+        if isinstance(event, SaveEvent):
             if recorder is not None:
-                recorder.publish()
-            _save(loop, run)
-            if recorder is not None and event.leaving:
-                recorder.notice(event.step)
+                recorder.upload_now()
+            _save_checkpoint(loop, run)
+            if recorder is not None and event.preempted:
+                recorder.log_interruption(event.step)
         elif recorder is not None:
-            recorder.record(event)
-        if isinstance(event, Evaluation):
-            single = {k: v for k, v in event.metrics.items() if isinstance(v, float)}
-            unreported = {**single, "step": event.step, "tokens": event.tokens}
-        elif isinstance(event, Save) and unreported:
+            recorder.log_event(event)
+        if isinstance(event, EvalEvent):
+            scalars = {k: v for k, v in event.metrics.items() if isinstance(v, float)}
+            unreported = {**scalars, "step": event.step, "tokens": event.tokens}
+        elif isinstance(event, SaveEvent) and unreported:
             report(unreported)
             unreported = {}
 
 
-def _loop(assignment: Assignment, prepared: prepare.Data, encoder: Encoder) -> Loop:
-    """The loop of this process, its part of the model on its device."""
-    recipe, device = assignment.recipe, DEVICES[assignment.device]
-    mesh, place = Mesh.of(assignment.layout, device.kind), device.torch_device()
+def _build_loop(config: WorkerConfig, prepared: PreparedDataset, encoder: Encoder) -> TrainingLoop:
+    """Build the loop of this process, with its part of the model on its device."""
+    recipe, device = config.recipe, DEVICES[config.device]
+    mesh, place = Mesh.from_layout(config.layout, device.kind), device.torch_device()
     num_features = int(prepared.train.samples.lengths[0])
     parallel = parallelize(
-        outline(recipe, prepared.labels, num_features, encoder),
+        build_on_meta(recipe, prepared.labels, num_features, encoder),
         mesh,
         lambda part: materialize(part, recipe.seed, place),
         autocast_dtype(device, recipe.precision),
     )
-    return Loop(recipe, prepared, encoder, parallel, device, assignment.token_budget)
+    return TrainingLoop(recipe, prepared, encoder, parallel, device, config.token_budget)
 
 
-def _save(loop: Loop, run: RunDirectory) -> None:
-    step = loop.progress.step
-    checkpoint.save(run.checkpoints, step, loop.parallel, loop.optimizer, loop.state())
+def _save_checkpoint(loop: TrainingLoop, run: RunDirectory) -> None:
+    store, progress = run.checkpoints, loop.progress
+    checkpoint.save_checkpoint(
+        store, progress.step, loop.parallel, loop.optimizer, loop.state_dict()
+    )
     if loop.rank == 0:
-        checkpoint.prune(run.checkpoints, loop.recipe.checkpoints.keep, loop.progress.best_step)
+        checkpoint.prune_checkpoints(store, loop.recipe.checkpoints.keep, progress.best_step)
 
 
-def _parity(
-    run: RunDirectory, loop: Loop, encoder: Encoder, restored: Checkpoint | None
+def _take_parity_report(
+    run: RunDirectory, loop: TrainingLoop, encoder: Encoder, restored: Checkpoint | None
 ) -> dict[str, Any] | None:
-    """The receipt of this layout: the one that the run has, or a new one."""
-    known = on_first(lambda: run.record().get("parity"))
+    """Return the parity report of this layout: the one that the run has, or a new one."""
+    known = run_on_rank0(lambda: run.read_record().get("parity"))
     if known is not None and known["layout"] == loop.mesh.layout.model_dump(mode="json"):
         return dict(known)
-    return parity_check.take(loop, encoder, restored)
+    return parity_check.check_parity(loop, encoder, restored)
 
 
-def _describe(
-    assignment: Assignment, prepared: prepare.Data, loop: Loop, parity: dict[str, Any] | None
-) -> None:
-    """Write record.json: from what this run can be repeated."""
-    layout = loop.mesh.layout
+def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, Any] | None) -> None:
+    """Write record.json: everything needed to repeat this run."""
+    prepared, layout = loop.data, loop.mesh.layout
     record = {
         "data_fingerprint": prepared.fingerprint,
         "data": prepared.report.to_json(),
         "teacher": prepared.teacher,
-        "revision": assignment.revision,
-        "environment": provenance.environment(),
+        "revision": config.revision,
+        "environment": provenance.describe_environment(),
         "workers": layout.world_size,
         "layout": layout.model_dump(mode="json"),
         "token_budget": loop.token_budget,
         "parity": parity,
     }
-    write_file(assignment.run.facts, json.dumps(record, indent=2) + "\n")
-    assignment.run.publish(assignment.run.facts.name)
+    replace_file(config.run.record_path, json.dumps(record, indent=2) + "\n")
+    config.run.publish_files(config.run.record_path.name)
 
 
-def _finish(assignment: Assignment, prepared: prepare.Data, loop: Loop, encoder: Encoder) -> None:
-    """Write the result; where the run is judged, first look at the test rows and make a bundle."""
-    run, progress = assignment.run, loop.progress
+def _write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> None:
+    """Write result.json; where asked for, first evaluate the test rows and write the bundle."""
+    run, progress = config.run, loop.progress
     best_step, test = progress.best_step or progress.step, None
-    if assignment.judged:
-        best = _best(run, best_step, progress.step)
-        best_step, test = best.step, _judge(assignment, prepared, loop, encoder, best)
+    if config.write_bundle:
+        best = _load_best_checkpoint(run, best_step, progress.step)
+        best_step, test = best.step, _test_and_write_bundle(config, loop, encoder, best)
     if loop.rank != 0:
         return
     result: dict[str, Any] = {
@@ -203,34 +215,35 @@ def _finish(assignment: Assignment, prepared: prepare.Data, loop: Loop, encoder:
         "validation": {loop.recipe.metric: progress.best_value},
         "test": test,
     }
-    write_file(run.outcome, json.dumps(result, indent=2) + "\n")
-    run.publish(run.outcome.name)
+    replace_file(run.result_path, json.dumps(result, indent=2) + "\n")
+    run.publish_files(run.result_path.name)
 
 
-def _best(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
-    """The best checkpoint, or the last one where that is gone. Raises TrainingError without."""
-    best = checkpoint.find(run.checkpoints, best_step) or checkpoint.find(run.checkpoints, last)
-    if best is None:
-        raise TrainingError(
-            f"{run.checkpoints}: the last checkpoint is gone or damaged; go on with --resume"
-        )
-    return best
+def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
+    """Return the best checkpoint, or the last if it is gone. Raises TrainingError without both."""
+    for step in (best_step, last):
+        found = checkpoint.find_checkpoint(run.checkpoints, step)
+        if found is not None:
+            return found
+    raise TrainingError(
+        f"{run.checkpoints}: the last checkpoint is gone or damaged; go on with --resume"
+    )
 
 
-def _judge(
-    assignment: Assignment, prepared: prepare.Data, loop: Loop, encoder: Encoder, best: Checkpoint
+def _test_and_write_bundle(
+    config: WorkerConfig, loop: TrainingLoop, encoder: Encoder, best: Checkpoint
 ) -> Metrics:
-    """The metrics of the best weights on the test rows; writes bundle and plots."""
-    from trainers.tracking import plots  # a second of every start, and needed at the end
+    """Evaluate the best weights on the test rows, write bundle and plots; return the metrics."""
+    from trainers.tracking import plots  # imports matplotlib: a second, and needed only here
 
-    recipe, run = assignment.recipe, assignment.run
+    recipe, run, prepared = config.recipe, config.run, loop.data
     if best.step != loop.progress.step:
         best.restore(loop.parallel)
     test = loop.evaluate(prepared.test) if len(prepared.test) else {}
     if loop.rank != 0:
         return test
-    card = Card(
-        format=FORMAT,
+    card = ModelCard(
+        format=CARD_FORMAT,
         task=recipe.task,
         labels=prepared.labels,
         cleaning=recipe.data.cleaning,
@@ -238,13 +251,13 @@ def _judge(
         metrics=test,
         recipe=recipe.model_dump(mode="json"),
         data_fingerprint=prepared.fingerprint,
-        revision=assignment.revision,
-        environment=provenance.environment(),
+        revision=config.revision,
+        environment=provenance.describe_environment(),
         files={},
     )
     num_features = int(prepared.train.samples.lengths[0])
-    shapes = shapes_of(recipe, prepared.labels, num_features, encoder)
-    bundle.write(run.bundle, shapes, best.tensors(), encoder, card)
-    plots.draw(run, recipe.metric, prepared.labels, test)
-    run.publish("plots", run.bundle.name)
+    shapes = meta_model(recipe, prepared.labels, num_features, encoder)
+    bundle.write_bundle(run.bundle_path, shapes, best.iter_tensors(), encoder, card)
+    plots.draw_plots(run, recipe.metric, prepared.labels, test)
+    run.publish_files("plots", run.bundle_path.name)
     return test

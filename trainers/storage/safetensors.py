@@ -1,4 +1,4 @@
-"""A safetensors file written one tensor at a time, whatever their sum.
+"""Write a safetensors file one tensor at a time, whatever their sum.
 
 The format: 8 bytes with the length of a JSON header, the header with dtype, shape and position of
 each tensor, then their bytes without a gap (github.com/huggingface/safetensors, README). Widest
@@ -9,12 +9,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -26,16 +25,19 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def write(path: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write_tensors(
+    path: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]
+) -> None:
     """Write `tensors` to `path`, in whatever order they come; it is on the disk afterwards.
 
     like: the shape and dtype of each by name; may be on the meta device. A tensor on an accelerator
-    is moved when its turn has come. ValueError names what is missing or of another shape.
+    is moved to the CPU only when it is written. Raises ValueError that names a tensor that is
+    missing or of another shape.
     """
-    header, positions = _layout(like)
+    header, positions = _build_header(like)
     missing = set(like)
     with path.open("wb") as file:
         file.write(header)
@@ -44,7 +46,8 @@ def write(path: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, T
                 expected = f"{list(like[name].shape)} once" if name in like else "no such tensor"
                 raise ValueError(f"{name} {list(tensor.shape)}: {path.name} holds {expected}")
             file.seek(len(header) + positions[name])
-            _write_bytes(file, tensor.to(like[name].dtype))
+            flat = tensor.to(like[name].dtype).detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
             missing.remove(name)
         if missing:
             raise ValueError(f"{min(missing)} and {len(missing) - 1} others were not given")
@@ -52,22 +55,17 @@ def write(path: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, T
         os.fsync(file.fileno())
 
 
-def _layout(like: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """The header with its length before it, and where the bytes of each tensor begin after it."""
-    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _build_header(like: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
+    """Return the header with its length before it, and the offset of each tensor after it."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     positions, end = {}, 0
     for name, tensor in sorted(like.items(), key=lambda item: (-item[1].itemsize, item[0])):
         positions[name], end = end, end + tensor.numel() * tensor.itemsize
-        described[name] = {
-            "dtype": NAMES[tensor.dtype],
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [positions[name], end],
         }
-    text = json.dumps(described, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, positions
-
-
-def _write_bytes(file: BinaryIO, tensor: Tensor) -> None:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    file.write(flat.view(torch.uint8).numpy().data)

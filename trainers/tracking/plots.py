@@ -1,4 +1,4 @@
-"""Pictures of a run: loss, metric and confusion matrix, as PNG files."""
+"""Plots of a run: loss, metric and confusion matrix, as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,29 +13,29 @@ from trainers.tracking.run_directory import RunDirectory
 matplotlib.rcParams["figure.dpi"] = 110
 
 
-def draw(run: RunDirectory, metric: str, labels: Sequence[str], test: dict[str, Any]) -> None:
-    """Write plots/loss.png, plots/<metric>.png and, for classes, plots/confusion.png."""
+def draw_plots(run: RunDirectory, metric: str, labels: Sequence[str], test: dict[str, Any]) -> None:
+    """Draw plots/loss.png, plots/<metric>.png and, for classes, plots/confusion.png."""
     directory = run.path / "plots"
     directory.mkdir(exist_ok=True)
-    steps, evaluations = list(run.rows("step")), list(run.rows("evaluation"))
-    _curves(directory / "loss.png", "loss", steps, evaluations)
+    steps, evaluations = list(run.metric_rows("step")), list(run.metric_rows("evaluation"))
+    _draw_curves(directory / "loss.png", "loss", steps, evaluations)
     if metric != "loss":
-        _curves(directory / f"{metric}.png", metric, [], evaluations)
+        _draw_curves(directory / f"{metric}.png", metric, [], evaluations)
     confusion = np.array(test.get("confusion", []))
     if confusion.ndim == 2 and confusion.size:
-        _confusion(directory / "confusion.png", confusion, labels)
+        _draw_confusion(directory / "confusion.png", confusion, labels)
 
 
-def _curves(
+def _draw_curves(
     path: Path, name: str, steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]
 ) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     if steps:
         losses = np.array([row["loss"] for row in steps])
-        at = [row["step"] for row in steps]
-        axes.plot(at, losses, alpha=0.3, linewidth=0.8, label="training, each step")
-        axes.plot(at, _smooth(losses), label="training, smoothed")
+        numbers = [row["step"] for row in steps]
+        axes.plot(numbers, losses, alpha=0.3, linewidth=0.8, label="training, each step")
+        axes.plot(numbers, _moving_average(losses), label="training, smoothed")
     if evaluations:
         values = [row["metrics"][name] for row in evaluations]
         axes.plot([row["step"] for row in evaluations], values, "o-", label="validation")
@@ -46,7 +46,7 @@ def _curves(
     figure.savefig(path)
 
 
-def _confusion(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
+def _draw_confusion(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
     side = 2.5 + 0.6 * len(labels)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
@@ -61,8 +61,8 @@ def _confusion(path: Path, counts: np.ndarray, labels: Sequence[str]) -> None:
     figure.savefig(path)
 
 
-def _smooth(values: np.ndarray, weight: float = 0.95) -> np.ndarray:
-    """Exponential moving average, corrected for its start."""
+def _moving_average(values: np.ndarray, weight: float = 0.95) -> np.ndarray:
+    """Return the exponential moving average, corrected for its start."""
     average, smooth = 0.0, []
     for count, value in enumerate(values, 1):
         average = weight * average + (1 - weight) * value

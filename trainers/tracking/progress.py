@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: the driver reads metrics.jsonl as it grows.
+"""The lines a user sees while a run goes on: the driver follows metrics.jsonl as it grows.
 
 Workers may be on other machines and print nothing; one reader of the run directory, or of its home
 in a store, keeps the screen clean and works the same under `ray job submit`.
@@ -6,92 +6,55 @@ in a store, keeps the screen clean and works the same under `ray job submit`.
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from trainers.storage.object_store import Absent, ObjectStore, StoreError
+from trainers.storage.filesystem import StoreError
 from trainers.tracking.run_directory import RunDirectory
 
-FAR_SECONDS = 2.0  # between looks at a file in a store
+REMOTE_POLL_SECONDS = 2.0  # between reads of a file in a store
 
 
-class Tail:
-    """Reads the complete lines that a JSONL file gained since the last look."""
+class MetricTail:
+    """Reads the complete lines that were appended to the metrics of a run since the last read.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: TextIO | None = None
-        self._rest = ""
-
-    def rows(self, last: bool = False) -> list[dict[str, Any]]:
-        """The new rows. A file that was replaced is read from its last `start` row on."""
-        replaced = self._file is not None and self._moved()
-        if self._file is None or replaced:
-            self.close()
-            if not self._path.is_file():
-                return []
-            self._file = self._path.open(encoding="utf-8")
-        *lines, self._rest = (self._rest * (not replaced) + self._file.read()).split("\n")
-        rows = [json.loads(line) for line in lines]
-        return _since_the_last_start(rows) if replaced else rows
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _moved(self) -> bool:
-        assert self._file is not None
-        return os.fstat(self._file.fileno()).st_ino != self._path.stat().st_ino
-
-
-class FarTail:
-    """Reads the complete lines that a JSONL file in a store gained since the last look.
-
-    It is copied there whole, each time with more, or by another start with less.
+    The file is read whole each time: a store knows no offsets, and a restart of the run replaces
+    the file by one with fewer lines.
     """
 
-    def __init__(self, store: ObjectStore, path: str) -> None:
-        self._store, self._path, self._seen = store, path, b""
-        self._looked_at = 0.0
+    def __init__(self, run: RunDirectory) -> None:
+        self._run, self._seen, self._read_at = run, b"", 0.0
 
-    def rows(self, last: bool = False) -> list[dict[str, Any]]:
-        """The new rows; of a file with less, those from its last `start` row on.
+    def read_rows(self, last: bool = False) -> list[dict[str, Any]]:
+        """Return the new rows; of a file that was replaced, those from its last `start` row on.
 
-        Looks now and then alone, unless it is for the last time.
+        Reads a store only every REMOTE_POLL_SECONDS, unless it is for the last time.
         """
-        if not last and time.monotonic() - self._looked_at < FAR_SECONDS:
+        waited = time.monotonic() - self._read_at
+        if self._run.home and not last and waited < REMOTE_POLL_SECONDS:
             return []
-        self._looked_at = time.monotonic()
-        try:
-            data = self._store.read(self._path)
-        except Absent:
+        self._read_at = time.monotonic()
+        data = self._run.read_file(self._run.metrics_path.name)
+        if data is None:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         grown = whole.startswith(self._seen)
-        lines = whole[len(self._seen) * grown :].decode().splitlines()
+        rows = [json.loads(line) for line in whole[len(self._seen) * grown :].splitlines()]
         self._seen = whole
-        rows = [json.loads(line) for line in lines]
-        return rows if grown else _since_the_last_start(rows)
-
-    def close(self) -> None:
-        """Nothing is held open."""
+        return rows if grown else _rows_since_start(rows)
 
 
-def _since_the_last_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows_since_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     starts = [index for index, row in enumerate(rows) if row["kind"] == "start"]
     return rows[starts[-1] :] if starts else []
 
 
-class Follower:
+class ProgressPrinter:
     """Prints a line every few seconds while its `with` block runs.
 
-    usd_per_hour: as of `start_line`.
+    usd_per_hour: as of `format_start`.
     """
 
     def __init__(
@@ -101,15 +64,14 @@ class Follower:
         say: Callable[[str], None] = print,
         every_seconds: float = 5.0,
     ) -> None:
-        store = run.store
-        self._tail = Tail(run.metrics) if store is None else FarTail(store, run.metrics.name)
-        self._tail.rows()  # what an earlier start left
-        self._say, self._every, self._price = say, every_seconds, usd_per_hour
+        self._tail = MetricTail(run)
+        self._tail.read_rows()  # skips the rows of earlier starts
+        self._say, self._every, self._usd_per_hour = say, every_seconds, usd_per_hour
         self._total_steps = 0
         self._pending: list[dict[str, Any]] = []
-        self._said_at = 0.0
+        self._printed_at = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread = threading.Thread(target=self._poll_rows, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -118,67 +80,53 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._look(last=True)
-        self._tail.close()
+        self._print_new_rows(last=True)
 
-    def _follow(self) -> None:
+    def _poll_rows(self) -> None:
         while not self._stop.wait(0.5):
-            with contextlib.suppress(StoreError):  # the next look sees it all
-                self._look()
+            with contextlib.suppress(StoreError):  # the next read gets the same rows
+                self._print_new_rows()
 
-    def _look(self, last: bool = False) -> None:
-        for row in self._tail.rows(last):
-            self._tell(row)
+    def _print_new_rows(self, last: bool = False) -> None:
+        for row in self._tail.read_rows(last):
+            self._handle_row(row)
         now = time.monotonic()
-        if self._pending and (last or now - self._said_at >= self._every):
-            self._say(steps_line(self._pending, self._total_steps))
-            self._said_at = now
+        if self._pending and (last or now - self._printed_at >= self._every):
+            self._say(format_steps(self._pending, self._total_steps))
+            self._printed_at = now
             self._pending.clear()
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _handle_row(self, row: dict[str, Any]) -> None:
         if row["kind"] == "start":
             self._total_steps = row["total_steps"]
             self._pending.clear()
             if row["step"] or row.get("lost_steps"):
-                self._say(start_line(row, self._price))
+                self._say(format_start(row, self._usd_per_hour))
         elif row["kind"] == "step":
             self._pending.append(row)
         elif row["kind"] == "notice":
-            self._say(f"a machine is about to be taken away; step {row['step']} is saved")
+            self._say(f"a machine is about to be reclaimed; step {row['step']} is saved")
         else:
-            self._say(evaluation_line(row))
+            self._say(format_evaluation(row))
 
 
-def encoding(
-    say: Callable[[str], None] = print, every_seconds: float = 5.0
+def count_printer(
+    what: str, say: Callable[[str], None] = print, every_seconds: float = 5.0
 ) -> Callable[[int, int], None]:
-    """What to call with (texts encoded, of how many): says so every few seconds."""
-    return _counting("encoding texts", say, every_seconds)
+    """Return a callback for (done, total) that prints `what` and both, every few seconds."""
+    printed_at = time.monotonic()
 
-
-def asking(
-    say: Callable[[str], None] = print, every_seconds: float = 5.0
-) -> Callable[[int, int], None]:
-    """What to call with (texts a teacher answered, of how many): says so every few seconds."""
-    return _counting("asking the teacher", say, every_seconds)
-
-
-def _counting(
-    what: str, say: Callable[[str], None], every_seconds: float
-) -> Callable[[int, int], None]:
-    said_at = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= every_seconds:
-            said_at = time.monotonic()
+    def on_progress(done: int, total: int) -> None:
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= every_seconds:
+            printed_at = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
 
-    return tell
+    return on_progress
 
 
-def steps_line(rows: list[dict[str, Any]], total_steps: int) -> str:
-    """One line for the steps of `rows`: means, and the time left at their speed."""
+def format_steps(rows: list[dict[str, Any]], total_steps: int) -> str:
+    """Format steps as one line: means, and the time left at their speed."""
     last = rows[-1]
     seconds = sum(row["seconds"] for row in rows)
     tokens = sum(row["tokens"] for row in rows)
@@ -188,43 +136,43 @@ def steps_line(rows: list[dict[str, Any]], total_steps: int) -> str:
     return (
         f"step {last['step']}/{total_steps}  loss {loss:.4f}  "
         f"learning rate {last['learning_rate']:.2e}  {tokens / seconds:,.0f} tokens/s  "
-        f"padding {padding:.1%}  {duration(left)} left"
+        f"padding {padding:.1%}  {format_duration(left)} left"
     )
 
 
-def start_line(row: dict[str, Any], usd_per_hour: float | None = None) -> str:
-    """One line for a start that is not the first, with what was lost.
+def format_start(row: dict[str, Any], usd_per_hour: float | None = None) -> str:
+    """Format a start that is not the first as one line, with what was lost.
 
     usd_per_hour: of all nodes together, where it is known.
     """
-    line = f"going on from step {row['step']}"
+    line = f"resuming from step {row['step']}"
     if "workers" in row:
-        line += f" with {_counted(row['workers'], 'worker')}"
+        line += f" with {_pluralize(row['workers'], 'worker')}"
     lost = row.get("lost_steps", 0)
     if not lost:
         return line
     seconds = row.get("lost_seconds", 0.0)
-    told = f"{_counted(lost, 'step')} lost, {duration(seconds)} of training"
+    cost = f"{_pluralize(lost, 'step')} lost, {format_duration(seconds)} of training"
     if usd_per_hour is not None:
-        told += f" or ${seconds / 3600 * usd_per_hour:,.2f}"
-    return f"{line} ({told})"
+        cost += f" or ${seconds / 3600 * usd_per_hour:,.2f}"
+    return f"{line} ({cost})"
 
 
-def evaluation_line(row: dict[str, Any]) -> str:
-    """One line for an evaluation row."""
+def format_evaluation(row: dict[str, Any]) -> str:
+    """Format an evaluation row as one line."""
     best = "  best so far" if row["best"] else ""
-    return f"step {row['step']}  validation: {figures(row['metrics'])}{best}"
+    return f"step {row['step']}  validation: {format_metrics(row['metrics'])}{best}"
 
 
-def figures(metrics: dict[str, Any]) -> str:
-    """The single numbers of `metrics` in words."""
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Format the single numbers of `metrics`."""
     return "  ".join(
         f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as 45s, 3m20s or 2h05m."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as 45s, 3m20s or 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -232,5 +180,38 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _counted(number: int, what: str) -> str:
+def _pluralize(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def summarize_run(result: dict[str, Any], seconds: float, run: str) -> list[str]:
+    """Format the result of a run: its steps, test metrics, and where the bundle is."""
+    test = result["test"]
+    early = ", stopped early" if result["stopped_early"] else ""
+    took = format_duration(seconds)
+    lines = [f"{result['steps']} steps in {took}{early}; best at {result['best_step']}"]
+    if test:
+        single = {name: value for name, value in test.items() if isinstance(value, float)}
+        width = max(len(name) for name in single)
+        counted = "rows" if "rows" in test else "tokens"
+        what = "rows" if counted == "rows" else "hidden tokens of texts"
+        lines.append(f"held out, {test[counted]} {what} never trained on:")
+        lines += [f"  {name:<{width}}  {value:.4f}" for name, value in single.items()]
+        lines += _format_classes(test.get("per_class", {}))
+    lines.append(f"bundle: {run}/bundle")
+    return lines
+
+
+def _format_classes(per_class: dict[str, dict[str, float]]) -> list[str]:
+    if not per_class:
+        return []
+    width = max(len(label) for label in per_class)
+    head = f"  {'':<{width}}  precision  recall      f1   rows"
+    return [
+        head,
+        *(
+            f"  {label:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
+            f"{row['f1']:6.4f}  {row['support']:5d}"
+            for label, row in per_class.items()
+        ),
+    ]

@@ -1,4 +1,4 @@
-"""From what a run can be repeated: code revision, versions, hardware."""
+"""The facts from which a run can be repeated: code revision, versions, hardware."""
 
 import os
 import platform
@@ -10,30 +10,30 @@ from typing import Any
 import torch
 
 
-def revision() -> str:
-    """The git commit of this code, with `+changes` when files differ; `unknown` outside git."""
-    here = Path(__file__).resolve().parent
-    commit = _git(here, "rev-parse", "HEAD")
+def code_revision() -> str:
+    """Return the git commit of this code, with `+changes` when files differ, or `unknown`."""
+    directory = Path(__file__).resolve().parent
+    commit = _run_git(directory, "rev-parse", "HEAD")
     if commit is None:
         return "unknown"
-    return commit + ("+changes" if _git(here, "status", "--porcelain") else "")
+    return commit + ("+changes" if _run_git(directory, "status", "--porcelain") else "")
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this machine, as plain values."""
+def describe_environment() -> dict[str, Any]:
+    """Describe versions and hardware of this machine, as plain values."""
     accelerator = torch.accelerator.current_accelerator()
     name = torch.get_device_module(accelerator).get_device_name() if accelerator else None
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "ray", "transformers")},
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cores": os.cpu_count(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "accelerator": name,
     }
 
 
-def _git(directory: Path, *words: str) -> str | None:
+def _run_git(directory: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(directory), *words], capture_output=True, text=True, check=True
@@ -43,7 +43,7 @@ def _git(directory: Path, *words: str) -> str | None:
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -2,15 +2,15 @@
 
     recipe.yaml       every setting, defaults written out
     record.json       data fingerprint and report, code revision, versions, hardware, workers,
-                      layout and the receipt of its parity with one device
-    metrics.jsonl     one row a start, step, evaluation, or notice that a machine is about to leave;
-                      a start says what was lost
-    tensorboard/      the same as events          plots/    the same as pictures
-    checkpoints/      to go on from               bundle/   the trained model
+                      layout and the report of its parity with one device
+    metrics.jsonl     one row a start, step, evaluation, or notice that a machine is about to be
+                      reclaimed; a start says what was lost
+    tensorboard/      the same as events          plots/    the same as plots
+    checkpoints/      to resume from              bundle/   the trained model
     result.json       the outcome; there when the run has ended
 
 All nodes see it, or its home is a prefix in S3 and each node has a directory of its own, from which
-what it writes is published. Knows no model and no Ray.
+what it writes is uploaded.
 """
 
 import json
@@ -22,14 +22,14 @@ from typing import Any
 
 from cluster.errors import BerthaError
 from cluster.settings import SettingsError
-from trainers.checkpoint.stores import Depot, InStore, OnDisk
+from trainers.checkpoint.stores import CheckpointStore
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
-from trainers.storage.atomic import write_file
-from trainers.storage.directory import Directory
+from trainers.storage.atomic import replace_file
+from trainers.storage.directory import SyncedDirectory
 
-# May change when resumed: they change no result.
-PERFORMANCE = ("layout", "batch.token_budget", "parity")
+# May change between a run and its resumption: they change no result.
+CHANGEABLE_KEYS = ("layout", "batch.token_budget", "parity")
 
 
 class RunError(BerthaError):
@@ -37,105 +37,105 @@ class RunError(BerthaError):
 
 
 @dataclass(frozen=True)
-class RunDirectory(Directory):
-    """The names inside a run directory."""
+class RunDirectory(SyncedDirectory):
+    """A run directory and the files in it."""
 
     @property
-    def metrics(self) -> Path:
-        """One JSON object a line."""
+    def metrics_path(self) -> Path:
+        """The metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
-    def facts(self) -> Path:
-        """From what the run can be repeated."""
+    def record_path(self) -> Path:
+        """The facts from which the run can be repeated."""
         return self.path / "record.json"
 
     @property
-    def checkpoints(self) -> Depot:
-        """See `checkpoint`."""
-        store, here = self.store, self.path / "checkpoints"
-        return OnDisk(here) if store is None else InStore(store, "checkpoints", here)
+    def checkpoints(self) -> CheckpointStore:
+        """The store of its checkpoints."""
+        return CheckpointStore(self.path / "checkpoints", self.store if self.home else None)
 
     @property
-    def bundle(self) -> Path:
-        """See `bundle`."""
+    def bundle_path(self) -> Path:
+        """The trained model."""
         return self.path / "bundle"
 
     @property
-    def outcome(self) -> Path:
-        """What the run came to; absent until it has ended."""
+    def result_path(self) -> Path:
+        """The outcome; absent until the run has ended."""
         return self.path / "result.json"
 
     @property
-    def refusal(self) -> Path:
-        """Why the run cannot go on until its user mends something; absent otherwise."""
+    def error_path(self) -> Path:
+        """The error that only the user can fix; absent where there is none."""
         return self.path / "error.txt"
 
-    def claim(self, recipe: Recipe, resume: bool) -> None:
-        """Make the directory this run's own, or check that it may be resumed.
+    def acquire(self, recipe: Recipe, resume: bool) -> None:
+        """Write the recipe into a new directory, or check that this run may be resumed.
 
         Raises RunError when it holds another run, or this one and `resume` is not asked for.
         """
-        held = self.path / "recipe.yaml"
-        self.fetch(held.name)
-        if not held.is_file():
+        path = self.path / "recipe.yaml"
+        self.fetch_files(path.name)
+        if not path.is_file():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_file(held, recipe.to_yaml())
-            self.publish(held.name)
+            replace_file(path, recipe.to_yaml())
+            self.publish_files(path.name)
             return
         if not resume:
             raise RunError(
-                f"{self.address} holds a run already; --resume goes on with it, --run names another"
+                f"{self.address} holds a run already; resume it with --resume, or name another "
+                "directory with --run"
             )
         try:
-            before = recipes.load(held)
+            before = recipes.load_recipe(path)
         except SettingsError as error:
             raise RunError(f"cannot resume {self.address}: {error}") from None
-        differing = _differences(before.model_dump(), recipe.model_dump())
-        changed = [key for key in differing if not key.startswith(PERFORMANCE)]
+        differing = _differing_keys(before.model_dump(), recipe.model_dump())
+        changed = [key for key in differing if not key.startswith(CHANGEABLE_KEYS)]
         if changed:
             raise RunError(
                 f"cannot resume {self.address}: its recipe differs in {', '.join(changed)}; "
                 "resume with the same settings, or name another directory with --run"
             )
 
-    def let_go(self) -> None:
-        """Free this machine's disk of what its home has, when the run has ended."""
+    def free_local_copy(self) -> None:
+        """Free this machine's disk of checkpoints that the home has, when the run has ended."""
         if self.home:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
-    def forget_checkpoints(self) -> None:
+    def delete_checkpoints(self) -> None:
         """Delete all checkpoints."""
-        if self.store is not None:
+        if self.home:
             self.store.remove("checkpoints")
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
-    def refuse(self, reason: str) -> None:
-        """Leave word why the run cannot go on."""
-        self.leave(self.refusal.name, reason)
+    def write_error(self, reason: str) -> None:
+        """Write why the run cannot go on."""
+        self.write_shared(self.error_path.name, reason)
 
-    def rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl, of one kind or all; a half-written last line is left out.
+    def metric_rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows of metrics.jsonl, of one kind or all; skip a half-written one.
 
-        Of a run in a store, those that lie on this machine: of rank 0.
+        Of a run in a store, those on this machine: all of them on rank 0's.
         """
-        if self.metrics.is_file():
-            yield from _rows(self.metrics.read_bytes(), kind)
+        if self.metrics_path.is_file():
+            yield from _parse_rows(self.metrics_path.read_bytes(), kind)
 
-    def published(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
-        """The same as everybody sees them."""
-        yield from _rows(self.read(self.metrics.name) or b"", kind)
+    def published_rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """Iterate over the same rows as all machines see them."""
+        yield from _parse_rows(self.read_file(self.metrics_path.name) or b"", kind)
 
-    def record(self) -> dict[str, Any]:
-        """What the last start wrote of its circumstances; {} before the first."""
-        return dict(json.loads(self.facts.read_text())) if self.facts.is_file() else {}
+    def read_record(self) -> dict[str, Any]:
+        """Read the facts that the last start wrote; {} before the first."""
+        return dict(json.loads(self.record_path.read_text())) if self.record_path.is_file() else {}
 
-    def result(self) -> dict[str, Any] | None:
-        """The outcome, once the run has ended."""
-        return json.loads(self.outcome.read_text()) if self.outcome.is_file() else None
+    def read_result(self) -> dict[str, Any] | None:
+        """Read the outcome; None until the run has ended."""
+        return json.loads(self.result_path.read_text()) if self.result_path.is_file() else None
 
 
-def _rows(data: bytes, kind: str | None) -> Iterator[dict[str, Any]]:
+def _parse_rows(data: bytes, kind: str | None) -> Iterator[dict[str, Any]]:
     for line in data.decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -145,12 +145,12 @@ def _rows(data: bytes, kind: str | None) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    found = []
+def _differing_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """List the dotted keys whose values differ."""
+    keys = []
     for key, value in now.items():
         if isinstance(value, dict) and isinstance(before.get(key), dict):
-            found += _differences(before[key], value, f"{prefix}{key}.")
+            keys += _differing_keys(before[key], value, f"{prefix}{key}.")
         elif before.get(key) != value:
-            found.append(prefix + key)
-    return found
+            keys.append(prefix + key)
+    return keys

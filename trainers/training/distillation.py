@@ -1,14 +1,12 @@
-"""A teacher's answers to the texts of a run: computed once, kept, and mapped by every process.
+"""Distillation: a teacher's logits for the texts of a run, computed once and memory-mapped.
 
-A teacher is a bundle. It answers the training rows, which a student learns from, and the test rows,
-on which the two are compared. It answers with its own cleaning, tokenizer and max_length, in fp32
-on the processor, before a run starts: a function of the text alone, whatever the layout. Knows no
-loss and no Ray.
+A teacher is a bundle. Its logits are computed for the training rows, which a student learns from,
+and for the test rows, on which the two are compared; with its own cleaning, tokenizer and
+max_length, in fp32 on the CPU, before a run starts: a function of the text alone, on any layout.
 
-    python -m trainers distill.yaml --dry-run      # who teaches whom
+    python -m trainers distill.yaml --dry-run      # shows teacher and student
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,79 +14,83 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from transformers import AutoConfig
 
-from cluster.costmodel.model_shape import Shape
+from cluster.costmodel.model_shape import ModelShape
 from cluster.errors import BerthaError
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
-from trainers.data.corpus import gather
-from trainers.data.prepare import Data, DataError, Progress
-from trainers.data.splits import Part
-from trainers.data.tokenizer import CHUNK, Encoder, Samples, joined
+from trainers.data.corpus import gather_corpus
+from trainers.data.dataset_cache import PreparedDataset
+from trainers.data.files import DataError
+from trainers.data.prepare import Progress
+from trainers.data.ragged import RaggedArray
+from trainers.data.splits import SplitName
+from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES
 from trainers.models import bundle
-from trainers.models.build import predict
-from trainers.models.card import BundleError, Card, read
-from trainers.models.shape import shape_of
-from trainers.storage.atomic import digests, flaw, written_aside
+from trainers.models.build import load_model, predict_logits
+from trainers.models.card import BundleError, ModelCard, read_card
+from trainers.models.shape import shape_from_config
+from trainers.storage.atomic import find_corruption, hash_files, json_sha256
+from trainers.storage.cache import build_once
 
-FORMAT = 1  # of what is kept; a new number makes strangers of the old answers
-PARTS: tuple[Part, ...] = ("train", "test")
+FORMAT = 1  # bump to invalidate existing cache entries
+PARTS: tuple[SplitName, ...] = ("train", "test")
 INDEX = "teacher.json"
 _SHOWN = 8
 
-Answers = dict[Part, np.ndarray]
+TeacherLogits = dict[SplitName, np.ndarray]
 
 
 class TeacherError(BerthaError):
-    """A bundle that cannot teach this run; the text says why and the way out."""
+    """A bundle that cannot teach this run; the message says why and the way out."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A bundle that was verified, and its card."""
+    """A verified bundle and its card."""
 
     directory: Path
-    card: Card
+    card: ModelCard
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that decides its answers."""
+        """SHA-256 of everything its logits depend on."""
         card = self.card
-        everything = [card.task, card.labels, card.cleaning, card.max_length, card.files]
-        return _sha256(everything)
+        return json_sha256([card.task, card.labels, card.cleaning, card.max_length, card.files])
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         """The sizes of its model."""
         config = json.loads((self.directory / "config.json").read_text())
         if config["model_type"] == "linear":
-            return Shape.linear(config["num_features"], config["num_labels"])
-        whole = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
-        return shape_of(whole, self.card.task, len(self.card.labels))
+            return ModelShape.for_linear(config["num_features"], config["num_labels"])
+        config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+        return shape_from_config(config, self.card.task, len(self.card.labels))
 
-    def logits(self, samples: Samples, pad: int, tell: Callable[[int], None]) -> np.ndarray:
-        """[n, num_labels] float32 of texts that its own encoder encoded."""
+    def compute_logits(
+        self, samples: RaggedArray, pad_id: int, on_progress: Callable[[int], None]
+    ) -> np.ndarray:
+        """Compute logits [n, num_labels] float32 of texts that its own encoder encoded."""
         if not len(samples):
             return np.empty((0, max(1, len(self.card.labels))), dtype=np.float32)
-        budget = max(DEVICES["cpu"].token_budget, self.card.max_length)
-        model = bundle.load_model(self.directory, self.card)
-        return predict(model, samples, pad, budget, tell=tell)
+        budget = DEVICES["cpu"].default_token_budget(self.card.max_length)
+        model = load_model(self.directory)
+        return predict_logits(model, samples, pad_id, budget, on_progress=on_progress)
 
 
-def of(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:
-    """The teacher that `recipe` names, for data of those labels; None where it names none.
+def load_teacher(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:
+    """Load the teacher that `recipe` names, for data with those labels; None if it names none.
 
-    Raises TeacherError where there is no such bundle, or it is for something else.
+    Raises TeacherError where there is no such bundle, or its task or labels are others.
     """
     if recipe.distillation is None:
         return None
     directory = Path(recipe.distillation.teacher)
     given = f"distillation.teacher = {recipe.distillation.teacher!r}"
     try:
-        card = read(directory)
+        card = read_card(directory)
     except BundleError as error:
         raise TeacherError(f"{given}: {error}") from None
     if card.task != recipe.task:
@@ -98,113 +100,104 @@ def of(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:
         )
     if card.labels != labels:
         raise TeacherError(
-            f"{given}: its labels are {_shown(card.labels)}, but those of the data are "
-            f"{_shown(labels)}; set data.labels to the teacher's, in their order, where they mean "
-            "the same, or name another teacher"
+            f"{given}: its labels are {_shorten_labels(card.labels)}, but those of the data are "
+            f"{_shorten_labels(labels)}; set data.labels to the teacher's, in their order, where "
+            "they mean the same, or name another teacher"
         )
     return Teacher(directory, card)
 
 
-def taught(recipe: Recipe, prepared: Data, cache: Path, progress: Progress | None = None) -> Data:
-    """`prepared` with the answers of the recipe's teacher; as it is where there is none.
+def attach_teacher_logits(
+    recipe: Recipe, prepared: PreparedDataset, cache: Path, progress: Progress | None = None
+) -> PreparedDataset:
+    """Return `prepared` with the logits of the recipe's teacher; unchanged if it has none.
 
-    They are kept in `cache`, a directory of this machine; the first process to ask there computes
-    them. progress: called with texts answered and their number. Raises TeacherError, and what
-    `data.prepare` raises.
+    They are cached in `cache`, a directory of this machine; the first process there computes them.
+    progress: called with texts done and their number. Raises TeacherError and DataError.
     """
-    teacher = of(recipe, prepared.labels)
+    teacher = load_teacher(recipe, prepared.labels)
     if teacher is None:
         return prepared
-    key = _sha256([FORMAT, prepared.fingerprint, teacher.digest])
     sizes = {"train": len(prepared.train), "test": len(prepared.test)}
-    found = _load(cache / key, sizes)
-    if found is None:
-        try:
-            with FileLock(cache / f"{key}.lock"):
-                found = _load(cache / key, sizes)
-                if found is None:
-                    _write(cache / key, _answers(recipe, prepared, teacher, cache, progress))
-                    found = _load(cache / key, sizes)
-        except OSError as error:
-            raise DataError(f"{cache}: cannot keep a teacher's answers there: {error}") from None
-        if found is None:
-            raise DataError(f"{cache / key}: not the answers just written; is the disk sound?")
+
+    def build(directory: Path) -> None:
+        for part, logits in _compute_logits(recipe, prepared, teacher, cache, progress).items():
+            np.save(directory / f"{part}.npy", logits)
+        index = json.dumps({"files": hash_files(directory)}, indent=2)
+        (directory / INDEX).write_text(index + "\n")
+
+    key = json_sha256([FORMAT, prepared.fingerprint, teacher.digest])
+    try:
+        logits = build_once(cache / key, build, lambda directory: _load_logits(directory, sizes))
+    except OSError as error:
+        raise DataError(f"{cache}: cannot keep a teacher's logits there: {error}") from None
     return replace(
         prepared,
-        train=replace(prepared.train, teacher=found["train"]),
-        test=replace(prepared.test, teacher=found["test"]),
+        train=replace(prepared.train, teacher=logits["train"]),
+        test=replace(prepared.test, teacher=logits["test"]),
         teacher=teacher.digest,
     )
 
 
-def _answers(
-    recipe: Recipe, prepared: Data, teacher: Teacher, cache: Path, progress: Progress | None
-) -> Answers:
-    """What the teacher says to the rows of `prepared`, in their order."""
-    student = prepare.encoder_of(recipe, cache)
+def _compute_logits(
+    recipe: Recipe,
+    prepared: PreparedDataset,
+    teacher: Teacher,
+    cache: Path,
+    progress: Progress | None,
+) -> TeacherLogits:
+    """Compute the teacher's logits of the rows of `prepared`, in their order."""
+    student = prepare.load_recipe_encoder(recipe, cache)
     encoder = bundle.load_encoder(teacher.directory, teacher.card)
-    texts = _texts(recipe, student, encoder)
-    if prepare.fingerprint(recipe, student) != prepared.fingerprint:
+    texts = _teacher_texts(recipe, student, encoder)
+    if prepare.dataset_fingerprint(recipe, student) != prepared.fingerprint:
         raise DataError(f"{recipe.data.source}: changed while it was read; start again")
     total, done = sum(map(len, texts.values())), 0
-    found: Answers = {}
+    logits: TeacherLogits = {}
     for part in PARTS:
-        samples = _encoded(encoder, texts[part])
-        found[part] = teacher.logits(samples, encoder.pad, _after(done, total, progress))
+        samples = encoder.encode(texts[part])[0]
+        logits[part] = teacher.compute_logits(
+            samples, encoder.pad_id, prepare.offset_progress(done, total, progress)
+        )
         done += len(samples)
-    return found
+    return logits
 
 
-def _texts(recipe: Recipe, student: Encoder, teacher: Encoder) -> dict[Part, list[str]]:
-    """The texts of the recipe as the teacher reads them: cleaned from the raw ones, which are told
-    apart as the student's cleaning leaves them.
-    """
-    heard: dict[str, str] = {}
+def _teacher_texts(
+    recipe: Recipe, student: Encoder, teacher: Encoder
+) -> dict[SplitName, list[str]]:
+    """Return the raw texts of the recipe under the teacher's cleaning."""
+    # Rows are deduplicated and split by the student's cleaning; of raw texts that it makes equal
+    # the first one stands for all, for the teacher too.
+    by_student_text: dict[str, str] = {}
 
-    def clean(raw: str) -> str:
+    def clean_text(raw: str) -> str:
         text = student.clean(raw)
-        if text not in heard:
-            heard[text] = teacher.clean(raw)
+        if text not in by_student_text:
+            by_student_text[text] = teacher.clean(raw)
         return text
 
-    sides = gather(recipe, clean).sides
-    return {part: [heard[text] for text in sides[part].texts] for part in PARTS}
+    sides = gather_corpus(recipe, clean_text).splits
+    return {part: [by_student_text[text] for text in sides[part].texts] for part in PARTS}
 
 
-def _encoded(encoder: Encoder, texts: Sequence[str]) -> Samples:
-    starts = range(0, len(texts), CHUNK)
-    return joined([encoder.encode(texts[start : start + CHUNK])[0] for start in starts])
-
-
-def _after(done: int, total: int, progress: Progress | None) -> Callable[[int], None]:
-    return lambda more: progress(done + more, total) if progress is not None else None
-
-
-def _write(directory: Path, answers: Answers) -> None:
-    with written_aside(directory) as aside:
-        for part, logits in answers.items():
-            np.save(aside / f"{part}.npy", logits)
-        (aside / INDEX).write_text(json.dumps({"files": digests(aside)}, indent=2) + "\n")
-
-
-def _load(directory: Path, sizes: dict[str, int]) -> Answers | None:
-    """What `_write` wrote, memory-mapped; None where it is not whole."""
+def _load_logits(directory: Path, sizes: dict[str, int]) -> TeacherLogits | None:
+    """Memory-map cached logits; return None where they are incomplete."""
     try:
         files = json.loads((directory / INDEX).read_text(encoding="utf-8"))["files"]
-        if set(files) != {f"{part}.npy" for part in PARTS} or flaw(directory, files) is not None:
+        if (
+            set(files) != {f"{part}.npy" for part in PARTS}
+            or find_corruption(directory, files) is not None
+        ):
             return None
-        found: Answers = {
+        logits: TeacherLogits = {
             part: np.asarray(np.load(directory / f"{part}.npy", mmap_mode="r")) for part in PARTS
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if all(len(found[part]) == sizes[part] for part in PARTS) else None
+    return logits if all(len(logits[part]) == sizes[part] for part in PARTS) else None
 
 
-def _shown(labels: Sequence[str]) -> str:
+def _shorten_labels(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
     return (", ".join(labels[:_SHOWN]) or "none") + more
-
-
-def _sha256(everything: object) -> str:
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()

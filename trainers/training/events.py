@@ -1,4 +1,4 @@
-"""What happens in a run, as values: steps, evaluations, moments to save, and the position."""
+"""The events of a training loop, and its position."""
 
 from dataclasses import dataclass, replace
 
@@ -7,8 +7,8 @@ from trainers.training.metrics import Metrics
 
 
 @dataclass(frozen=True)
-class Step:
-    """One optimizer step. tokens are those of the texts; computed adds the padding."""
+class StepEvent:
+    """One optimizer step. tokens: of the texts. computed_tokens: with padding."""
 
     step: int
     epoch: int
@@ -23,7 +23,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalEvent:
     """The validation metrics after `step`, and whether they are the best so far.
 
     tokens: of the texts trained on since the start of the run.
@@ -38,22 +38,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Save:
-    """The moment to write a checkpoint of `step`.
-
-    leaving: because a machine of the run is about to be taken away.
-    """
+class SaveEvent:
+    """Time to save a checkpoint of `step`. preempted: a machine is about to be reclaimed."""
 
     step: int
-    leaving: bool = False
+    preempted: bool = False
 
 
-Event = Step | Evaluation | Save
+Event = StepEvent | EvalEvent | SaveEvent
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is: all that a checkpoint must know beside weights and moments."""
+class TrainProgress:
+    """The position of a run: all that a checkpoint holds beside weights and moments."""
 
     step: int = 0
     best_step: int | None = None
@@ -62,8 +59,10 @@ class Progress:
     stopped: bool = False
     tokens: int = 0
 
-    def after(self, step: int, value: float, metric: str, patience: int | None) -> "Progress":
-        """The progress after an evaluation that gave `value`."""
+    def after_evaluation(
+        self, step: int, value: float, metric: str, patience: int | None
+    ) -> "TrainProgress":
+        """Return the progress after an evaluation with that `value` of `metric`."""
         best = self.best_value
         better = best is None or (value < best if lower_is_better(metric) else value > best)
         if better:

@@ -1,7 +1,6 @@
-"""How good predictions are: sums that add up exactly over micro-batches and ranks.
+"""Evaluation metrics from sums that add up exactly over micro-batches and ranks.
 
-A `Tally` keeps counts, never logits, so an evaluation costs the same memory for ten rows as for ten
-million. Knows no model and no Ray.
+Only counts are kept, never logits, so ten million rows need no more memory than ten.
 """
 
 import math
@@ -13,20 +12,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainers.config.recipe import Task
-from trainers.training.answers import agreeing
 from trainers.training.losses import sample_losses
 
 Metrics = dict[str, Any]
 
+REGRESSION_TOLERANCE = 0.01  # of the standard deviation of a regression's targets
+MIN_COSINE = 0.999  # of two embeddings that agree
 _LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot write
 
 
-class Tally:
-    """Sums of one evaluation: loss, and counts or moments by task.
+class MetricAccumulator:
+    """Accumulates the loss of one evaluation, and counts or moments by task.
 
     classification: counts [num_labels, num_labels] of (true, predicted). multi-label: counts
-    [num_labels, 2, 2] of (true, predicted), and rows wholly right. regression: sums of |error|,
-    target and target^2. masked-lm: nothing more; it counts guessed tokens instead of rows.
+    [num_labels, 2, 2] of (true, predicted), and rows with every label correct. regression: sums of
+    |error|, target and target^2. masked-lm: nothing more; it counts tokens instead of rows.
     """
 
     def __init__(self, task: Task, num_labels: int) -> None:
@@ -38,32 +38,34 @@ class Tally:
             "masked-lm": (0,),
         }
         self._sums = torch.zeros(shapes[task], dtype=torch.float64)
-        self._totals = torch.zeros(3, dtype=torch.float64)  # rows, loss, rows wholly right
-        self._compared = torch.zeros(2, dtype=torch.float64)  # rows, those answered alike
+        self._totals = torch.zeros(3, dtype=torch.float64)  # rows, loss, correct rows
+        self._compared = torch.zeros(
+            2, dtype=torch.float64
+        )  # rows, those that agree with the teacher
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
+    def add_batch(self, logits: Tensor, targets: Tensor) -> None:
         """Count predictions from logits [b, num_labels] against targets of the task's shape."""
         losses = sample_losses(self.task, logits, targets).double()
-        right, sums = _COUNTERS[self.task](logits.float(), targets, self._sums)
+        correct, sums = _COUNTERS[self.task](logits.float(), targets, self._sums)
         self._sums += sums
-        self._totals += torch.tensor([len(losses), losses.sum().item(), right])
+        self._totals += torch.tensor([len(losses), losses.sum().item(), correct])
 
-    def add_tokens(self, losses: Tensor, right: Tensor) -> None:
-        """Count guesses of masked tokens: losses [n] and whether each was right [n] bool."""
-        found = [losses.double().sum().item(), float(right.sum().item())]
-        self._totals += torch.tensor([len(losses), *found], dtype=torch.float64)
+    def add_tokens(self, losses: Tensor, correct: Tensor) -> None:
+        """Count predictions of masked tokens: losses [n] and whether each is correct [n] bool."""
+        sums = [losses.double().sum().item(), float(correct.sum().item())]
+        self._totals += torch.tensor([len(losses), *sums], dtype=torch.float64)
 
-    def compare(self, logits: Tensor, teacher: Tensor, deviation: float) -> None:
-        """Count how often logits [b, num_labels] mean what those of a teacher do.
+    def add_agreement(self, logits: Tensor, teacher: Tensor, deviation: float) -> None:
+        """Count how often logits [b, num_labels] predict what a teacher's do.
 
         deviation: the standard deviation of a regression's targets.
         """
-        told, found = (each.float().cpu().numpy() for each in (teacher, logits))
-        same = agreeing(self.task, told, found, deviation)
-        self._compared += torch.tensor([len(same), float(same.sum())], dtype=torch.float64)
+        reference, outputs = (tensor.float().cpu().numpy() for tensor in (teacher, logits))
+        agree = predictions_agree(self.task, reference, outputs, deviation)
+        self._compared += torch.tensor([len(agree), float(agree.sum())], dtype=torch.float64)
 
     def all_reduce(self, device: torch.device) -> None:
-        """Add up the tallies of all ranks. fp64 sums on devices that have it, else fp32."""
+        """Sum over all ranks; in fp64 on devices that have it, else fp32."""
         dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
         for sums in (self._sums, self._totals, self._compared):
             if not sums.numel():
@@ -72,44 +74,44 @@ class Tally:
             dist.all_reduce(moved)
             sums.copy_(moved)
 
-    def metrics(self, labels: tuple[str, ...]) -> Metrics:
-        """The figures of all rows counted, by name; precision, recall and f1 are macro averages.
+    def compute_metrics(self, labels: tuple[str, ...]) -> Metrics:
+        """Return the metrics by name; precision, recall and f1 are macro averages.
 
-        A ratio with nothing to divide by is 0, as in scikit-learn's zero_division=0. For masked-lm:
-        tokens guessed, loss, accuracy and perplexity, which is exp(loss). Where there was something
-        to compare with: teacher_agreement, the share of rows answered alike.
+        A ratio with nothing to divide by is 0, as in scikit-learn's zero_division=0. masked-lm:
+        tokens, loss, accuracy, and perplexity = exp(loss). With a teacher also teacher_agreement,
+        the share of rows on which the predictions agree.
         """
-        rows, loss, right = self._totals.tolist()
+        rows, loss, correct = self._totals.tolist()
         if self.task == "masked-lm":
-            return _guesses(int(rows), loss, right)
-        compared, alike = self._compared.tolist()
-        shared = {"teacher_agreement": alike / compared} if compared else {}
-        found: Metrics = {"rows": int(rows), "loss": loss / rows}
+            return _masked_lm_metrics(int(rows), loss, correct)
+        compared, agreeing = self._compared.tolist()
+        agreement = {"teacher_agreement": agreeing / compared} if compared else {}
+        metrics: Metrics = {"rows": int(rows), "loss": loss / rows}
         if self.task == "regression":
             absolute, target, square = self._sums.tolist()
             spread = square - target * target / rows
             r2 = 1 - loss / spread if spread else 0.0
-            return found | {"mae": absolute / rows, "r2": r2} | shared
+            return metrics | {"mae": absolute / rows, "r2": r2} | agreement
         counts = self._sums.numpy()
-        per_class = _per_class(counts, self.task)
-        found["accuracy"] = right / rows
+        per_class = _per_class_scores(counts, self.task)
+        metrics["accuracy"] = correct / rows
         for index, name in enumerate(("precision", "recall", "f1")):
-            found[name] = float(per_class[index].mean())
-        found |= shared
-        found["per_class"] = {
+            metrics[name] = float(per_class[index].mean())
+        metrics |= agreement
+        metrics["per_class"] = {
             label: dict(zip(("precision", "recall", "f1"), figures[:3], strict=True))
             | {"support": int(figures[3])}
             for label, figures in zip(labels, per_class.T.tolist(), strict=True)
         }
-        found["confusion"] = counts.astype(int).tolist()
-        return found
+        metrics["confusion"] = counts.astype(int).tolist()
+        return metrics
 
 
-def _guesses(tokens: int, loss: float, right: float) -> Metrics:
-    """The figures of `tokens` guessed ones. NaN where there was none to guess."""
-    mean, share = (loss / tokens, right / tokens) if tokens else (math.nan, math.nan)
+def _masked_lm_metrics(tokens: int, loss: float, correct: float) -> Metrics:
+    """Return the metrics of `tokens` predictions; NaN where there are none."""
+    mean, accuracy = (loss / tokens, correct / tokens) if tokens else (math.nan, math.nan)
     perplexity = math.exp(min(mean, _LARGEST_EXPONENT))
-    return {"tokens": tokens, "loss": mean, "accuracy": share, "perplexity": perplexity}
+    return {"tokens": tokens, "loss": mean, "accuracy": accuracy, "perplexity": perplexity}
 
 
 def _count_classes(logits: Tensor, targets: Tensor, sums: Tensor) -> tuple[float, Tensor]:
@@ -144,13 +146,34 @@ _COUNTERS = {
 }
 
 
-def _per_class(counts: np.ndarray, task: Task) -> np.ndarray:
-    """Precision, recall, f1 and support [4, num_labels]."""
+def _per_class_scores(counts: np.ndarray, task: Task) -> np.ndarray:
+    """Return precision, recall, f1 and support [4, num_labels]."""
     if task == "classification":
-        hit, said, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+        hits, predicted, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
     else:
-        hit, said, true = counts[:, 1, 1], counts[:, :, 1].sum(axis=1), counts[:, 1].sum(axis=1)
+        hits, predicted = counts[:, 1, 1], counts[:, :, 1].sum(axis=1)
+        true = counts[:, 1].sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        figures = np.stack([hit / said, hit / true, 2 * hit / (said + true), true])
+        figures = np.stack([hits / predicted, hits / true, 2 * hits / (predicted + true), true])
     finite: np.ndarray = np.nan_to_num(figures, nan=0.0, posinf=0.0)
     return finite
+
+
+def predictions_agree(
+    task: str, reference: np.ndarray, outputs: np.ndarray, deviation: float = 1.0
+) -> np.ndarray:
+    """Return in which rows [n] bool two models' outputs [n, width] predict the same.
+
+    classification: the likeliest label. multi-label: every label. regression: within 1% of
+    `deviation`, that of the targets. embedding: a cosine of 0.999 or more. masked-lm: the likeliest
+    token of each mask.
+    """
+    if task == "multi-label":
+        agree: np.ndarray = ((reference > 0) == (outputs > 0)).all(axis=1)
+    elif task == "regression":
+        agree = np.abs(reference - outputs)[:, 0] <= REGRESSION_TOLERANCE * deviation
+    elif task == "embedding":
+        agree = (reference * outputs).sum(axis=1) >= MIN_COSINE
+    else:
+        agree = reference.argmax(axis=1) == outputs.argmax(axis=1)
+    return agree

@@ -1,32 +1,27 @@
-"""How a gradient becomes a step: the optimizer, and the learning rate at every step."""
+"""The optimizer of a recipe, and its learning rate schedule."""
 
 import math
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from trainers.config.recipe import Recipe, Schedule
+from trainers.config.recipe import Recipe
+from trainers.config.sections import ScheduleConfig
+from trainers.parallel.parallelize import ParallelModel
 from trainers.training.lamb import Lamb
 
 
-class Named(Protocol):
-    """A module, or the parts of one on this rank."""
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-
-
 def build_optimizer(
-    model: Named, recipe: Recipe, fused: bool | None = None
+    model: nn.Module | ParallelModel, recipe: Recipe, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `model`; biases and norms are not decayed.
+    """Build the recipe's optimizer over `model`; biases and norms are not decayed.
 
-    fused: one pass over memory instead of one an operation, where the device has it.
+    fused: use torch's fused kernels, where the device has them.
     """
     settings = recipe.optimizer
-    groups = _groups(model, settings.weight_decay)
+    groups = _parameter_groups(model, settings.weight_decay)
     rate = settings.learning_rate
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
@@ -36,11 +31,13 @@ def build_optimizer(
     return kind(groups, lr=rate, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-def _groups(model: Named, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: the decayed first, then biases and norms.
+def _parameter_groups(
+    model: nn.Module | ParallelModel, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return parameter groups: the decayed first, then biases and norms.
 
-    Tensors on different meshes, or on none, keep apart: torch's kernels for many tensors at once
-    refuse a mixture. `adapt` is read by LAMB alone.
+    Tensors on different meshes, or on none, are in different groups: torch's foreach kernels refuse
+    a mixture. `adapt` is for LAMB alone.
     """
     groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -49,18 +46,18 @@ def _groups(model: Named, weight_decay: float) -> list[dict[str, Any]]:
         groups.setdefault((decayed, mesh), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: not item[0][0])
     return [
-        {"params": held, "weight_decay": weight_decay if decayed else 0.0, "adapt": decayed}
-        for (decayed, _), held in ordered
+        {"params": params, "weight_decay": weight_decay if decayed else 0.0, "adapt": decayed}
+        for (decayed, _), params in ordered
     ]
 
 
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """The learning rate of the optimizer step `step`, counted from 0."""
-    return recipe.optimizer.learning_rate * _share(recipe.schedule, step, total_steps)
+def learning_rate_at(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0."""
+    return recipe.optimizer.learning_rate * _schedule_factor(recipe.schedule, step, total_steps)
 
 
-def _share(schedule: Schedule, step: int, total_steps: int) -> float:
-    """Share of the highest learning rate: up in a line, then along the schedule's shape."""
+def _schedule_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Return the share of the peak learning rate: linear warmup, then the schedule's shape."""
     warmup = round(schedule.warmup * total_steps)
     if step < warmup:
         return (step + 1) / warmup

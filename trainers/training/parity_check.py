@@ -1,8 +1,8 @@
-"""The parity receipt: at the start, proof that this layout computes what one device computes.
+"""Check at the start of a run that its layout computes what one device computes.
 
-A few samples of the first global batch, cut short, go through the model on the real layout, dropout
-and all, and on rank 0 through a copy of it on one CPU in fp32. Loss, gradient norm and some whole
-gradients are compared and written into record.json. Nothing that trains is changed by it.
+A few truncated samples of the first global batch go through the model on the real layout, with
+dropout, and on rank 0 through a copy on one CPU in fp32. Loss, gradient norm and some whole
+gradients are compared and written into record.json. The run itself is not changed by it.
 """
 
 import math
@@ -19,29 +19,29 @@ from torch.distributed.tensor import DTensor
 from cluster.costmodel.layout import Layout
 from trainers.checkpoint.checkpoint import Checkpoint
 from trainers.config.recipe import Recipe
-from trainers.data.microbatch import global_batch, order
-from trainers.data.prepare import Data, Split
-from trainers.data.ragged import ragged
+from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
+from trainers.data.microbatch import epoch_order, global_batch_rows
+from trainers.data.ragged import ragged_from_rows
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
-from trainers.distributed.object_collectives import on_first
-from trainers.models.build import materialize, outline, shapes_of
+from trainers.distributed.object_collectives import run_on_rank0
+from trainers.models.build import build_on_meta, materialize, meta_model
 from trainers.parallel.parallelize import parallelize
-from trainers.training.loop import Loop, TrainingError
+from trainers.training.loop import TrainingError, TrainingLoop
 
 SAMPLES, TOKENS = 4, 64  # of the tiny batch
-COMPARED, LARGEST = 8, 2**20  # gradients compared element by element, and their most elements
-SHARE = 1 / 4  # of the host's memory that weights and gradients of the copy may take
+NUM_COMPARED, MAX_ELEMENTS = 8, 2**20  # gradients compared element by element, and their size
+MEMORY_SHARE = 1 / 4  # of the host's memory that weights and gradients of the copy may take
 TOLERANCES = {None: 2e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
 @dataclass(frozen=True)
-class Receipt:
+class ParityReport:
     """Relative differences between a layout and one device, and how large they may be.
 
-    gradient: the largest of an element, in units of the largest element that was compared; judged
-    in fp32 alone, where rounding explains none of it.
+    gradient: the largest of any element, relative to the largest element compared. judged: the
+    differences held against `tolerance`; `gradient` in fp32 only, where rounding cannot explain it.
     """
 
     layout: dict[str, Any]
@@ -53,60 +53,68 @@ class Receipt:
     judged: tuple[str, ...]
     seconds: float
 
-    def flaw(self) -> str | None:
-        """The first difference that is too large, in words."""
+    def find_violation(self) -> str | None:
+        """Describe the first difference that is too large."""
         for name in self.judged:
             difference = getattr(self, name)
-            if not difference <= self.tolerance:  # so that a nan is one, too
+            if not difference <= self.tolerance:  # also true of nan
                 return f"{name} differs by {difference:.2e}, allowed {self.tolerance:.0e}"
         return None
 
 
-def take(loop: Loop, encoder: Encoder, restored: Checkpoint | None) -> dict[str, Any] | None:
-    """The receipt of the layout of `loop` as plain values; every rank calls this.
+def check_parity(
+    loop: TrainingLoop, encoder: Encoder, restored: Checkpoint | None
+) -> dict[str, Any] | None:
+    """Compare the layout of `loop` with one device; return the report as plain values. Collective.
 
-    restored: what the weights were loaded from. None for one rank, or where the recipe wants none;
-    the reason where the copy cannot be had. Raises TrainingError where the differences are too
-    large for rounding.
+    restored: what the weights were loaded from. Returns None for one rank, or where the recipe
+    turns the check off; the reason where the host has no memory for a copy. Raises TrainingError
+    where the differences are too large for rounding.
     """
-    if loop.mesh.devices is None or not loop.recipe.parity:
+    if loop.mesh.device_mesh is None or not loop.recipe.parity:
         return None
     layout = loop.mesh.layout.model_dump(mode="json")
-    needed, held = on_first(lambda: (_bytes_of_copy(loop, encoder), _host_memory()))
-    if needed > held * SHARE:
+    needed, memory = run_on_rank0(lambda: (_reference_bytes(loop, encoder), _host_memory()))
+    if needed > memory * MEMORY_SHARE:
         reason = f"a copy on one device needs {needed / 2**30:.0f} GiB of the host"
-        return {"layout": layout, "skipped": f"{reason}, more than {SHARE:.0%} of its memory"}
-    receipt = _compared(loop, encoder, restored, layout)
-    flaw = receipt.flaw()
-    if flaw is not None:
+        return {
+            "layout": layout,
+            "skipped": f"{reason}, more than {MEMORY_SHARE:.0%} of its memory",
+        }
+    report = _run_comparison(loop, encoder, restored, layout)
+    violation = report.find_violation()
+    if violation is not None:
         raise TrainingError(
             f"layout ({loop.mesh.layout}) does not compute what one device computes: of a tiny "
-            f"batch, {flaw}; train with another layout, or set parity: false if that is expected"
+            f"batch, {violation}; train with another layout, or set parity: false if that is "
+            "expected"
         )
-    return asdict(receipt)
+    return asdict(report)
 
 
-def _compared(
-    loop: Loop, encoder: Encoder, restored: Checkpoint | None, layout: dict[str, Any]
-) -> Receipt:
-    started, tiny = time.perf_counter(), _tiny(loop.data, loop.recipe, encoder)
-    alone = on_first(lambda: _alone(loop, tiny, encoder, restored))
-    probe = Loop(loop.recipe, tiny, encoder, loop.parallel, loop.device, loop.token_budget)
-    loss, norm = _differentiated(probe)
-    whole = {
-        name: _whole(parameter.grad)
+def _run_comparison(
+    loop: TrainingLoop, encoder: Encoder, restored: Checkpoint | None, layout: dict[str, Any]
+) -> ParityReport:
+    started, tiny = time.perf_counter(), _tiny_dataset(loop.data, loop.recipe, encoder)
+    expected_loss, expected_norm, expected_gradients = run_on_rank0(
+        lambda: _compute_reference(loop, tiny, encoder, restored)
+    )
+    probe = TrainingLoop(loop.recipe, tiny, encoder, loop.parallel, loop.device, loop.token_budget)
+    loss, norm = _loss_and_norm(probe)
+    gradients = {
+        name: _full_gradient(parameter.grad)
         for name, parameter in loop.parallel.named_parameters()
-        if name in alone.gradients and parameter.grad is not None
+        if name in expected_gradients and parameter.grad is not None
     }
-    gradient = _largest_difference(whole, alone.gradients, loop.device.torch_device())
+    gradient = _largest_difference(gradients, expected_gradients, loop.device.torch_device())
     probe.optimizer.zero_grad()
     dtype = autocast_dtype(loop.device, loop.recipe.precision)
     judged = ("loss", "grad_norm", "gradient") if dtype is None else ("loss", "grad_norm")
-    return Receipt(
+    return ParityReport(
         layout=layout,
         samples=len(tiny.train),
-        loss=_relative(loss, alone.loss),
-        grad_norm=_relative(norm, alone.grad_norm),
+        loss=_relative_difference(loss, expected_loss),
+        grad_norm=_relative_difference(norm, expected_norm),
         gradient=gradient,
         tolerance=TOLERANCES[dtype],
         judged=judged,
@@ -114,81 +122,75 @@ def _compared(
     )
 
 
-@dataclass(frozen=True)
-class _Alone:
-    """What one device computed. gradients: some whole ones, by name, on the CPU."""
-
-    loss: float
-    grad_norm: float
-    gradients: dict[str, Tensor]
-
-
-def _alone(loop: Loop, tiny: Data, encoder: Encoder, restored: Checkpoint | None) -> _Alone:
-    """Rank 0 alone: the same weights on one CPU. Exchanges nothing."""
+def _compute_reference(
+    loop: TrainingLoop, tiny: PreparedDataset, encoder: Encoder, restored: Checkpoint | None
+) -> tuple[float, float, dict[str, Tensor]]:
+    """Return (loss, gradient norm, some gradients by name) of the same weights on one CPU."""
     recipe = loop.recipe.model_copy(update={"precision": "fp32"})
-    model = outline(recipe, tiny.labels, int(tiny.train.samples.lengths[0]), encoder)
-    place, mesh = torch.device("cpu"), Mesh(Layout().resolved(1), None)
-    parallel = parallelize(model, mesh, lambda part: materialize(part, recipe.seed, place))
+    model = build_on_meta(recipe, tiny.labels, int(tiny.train.samples.lengths[0]), encoder)
+    cpu, mesh = torch.device("cpu"), Mesh(Layout().resolve_for(1), None)
+    parallel = parallelize(model, mesh, lambda part: materialize(part, recipe.seed, cpu))
     if restored is not None:
         restored.restore(parallel)
-    loss = Loop(recipe, tiny, encoder, parallel, DEVICES["cpu"]).differentiate()
-    held = {name: p.grad for name, p in parallel.named_parameters() if p.grad is not None}
-    norm = torch.stack(torch._foreach_norm(list(held.values()))).norm().item()
-    small = [name for name, gradient in held.items() if gradient.numel() <= LARGEST]
-    chosen = small[:: max(1, len(small) // COMPARED)]
-    return _Alone(loss, norm, {name: held[name] for name in chosen})
+    loss = TrainingLoop(recipe, tiny, encoder, parallel, DEVICES["cpu"]).loss_and_grad()
+    gradients = {name: p.grad for name, p in parallel.named_parameters() if p.grad is not None}
+    norm = torch.stack(torch._foreach_norm(list(gradients.values()))).norm().item()
+    small = [name for name, gradient in gradients.items() if gradient.numel() <= MAX_ELEMENTS]
+    chosen = small[:: max(1, len(small) // NUM_COMPARED)]
+    return loss, norm, {name: gradients[name] for name in chosen}
 
 
-def _differentiated(probe: Loop) -> tuple[float, float]:
-    """(loss, gradient norm), the gradient left in the parameters; fp16 may need a smaller scale."""
-    while True:
-        loss, norm = probe.differentiate(), probe.parallel.clip(None)
-        if math.isfinite(norm) or probe.scale is None or probe.scale.exhausted:
+def _loss_and_norm(probe: TrainingLoop) -> tuple[float, float]:
+    """Return (loss, gradient norm); leave the gradient in the parameters."""
+    while True:  # fp16 may need a smaller loss scale
+        loss, norm = probe.loss_and_grad(), probe.parallel.clip_gradients(None)
+        if math.isfinite(norm) or probe.loss_scale is None or probe.loss_scale.is_exhausted:
             return loss, norm
-        probe.scale = probe.scale.after(overflowed=True)
+        probe.loss_scale = probe.loss_scale.next_scale(overflowed=True)
         probe.optimizer.zero_grad()
 
 
-def _tiny(data: Data, recipe: Recipe, encoder: Encoder) -> Data:
-    """A few samples of the first global batch, cut short, as all there is to train on."""
-    ordered = order(recipe.seed, 0, len(data.train))
-    rows = global_batch(ordered, 0, recipe.batch.global_size)[:SAMPLES]
-    samples, words = data.train.samples, recipe.model.name != "linear"
-    values, mask = samples.collate(rows, encoder.pad)
-    texts = [row[kept][: TOKENS if words else None] for row, kept in zip(values, mask, strict=True)]
-    taught = data.train.teacher
-    train = Split(
-        ragged(texts, samples.values.dtype.type),
+def _tiny_dataset(data: PreparedDataset, recipe: Recipe, encoder: Encoder) -> PreparedDataset:
+    """Return `data` with a few truncated samples of the first global batch as training split."""
+    order = epoch_order(recipe.seed, 0, len(data.train))
+    rows = global_batch_rows(order, 0, recipe.batch.global_size)[:SAMPLES]
+    samples = data.train.samples
+    length = None if recipe.model.name == "linear" else TOKENS
+    values, mask = samples.collate(rows, encoder.pad_id)
+    texts = [row[is_token][:length] for row, is_token in zip(values, mask, strict=True)]
+    teacher = data.train.teacher
+    train = DatasetSplit(
+        ragged_from_rows(texts, samples.values.dtype.type),
         data.train.targets[rows],
-        None if taught is None else taught[rows],
+        None if teacher is None else teacher[rows],
     )
     return replace(data, train=train)
 
 
 def _largest_difference(
-    found: dict[str, Tensor], expected: dict[str, Tensor], place: torch.device
+    gradients: dict[str, Tensor], expected: dict[str, Tensor], device: torch.device
 ) -> float:
-    """Of any element on any rank, over the largest expected element."""
+    """Return that of any element on any rank, relative to the largest expected element."""
     largest = max((float(g.abs().max()) for g in expected.values()), default=0.0)
-    differences = [(found[name] - expected[name]).abs().max() for name in found]
-    worst = torch.stack([torch.zeros(()), *differences]).max().to(place)
+    differences = [(gradients[name] - expected[name]).abs().max() for name in gradients]
+    worst = torch.stack([torch.zeros(()), *differences]).max().to(device)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     return worst.item() / max(largest, 1e-12)
 
 
-def _whole(gradient: Tensor) -> Tensor:
-    """The whole gradient on the CPU; the ranks that share it all call this."""
+def _full_gradient(gradient: Tensor) -> Tensor:
+    """Return the whole gradient on the CPU. Collective over the ranks that share it."""
     return (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).float().cpu()
 
 
-def _relative(found: float, expected: float) -> float:
-    return abs(found - expected) / max(abs(expected), 1e-12)
+def _relative_difference(value: float, expected: float) -> float:
+    return abs(value - expected) / max(abs(expected), 1e-12)
 
 
-def _bytes_of_copy(loop: Loop, encoder: Encoder) -> int:
-    """fp32 weights and gradients of the whole model."""
+def _reference_bytes(loop: TrainingLoop, encoder: Encoder) -> int:
+    """Return the size of fp32 weights and gradients of the whole model."""
     data = loop.data
-    model = shapes_of(loop.recipe, data.labels, int(data.train.samples.lengths[0]), encoder)
+    model = meta_model(loop.recipe, data.labels, int(data.train.samples.lengths[0]), encoder)
     return 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
 
 

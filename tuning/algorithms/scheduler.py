@@ -1,53 +1,55 @@
-"""Which trials are worth going on with: a pure function of what is known.
+"""Schedulers: which trials are stopped early.
 
-Trials are compared at rungs, after the same number of tokens, at a score read off their curves on
-the line between the evaluations before and after the rung: the number of steps, which depends on
-the batch size, plays no part. The recipe's own trial and repetitions are never stopped.
+Trials are compared at rungs, after the same number of tokens, by scores interpolated on their
+curves. ASHA as published counts steps or epochs; a step of a large batch is more work than one of a
+small batch, so counting steps would compare trials that have seen different amounts of data. The
+recipe's own trial and repeats are never stopped.
 
-asha    goes on where the score is among the best third of those that came to the rung so far, at
-        least the best one (Li et al. 2020, arXiv 1810.05934, algorithm 2, in the form that stops
-        and never promotes; nobody waits for anybody)
-median  goes on where the score is not below the median of the others' at the rung (Golovin et al.
-        2017, Vizier, section 3.2.2), once there are three
-none    goes on
+asha    continue in the best third of the trials that reached the rung so far, or as the best of all
+        (Li et al. 2020, arXiv 1810.05934, algorithm 2, in the variant that stops trials and never
+        promotes paused ones, so no trial waits for others)
+median  continue unless below the median of the other trials at the rung (Golovin et al. 2017,
+        Vizier, section 3.2.2), once there are three
+none    always continue
 """
 
 import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from tuning.algorithms.trial import Trial, searched
+from tuning.algorithms.trial import Trial, without_repeats
 
 Scheduler = Literal["asha", "median", "none"]
-REDUCTION = 3  # one in so many goes on
-OTHERS = 3  # that the median waits for
-NEAR = 0.95  # of a rung: evaluations come at whole steps, and one just before it will do
+REDUCTION_FACTOR = 3  # ASHA continues one trial in so many
+MIN_OTHERS = 3  # trials at a rung before the median rule applies
+# Evaluations come at whole steps, so one just before a rung counts as having reached it.
+RUNG_TOLERANCE = 0.95
 
 
-def goes_on(
+def should_continue(
     scheduler: Scheduler, trial: Trial, trials: Sequence[Trial], rungs: Sequence[float]
 ) -> bool:
-    """Whether `trial`, which was just evaluated, is worth going on with.
+    """Return whether `trial`, which was just evaluated, is worth continuing.
 
-    trials: all of the search, `trial` among them or not. rungs: tokens, rising.
+    trials: all of the search, with or without `trial`. rungs: tokens, rising.
     """
-    rung = _just_reached(trial, rungs)
+    rung = _newly_reached_rung(trial, rungs)
     if scheduler == "none" or trial.number == 0 or trial.repeats is not None or rung is None:
         return True
     others = [
-        other.at(rung)
-        for other in searched(trials)
-        if other.number != trial.number and other.curve and other.tokens >= NEAR * rung
+        other.score_at(rung)
+        for other in without_repeats(trials)
+        if other.number != trial.number and other.curve and other.tokens >= RUNG_TOLERANCE * rung
     ]
-    score = trial.at(rung)
+    score = trial.score_at(rung)
     if scheduler == "median":
-        return len(others) < OTHERS or score >= statistics.median(others)
-    better = sum(other > score for other in others)
-    return better < max(1, (len(others) + 1) // REDUCTION)
+        return len(others) < MIN_OTHERS or score >= statistics.median(others)
+    num_better = sum(other > score for other in others)
+    return num_better < max(1, (len(others) + 1) // REDUCTION_FACTOR)
 
 
-def _just_reached(trial: Trial, rungs: Sequence[float]) -> float | None:
-    """The highest rung that the newest evaluation reached and the one before it had not."""
+def _newly_reached_rung(trial: Trial, rungs: Sequence[float]) -> float | None:
+    """Return the highest rung that the last evaluation reached and the one before it had not."""
     before = trial.curve[-2].tokens if len(trial.curve) > 1 else 0
-    reached = [rung for rung in rungs if before < NEAR * rung <= trial.tokens]
+    reached = [rung for rung in rungs if before < RUNG_TOLERANCE * rung <= trial.tokens]
     return max(reached, default=None)

@@ -1,8 +1,8 @@
-"""What a search does next: asked for trials, told what became of them, every decision written down.
+"""The search controller: proposes trials, decides on evaluations, records every decision.
 
-It first hands out the trials that a killed search left running, then new ones until as many as
-were asked for have begun or the budget is used up, then the repetitions of the best. Knows no Ray:
-`search.py` puts it under Ray Tune, and a benchmark under a table of recorded runs.
+It first resumes the trials that a killed search left running, then starts new ones until as many as
+configured have begun or the budget is used up, then the repeats of the best. `tuner.py` connects it
+to Ray Tune, and a benchmark to a table of recorded runs.
 """
 
 import math
@@ -10,227 +10,221 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cluster.costmodel.model_shape import ModelShape
 from cluster.settings import SettingsError
+from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
 from tuning.algorithms import pbt, repeats, sampler, scheduler
-from tuning.algorithms.eval_schedule import Pace
-from tuning.algorithms.pareto import rivals
-from tuning.algorithms.trial import Look, State, Trial, searched
-from tuning.space.scaling_rule import Prior
-from tuning.space.space import Space, point_of, with_point, words
-from tuning.store.config import Plan
+from tuning.algorithms.eval_schedule import EvalSchedule
+from tuning.algorithms.pareto import same_model_trials
+from tuning.algorithms.trial import Trial, TrialEvaluation, TrialStatus, without_repeats
+from tuning.execution.capacity import Capacity
+from tuning.space.scaling_rule import ScalingRule
+from tuning.space.space import Space, apply_point, extract_point, format_point
+from tuning.store.config import SearchConfig
 from tuning.store.journal import Journal
 
-Say = Callable[[str], None]
-QUIET_SECONDS = 20  # after which an evaluation is worth a line
+QUIET_SECONDS = 20  # without a line, after which an evaluation is worth one
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What stays as it is during a search. slots: trials at once. seconds: the most that it may
-    hold the cluster; None for as long as it takes.
+class PreparedSearch:
+    """A validated search: its configuration and all that follows from it.
+
+    shape: of the recipe's own model. max_seconds: that it may hold the cluster; None for as long as
+    it takes.
     """
 
-    plan: Plan
+    config: SearchConfig
+    cluster: ClusterSpec
+    shape: ModelShape
     space: Space
-    prior: Prior
-    pace: Pace
-    slots: int
-    seconds: float | None = None
+    scaling_rule: ScalingRule
+    schedule: EvalSchedule
+    capacity: Capacity
+    max_seconds: float | None = None
 
 
-class Director:
-    """Decides; the journal remembers. refusal: why no trial can be trained, once that is known."""
+class SearchController:
+    """Decides what to try and what to stop; the journal remembers.
 
-    def __init__(self, terms: Terms, journal: Journal, say: Say = print) -> None:
-        """Go on where the journal ends."""
-        self.terms, self._journal, self._say = terms, journal, say
-        self.refusal: str | None = None
-        self._base = terms.plan.recipe.model_dump(mode="json")
-        self._left = [trial for trial in journal.trials() if trial.state == "running"]
-        self._begun: set[int] = set()
-        self._said_at = 0.0
+    invalid_reason: why no trial can be trained, once that is known.
+    """
+
+    def __init__(
+        self, prepared: PreparedSearch, journal: Journal, print_line: Callable[[str], None] = print
+    ) -> None:
+        """Continue where the journal ends."""
+        self.prepared, self._journal, self._print_line = prepared, journal, print_line
+        self.invalid_reason: str | None = None
+        self._base = prepared.config.recipe.model_dump(mode="json")
+        self._unfinished = [trial for trial in journal.trials() if trial.state == "running"]
+        self._started: set[int] = set()
+        self._printed_at = 0.0
 
     @property
     def trials(self) -> list[Trial]:
-        """All that are known, by number."""
+        """All trials so far, by number."""
         return self._journal.trials()
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to begin; trials may still run."""
-        return self.refusal is not None or (not self._running and self._wanted() is None)
+        """Whether nothing is running or left to start."""
+        is_running = bool(self._unfinished) or bool(self._started)
+        return self.invalid_reason is not None or (not is_running and self._propose_trial() is None)
 
-    def next(self) -> Trial | None:
-        """A trial to begin or to go on with; None while the next one waits for those that run."""
-        if self.refusal is not None:
+    @property
+    def held_seconds(self) -> float:
+        """Seconds that the search has held the cluster."""
+        return self._journal.held_seconds()
+
+    def next_trial(self) -> Trial | None:
+        """Return a trial to start or to resume; None while the next one waits for running ones."""
+        if self.invalid_reason is not None:
             return None
-        while self._left:
-            left = self._left.pop(0)
-            if self._goes_on(left, left.seconds):
-                self._begun.add(left.number)
-                self._tell(_begun_line(left))
-                return left
-        while (trial := self._wanted()) is not None:
-            self._journal.add(trial)
+        while self._unfinished:
+            trial = self._unfinished.pop(0)
+            if self._should_continue(trial, trial.seconds):
+                return self._start(trial)
+        while (proposed := self._propose_trial()) is not None:
+            self._journal.add_trial(proposed)
             try:
-                self.recipe(trial)
+                self.build_recipe(proposed)
             except SettingsError as error:
-                self.ended(trial.number, "failed", 0.0, str(error))
+                self.on_end(proposed.number, "failed", 0.0, str(error))
                 continue
-            self._begun.add(trial.number)
-            self._tell(_begun_line(trial))
-            return trial
+            return self._start(proposed)
         return None
 
-    def looked(self, number: int, look: Look, seconds: float) -> bool:
-        """Whether trial `number` goes on after an evaluation. seconds: it has taken so far."""
+    def on_evaluation(self, number: int, evaluation: TrialEvaluation, seconds: float) -> bool:
+        """Record an evaluation; return whether trial `number` continues.
+
+        An evaluation may be reported again after a restart. seconds: the trial has taken so far.
+        """
         known = self.trials[number]
         if known.state != "running":
             return known.state == "complete"
-        if look.tokens <= known.tokens:
+        if evaluation.tokens <= known.tokens:
             return True
-        if not math.isfinite(look.score):
-            self.ended(number, "failed", seconds, f"its score is {look.score}")
+        if not math.isfinite(evaluation.score):
+            self.on_end(number, "failed", seconds, f"its score is {evaluation.score}")
             return False
-        trial = self._journal.look(number, look)
-        self._journal.hold()
-        if time.monotonic() - self._said_at > QUIET_SECONDS:
-            self._tell(_look_line(trial, self._sign, self.terms.pace.total_tokens))
-        return self._goes_on(trial, seconds)
+        trial = self._journal.add_evaluation(number, evaluation)
+        self._journal.record_held()
+        if time.monotonic() - self._printed_at > QUIET_SECONDS:
+            progress = evaluation.tokens / self.prepared.schedule.total_tokens
+            self._print(trial, f"{progress:4.0%}  {self._journal.sign * evaluation.score:.4f}")
+        return self._should_continue(trial, seconds)
 
-    def ended(self, number: int, state: State, seconds: float, reason: str = "") -> None:
-        """Trial `number` has ended so; told twice, the first time counts."""
+    def on_end(self, number: int, state: TrialStatus, seconds: float, reason: str = "") -> None:
+        """Record how trial `number` ended; the first call counts."""
         if self.trials[number].state != "running":
             return
-        trial = self._journal.end(number, state, seconds, reason)
-        self._begun.discard(number)
-        self._journal.hold()
-        self._tell(_ended_line(trial, self._sign))
+        trial = self._journal.end_trial(number, state, seconds, reason)
+        self._started.discard(number)
+        self._journal.record_held()
+        score = "" if trial.score is None else f"  best {self._journal.sign * trial.score:.4f}"
+        self._print(trial, f"{state}{score}{f': {reason}' if reason else ''}")
 
-    def refused(self, number: int, reason: str) -> None:
-        """Trial `number` cannot be trained for a reason that all others share."""
-        self.ended(number, "failed", 0.0, reason)
-        self.refusal = reason
+    def on_invalid(self, number: int, reason: str) -> None:
+        """End the search: trial `number` cannot be trained for a reason that all trials share."""
+        self.on_end(number, "failed", 0.0, reason)
+        self.invalid_reason = reason
 
-    def recipe(self, trial: Trial) -> Recipe:
-        """What `trial` trains. Raises SettingsError for settings that do not go together."""
-        recipe = with_point(self._base, {**trial.point, "seed": trial.seed}, "a trial")
-        return self.terms.pace.paced(recipe)
+    def build_recipe(self, trial: Trial) -> Recipe:
+        """Return the recipe of a trial. Raises SettingsError if its settings contradict."""
+        recipe = apply_point(self._base, {**trial.settings, "seed": trial.seed}, "a trial")
+        return self.prepared.schedule.apply_to(recipe)
 
-    def _tell(self, line: str) -> None:
-        self._said_at = time.monotonic()
-        self._say(line)
+    def _start(self, trial: Trial) -> Trial:
+        self._started.add(trial.number)
+        what = "the recipe's own settings" if trial.number == 0 else "begins"
+        if trial.curve:
+            what = f"goes on after {trial.tokens:,} tokens"
+        elif trial.repeats is not None:
+            what = f"repeats trial {trial.repeats} with seed {trial.seed}"
+        self._print(trial, f"{what}: {format_point(trial.settings)}")
+        return trial
 
-    @property
-    def held(self) -> float:
-        """Seconds that the cluster was held."""
-        return self._journal.held()
-
-    @property
-    def _running(self) -> bool:
-        return bool(self._left) or bool(self._begun)
-
-    @property
-    def _sign(self) -> int:
-        return self._journal.sign
+    def _print(self, trial: Trial, text: str) -> None:
+        self._printed_at = time.monotonic()
+        self._print_line(f"trial {trial.number:<3} {text}")
 
     @property
-    def members(self) -> int:
-        """Of the population, where there is one."""
-        return self.terms.plan.trials - 1 if self.terms.plan.sampler == "pbt" else 0
+    def _is_budget_spent(self) -> bool:
+        limit = self.prepared.max_seconds
+        return limit is not None and self.held_seconds >= limit
 
-    def _goes_on(self, trial: Trial, seconds: float) -> bool:
-        """Whether a trial as it stands goes on; if not, it has ended."""
-        plan, pace, most = self.terms.plan, self.terms.pace, self.terms.seconds
+    def _should_continue(self, trial: Trial, seconds: float) -> bool:
+        """Return whether a running trial continues; if not, record its end."""
+        config, schedule = self.prepared.config, self.prepared.schedule
         if trial.number == 0:
             return True
-        if most is not None and self.held >= most:
-            self.ended(trial.number, "stopped", seconds, "the budget is used up")
+        if self._is_budget_spent:
+            self.on_end(trial.number, "stopped", seconds, "the budget is used up")
             return False
-        if self.members:
-            end = pbt.end_of(trial.number, self.members, pace.total_tokens)
-            if trial.tokens < scheduler.NEAR * end:
+        if size := config.population_size:
+            end = pbt.end_tokens(trial.number, size, schedule.total_tokens)
+            if trial.tokens < scheduler.RUNG_TOLERANCE * end:
                 return True
-            last = trial.number > self.members * (pbt.ROUNDS - 1)
-            self.ended(trial.number, "complete" if last else "stopped", seconds)
+            is_last_round = trial.number > size * (pbt.ROUNDS - 1)
+            self.on_end(trial.number, "complete" if is_last_round else "stopped", seconds)
             return False
-        among = rivals(trial, self.trials) if plan.deployment else self.trials
-        if scheduler.goes_on(plan.scheduler, trial, among, pace.rungs):
+        rivals = same_model_trials(trial, self.trials) if config.deployment else self.trials
+        if scheduler.should_continue(config.scheduler, trial, rivals, schedule.rungs):
             return True
-        self.ended(trial.number, "stopped", seconds)
+        self.on_end(trial.number, "stopped", seconds)
         return False
 
-    def _wanted(self) -> Trial | None:
-        """The next trial that has not begun; None where there is none, or none yet."""
-        known = self.trials
-        begun = searched(known)
-        if not any(trial.repeats is not None for trial in known):
-            if len(begun) < self._most and self._affords(begun):
-                trial = self._sampled(len(begun))
+    def _propose_trial(self) -> Trial | None:
+        """Return the next trial that has not begun; None if there is none, or none yet."""
+        config, trials = self.prepared.config, self.trials
+        begun = without_repeats(trials)
+        if len(begun) == len(trials):  # once repeats have begun, the search proper is over
+            size = config.population_size
+            max_trials = 1 + size * pbt.ROUNDS if size else config.trials
+            if len(begun) < max_trials and self._within_budget(begun):
+                trial = self._sample_trial(len(begun))
                 if trial is not None:
                     return trial
             if any(trial.state == "running" for trial in begun):
                 return None
-        return self._repetition(known)
+        return self._next_repeat(trials)
 
-    def _sampled(self, number: int) -> Trial | None:
-        terms, recipe = self.terms, self.terms.plan.recipe
+    def _sample_trial(self, number: int) -> Trial | None:
+        space, rule = self.prepared.space, self.prepared.scaling_rule
+        config, seed = self.prepared.config, self.prepared.config.recipe.seed
         if number == 0:
-            point = point_of(recipe, terms.space)
-            return Trial(0, point, recipe.seed, searched=terms.prior.searched(point))
-        if self.members:
-            return pbt.member(terms.space, terms.prior, self.trials, self.members, recipe.seed)
-        wanted = sampler.suggest(terms.plan.sampler, terms.space, self.trials, number, recipe.seed)
-        if wanted is None:
+            settings = extract_point(config.recipe, space)
+            return Trial(0, settings, seed, search_point=rule.to_search_point(settings))
+        if config.population_size:
+            return pbt.next_member(space, rule, self.trials, config.population_size, seed)
+        point = sampler.suggest_point(config.sampler, space, self.trials, number, seed)
+        if point is None:
             return None
-        return Trial(number, terms.prior.settings(wanted), recipe.seed, searched=wanted)
+        return Trial(number, rule.to_settings(point), seed, search_point=point)
 
-    @property
-    def _most(self) -> int:
-        """Trials of the search; a member of a population is one in each round."""
-        return 1 + self.members * pbt.ROUNDS if self.members else self.terms.plan.trials
-
-    def _repetition(self, known: list[Trial]) -> Trial | None:
-        seconds, recipe = self.terms.seconds, self.terms.plan.recipe
-        if seconds is not None and self.held >= seconds:
+    def _next_repeat(self, trials: list[Trial]) -> Trial | None:
+        if self._is_budget_spent:
             return None
-        there = {(trial.repeats, trial.seed) for trial in known}
-        for number, by in repeats.repetitions(known, self.terms.plan.seeds):
-            if (number, recipe.seed + by) not in there:
-                of = known[number]
-                return Trial(
-                    len(known), of.point, recipe.seed + by, repeats=number, searched=of.searched
-                )
+        config = self.prepared.config
+        begun = {(trial.repeats, trial.seed) for trial in trials}
+        for number, offset in repeats.plan_repeats(trials, config.seeds):
+            seed, first = config.recipe.seed + offset, trials[number]
+            if (number, seed) not in begun:
+                point = first.search_point
+                return Trial(len(trials), first.settings, seed, repeats=number, search_point=point)
         return None
 
-    def _affords(self, begun: list[Trial]) -> bool:
-        """Whether another trial of the search can be paid, and the repetitions after it."""
-        if self.terms.seconds is None or not begun:
+    def _within_budget(self, begun: list[Trial]) -> bool:
+        """Return whether the budget pays for another trial, and for the repeats after it."""
+        limit = self.prepared.max_seconds
+        if limit is None or not begun:
             return True
         ended = [trial.seconds for trial in begun if trial.state != "running"]
-        whole = [trial.seconds for trial in begun if trial.state == "complete"]
+        completed = [trial.seconds for trial in begun if trial.state == "complete"]
         another = sum(ended) / len(ended) if ended else 0.0
-        repetitions = (repeats.FINALISTS + 1) * (self.terms.plan.seeds - 1) / self.terms.slots
-        kept = repetitions * sum(whole) / len(whole) if whole else 0.0
-        return self.held + another + kept <= self.terms.seconds
-
-
-def _begun_line(trial: Trial) -> str:
-    what = "the recipe's own settings" if trial.number == 0 else "begins"
-    if trial.curve:
-        what = f"goes on after {trial.tokens:,} tokens"
-    elif trial.repeats is not None:
-        what = f"repeats trial {trial.repeats} with seed {trial.seed}"
-    return f"trial {trial.number:<3} {what}: {words(trial.point)}"
-
-
-def _look_line(trial: Trial, sign: int, total_tokens: float) -> str:
-    last = trial.curve[-1]
-    return f"trial {trial.number:<3} {last.tokens / total_tokens:4.0%}  {sign * last.score:.4f}"
-
-
-def _ended_line(trial: Trial, sign: int) -> str:
-    score = "" if trial.score is None else f"  best {sign * trial.score:.4f}"
-    reason = f": {trial.reason}" if trial.reason else ""
-    return f"trial {trial.number:<3} {trial.state}{score}{reason}"
+        num_repeats = (repeats.FINALISTS + 1) * (self.prepared.config.seeds - 1)
+        mean_completed = sum(completed) / len(completed) if completed else 0.0
+        reserved = num_repeats / self.prepared.capacity.slots * mean_completed
+        return self.held_seconds + another + reserved <= limit

@@ -1,8 +1,11 @@
-"""Where a trial waits, after each evaluation, for the search to decide whether it goes on.
+"""The stop signal: a trial waits after each evaluation until the search decides if it continues.
 
-The search leaves its verdict in the trial's run directory. A trial ends itself when told to: if its
-process were killed instead, the workers of a trial on several devices would be left behind, and
-Ray frees their devices only where its dashboard runs.
+Why a file that is polled, instead of the STOP that a Ray Tune scheduler may return: on STOP, Tune
+kills the trial's process. The workers of a trial on several devices are actors that this process
+started; they would be left behind, holding their devices until Ray notices, which it does only
+where its dashboard runs. So our scheduler always returns CONTINUE, the decision lies in the trial's
+run directory, where every rank can read it, and the trial ends itself, workers first. The file also
+outlives both processes: a trial restarted after a crash finds the decision it had missed.
 """
 
 import json
@@ -11,45 +14,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.errors import BerthaError
-from trainers.distributed.object_collectives import on_first
-from trainers.storage.directory import Directory
+from trainers.distributed.object_collectives import run_on_rank0
+from trainers.storage.directory import SyncedDirectory
 
-VERDICT = "verdict.json"
-POLL_SECONDS, FAR_POLL_SECONDS = 0.1, 0.5  # on a disk, and in a store
+DECISION = "verdict.json"
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 0.5  # on a disk, and in a store
 
 
-class Halted(BerthaError):
-    """The search has stopped this trial; its run directory may be resumed all the same."""
+class TrialStopped(BerthaError):
+    """The search has stopped this trial; its run directory can be resumed all the same."""
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What every rank of a trial calls after each evaluation. run: its run directory."""
+class StopSignal:
+    """The callback that every rank of the trial in `run` calls after each evaluation."""
 
-    run: Directory
+    run: SyncedDirectory
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
-        """Wait for the verdict on these metrics. Raises Halted on all ranks, or on none."""
-        if not on_first(lambda: self._goes_on(int(metrics["tokens"]))):
-            raise Halted("stopped: the search found this trial not worth going on with")
+        """Wait for the decision on these metrics. Raises TrialStopped on all ranks, or on none."""
+        if not run_on_rank0(lambda: self._wait_for_decision(int(metrics["tokens"]))):
+            raise TrialStopped("stopped: the search found this trial not worth going on with")
 
-    def _goes_on(self, tokens: int) -> bool:
+    def _wait_for_decision(self, tokens: int) -> bool:
         while True:
-            seen, goes_on = verdict(self.run)
-            if seen >= tokens or not goes_on:
+            decided_tokens, goes_on = read_decision(self.run)
+            if decided_tokens >= tokens or not goes_on:
                 return goes_on
-            time.sleep(FAR_POLL_SECONDS if self.run.home else POLL_SECONDS)
+            time.sleep(REMOTE_POLL_SECONDS if self.run.home else POLL_SECONDS)
 
 
-def decide(run: Directory, tokens: int, goes_on: bool) -> None:
-    """Leave the verdict on an evaluation after `tokens`."""
-    run.leave(VERDICT, json.dumps({"tokens": tokens, "goes_on": goes_on}) + "\n")
+def write_decision(run: SyncedDirectory, tokens: int, goes_on: bool) -> None:
+    """Leave the decision on the evaluation after `tokens` in the run directory."""
+    run.write_shared(DECISION, json.dumps({"tokens": tokens, "goes_on": goes_on}) + "\n")
 
 
-def verdict(run: Directory) -> tuple[int, bool]:
-    """(tokens of the newest evaluation that was decided on, whether the trial goes on)."""
-    data = run.read(VERDICT)
+def read_decision(run: SyncedDirectory) -> tuple[int, bool]:
+    """Return (tokens of the newest evaluation decided on, whether the trial continues)."""
+    data = run.read_file(DECISION)
     if data is None:
         return 0, True
-    found = json.loads(data)
-    return int(found["tokens"]), bool(found["goes_on"])
+    decision = json.loads(data)
+    return int(decision["tokens"]), bool(decision["goes_on"])

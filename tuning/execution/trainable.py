@@ -1,9 +1,9 @@
-"""One trial as Ray Tune runs it: a run of the one trainer, its evaluations told to Tune.
+"""One trial as Ray Tune runs it: a run of the trainer that reports its evaluations to Tune.
 
-A trial on one device trains in this very process. One on several trains in workers of its own, and
-this process reads their evaluations from the run directory. Either stands still after an evaluation
-until the search has decided whether it goes on, and either begins with the run directory's newest
-checkpoint, so whoever starts it again repeats no step that was saved.
+A trial on one device trains in this very process. One on several devices trains in workers of its
+own, and this process relays their evaluations from the run directory. Either waits after an
+evaluation until the search has decided on it, and starts from the newest checkpoint in its run
+directory, so a restart repeats no step that was saved.
 """
 
 import os
@@ -19,23 +19,28 @@ from filelock import FileLock, Timeout
 
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
+from trainers.checkpoint import checkpoint
 from trainers.config.recipe import Recipe
 from trainers.runtime.fit import fit
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training.loop import TrainingError
-from tuning.execution.stop_signal import Gate
-from tuning.execution.warm_start import inherit
+from tuning.execution.stop_signal import StopSignal
 
-HELD_SECONDS = 300  # that the last process of a killed search may take to let go of a trial
-LOOK_SECONDS, FAR_LOOK_SECONDS = 0.5, 2.0  # between looks at what workers wrote: disk, store
+LOCK_SECONDS = 300  # that the last process of a killed search may take to release a trial
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.5, 2.0  # between reads of what workers wrote: disk, store
 
-Tell = Callable[[Mapping[str, Any]], None]
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class WarmStartError(BerthaError):
+    """A parent whose checkpoint is missing."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a trial is told. run: its run directory. parent: the run directory, and the tokens seen
-    there, of the checkpoint it begins with.
+class TrialSpec:
+    """Everything that the process of a trial needs.
+
+    run: its run directory. parent: (run directory, tokens) of the checkpoint it starts from.
     """
 
     number: int
@@ -45,94 +50,112 @@ class Order:
     parent: tuple[RunDirectory, int] | None = None
 
 
-def carry_out(config: Mapping[str, Any]) -> None:
-    """Train the trial of `config["order"]`; Tune calls this in a process of its own."""
+def run_trial(config: Mapping[str, Any]) -> None:
+    """Train the trial of `config["spec"]`: the function trainable, in a process of its own."""
     # A process is used again for the next trial, once this one's thread has ended.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
-    train(config["order"], ray.tune.report)
+    train_trial(config["spec"], ray.tune.report)
 
 
-def train(order: Order, tell: Tell) -> None:
-    """Train `order`, telling each evaluation and at last how it ended."""
+def train_trial(spec: TrialSpec, report: Report) -> None:
+    """Train a trial; report each evaluation (tokens, value) and at last how it ended.
+
+    Every report has the seconds since the start. ended: complete; failed, for a reason of this
+    trial's; refused, for one that all trials share.
+    """
     started = time.monotonic()
 
-    def told(facts: Mapping[str, Any]) -> None:
-        tell({**facts, "seconds": time.monotonic() - started})
+    def report_timed(facts: Mapping[str, Any]) -> None:
+        report({**facts, "seconds": time.monotonic() - started})
 
     try:
-        with _held(order.run):
-            _fit(order, told)
+        with _locked(spec.run):
+            _fit(spec, report_timed)
     except TrainingError as error:
-        told({"ended": "failed", "reason": str(error)})
+        report_timed({"ended": "failed", "reason": str(error)})
     except BerthaError as error:
-        told({"ended": "refused", "reason": str(error)})
+        report_timed({"ended": "refused", "reason": str(error)})
     else:
-        told({"ended": "complete"})
+        report_timed({"ended": "complete"})
 
 
-def _fit(order: Order, told: Tell) -> None:
-    metric = order.recipe.metric
+def _fit(spec: TrialSpec, report: Report) -> None:
+    stop_signal, address = StopSignal(spec.run), spec.run.address
 
-    def report(metrics: Mapping[str, float]) -> None:
-        told({"tokens": int(metrics["tokens"]), "value": metrics[metric]})
-
-    gate = Gate(order.run)
+    def report_evaluation(metrics: Mapping[str, float]) -> None:
+        report({"tokens": int(metrics["tokens"]), "value": metrics[spec.recipe.metric]})
 
     def report_and_wait(metrics: Mapping[str, float]) -> None:
-        report(metrics)
-        gate(metrics)
+        report_evaluation(metrics)
+        stop_signal(metrics)
 
-    for metrics in evaluations(order.run):  # that were told to a search that was killed
-        report(metrics)
-    if order.parent is not None:
-        inherit(order.run, *order.parent)
-    if order.cluster.num_workers:
-        with _watched(order, report):
-            fit(order.recipe, order.cluster, order.run.address, True, False, gate)
+    for metrics in read_evaluations(spec.run):  # an earlier search may have died before it heard
+        report_evaluation(metrics)
+    if spec.parent is not None:
+        copy_parent_checkpoint(spec.run, *spec.parent)
+    if spec.cluster.num_workers:
+        with _relaying_evaluations(spec, report_evaluation):
+            fit(spec.recipe, spec.cluster, address, True, False, stop_signal)
     else:
-        fit(order.recipe, order.cluster, order.run.address, True, False, report_and_wait)
-    for metrics in evaluations(order.run):  # the last of workers, which nobody watches any more
-        report(metrics)
+        fit(spec.recipe, spec.cluster, address, True, False, report_and_wait)
+    for metrics in read_evaluations(spec.run):  # the workers' last, which nothing relays any more
+        report_evaluation(metrics)
 
 
-def evaluations(run: RunDirectory) -> list[dict[str, Any]]:
-    """The evaluations in a run directory, as the trainer reports them."""
-    rows = run.published("evaluation")
+def read_evaluations(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return the evaluations in a run directory, as the trainer reports them."""
+    rows = run.published_rows("evaluation")
     return [{**row["metrics"], "step": row["step"], "tokens": row["tokens"]} for row in rows]
 
 
-@contextmanager
-def _watched(order: Order, report: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
-    """Report what workers evaluate, as it comes, while the block runs."""
-    over = threading.Event()
+def copy_parent_checkpoint(run: RunDirectory, parent: RunDirectory, tokens: int) -> None:
+    """Give `run`, unless it has a checkpoint, the one that `parent` has at `tokens`.
 
-    def watch() -> None:
-        seen = 0
-        while not over.wait(FAR_LOOK_SECONDS if order.run.home else LOOK_SECONDS):
-            for metrics in evaluations(order.run):
-                if metrics["tokens"] > seen:
-                    seen = metrics["tokens"]
+    A checkpoint holds weights, moments and the position, and the learning rate is a function of the
+    step, so a run with other settings of the optimizer may start from it.
+    """
+    if checkpoint.find_latest(run.checkpoints) is not None:
+        return
+    steps = [row["step"] for row in parent.published_rows("evaluation") if row["tokens"] == tokens]
+    if not steps or not checkpoint.copy_from(run.checkpoints, parent.checkpoints, steps[-1]):
+        raise WarmStartError(
+            f"{parent.address}: its checkpoint at {tokens:,} tokens is gone or damaged"
+        )
+
+
+@contextmanager
+def _relaying_evaluations(
+    spec: TrialSpec, report: Callable[[Mapping[str, float]], None]
+) -> Iterator[None]:
+    """Report what workers evaluate while the block runs."""
+    done = threading.Event()
+
+    def relay() -> None:
+        reported = 0
+        while not done.wait(REMOTE_POLL_SECONDS if spec.run.home else POLL_SECONDS):
+            for metrics in read_evaluations(spec.run):
+                if metrics["tokens"] > reported:
+                    reported = metrics["tokens"]
                     report(metrics)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        over.set()
-        watcher.join()
+        done.set()
+        thread.join()
 
 
 @contextmanager
-def _held(run: RunDirectory) -> Iterator[None]:
-    """Hold the run directory: a trial of a search that was killed may take a moment to die."""
+def _locked(run: RunDirectory) -> Iterator[None]:
+    """Lock the run directory: a trial of a search that was killed may take a moment to die."""
     run.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.path / ".lock", timeout=HELD_SECONDS)
     try:
-        with lock:
+        with FileLock(run.path / ".lock", timeout=LOCK_SECONDS):
             yield
     except Timeout:
         raise RunError(
-            f"{run.address}: another process has trained this trial for {HELD_SECONDS} seconds; "
+            f"{run.address}: another process has trained this trial for {LOCK_SECONDS} seconds; "
             "end it"
         ) from None

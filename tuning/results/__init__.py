@@ -1,0 +1,4 @@
+"""The outcome of a search: the winner and its bundle, report, figures and dashboard.
+
+Reads the journal and never writes it. `deployment` is the only module that imports `serving`.
+"""

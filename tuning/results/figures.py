@@ -1,124 +1,174 @@
 """Figures of a search as SVG: learning curves, the heat map, importances, the Pareto front.
 
-Text stays text, and the same search gives the same figure. Starts nothing and writes nothing.
+Text stays text, and the same search gives the same figure, byte for byte.
 """
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tuning.algorithms.pareto import Variant, front
-from tuning.results.heatmap import heat_map
+from tuning.algorithms.pareto import DeploymentOption, pareto_front
+from tuning.algorithms.sampler import expected_score
+from tuning.algorithms.trial import Trial, rank_completed, without_repeats
 from tuning.results.importance import Importance
-from tuning.store.reader import Snapshot
+from tuning.space.scaling_rule import RATE, SIZE
+from tuning.store.reader import SearchSnapshot
 
 INK, WINNER, DEFAULT = "#334155", "#2563eb", "#f97316"
-SHADES = {"running": "#14b8a6", "complete": "#64748b", "stopped": "#94a3b8", "failed": "#ef4444"}
+COLORS = {"running": "#14b8a6", "complete": "#64748b", "stopped": "#94a3b8", "failed": "#ef4444"}
+MAX_ROWS = 8  # of the heat map; more learning rates are binned
 
 
-def curves(snapshot: Snapshot, winner: int | None = None) -> str:
-    """The metric of every trial over the tokens it has seen; repetitions dotted."""
-    figure, axes = _canvas(4.5)
+def plot_curves(snapshot: SearchSnapshot, winner: int | None = None) -> str:
+    """Plot the metric of every trial over its tokens; repeats are dotted."""
+    figure, axes = _new_figure(4.5)
     for trial in snapshot.trials:
         if not trial.curve:
             continue
         number = trial.number if trial.repeats is None else trial.repeats
-        shade = SHADES[trial.state]
+        color = COLORS[trial.state]
         if number in (winner, 0):
-            shade = WINNER if number == winner else DEFAULT
+            color = WINNER if number == winner else DEFAULT
         axes.plot(
-            [look.tokens for look in trial.curve],
-            [snapshot.shown(look.score) for look in trial.curve],
-            color=shade,
+            [evaluation.tokens for evaluation in trial.curve],
+            [snapshot.to_metric(evaluation.score) for evaluation in trial.curve],
+            color=color,
             linestyle="-" if trial.repeats is None else ":",
             linewidth=2 if number in (winner, 0) else 1,
             marker="x" if trial.state == "stopped" else None,
             markevery=[-1],
         )
-        end = trial.curve[-1]
-        axes.annotate(
-            f" {trial.number}", (end.tokens, snapshot.shown(end.score)), fontsize=7, color=shade
-        )
+        end = trial.curve[-1].tokens, snapshot.to_metric(trial.curve[-1].score)
+        axes.annotate(f" {trial.number}", end, fontsize=7, color=color)
     axes.set(xlabel="tokens trained on", ylabel=snapshot.metric)
-    named = [(WINNER, "winner"), (DEFAULT, "the recipe's own"), (SHADES["stopped"], "stopped")]
-    for shade, label in named:
-        axes.plot([], [], color=shade, label=label)
+    legend = [(WINNER, "winner"), (DEFAULT, "the recipe's own"), (COLORS["stopped"], "stopped")]
+    for color, label in legend:
+        axes.plot([], [], color=color, label=label)
     axes.legend(fontsize=8)
-    return _svg(figure, "curves")
+    return _to_svg(figure, "curves")
 
 
-def heat(snapshot: Snapshot) -> str | None:
-    """The best metric at each learning rate and batch size; None where not both are searched."""
-    found = heat_map(snapshot.trials)
-    if found is None:
+@dataclass(frozen=True)
+class HeatMap:
+    """The best score at each learning rate and batch size: [rates, sizes], NaN if not tried.
+
+    Trials that were stopped, or still run, count with their expected final score. rates: the middle
+    of each row, rising. sizes: of each column, rising.
+    """
+
+    rates: tuple[float, ...]
+    sizes: tuple[float, ...]
+    scores: np.ndarray
+
+
+def build_heat_map(trials: Sequence[Trial]) -> HeatMap | None:
+    """Return the heat map; None unless both settings are searched and a trial has a score."""
+    completed = rank_completed(trials)
+    points = []
+    for trial in without_repeats(trials):
+        rate, size = trial.settings.get(RATE), trial.settings.get(SIZE)
+        score = expected_score(trial, completed)
+        if isinstance(rate, (int, float)) and isinstance(size, (int, float)) and score is not None:
+            points.append((float(rate), float(size), score))
+    if not points:
         return None
-    figure, axes = _canvas(4.5)
-    shown, is_higher_better = snapshot.sign * found.scores, snapshot.sign > 0
-    shades = "viridis" if is_higher_better else "viridis_r"
-    image = axes.imshow(shown, aspect="auto", origin="lower", cmap=shades)
-    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
-    for (row, column), value in np.ndenumerate(shown):
+    edges = _row_edges(sorted({rate for rate, _, _ in points}))
+    sizes = sorted({size for _, size, _ in points})
+    scores = np.full((len(edges) - 1, len(sizes)), np.nan)
+    for rate, size, score in points:
+        cell = sum(rate >= edge for edge in edges[1:-1]), sizes.index(size)
+        scores[cell] = np.nanmax([scores[cell], score])
+    rates = tuple(math.sqrt(low * high) for low, high in itertools.pairwise(edges))
+    return HeatMap(rates, tuple(sizes), scores)
+
+
+def _row_edges(rates: Sequence[float]) -> list[float]:
+    """Return the bounds of the rows: between neighbours if there are few rates, else even."""
+    if len(rates) == 1:
+        return [rates[0] / 2, rates[0] * 2]
+    if len(rates) > MAX_ROWS:
+        return [float(edge) for edge in np.geomspace(rates[0], rates[-1], MAX_ROWS + 1)]
+    logs = [math.log(rate) for rate in rates]
+    inner = [(one + other) / 2 for one, other in itertools.pairwise(logs)]
+    ends = 2 * logs[0] - inner[0], 2 * logs[-1] - inner[-1]
+    return [math.exp(edge) for edge in (ends[0], *inner, ends[1])]
+
+
+def plot_heat_map(snapshot: SearchSnapshot) -> str | None:
+    """Plot the best metric at each learning rate and batch size; None unless both are searched."""
+    heat_map = build_heat_map(snapshot.trials)
+    if heat_map is None:
+        return None
+    figure, axes = _new_figure(4.5)
+    sign = snapshot.config.sign
+    values, is_higher_better = sign * heat_map.scores, sign > 0
+    color_map = "viridis" if is_higher_better else "viridis_r"
+    image = axes.imshow(values, aspect="auto", origin="lower", cmap=color_map)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             ink = "white" if (value < middle) == is_higher_better else "black"
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=ink, fontsize=8)
-    axes.set_xticks(range(len(found.sizes)), [f"{size:g}" for size in found.sizes])
-    axes.set_yticks(range(len(found.rates)), [f"{rate:.1e}" for rate in found.rates])
+    axes.set_xticks(range(len(heat_map.sizes)), [f"{size:g}" for size in heat_map.sizes])
+    axes.set_yticks(range(len(heat_map.rates)), [f"{rate:.1e}" for rate in heat_map.rates])
     axes.set(xlabel="batch size", ylabel="learning rate")
     figure.colorbar(image, ax=axes, label=snapshot.metric)
-    return _svg(figure, "heat")
+    return _to_svg(figure, "heat")
 
 
-def importance(found: Sequence[Importance]) -> str:
-    """A bar a setting, with the interval of nine in ten."""
-    figure, axes = _canvas(0.5 * len(found) + 1.2)
-    places = range(len(found))
-    shares = [each.share for each in found]
-    axes.barh(places, shares, color=WINNER)
-    axes.hlines(places, [each.low for each in found], [each.high for each in found], color=INK)
-    axes.set_yticks(places, [each.key for each in found])
+def plot_importances(importances: Sequence[Importance]) -> str:
+    """Plot a bar for each setting, with its interval."""
+    figure, axes = _new_figure(0.5 * len(importances) + 1.2)
+    rows = range(len(importances))
+    lows, highs = [each.low for each in importances], [each.high for each in importances]
+    axes.barh(rows, [each.share for each in importances], color=WINNER)
+    axes.hlines(rows, lows, highs, color=INK)
+    axes.set_yticks(rows, [each.key for each in importances])
     axes.invert_yaxis()
     axes.set(xlabel="share of what made trials good", xlim=(0, 1))
-    return _svg(figure, "importance")
+    return _to_svg(figure, "importance")
 
 
-def pareto(variants: Sequence[Variant], metric: str, sign: int) -> str:
-    """The metric over the price of a million predictions, the front joined, p95 beside each."""
-    figure, axes = _canvas(4.5)
-    best = front(variants, sign)
-    priced = all(variant.usd is not None for variant in variants)
-    for variant in variants:
-        on_front = variant in best
-        shade = WINNER if on_front else SHADES["failed" if variant.refused else "complete"]
-        at = (_cost(variant, priced), variant.metric)
-        axes.scatter(*at, color=shade, s=28 if on_front else 14)
-        text = f" {variant.trial}: {variant.engine}, {1000 * variant.p95_seconds:.0f} ms"
-        axes.annotate(text, at, fontsize=7, color=shade)
-    line = sorted((_cost(variant, priced), variant.metric) for variant in best)
+def plot_pareto_front(options: Sequence[DeploymentOption], metric: str, sign: int) -> str:
+    """Plot the metric over the price of a million predictions; the front is joined."""
+    figure, axes = _new_figure(4.5)
+    front = pareto_front(options, sign)
+    in_usd = all(option.usd is not None for option in options)
+
+    def position(option: DeploymentOption) -> tuple[float, float]:
+        cost = option.usd if in_usd and option.usd is not None else option.cpu_seconds
+        return cost, option.metric
+
+    for option in options:
+        on_front = option in front
+        color = WINNER if on_front else COLORS["failed" if option.refused else "complete"]
+        axes.scatter(*position(option), color=color, s=28 if on_front else 14)
+        text = f" {option.trial}: {option.engine}, {1000 * option.p95_seconds:.0f} ms"
+        axes.annotate(text, position(option), fontsize=7, color=color)
+    line = sorted(position(option) for option in front)
     axes.plot(*zip(*line, strict=True), color=WINNER, linewidth=0.8)
-    cost = "dollars" if priced else "CPU-seconds"
-    axes.set(xscale="log", xlabel=f"{cost} a million predictions", ylabel=metric)
+    unit = "dollars" if in_usd else "CPU-seconds"
+    axes.set(xscale="log", xlabel=f"{unit} a million predictions", ylabel=metric)
     axes.margins(x=0.25)
-    return _svg(figure, "pareto")
+    return _to_svg(figure, "pareto")
 
 
-def _cost(variant: Variant, priced: bool) -> float:
-    return variant.usd if priced and variant.usd is not None else variant.cpu_seconds
-
-
-def _canvas(height: float) -> tuple[Figure, Axes]:
+def _new_figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure, to stand inside a page; names inside it are its own."""
+def _to_svg(figure: Figure, name: str) -> str:
+    """Render the figure for embedding in a page; ids inside it are unique to `name`."""
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=False)

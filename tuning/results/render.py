@@ -1,4 +1,4 @@
-"""A report as a page of HTML that needs no other file, and as Markdown. Pure; knows no search."""
+"""Renders report sections as one self-contained HTML page, and as Markdown."""
 
 import html as escaping
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ svg { max-width: 100%; height: auto }
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report. table: rows, the first of them names. figure: SVG, which only a page
-    shows. code: a command.
+    """A part of a report.
+
+    table: rows, the first of them column names. figure: SVG, in HTML only. code: a command.
     """
 
     title: str
@@ -31,9 +32,9 @@ class Section:
     code: str | None = None
 
 
-def html(title: str, sections: Sequence[Section]) -> str:
-    """A whole page: no script, nothing loaded."""
-    body = "\n".join(_html(section) for section in sections)
+def render_html(title: str, sections: Sequence[Section]) -> str:
+    """Return a page without scripts that loads nothing."""
+    body = "\n".join(_section_html(section) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -42,45 +43,45 @@ def html(title: str, sections: Sequence[Section]) -> str:
     )
 
 
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The same without figures."""
-    return "\n\n".join([f"# {_plain(title)}", *map(_markdown, sections)]) + "\n"
+def render_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Return the same as Markdown, without figures."""
+    return "\n\n".join([f"# {_one_line(title)}", *map(_section_markdown, sections)]) + "\n"
 
 
-def _html(section: Section) -> str:
+def _section_html(section: Section) -> str:
     parts = [f"<h2>{escaping.escape(section.title)}</h2>"]
     parts += [f"<p>{escaping.escape(line)}</p>" for line in section.text]
     if section.code is not None:
         parts.append(f"<pre>{escaping.escape(section.code)}</pre>")
     if section.table:
         head, *rows = section.table
-        lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
+        lines = [_row_html("th", head), *(_row_html("td", row) for row in rows)]
         parts.append(f"<div><table>\n{chr(10).join(lines)}\n</table></div>")
     if section.figure is not None:
         parts.append(f"<div>{section.figure}</div>")
     return "\n".join(parts)
 
 
-def _cells(kind: str, cells: Sequence[str]) -> str:
+def _row_html(kind: str, cells: Sequence[str]) -> str:
     inner = "".join(f"<{kind}>{escaping.escape(cell)}</{kind}>" for cell in cells)
     return f"<tr>{inner}</tr>"
 
 
-def _markdown(section: Section) -> str:
-    parts = [f"## {_plain(section.title)}", *map(_plain, section.text)]
+def _section_markdown(section: Section) -> str:
+    parts = [f"## {_one_line(section.title)}", *map(_one_line, section.text)]
     if section.code is not None:
         parts.append(f"```sh\n{section.code}\n```")
     if section.table:
         head, *rows = section.table
-        lines = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
+        lines = [_row_markdown(head), _row_markdown(["---"] * len(head)), *map(_row_markdown, rows)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+def _row_markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _plain(text: str) -> str:
-    """One line, whatever an error said."""
+def _one_line(text: str) -> str:
+    """Join the lines of a text, such as an error, into one."""
     return " ".join(text.replace("<", "&lt;").split())

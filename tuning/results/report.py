@@ -1,44 +1,31 @@
-"""What a search came to, for people: `RUN/report.html`, which needs nothing else, and
-`RUN/report.md`.
+"""The report of a search: `RUN/report.html`, which needs no other file, and `RUN/report.md`.
 
 Written when a search ends, and again by `python -m tuning report RUN`, from result.json and the
-journal alone. Knows no Ray and trains nothing.
+journal alone.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from trainers.storage.directory import Directory
-from trainers.tracking.progress import duration
-from tuning.algorithms.pareto import Variant, front
+from cluster.spec import ClusterSpec
+from trainers.storage.directory import SyncedDirectory
+from trainers.tracking.progress import format_duration
+from tuning.algorithms.pareto import DeploymentOption, pareto_front
 from tuning.results import figures, render
-from tuning.results.importance import FEWEST, importances
-from tuning.results.importance import words as share_words
+from tuning.results.importance import MIN_TRIALS, compute_importances
 from tuning.results.render import Section
-from tuning.space.space import words
+from tuning.space.space import format_point
 from tuning.store import reader
 from tuning.store.budget import Spend
-from tuning.store.lease import at_hand
-from tuning.store.reader import RESULT, JournalError, Snapshot
+from tuning.store.reader import RESULT, JournalError, SearchSnapshot
 
-Result = dict[str, Any]
+Result = dict[str, Any]  # of result.json
 HTML, MARKDOWN = "report.html", "report.md"
 
 
-def main(arguments: list[str]) -> int:
-    """The command `report`. Raises BerthaError."""
-    parser = argparse.ArgumentParser(prog="python -m tuning report", description="of a search")
-    parser.add_argument("run", help="a search that has ended: its directory, or s3://...")
-    with at_hand(parser.parse_args(arguments).run) as run:
-        for name in write(run):
-            print(f"report: {run.address}/{name}")
-    return 0
-
-
-def write(run: Directory) -> tuple[str, str]:
-    """Write both files; their names. Raises JournalError where the search has not ended."""
+def write_report(run: SyncedDirectory) -> tuple[str, str]:
+    """Write both files; return their names. Raises JournalError if the search has not ended."""
     where = run.address
     if not (run.path / RESULT).is_file():
         raise JournalError(
@@ -47,131 +34,185 @@ def write(run: Directory) -> tuple[str, str]:
             f"dashboard {where})"
         )
     result: Result = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
-    snapshot = reader.read(run.path)
-    parts = list(sections(result, snapshot))
+    sections = list(build_sections(result, reader.read_snapshot(run.path)))
     title = f"Search {run.path.resolve().name}"
-    run.leave(HTML, render.html(title, parts))
-    run.leave(MARKDOWN, render.markdown(title, parts))
+    run.write_shared(HTML, render.render_html(title, sections))
+    run.write_shared(MARKDOWN, render.render_markdown(title, sections))
     return HTML, MARKDOWN
 
 
-def sections(result: Result, snapshot: Snapshot) -> Iterator[Section]:
-    """The report, part by part."""
-    yield _winner(result)
-    yield _repeat(result)
-    yield _importance(snapshot)
+def summary_lines(result: Result, cluster: ClusterSpec) -> Iterator[str]:
+    """Yield a few lines for the terminal: who won, by how much, and what it cost."""
+    yield result["verdict"]
+    for row in _finalist_rows(result):
+        mark = "*" if row.number == result["winner"] else " "
+        test = f"  test {row.test}" if row.test else ""
+        yield (
+            f"{mark} trial {row.number:<3} {result['metric']} {row.validation} "
+            f"({row.num_seeds} seed(s)){test}  {row.settings}"
+        )
+    spend, states = result["spend"], [trial["state"] for trial in result["trials"]]
+    more = Spend.for_seconds(spend["even_chance_of_better"]["seconds"], cluster)
+    yield (
+        f"spent {Spend.for_seconds(spend['seconds'], cluster)}: {len(states)} trials, "
+        f"{states.count('stopped')} stopped early, as many tokens as {_whole_runs(result)} "
+        "whole runs"
+    )
+    yield f"an even chance of something better is expected to cost {more} more"
+    if spend["tune_overhead"] is not None:
+        yield (
+            f"placing trials took {spend['tune_overhead']:.1%} of their own time "
+            f"({format_duration(spend['trial_seconds'])})"
+        )
+    for option in _split_options(result)[1]:
+        yield (
+            f"on the front: trial {option.trial} by {option.engine}, {result['metric']} "
+            f"{option.metric:.4f}, p95 {1000 * option.p95_seconds:.0f} ms, {option.price_text} "
+            "a million predictions"
+        )
+    if result.get("registered"):
+        name = result["registered"].partition(":")[0]
+        yield (
+            f"registered as {result['registered']}: python -m serving deploy {name}@best makes it "
+            "the one that answers"
+        )
+    yield f"bundle: {result['bundle']}"
+
+
+def build_sections(result: Result, snapshot: SearchSnapshot) -> Iterator[Section]:
+    """Yield the sections of the report."""
+    yield _winner_section(result)
+    yield _repeat_section(result)
+    yield _importance_section(snapshot)
     yield Section(
         "Learning curves",
         ("Each trial by its number; dotted: trained again with another seed.",),
-        figure=figures.curves(snapshot, result["winner"]),
+        figure=figures.plot_curves(snapshot, result["winner"]),
     )
-    heat = figures.heat(snapshot)
-    if heat is not None:
-        told = "The best of each cell; trials that were stopped count where they are expected to "
-        yield Section("Learning rate and batch size", (f"{told}end.",), figure=heat)
+    heat_map = figures.plot_heat_map(snapshot)
+    if heat_map is not None:
+        text = (
+            "The best of each cell; trials that were stopped count where they are expected to end."
+        )
+        yield Section("Learning rate and batch size", (text,), figure=heat_map)
     if result.get("variants"):
-        yield _deployment(result)
-    yield _cost(result, snapshot)
-    yield _trials(result)
+        yield _deployment_section(result)
+    yield _cost_section(result, snapshot)
+    yield _trials_section(result)
 
 
-def _winner(result: Result) -> Section:
-    """Who won, by how much, and how sure that is."""
-    metric, winner = result["metric"], result["winner"]
-    verdict = result["verdict"]
+class _FinalistRow(NamedTuple):
+    number: int
+    settings: str
+    num_seeds: int
+    validation: str  # mean ± standard deviation
+    test: str  # "" where it was not tested
+
+
+def _finalist_rows(result: Result) -> Iterator[_FinalistRow]:
+    for standing in result["standings"]:
+        number = standing["trial"]
+        spread = "" if standing["spread"] is None else f" ± {standing['spread']:.4f}"
+        test = result["test"].get(str(number), {}).get(result["metric"])
+        yield _FinalistRow(
+            number,
+            format_point(next(t["settings"] for t in result["trials"] if t["number"] == number)),
+            len(standing["by_seed"]),
+            f"{standing['mean']:.4f}{spread}",
+            "" if test is None else f"{test:.4f}",
+        )
+
+
+def _winner_section(result: Result) -> Section:
+    metric, verdict = result["metric"], result["verdict"]
     shown = "the best of each model" if result.get("variants") else "the winner"
-    told = (
+    text = (
         f"{verdict[0].upper()}{verdict[1:]}.",
         "Validation: the mean over seeds that nobody chose, ± their standard deviation. Test: rows "
         f"that were shown to {shown} and the recipe's own settings alone, once.",
     )
     rows = [("trial", "settings", "seeds", f"validation {metric}", f"test {metric}")]
-    for standing in result["standings"]:
-        number = standing["trial"]
-        spread = "" if standing["spread"] is None else f" ± {standing['spread']:.4f}"
-        test = result["test"].get(str(number), {}).get(metric)
-        rows.append(
-            (
-                f"{number}{' (winner)' if number == winner else ''}",
-                words(_settings(result, number)),
-                str(len(standing["by_seed"])),
-                f"{standing['mean']:.4f}{spread}",
-                "" if test is None else f"{test:.4f}",
-            )
-        )
-    return Section("The winner", told, tuple(rows))
+    for row in _finalist_rows(result):
+        number = f"{row.number}{' (winner)' if row.number == result['winner'] else ''}"
+        rows.append((number, row.settings, str(row.num_seeds), row.validation, row.test))
+    return Section("The winner", text, tuple(rows))
 
 
-def _repeat(result: Result) -> Section:
-    """The command that trains the winner again, and where its bundle is."""
-    told = [f"The bundle: {result['bundle']}"]
+def _repeat_section(result: Result) -> Section:
+    """Build the section with the winner's bundle and the command that trains it again."""
+    text = [f"The bundle: {result['bundle']}"]
     if result.get("registered"):
-        told.append(f"Registered as {result['registered']}, and called best.")
+        text.append(f"Registered as {result['registered']}, and called best.")
     if len(result["lineage"]) > 1:
         steps = (
-            f"from token {each['from_tokens']:,} {words(each['settings'])}"
+            f"from token {each['from_tokens']:,} {format_point(each['settings'])}"
             for each in result["lineage"]
         )
-        told.append(
+        text.append(
             "Its settings changed while it trained, which no one command repeats: "
             + "; ".join(steps)
             + ". The command trains the last of them alone."
         )
-    return Section("Repeat it", tuple(told), code=result["repeat"])
+    return Section("Repeat it", tuple(text), code=result["repeat"])
 
 
-def _importance(snapshot: Snapshot) -> Section:
-    found = importances(snapshot)
-    if not found:
-        return Section("What mattered", (f"Fewer than {FEWEST} trials say nothing of that.",))
-    told = (
+def _importance_section(snapshot: SearchSnapshot) -> Section:
+    importances = compute_importances(snapshot)
+    if not importances:
+        return Section("What mattered", (f"Fewer than {MIN_TRIALS} trials say nothing of that.",))
+    text = (
         "How much rarer the values of the best trials are than those of all (PED-ANOVA), of all "
         "settings together 1. In brackets and as lines: where nine in ten of the shares lie when "
         "trials are drawn again; wide ones mean that more trials are needed to tell."
     )
-    rows = [("setting", "share"), *((each.key, share_words(each)) for each in found)]
-    return Section("What mattered", (told,), tuple(rows), figure=figures.importance(found))
+    rows = [("setting", "share"), *((each.key, str(each)) for each in importances)]
+    figure = figures.plot_importances(importances)
+    return Section("What mattered", (text,), tuple(rows), figure=figure)
 
 
-def _deployment(result: Result) -> Section:
-    """The variants, those on the front marked."""
-    variants = [Variant(**each) for each in result["variants"]]
+def _split_options(result: Result) -> tuple[list[DeploymentOption], list[DeploymentOption], int]:
+    """Return all deployment options, those on the Pareto front, and the sign of the metric."""
+    options = [DeploymentOption(**each) for each in result.get("variants", ())]
     sign = -1 if result["lower_is_better"] else 1
-    best = front(variants, sign)
-    told = (
+    return options, pareto_front(options, sign), sign
+
+
+def _deployment_section(result: Result) -> Section:
+    options, front, sign = _split_options(result)
+    text = (
         "Engines of the best trial of each model, measured on this machine by `python -m serving "
         "build`, on all held-out rows. p95: two batches of texts as long as the model reads. "
         "Marked: the Pareto front, which no other beats in one thing without losing in another."
     )
-    head = ("", "trial", "engine", result["metric"], "p95", "CPU-seconds / million", "$ / million")
-    rows = [head, *(_variant(each, each in best) for each in variants)]
-    figure = figures.pareto(variants, result["metric"], sign)
-    return Section("For deployment", (told,), tuple(rows), figure=figure)
+    rows = [
+        ("", "trial", "engine", result["metric"], "p95", "CPU-seconds / million", "$ / million")
+    ]
+    for option in options:
+        rows.append(
+            (
+                "*" if option in front else "",
+                str(option.trial),
+                option.engine + (f" ({option.refused})" if option.refused else ""),
+                f"{option.metric:.4f}",
+                f"{1000 * option.p95_seconds:.1f} ms",
+                f"{option.cpu_seconds:,.0f}",
+                "" if option.usd is None else f"{option.usd:,.4f}",
+            )
+        )
+    figure = figures.plot_pareto_front(options, result["metric"], sign)
+    return Section("For deployment", (text,), tuple(rows), figure=figure)
 
 
-def _variant(variant: Variant, on_front: bool) -> tuple[str, ...]:
-    return (
-        "*" if on_front else "",
-        str(variant.trial),
-        variant.engine + (f" ({variant.refused})" if variant.refused else ""),
-        f"{variant.metric:.4f}",
-        f"{1000 * variant.p95_seconds:.1f} ms",
-        f"{variant.cpu_seconds:,.0f}",
-        "" if variant.usd is None else f"{variant.usd:,.4f}",
-    )
-
-
-def _cost(result: Result, snapshot: Snapshot) -> Section:
-    """What it cost, and what more is expected to."""
+def _cost_section(result: Result, snapshot: SearchSnapshot) -> Section:
     spend = result["spend"]
-    more = Spend.of(spend["even_chance_of_better"]["seconds"], snapshot.cluster)
+    more = Spend.for_seconds(spend["even_chance_of_better"]["seconds"], snapshot.cluster)
     states = [trial["state"] for trial in result["trials"]]
     rows = [
         ("what", "how much"),
-        ("the cluster was held", str(Spend.of(spend["seconds"], snapshot.cluster))),
+        ("the cluster was held", str(Spend.for_seconds(spend["seconds"], snapshot.cluster))),
         ("trials", f"{len(states)}, {states.count('stopped')} of them stopped early"),
-        ("trained and evaluated", duration(spend["trial_seconds"])),
-        ("tokens", f"{spend['tokens']:,}: {spend['tokens'] / spend['whole_run_tokens']:.1f} runs"),
+        ("trained and evaluated", format_duration(spend["trial_seconds"])),
+        ("tokens", f"{spend['tokens']:,}: {_whole_runs(result)} runs"),
         ("an even chance of something better", f"expected to cost {more} more"),
     ]
     if spend["tune_overhead"] is not None:
@@ -180,27 +221,26 @@ def _cost(result: Result, snapshot: Snapshot) -> Section:
     return Section("Cost", (), tuple(rows))
 
 
-def _trials(result: Result) -> Section:
-    """All of them, and why those that did not end did not."""
+def _trials_section(result: Result) -> Section:
     rows = [("trial", "settings", "seed", "state", result["metric"], "tokens", "why")]
     for trial in result["trials"]:
-        again = trial["repeats"]
+        repeated = trial["repeats"]
+        settings = format_point(trial["settings"])
         rows.append(
             (
                 str(trial["number"]),
-                words(trial["settings"]) if again is None else f"repeats trial {again}",
+                settings if repeated is None else f"repeats trial {repeated}",
                 str(trial["seed"]),
                 trial["state"],
                 "" if trial["best"] is None else f"{trial['best']:.4f}",
                 f"{trial['tokens']:,}",
-                _why(trial, result),
+                _stop_reason(trial, result),
             )
         )
     return Section("Trials", (), tuple(rows))
 
 
-def _why(trial: Result, result: Result) -> str:
-    """Why a trial did not come to its end."""
+def _stop_reason(trial: Result, result: Result) -> str:
     if trial["reason"] or trial["state"] != "stopped":
         return str(trial["reason"])
     if result["sampler"] == "pbt":
@@ -209,5 +249,5 @@ def _why(trial: Result, result: Result) -> str:
     return f"{result['scheduler']}: behind others at {share:.0%}"
 
 
-def _settings(result: Result, number: int) -> dict[str, Any]:
-    return dict(next(t["settings"] for t in result["trials"] if t["number"] == number))
+def _whole_runs(result: Result) -> str:
+    return f"{result['spend']['tokens'] / result['spend']['whole_run_tokens']:.1f}"

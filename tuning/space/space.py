@@ -1,17 +1,18 @@
-"""What is searched: a range for each of some settings of a recipe.
+"""The search space of a recipe: its `tune:` section, a range or a choice for each setting.
 
     tune:
-      optimizer.learning_rate: log 1e-6..1e-3     # even in its logarithm
-      stopping.epochs: 1..4                       # even; whole numbers, for both ends are
+      optimizer.learning_rate: log 1e-6..1e-3     # uniform in the logarithm
+      stopping.epochs: 1..4                       # uniform; integers, because both ends are
       batch.global_size: [16, 32, 64]             # a choice
+      model.layers: [null, [0, 2, 4]]             # a list may be a choice
 
-Every end of every range is checked against the recipe before anything starts. Where a recipe names
-no ranges, learning rate and batch size are searched around what suits a model of its size. Knows no
-torch and no Ray.
+All bounds are validated against the recipe before anything starts. A recipe without `tune:` gets
+a default space of learning rates and batch sizes for the size of its model.
 """
 
 import copy
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -21,14 +22,13 @@ from typing import Any
 from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
-from tuning.space import listed
 
 Value = float | int | str | bool | None
 Point = dict[str, Value]
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"(?:(log)\s+)?({NUMBER})\s*\.\.\s*({NUMBER})")
-CORNERS = 256  # combinations of ends that are checked; beyond, each end by itself
+MAX_CORNERS = 256  # combinations of bounds to validate; beyond, each bound is validated alone
 
 # Searching these would change what is measured, or nothing at all.
 NOT_SEARCHED = {
@@ -46,7 +46,7 @@ NOT_SEARCHED = {
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from low to high, even in their logarithm or in themselves."""
+    """Numbers from low to high, uniform in themselves or in their logarithm."""
 
     low: float
     high: float
@@ -54,18 +54,18 @@ class Range:
     whole: bool = False
 
     @property
-    def ends(self) -> tuple[Value, ...]:
-        """The lowest and the highest."""
+    def bounds(self) -> tuple[Value, ...]:
+        """The lowest and the highest value."""
         return (self.low, self.high)
 
-    def holds(self, value: Value) -> bool:
-        """Whether `value` is in the range."""
+    def contains(self, value: Value) -> bool:
+        """Return whether `value` is in the range."""
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
-    def at(self, share: float) -> Value:
-        """The value at `share`, 0 to 1, of the way."""
+    def value_at(self, share: float) -> Value:
+        """Return the value at `share` (0 to 1) of the way from low to high."""
         low, high = self.low, self.high
-        if self.whole:
+        if self.whole:  # so that the lowest and the highest integer are as likely as the others
             low, high = low - 0.5, high + 0.5
         if self.log:
             value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
@@ -85,23 +85,23 @@ class Choices:
     values: tuple[Value, ...]
 
     @property
-    def ends(self) -> tuple[Value, ...]:
-        """All of them."""
+    def bounds(self) -> tuple[Value, ...]:
+        """All values."""
         return self.values
 
     @property
-    def are_ordered(self) -> bool:
-        """Whether neighbours are alike: numbers, rising or falling."""
+    def is_ordered(self) -> bool:
+        """Whether the values are numbers that rise or fall, so that neighbours are alike."""
         numbers = [v for v in self.values if isinstance(v, (int, float)) and v is not True]
-        rising = len(numbers) == len(self.values)
-        return rising and numbers in (sorted(numbers), sorted(numbers, reverse=True))
+        all_numbers = len(numbers) == len(self.values)
+        return all_numbers and numbers in (sorted(numbers), sorted(numbers, reverse=True))
 
-    def holds(self, value: Value) -> bool:
-        """Whether `value` is one of them."""
+    def contains(self, value: Value) -> bool:
+        """Return whether `value` is one of the choices."""
         return value in self.values
 
-    def at(self, share: float) -> Value:
-        """The value at `share`, 0 to 1, of the way."""
+    def value_at(self, share: float) -> Value:
+        """Return the value at `share` (0 to 1) of the way through the choices."""
         return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
 
     def __str__(self) -> str:
@@ -112,38 +112,42 @@ Dimension = Range | Choices
 Space = Mapping[str, Dimension]
 
 
-def of(settings: Mapping[str, Any], recipe: Recipe, num_parameters: int, origin: str) -> Space:
-    """The space that `settings` names, or the default one of a model of `num_parameters`.
+def parse_space(
+    settings: Mapping[str, Any], recipe: Recipe, num_parameters: int, origin: str
+) -> Space:
+    """Return the space that `settings` names, or the default one for `num_parameters`.
 
-    settings: of the whole recipe file, overrides applied; recipe: the same, checked. Raises
-    SettingsError for a range that cannot be read, a setting that does not exist or cannot be
-    searched, and an end that the recipe refuses.
+    settings: of the whole recipe file, with overrides; recipe: the same, validated. Raises
+    SettingsError for a range that cannot be parsed, a setting that does not exist or cannot be
+    searched, and a bound that the recipe rejects.
     """
-    if settings.get(recipes.RANGES) is None:
-        return default(recipe, num_parameters)
-    named = settings[recipes.RANGES]
+    if settings.get(recipes.SEARCH_KEY) is None:
+        return default_space(recipe, num_parameters)
+    named = settings[recipes.SEARCH_KEY]
     if not isinstance(named, Mapping):
         raise SettingsError(
             f"{origin}: tune = {named!r}: give a range to each key, as in "
             "`optimizer.learning_rate: log 1e-6..1e-3`"
         )
-    given = dict(_flat(named))  # what the command line says comes last, and wins
-    space = {key: _parsed(key, text, origin) for key, text in given.items() if text is not None}
+    given = dict(_flatten(named))  # overrides of the command line come last, and win
+    space = {
+        key: _parse_dimension(key, text, origin) for key, text in given.items() if text is not None
+    }
     if not space:
         raise SettingsError(f"{origin}: tune names no range; name one, or remove `tune:`")
-    check(space, recipe, origin)
+    check_space(space, recipe, origin)
     return space
 
 
-def default(recipe: Recipe, num_parameters: int) -> Space:
-    """Learning rate and batch size around what suits a model of `num_parameters`.
+def default_space(recipe: Recipe, num_parameters: int) -> Space:
+    """Return a space of learning rates and batch sizes for a model of `num_parameters`.
 
     BERT-base (110 M) is fine-tuned at 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3) and smaller
-    models want more, so the middle for Adam's kin is 3e-5 times the square root of how much smaller
-    the model is; a `random` model starts from nothing and wants ten times as much. The range is ten
-    times less to ten times more, and wider where the recipe's own rate would be within a factor of
-    three of an end. SGD has no customary rate: a factor of thirty around the recipe's. Batch sizes
-    are a half to four times the recipe's.
+    models need more, so the middle for Adam and its kin is 3e-5 times the square root of how much
+    smaller the model is; ten times that for a `random` model, which starts from scratch. The range
+    spans a factor of ten either way, and more where the recipe's rate is within a factor of three
+    of a bound. SGD has no customary rate: a factor of thirty around the recipe's. Batch sizes are
+    half to four times the recipe's.
     """
     rate = recipe.optimizer.learning_rate
     if recipe.optimizer.name == "sgd":
@@ -152,32 +156,32 @@ def default(recipe: Recipe, num_parameters: int) -> Space:
         middle = 3e-5 * math.sqrt(110e6 / max(num_parameters, 1e6))
         middle *= 10 if recipe.model.name == "random" else 1
         low, high = min(middle / 10, rate / 3), max(middle * 10, rate * 3)
+    low, high = (float(f"{bound:.1e}") for bound in (low, high))
     size = recipe.batch.global_size
     sizes = tuple(dict.fromkeys(max(1, size * by // 2) for by in (1, 2, 4, 8)))
     return {
-        "optimizer.learning_rate": Range(_round(low), _round(high), log=True),
+        "optimizer.learning_rate": Range(low, high, log=True),
         "batch.global_size": Choices(sizes),
     }
 
 
-def check(space: Space, recipe: Recipe, origin: str) -> None:
-    """Raise SettingsError where the recipe refuses a setting, an end, or a combination of ends."""
+def check_space(space: Space, recipe: Recipe, origin: str) -> None:
+    """Raise SettingsError if the recipe rejects a setting, a bound or a combination of bounds."""
     for key in space:
         reason = next((r for k, r in NOT_SEARCHED.items() if f"{key}.".startswith(f"{k}.")), None)
         if reason is not None:
             raise SettingsError(f"{origin}: tune.{key}: not searched: {reason}")
     base = recipe.model_dump(mode="json")
     for key, dimension in space.items():
-        for end in dimension.ends:
-            with_point(base, {key: end}, f"{origin}: tune")
-    corners = math.prod(len(dimension.ends) for dimension in space.values())
-    if corners <= CORNERS:
-        for ends in itertools.product(*(dimension.ends for dimension in space.values())):
-            with_point(base, dict(zip(space, ends, strict=True)), f"{origin}: tune")
+        for bound in dimension.bounds:
+            apply_point(base, {key: bound}, f"{origin}: tune")
+    if math.prod(len(dimension.bounds) for dimension in space.values()) <= MAX_CORNERS:
+        for corner in itertools.product(*(dimension.bounds for dimension in space.values())):
+            apply_point(base, dict(zip(space, corner, strict=True)), f"{origin}: tune")
 
 
-def with_point(base: Mapping[str, Any], point: Mapping[str, Any], origin: str = "tune") -> Recipe:
-    """The recipe of plain settings `base` with those of `point`. Raises SettingsError."""
+def apply_point(base: Mapping[str, Any], point: Mapping[str, Any], origin: str = "tune") -> Recipe:
+    """Return the recipe of the plain settings `base`, updated by `point`. Raises SettingsError."""
     settings: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in point.items():
         *groups, last = key.split(".")
@@ -186,51 +190,69 @@ def with_point(base: Mapping[str, Any], point: Mapping[str, Any], origin: str = 
             inner = inner.setdefault(group, {})
             if not isinstance(inner, dict):
                 raise SettingsError(f"{origin}.{key}: {group} is no group of settings")
-        inner[last] = listed.meant(value)
-    return recipes.parse(settings, origin)
+        inner[last] = decode_choice(value)
+    return recipes.parse_recipe(settings, origin)
 
 
-def value_of(recipe: Recipe, key: str) -> Value:
-    """What `recipe` says of a dotted key."""
+def get_value(recipe: Recipe, key: str) -> Value:
+    """Return the recipe's value of a dotted key."""
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)
-    return listed.word(value)  # type: ignore[no-any-return]
+    return encode_choice(value)  # type: ignore[no-any-return]
 
 
-def point_of(recipe: Recipe, space: Space) -> Point:
-    """The recipe's own values of what is searched."""
-    return {key: value_of(recipe, key) for key in space}
+def extract_point(recipe: Recipe, space: Space) -> Point:
+    """Return the recipe's own values of the searched settings."""
+    return {key: get_value(recipe, key) for key in space}
 
 
-def words(point: Point) -> str:
-    """The settings of a point for a person: short names, three digits."""
+def format_point(point: Point) -> str:
+    """Format the settings of a point for a person: short names, three digits."""
     return "  ".join(
         f"{key.rpartition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in point.items()
     )
 
 
-def _flat(named: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def encode_choice(value: Any) -> Any:
+    """Encode a list as its JSON text: samplers want scalars. Anything else is returned as it is."""
+    return json.dumps(list(value)) if isinstance(value, (list, tuple)) else value
+
+
+def decode_choice(value: Any) -> Any:
+    """Invert `encode_choice`."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _flatten(named: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in named.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _parsed(key: str, given: Any, origin: str) -> Dimension:
+def _parse_dimension(key: str, given: Any, origin: str) -> Dimension:
     where = f"{origin}: tune.{key} = {given!r}"
     if isinstance(given, list):
         if not given:
             raise SettingsError(f"{where}: names no choice")
         if len(set(map(repr, given))) != len(given):
             raise SettingsError(f"{where}: names a choice twice")
-        if not all(listed.is_choice(choice) for choice in given):
+        scalars = [
+            s for choice in given for s in (choice if isinstance(choice, list) else [choice])
+        ]
+        if any(isinstance(scalar, (list, dict)) for scalar in scalars):
             raise SettingsError(
                 f"{where}: a choice is a number, a word, true, false, null, or a list of such"
             )
-        return Choices(tuple(map(listed.word, given)))
+        return Choices(tuple(map(encode_choice, given)))
     match = RANGE.fullmatch(given.strip()) if isinstance(given, str) else None
     if match is None:
         raise SettingsError(
@@ -243,7 +265,3 @@ def _parsed(key: str, given: Any, origin: str) -> Dimension:
         raise SettingsError(f"{where}: a logarithm needs ends above 0; raise {match[2]}")
     whole = all(re.fullmatch(r"[-+]?\d+", end) for end in (match[2], match[3]))
     return Range(int(low) if whole else low, int(high) if whole else high, log, whole)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.1e}")

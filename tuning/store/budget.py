@@ -1,4 +1,4 @@
-"""What a search may cost, what it has cost, and what getting better is expected to cost.
+"""Budgets and costs of a search, and what the next improvement is expected to cost.
 
 A cluster costs its nodes' price and power for as long as it is held, busy or not. Prices and powers
 are those of the cluster file (`metadata.price_usd_per_hour`, `metadata.power_watts`, per node).
@@ -12,28 +12,26 @@ That is a simple model: a sampler that learns does better, a space that is exhau
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
-from trainers.tracking.progress import duration
+from trainers.tracking.progress import format_duration
 
-Unit = Literal["seconds", "usd", "kwh"]
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-GIVEN = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z$]+)")
+BUDGET = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z$]+)")
 
 
 @dataclass(frozen=True)
 class Spend:
-    """What the cluster was held for. usd, kwh: None where the cluster file does not say."""
+    """The cost of holding a cluster. usd, kwh: None where the cluster file does not say."""
 
     seconds: float
     usd: float | None
     kwh: float | None
 
     @classmethod
-    def of(cls, seconds: float, cluster: ClusterSpec) -> "Spend":
-        """The price of holding `cluster` for `seconds`."""
+    def for_seconds(cls, seconds: float, cluster: ClusterSpec) -> "Spend":
+        """Return the cost of holding `cluster` for `seconds`."""
         node_hours = seconds / 3600 * cluster.num_nodes
         price, power = cluster.metadata.price_usd_per_hour, cluster.metadata.power_watts
         return cls(
@@ -43,51 +41,37 @@ class Spend:
         )
 
     def __str__(self) -> str:
-        parts = [duration(self.seconds)]
+        parts = [format_duration(self.seconds)]
         parts += [] if self.usd is None else [f"${self.usd:,.2f}"]
         parts += [] if self.kwh is None else [f"{self.kwh:,.2f} kWh"]
         return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The most that a search may cost; seconds of holding the cluster."""
+def parse_budget(given: str, cluster: ClusterSpec) -> float:
+    """Return the seconds of holding `cluster` that a budget such as 2h, 90m, 50USD or 3kWh buys.
 
-    seconds: float
-
-    @classmethod
-    def parse(cls, given: str, cluster: ClusterSpec) -> "Budget":
-        """A budget such as 2h, 90m, 50USD or 3kWh.
-
-        Raises SettingsError for another one, and where the cluster file names no price or power.
-        """
-        match = GIVEN.fullmatch(given.strip())
-        unit = match[2].lower() if match else ""
-        amount = float(match[1]) if match else 0.0
-        if amount <= 0 or unit not in (*SECONDS, "usd", "$", "kwh"):
-            raise SettingsError(
-                f"--budget {given!r}: give time, dollars or energy: 2h, 50USD, 3kWh"
-            )
-        if unit in SECONDS:
-            return cls(amount * SECONDS[unit])
-        hour = Spend.of(3600, cluster)
-        rate, field = (
-            (hour.kwh, "power_watts") if unit == "kwh" else (hour.usd, "price_usd_per_hour")
-        )
-        if not rate:
-            raise SettingsError(
-                f"--budget {given!r}: cluster {cluster.name} names no metadata.{field} (per node); "
-                "add it to the cluster file, or give a budget of time"
-            )
-        return cls(amount / rate * 3600)
-
-    def __str__(self) -> str:
-        return duration(self.seconds)
-
-
-def next_improvement(seconds: Sequence[float], cluster: ClusterSpec, slots: int) -> Spend:
-    """What an even chance of a better trial is expected to cost.
-
-    seconds: that each trial of the search took. slots: trials that run at once.
+    Raises SettingsError for anything else, and if the cluster file names no price or power.
     """
-    return Spend.of(sum(seconds) / slots, cluster)
+    match = BUDGET.fullmatch(given.strip())
+    unit = match[2].lower() if match else ""
+    amount = float(match[1]) if match else 0.0
+    if amount <= 0 or unit not in (*SECONDS, "usd", "$", "kwh"):
+        raise SettingsError(f"--budget {given!r}: give time, dollars or energy: 2h, 50USD, 3kWh")
+    if unit in SECONDS:
+        return amount * SECONDS[unit]
+    hour = Spend.for_seconds(3600, cluster)
+    rate, field = (hour.kwh, "power_watts") if unit == "kwh" else (hour.usd, "price_usd_per_hour")
+    if not rate:
+        raise SettingsError(
+            f"--budget {given!r}: cluster {cluster.name} names no metadata.{field} (per node); "
+            "add it to the cluster file, or give a budget of time"
+        )
+    return amount / rate * 3600
+
+
+def estimate_next_improvement(seconds: Sequence[float], cluster: ClusterSpec, slots: int) -> Spend:
+    """Return the expected cost of an even chance of a better trial.
+
+    seconds: of each trial of the search. slots: trials that run at once.
+    """
+    return Spend.for_seconds(sum(seconds) / slots, cluster)

@@ -1,24 +1,23 @@
-"""What a search was asked for, frozen: from it and the journal a search goes on.
+"""The configuration of a search, `RUN/plan.yaml`: with the journal, all that resuming needs."""
 
-`RUN/plan.yaml`. Knows no torch and no Ray.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import Field
 
-from cluster.settings import Settings, SettingsError, read_yaml, validated
-from trainers.config.recipe import Recipe
-from trainers.storage.atomic import write_file
+from cluster.settings import Settings, SettingsError, read_yaml, validate_settings
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe, lower_is_better
+from trainers.storage.atomic import replace_file
 from tuning.algorithms.sampler import Sampler
 from tuning.algorithms.scheduler import Scheduler
 
 PLAN = "plan.yaml"
 
 
-class Plan(Settings):
+class SearchConfig(Settings):
     """Everything that decides what a search tries."""
 
     recipe: Recipe = Field(description="the recipe as it stands: trial 0")
@@ -27,7 +26,7 @@ class Plan(Settings):
     )
     cluster: str = Field(description="the cluster file")
     trials: Annotated[int, Field(ge=1)] = Field(
-        16, description="of the search, the recipe's own among them; repetitions come on top"
+        16, description="of the search, the recipe's own among them; repeats come on top"
     )
     sampler: Sampler = Field("gp", description="which settings are tried next")
     scheduler: Scheduler = Field("asha", description="which trials are stopped early")
@@ -43,19 +42,51 @@ class Plan(Settings):
         description="whether the best of each model is measured on every engine, for the front of "
         "metric, p95 latency and price; trials then compete within their model alone",
     )
-    register_as: str | None = Field(
-        None, description="the name that the winner is registered under"
-    )
-    registry: str = Field("registry", description="the directory or URL where that is done")
+    register_as: str | None = Field(None, description="the name that the winner is registered as")
+    registry: str = Field("registry", description="the directory or URL of the registry")
+
+    @property
+    def sign(self) -> int:
+        """1 if a higher metric is better, -1 if a lower one is: score = sign * metric."""
+        return -1 if lower_is_better(self.recipe.metric) else 1
+
+    @property
+    def population_size(self) -> int:
+        """Members of the population of `pbt`, of which trial 0 is none; 0 for other samplers."""
+        return self.trials - 1 if self.sampler == "pbt" else 0
 
     def save(self, run: Path) -> None:
         """Write it into the directory of the search."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_file(run / PLAN, text)
+        replace_file(run / PLAN, text)
 
 
-def load(run: Path, called: str = "") -> Plan:
-    """The plan of the search in `run`, which its user calls `called`. Raises SettingsError."""
+def build_search_config(recipe: str, overrides: Sequence[str], **fields: Any) -> SearchConfig:
+    """Return the configuration of a search of `recipe`, a file or a shipped name.
+
+    fields: of SearchConfig, but for the recipe and its ranges. Validated as far as that needs no
+    data; raises SettingsError.
+    """
+    settings, origin = recipes.read_settings(recipe, overrides)
+    ranges = settings.pop(recipes.SEARCH_KEY, None)
+    parsed = recipes.parse_recipe(settings, origin).with_absolute_paths()
+    given = {"recipe": parsed.model_dump(mode="json"), "ranges": ranges, **fields}
+    given["cluster"] = resolve_cluster(given.get("cluster", "local.yaml"))
+    registry = given.get("registry", "registry")
+    given["registry"] = registry if "://" in registry else str(Path(registry).resolve())
+    return validate_settings(SearchConfig, given, "search")
+
+
+def resolve_cluster(name: str) -> str:
+    """Return the absolute path of a cluster file, or the name of a shipped one."""
+    return str(Path(name).resolve()) if Path(name).is_file() else name
+
+
+def load_search_config(run: Path, address: str = "") -> SearchConfig:
+    """Load the configuration of the search in `run`, known to its user as `address`.
+
+    Raises SettingsError if there is none, or it is invalid.
+    """
     if not (run / PLAN).is_file():
-        raise SettingsError(f"{called or run}: holds no search ({PLAN} is not there)")
-    return validated(Plan, read_yaml(run / PLAN), str(run / PLAN))
+        raise SettingsError(f"{address or run}: holds no search ({PLAN} is not there)")
+    return validate_settings(SearchConfig, read_yaml(run / PLAN), str(run / PLAN))

@@ -1,50 +1,47 @@
-"""A search that lives in a store, while one process holds it.
+"""The lease on a search whose files are kept in a store: one process writes its journal at a time.
 
-Its journal is written on this machine and copied to the store after each line. Whoever opened the
-search last holds it: a machine that is gone leaves no lock behind, and one that was only thought
-gone finds out at its next line, before anything of it can be seen. Knows no journal's contents.
+The journal is written on this machine and copied to the store after each line. Whoever opened the
+search last holds the lease, so a machine that died blocks nobody, and one that was only thought
+dead notices at its next line, before anybody can see that line.
 """
 
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from trainers.storage.directory import Directory
+from trainers.storage.directory import SyncedDirectory
+from trainers.storage.store import is_url
 from tuning.store.config import PLAN
 from tuning.store.reader import JOURNAL, RESULT, JournalError
 
-HOLDER = "holder"
+LEASE = "holder"  # the file that names the process
 
 
 @contextmanager
-def at_hand(address: str) -> Iterator[Directory]:
-    """The search that a path or a URL names; of one in a store, its files are fetched."""
-    if "://" not in address:
-        yield Directory(Path(address))
+def open_study_directory(address: str) -> Iterator[SyncedDirectory]:
+    """Yield the search at a path, or a temporary copy of that at a URL with its files fetched."""
+    if not is_url(address):
+        yield SyncedDirectory(Path(address))
         return
-    home = address.rstrip("/")
-    with TemporaryDirectory(prefix="bertha-") as place:
-        run = Directory(Path(place, home.rpartition("/")[2]), home)
-        run.path.mkdir()
-        run.probe()
-        run.fetch(PLAN, JOURNAL, RESULT)
+    with SyncedDirectory.open_temporary(address) as run:
+        run.check_access()
+        run.fetch_files(PLAN, JOURNAL, RESULT)
         yield run
 
 
-class Holder:
-    """Copies the journal of `run` to its home, if it has one, while this process holds it."""
+class StudyLease:
+    """Copies the journal of `run` home, if it has one, while this process holds the lease."""
 
-    def __init__(self, run: Directory) -> None:
-        self._run, self._name = run, uuid.uuid4().hex
+    def __init__(self, run: SyncedDirectory) -> None:
+        self._run, self._owner = run, uuid.uuid4().hex
         if run.home:
-            run.leave(HOLDER, self._name)
+            run.write_shared(LEASE, self._owner)
 
     def __call__(self) -> None:
-        """A line was written. Raises JournalError where another process holds the search by now."""
+        """Publish a new line. Raises JournalError where another process took the lease."""
         if not self._run.home:
             return
-        if self._run.read(HOLDER) != self._name.encode():
+        if self._run.read_file(LEASE) != self._owner.encode():
             raise JournalError(f"{self._run.address}: another process goes on with this search")
-        self._run.publish(JOURNAL)
+        self._run.publish_files(JOURNAL)

@@ -1,6 +1,6 @@
-"""A search as it stands, read from its journal by whoever does not hold it: pages, reports.
+"""A read-only view of a search's journal, for the dashboard and reports.
 
-Takes no lock and writes nothing, so it may look at a search that runs. Knows no Ray.
+Takes no lock and writes nothing, so it can read a search that is running.
 """
 
 from collections.abc import Mapping
@@ -11,89 +11,83 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster import spec
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
-from tuning.algorithms.trial import Look, State, Trial, searched
-from tuning.store import config as plans
-from tuning.store.budget import Spend, next_improvement
-from tuning.store.config import Plan
+from tuning.algorithms.trial import Trial, TrialEvaluation, TrialStatus, without_repeats
+from tuning.store.budget import Spend, estimate_next_improvement
+from tuning.store.config import SearchConfig, load_search_config
 
 JOURNAL = "study.journal"
 RESULT = "result.json"  # there when a search has ended
 STUDY = "search"
-SESSION = "session "  # before the time at which one began; its value: until when it went on
-STATES: dict[State, TrialState] = {
+SESSION = "session "  # prefix of an attribute: its start time; the value: its latest time
+STATES: dict[TrialStatus, TrialState] = {
     "running": TrialState.RUNNING,
     "complete": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-NAMES = {kept: state for state, kept in STATES.items()}
-NOTED = ("total_tokens", "slots")  # facts that a journal is given whenever a search is opened
+STATUSES = {state: status for status, state in STATES.items()}
+REQUIRED_FACTS = ("total_tokens", "slots")  # written whenever a search is opened
 
 
 class JournalError(BerthaError):
-    """A search that cannot be written down or read; the text says the way out."""
+    """A journal that cannot be written or read; the text says the way out."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A search at one moment. trials: by number. kept: the same as Optuna has them.
+class SearchSnapshot:
+    """A search at one moment.
 
-    sign: 1 where a higher metric is better, -1 where a lower one is. held_seconds: that the cluster
-    was held, to the newest decision, at `heard` (seconds since 1970). slots: trials at once.
-    total_tokens: of a whole trial.
+    trials: by number; optuna_trials: the same as Optuna stores them. held_seconds: how long the
+    cluster was held up to the newest decision, at `last_decision` (seconds since 1970). slots:
+    trials at once. total_tokens: of a whole trial.
     """
 
     run: Path
-    plan: Plan
+    config: SearchConfig
     cluster: ClusterSpec
     trials: tuple[Trial, ...]
-    kept: tuple[FrozenTrial, ...]
-    sign: int
+    optuna_trials: tuple[FrozenTrial, ...]
     held_seconds: float
-    heard: float
+    last_decision: float
     slots: int
     total_tokens: float
 
     @property
     def metric(self) -> str:
-        """The name of what is searched for."""
-        return self.plan.recipe.metric
+        """The name of the metric that is optimized."""
+        return self.config.recipe.metric
 
     @property
     def spent(self) -> Spend:
-        """What holding the cluster has cost so far."""
-        return Spend.of(self.held_seconds, self.cluster)
+        """The cost of holding the cluster so far."""
+        return Spend.for_seconds(self.held_seconds, self.cluster)
 
     @property
     def next_improvement(self) -> Spend | None:
-        """What an even chance of a better trial is expected to cost; None before one has ended."""
-        ended = [t.seconds for t in searched(self.trials) if t.state != "running"]
-        return next_improvement(ended, self.cluster, self.slots) if ended else None
+        """The expected cost of an even chance of a better trial; None before a trial has ended."""
+        ended = [t.seconds for t in without_repeats(self.trials) if t.state != "running"]
+        return estimate_next_improvement(ended, self.cluster, self.slots) if ended else None
 
-    def shown(self, score: float) -> float:
-        """A score as the metric that it is."""
-        return self.sign * score
+    def to_metric(self, score: float) -> float:
+        """Return a score as the metric it is."""
+        return self.config.sign * score
 
 
 class _ReadOnlyFile(JournalFileBackend):
-    """A journal that somebody else writes."""
+    """A journal that another process writes."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Raises JournalError."""
+        """Raise JournalError."""
         raise JournalError("a search is changed by itself alone; its dashboard only shows it")
 
 
-def storage(run: Path) -> JournalStorage:
-    """The journal of a search for Optuna and its friends, to be read.
-
-    Raises JournalError where there is none.
-    """
+def open_readonly(run: Path) -> JournalStorage:
+    """Open the journal of a search as an Optuna storage. Raises JournalError if there is none."""
     path = (run / JOURNAL).resolve()
     if not path.is_file():
         raise JournalError(f"{run}: holds no search ({JOURNAL} is not there)")
@@ -101,62 +95,60 @@ def storage(run: Path) -> JournalStorage:
     return JournalStorage(_ReadOnlyFile(str(path)))
 
 
-def read(run: Path, kept_in: JournalStorage | None = None) -> Snapshot:
-    """The search in `run` as it stands. kept_in: its storage, where that is open already.
+def read_snapshot(run: Path, storage: JournalStorage | None = None) -> SearchSnapshot:
+    """Read the search in `run` as it stands. storage: its own, if open already.
 
-    Raises BerthaError where there is none, or its cluster file is gone.
+    Raises BerthaError if there is none, or its cluster file is gone.
     """
-    kept_in = storage(run) if kept_in is None else kept_in
-    plan = plans.load(run)
-    names = {each.study_name: each for each in kept_in.get_all_studies()}
-    study = names.get(STUDY)
+    storage = open_readonly(run) if storage is None else storage
+    config = load_search_config(run)
+    studies = {study.study_name: study for study in storage.get_all_studies()}
+    study = studies.get(STUDY)
     attributes = {} if study is None else study.user_attrs
-    if study is None or not all(name in attributes for name in NOTED):
+    if study is None or not all(name in attributes for name in REQUIRED_FACTS):
         raise JournalError(
             f"{run}: nothing is written down of this search yet, or by an older version; "
             f"`python -m tuning resume {run}` writes it"
         )
-    kept = tuple(kept_in.get_all_trials(study._study_id))
-    sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
-    return Snapshot(
+    optuna_trials = tuple(storage.get_all_trials(study._study_id))
+    return SearchSnapshot(
         run=run,
-        plan=plan,
-        cluster=spec.load(plan.cluster),
-        trials=tuple(trial_of(each, sign) for each in kept),
-        kept=kept,
-        sign=sign,
-        held_seconds=held(attributes),
-        heard=max((float(until) for _, until in _sessions(attributes)), default=0.0),
+        config=config,
+        cluster=spec.load_cluster_spec(config.cluster),
+        trials=tuple(to_trial(each, config.sign) for each in optuna_trials),
+        optuna_trials=optuna_trials,
+        held_seconds=sum_held_seconds(attributes),
+        last_decision=max((until for _, until in _parse_sessions(attributes)), default=0.0),
         slots=int(attributes["slots"]),
         total_tokens=float(attributes["total_tokens"]),
     )
 
 
-def held(attributes: Mapping[str, Any]) -> float:
-    """Seconds that the sessions in a study's attributes have held the cluster."""
-    return sum(until - began for began, until in _sessions(attributes))
+def sum_held_seconds(attributes: Mapping[str, Any]) -> float:
+    """Return the seconds that the sessions in a study's attributes have held the cluster."""
+    return sum(until - began for began, until in _parse_sessions(attributes))
 
 
-def trial_of(kept: FrozenTrial, sign: int) -> Trial:
-    """A trial as it was written down."""
-    facts, looks = kept.user_attrs, sorted(kept.intermediate_values.items())
+def to_trial(optuna_trial: FrozenTrial, sign: int) -> Trial:
+    """Convert a trial of the journal."""
+    facts, values = optuna_trial.user_attrs, sorted(optuna_trial.intermediate_values.items())
     parent = facts["parent"]
     return Trial(
-        number=kept.number,
-        point=kept.params,
+        number=optuna_trial.number,
+        settings=optuna_trial.params,
         seed=facts["seed"],
-        state=NAMES[kept.state],
-        curve=tuple(Look(tokens, sign * value) for tokens, value in looks),
+        state=STATUSES[optuna_trial.state],
+        curve=tuple(TrialEvaluation(tokens, sign * value) for tokens, value in values),
         repeats=facts["repeats"],
         parent=None if parent is None else (parent[0], parent[1]),
         reason=facts.get("reason", ""),
         seconds=facts.get("seconds", 0.0),
-        searched=facts["searched"],
+        search_point=facts["searched"],
     )
 
 
-def _sessions(attributes: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """When each session began, and until when it went on."""
+def _parse_sessions(attributes: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return when each session began, and until when it ran."""
     return [
         (float(key.removeprefix(SESSION)), float(until))
         for key, until in attributes.items()

@@ -1,20 +1,32 @@
-"""What computes: texts end to end in, the model's outputs back. Knows no words, labels or tasks."""
+"""The interface of a backend, and the import of libraries that may be absent."""
 
-from typing import Protocol
+import importlib
+import sys
+from typing import Any, Protocol
 
 import numpy as np
 
-from serving.engine.packed import Packed
+from serving.engine.packed import PackedBatch
 
 
 class Backend(Protocol):
     """A loaded model. Called from one thread at a time.
 
-    name: as in "openvino int8". num_bytes: of memory that it holds.
+    name: as in "openvino int8". num_bytes: memory that it holds.
     """
 
     name: str
     num_bytes: int
 
-    def run(self, packed: Packed) -> np.ndarray:
-        """Outputs [n, width] float32 of the n tokens that are read."""
+    def run(self, packed: PackedBatch) -> np.ndarray:
+        """Return outputs [n, width] float32 of the n tokens that are read."""
+
+
+def import_optional(name: str) -> Any:
+    """Import "openvino", "onnx", "onnxruntime" or a part of them.
+
+    OpenVINO reports its use to its makers from the moment it is imported, unless its telemetry
+    package cannot be imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module(name)

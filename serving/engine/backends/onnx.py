@@ -1,20 +1,20 @@
-"""ONNX Runtime on the CPU. Knows no texts and no tasks, and not who wrote the file."""
+"""ONNX Runtime on the CPU."""
 
 from pathlib import Path
 
 import numpy as np
 
-from serving.engine.backends.lazy_import import library
-from serving.engine.packed import Packed
+from serving.engine.backends.backend import import_optional
+from serving.engine.packed import PackedBatch
 
 FILE = "model.onnx"
 
 
 class OnnxBackend:
-    """An ONNX file that `export.to_onnx` wrote."""
+    """An ONNX file that `serving.optimize.export` wrote."""
 
     def __init__(self, directory: Path, name: str, num_threads: int) -> None:
-        onnxruntime = library("onnxruntime")
+        onnxruntime = import_optional("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
         # A thread that spins while it waits takes the core of another replica.
@@ -27,10 +27,8 @@ class OnnxBackend:
         self._names = [each.name for each in self._session.get_inputs()]
         self.num_bytes = sum(path.stat().st_size for path in directory.iterdir())
 
-    def run(self, packed: Packed) -> np.ndarray:
+    def run(self, packed: PackedBatch) -> np.ndarray:
         """As `Backend.run`."""
-        values = packed.for_graph
-        outputs: np.ndarray = self._session.run(None, {name: values[name] for name in self._names})[
-            0
-        ]
-        return outputs
+        values = packed.graph_inputs
+        outputs: list[np.ndarray] = self._session.run(None, {n: values[n] for n in self._names})
+        return outputs[0]

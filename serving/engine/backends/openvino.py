@@ -1,18 +1,19 @@
-"""OpenVINO on the CPU. Knows no texts and no tasks, and not who wrote the files."""
+"""OpenVINO on the CPU."""
 
 from pathlib import Path
 
 import numpy as np
 
-from serving.engine.backends.lazy_import import library
-from serving.engine.packed import FOLD, INPUTS, Packed
+from serving.engine.backends.backend import import_optional
+from serving.engine.packed import FOLD_INPUTS, INPUTS, PackedBatch
 
 FILE = "model.xml"
 
 
 class OpenVinoBackend:
-    """An OpenVINO model that `export.to_openvino` wrote. precision: "f32" or "bf16", of whatever
-    is not int8.
+    """An OpenVINO model that `serving.optimize.export` wrote.
+
+    precision: "f32" or "bf16", of the layers that are not int8.
     """
 
     def __init__(
@@ -26,16 +27,17 @@ class OpenVinoBackend:
             # Replicas know nothing of one another: pinned, all would sit on the first core.
             "ENABLE_CPU_PINNING": False,
         }
+        core = import_optional("openvino").Core()
+        compiled = core.compile_model(directory / FILE, "CPU", settings)
         self.name = name
-        compiled = library("openvino").Core().compile_model(directory / FILE, "CPU", settings)
-        # An input may have a name of the tracer's beside its own, and one that is not read is gone.
-        self._names = [next(iter(each.names & {*INPUTS, *FOLD})) for each in compiled.inputs]
+        # The tracer may add a name of its own to an input, and drops inputs that are not read.
+        self._names = [next(iter(each.names & {*INPUTS, *FOLD_INPUTS})) for each in compiled.inputs]
         self._request = compiled.create_infer_request()
         self.num_bytes = sum(path.stat().st_size for path in directory.iterdir())
 
-    def run(self, packed: Packed) -> np.ndarray:
+    def run(self, packed: PackedBatch) -> np.ndarray:
         """As `Backend.run`."""
-        values = packed.for_graph
+        values = packed.graph_inputs
         inputs = [values[name] for name in self._names]
         self._request.infer(inputs, share_inputs=True, share_outputs=True)
         outputs: np.ndarray = self._request.get_output_tensor(0).data.copy()

@@ -1,6 +1,6 @@
-"""The kinds of engine there are, one row each: what it needs, where its files lie, how it loads.
+"""The backends by name: what each needs, which directory holds its files, how it loads.
 
-Knows no speeds: which of them answers is measured (`serving/build`).
+Which of them serves a bundle is measured (`serving.optimize`).
 """
 
 import importlib.util
@@ -11,117 +11,125 @@ from pathlib import Path
 
 import torch
 
-from serving.engine import networks
 from serving.engine.backends.backend import Backend
-from serving.engine.backends.compiled import CompiledBackend
-from serving.engine.backends.eager import EagerBackend
 from serving.engine.backends.onnx import OnnxBackend
 from serving.engine.backends.openvino import OpenVinoBackend
+from serving.engine.backends.pytorch import CompiledBackend, EagerBackend
+from serving.engine.networks import load_network
 from trainers.distributed.device import DEVICES
-from trainers.models.card import Card
+from trainers.models.card import ModelCard
 
 REFERENCE = "torch fp32"  # what evaluation measured
 ONNX_INT8 = "onnxruntime int8"
 OPENVINO_INT8 = "openvino int8"
-STUDENT = "student fp32"  # another model: see `serving/optimize/distilled.py`
+STUDENT = "student fp32"  # a distilled model, from another bundle
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an engine is loaded from: the bundle, its card, and the engine's own directory."""
+class LoadContext:
+    """The bundle that an engine is loaded from, its card, and the engine's own directory."""
 
     bundle: Path
-    card: Card
+    card: ModelCard
     directory: Path
     num_threads: int
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of engine.
+class BackendSpec:
+    """A backend that a bundle can run on.
 
-    module: what it runs on. load: a Backend of a Place. directory: in the bundle, "" where it needs
-    no more than the bundle itself. makers: modules that write the files. machine: why this machine
-    cannot run it, or None. on_request: measured only where it is named, as it loads for minutes, or
-    is of another bundle.
+    module: that it runs on. load: returns a Backend. directory: in the bundle; "" if it needs no
+    files of its own. build_modules: that write the files. unsupported: returns why this machine
+    cannot run it, or None. on_request: measured only if it is named, because it loads for minutes
+    or is of another bundle.
     """
 
     name: str
     module: str
-    load: Callable[[Place], Backend]
+    load: Callable[[LoadContext], Backend]
     directory: str = ""
-    makers: tuple[str, ...] = ()
-    machine: Callable[[], str | None] = lambda: None
+    build_modules: tuple[str, ...] = ()
+    unsupported: Callable[[], str | None] = lambda: None
     on_request: bool = False
 
-    def lacking(self, to_make: bool = False) -> str | None:
-        """Why this kind cannot run here, or not be made here; None where it can."""
-        for module in (self.module, *(self.makers if to_make else ())):
+    def missing_requirement(self, to_build: bool = False) -> str | None:
+        """Return why this backend cannot run here, or not be built here; None if it can."""
+        for module in (self.module, *(self.build_modules if to_build else ())):
             if importlib.util.find_spec(module) is None:
-                return f'{module} is not installed; pip install "bertha[engines]"'
-        return self.machine()
+                return f'{module} is not installed; pip install "bertha-ray[engines]"'
+        return self.unsupported()
 
 
-def _eager(dtype: torch.dtype, name: str) -> Callable[[Place], Backend]:
-    return lambda place: EagerBackend(
-        networks.load(place.bundle, place.card), name, place.num_threads, dtype
-    )
+def _check_bf16() -> str | None:
+    return None if DEVICES["cpu"].has_fast_bf16() else "the processor has no fast bf16"
 
 
-def _compiled(place: Place) -> Backend:
-    network = networks.load(place.bundle, place.card)
-    return CompiledBackend(network, "torch compiled", place.num_threads)
-
-
-def _student(place: Place) -> Backend:
-    network = networks.load(place.directory, place.card)
-    return EagerBackend(network, STUDENT, place.num_threads)
-
-
-def _openvino(precision: str, name: str) -> Callable[[Place], Backend]:
-    return lambda place: OpenVinoBackend(place.directory, name, place.num_threads, precision)
-
-
-def _openvino_int8(place: Place) -> Backend:
-    """What is not int8 computes in bf16 where that is fast."""
-    precision = "f32" if _no_bf16() else "bf16"
-    return OpenVinoBackend(place.directory, OPENVINO_INT8, place.num_threads, precision)
-
-
-def _onnx(name: str) -> Callable[[Place], Backend]:
-    return lambda place: OnnxBackend(place.directory, name, place.num_threads)
-
-
-def _no_bf16() -> str | None:
-    return None if DEVICES["cpu"].fast_bf16() else "the processor has no fast bf16"
-
-
-def _no_vnni() -> str | None:
-    """Without it, sums of two 8-bit products overflow: ONNX Runtime's int8 has 7-bit weights."""
+def _check_vnni() -> str | None:
+    # OpenVINO's int8 has 8-bit weights: without VNNI, sums of two 8-bit products overflow 16 bits.
+    # ONNX Runtime's runs everywhere, because its weights are written in 7 bits.
     return None if torch.cpu._is_vnni_supported() else "the processor has no VNNI"
 
 
-def _no_compiler() -> str | None:
+def _check_compiler() -> str | None:
     return None if shutil.which("g++") or shutil.which("clang++") else "no C++ compiler is here"
 
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(REFERENCE, "torch", _eager(torch.float32, REFERENCE)),
-        Kind("torch bf16", "torch", _eager(torch.bfloat16, "torch bf16"), machine=_no_bf16),
-        Kind("torch compiled", "torch", _compiled, machine=_no_compiler, on_request=True),
-        Kind("onnxruntime fp32", "onnxruntime", _onnx("onnxruntime fp32"), "onnx", ("onnx",)),
-        Kind(ONNX_INT8, "onnxruntime", _onnx(ONNX_INT8), "onnx-int8", ("onnx",)),
-        Kind("openvino fp32", "openvino", _openvino("f32", "openvino fp32"), "openvino"),
-        Kind(
-            "openvino bf16",
-            "openvino",
-            _openvino("bf16", "openvino bf16"),
-            "openvino",
-            machine=_no_bf16,
+def _eager_spec(
+    name: str, dtype: torch.dtype, unsupported: Callable[[], str | None] = lambda: None
+) -> BackendSpec:
+    def load(context: LoadContext) -> Backend:
+        network = load_network(context.bundle, context.card)
+        return EagerBackend(network, name, context.num_threads, dtype)
+
+    return BackendSpec(name, "torch", load, unsupported=unsupported)
+
+
+def _load_compiled(context: LoadContext) -> Backend:
+    network = load_network(context.bundle, context.card)
+    return CompiledBackend(network, "torch compiled", context.num_threads)
+
+
+def _load_student(context: LoadContext) -> Backend:
+    network = load_network(context.directory, context.card)
+    return EagerBackend(network, STUDENT, context.num_threads)
+
+
+def _onnx_spec(name: str, directory: str) -> BackendSpec:
+    def load(context: LoadContext) -> Backend:
+        return OnnxBackend(context.directory, name, context.num_threads)
+
+    return BackendSpec(name, "onnxruntime", load, directory, ("onnx",))
+
+
+def _openvino_spec(
+    name: str,
+    directory: str,
+    precision: Callable[[], str],
+    unsupported: Callable[[], str | None] = lambda: None,
+) -> BackendSpec:
+    def load(context: LoadContext) -> Backend:
+        return OpenVinoBackend(context.directory, name, context.num_threads, precision())
+
+    return BackendSpec(name, "openvino", load, directory, unsupported=unsupported)
+
+
+BACKENDS = {
+    spec.name: spec
+    for spec in (
+        _eager_spec(REFERENCE, torch.float32),
+        _eager_spec("torch bf16", torch.bfloat16, _check_bf16),
+        BackendSpec(
+            "torch compiled", "torch", _load_compiled, unsupported=_check_compiler, on_request=True
         ),
-        Kind(OPENVINO_INT8, "openvino", _openvino_int8, "openvino-int8", machine=_no_vnni),
-        Kind(STUDENT, "torch", _student, "student", on_request=True),
+        _onnx_spec("onnxruntime fp32", "onnx"),
+        _onnx_spec(ONNX_INT8, "onnx-int8"),
+        _openvino_spec("openvino fp32", "openvino", lambda: "f32"),
+        _openvino_spec("openvino bf16", "openvino", lambda: "bf16", _check_bf16),
+        # The layers that are not int8 compute in bf16 where that is fast.
+        _openvino_spec(
+            OPENVINO_INT8, "openvino-int8", lambda: "f32" if _check_bf16() else "bf16", _check_vnni
+        ),
+        BackendSpec(STUDENT, "torch", _load_student, "student", on_request=True),
     )
 }

@@ -5,21 +5,21 @@ from typing import Any
 
 import pytest
 
-from cluster.costmodel.layout import Layout, LayoutError, check
-from cluster.costmodel.model_shape import Shape
-from cluster.settings import SettingsError, validated
+from cluster.costmodel.layout import Layout, LayoutError, check_layout
+from cluster.costmodel.model_shape import ModelShape
+from cluster.settings import SettingsError, validate_settings
 
-BASE = Shape(768, 12, 12, 3072, 30522, 512, 2, 768, "classification", 2)
-ODD = Shape(768, 12, 12, 3070, 30522, 512, 2, 768, "classification", 2)
-LINEAR = Shape.linear(3, 1)
+BASE = ModelShape(768, 12, 12, 3072, 30522, 512, 2, 768, "classification", 2)
+ODD = ModelShape(768, 12, 12, 3070, 30522, 512, 2, 768, "classification", 2)
+LINEAR = ModelShape.for_linear(3, 1)
 
 
 def test_replicas_are_what_the_other_degrees_leave() -> None:
-    layout = Layout(dp_shard=2, pp=2, tp=2, stages_per_rank=3).resolved(16)
+    layout = Layout(dp_shard=2, pp=2, tp=2, stages_per_rank=3).resolve_for(16)
     assert layout.dp_replicate == 2
     assert (layout.world_size, layout.dp, layout.num_stages) == (16, 4, 6)
-    assert layout.resolved(16) == layout
-    assert Layout().resolved(1) == Layout(dp_replicate=1)
+    assert layout.resolve_for(16) == layout
+    assert Layout().resolve_for(1) == Layout(dp_replicate=1)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_a_layout_reads_as_its_degrees(layout: Layout, text: str) -> None:
     ],
 )
 def test_a_good_layout_passes(layout: Layout, devices: int, per_node: int, batch: int) -> None:
-    check(layout, BASE, devices, per_node, batch)
+    check_layout(layout, BASE, devices, per_node, batch)
 
 
-WRONG: list[tuple[dict[str, Any], Shape, int, int, int, str]] = [
+WRONG: list[tuple[dict[str, Any], ModelShape, int, int, int, str]] = [
     ({"dp_replicate": 0}, BASE, 8, 8, 64, "dp_replicate = 0: a count of at least 1"),
     ({"dp_shard": 0}, BASE, 8, 8, 64, "dp_shard = 0: a count"),
     ({"pp": -1}, BASE, 8, 8, 64, "pp = -1: a count"),
@@ -70,7 +70,7 @@ WRONG: list[tuple[dict[str, Any], Shape, int, int, int, str]] = [
     ({"tp": 4}, ODD, 8, 8, 64, "tp = 4 does not divide intermediate_size 3070; .*one of 1, 2$"),
     (
         {"tp": 4},
-        Shape(6, 1, 4, 8, 100, 8, 0, 6, "masked-lm"),
+        ModelShape(6, 1, 4, 8, 100, 8, 0, 6, "masked-lm"),
         4,
         4,
         64,
@@ -78,7 +78,7 @@ WRONG: list[tuple[dict[str, Any], Shape, int, int, int, str]] = [
     ),
     (
         {"tp": 4},
-        Shape(8, 1, 4, 8, 3, 8, 0, 8, "masked-lm"),
+        ModelShape(8, 1, 4, 8, 3, 8, 0, 8, "masked-lm"),
         4,
         4,
         64,
@@ -100,23 +100,23 @@ WRONG: list[tuple[dict[str, Any], Shape, int, int, int, str]] = [
 
 @pytest.mark.parametrize(("degrees", "shape", "devices", "per_node", "batch", "said"), WRONG)
 def test_a_wrong_layout_is_refused(
-    degrees: dict[str, Any], shape: Shape, devices: int, per_node: int, batch: int, said: str
+    degrees: dict[str, Any], shape: ModelShape, devices: int, per_node: int, batch: int, said: str
 ) -> None:
     with pytest.raises(LayoutError) as refused:
-        check(Layout(**degrees), shape, devices, per_node, batch)
+        check_layout(Layout(**degrees), shape, devices, per_node, batch)
     assert re.search(said, str(refused.value), re.MULTILINE), str(refused.value)
 
 
 def test_every_mistake_is_listed_at_once() -> None:
     with pytest.raises(LayoutError) as refused:
-        check(Layout(tp=5, stages_per_rank=2, sequence_parallel=False), BASE, 8, 8, 64)
+        check_layout(Layout(tp=5, stages_per_rank=2, sequence_parallel=False), BASE, 8, 8, 64)
     assert len(str(refused.value).splitlines()) == 1 + 6, str(refused.value)
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 7])
 def test_a_world_that_does_not_come_out_is_refused(world_size: int) -> None:
     with pytest.raises(LayoutError, match="does not divide"):
-        Layout(tp=2).resolved(world_size)
+        Layout(tp=2).resolve_for(world_size)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_a_world_that_does_not_come_out_is_refused(world_size: int) -> None:
 )
 def test_settings_that_are_no_layout_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        validated(Layout, settings, "layout")
+        validate_settings(Layout, settings, "layout")

@@ -15,58 +15,60 @@ from ray.cluster_utils import Cluster
 
 from cluster.__main__ import main
 from cluster.doctor import node_facts
-from cluster.doctor.node_agent import UNSEEN, Examiner
-from cluster.doctor.node_facts import Devices
+from cluster.doctor.node_agent import NOT_SHARED, NodeAgent
+from cluster.doctor.node_facts import DeviceList
 from cluster.hardware import nics
 from tests.support.paths import ROOT
 
 
-class TestExaminer:
+class TestNodeAgent:
     """What is tried on a node, on this one."""
 
     def test_storage_that_is_shared(self, tmp_path: Path) -> None:
-        one, other, place = Examiner(), Examiner(), str(tmp_path / "storage" / ".doctor")
-        assert one.write(place, "one", "1", make=True) == ""
-        assert other.write(place, "other", "2", make=False) == ""
-        assert one.read(place, {"one": "1", "other": "2"}) == {}
-        one.remove(place)
-        other.remove(place)
+        one, other, place = NodeAgent(), NodeAgent(), str(tmp_path / "storage" / ".doctor")
+        assert one.write_file(place, "one", "1", make_directory=True) == ""
+        assert other.write_file(place, "other", "2", make_directory=False) == ""
+        assert one.compare_files(place, {"one": "1", "other": "2"}) == {}
+        one.remove_directory(place)
+        other.remove_directory(place)
         assert list((tmp_path / "storage").iterdir()) == []
 
     def test_storage_that_is_not(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cluster.doctor.node_agent.SEEN_SECONDS", 0)
-        one, other = Examiner(), Examiner()
-        assert one.write(str(tmp_path / "a"), "one", "1", make=True) == ""
-        assert other.write(str(tmp_path / "b"), "other", "2", make=False) == UNSEEN
+        monkeypatch.setattr("cluster.doctor.node_agent.VISIBLE_SECONDS", 0)
+        one, other = NodeAgent(), NodeAgent()
+        assert one.write_file(str(tmp_path / "a"), "one", "1", make_directory=True) == ""
+        assert (
+            other.write_file(str(tmp_path / "b"), "other", "2", make_directory=False) == NOT_SHARED
+        )
         assert not (tmp_path / "b").exists()
-        assert one.read(str(tmp_path / "a"), {"one": "2", "other": "2"}) == {
-            "one": "holds something else",
+        assert one.compare_files(str(tmp_path / "a"), {"one": "2", "other": "2"}) == {
+            "one": "has other contents",
             "other": "not there",
         }
 
     def test_storage_that_is_no_directory(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        why = Examiner().write(str(tmp_path / "file" / "x"), "one", "1", make=True)
+        why = NodeAgent().write_file(str(tmp_path / "file" / "x"), "one", "1", make_directory=True)
         assert "directory" in why.lower() or "exists" in why.lower()
 
     def test_who_listens_is_reached_and_who_does_not_is_told(self) -> None:
-        one, other = Examiner(), Examiner()
-        port = one.listen()
-        assert port == one.listen()
-        missed = other.reach({"one": ("127.0.0.1", port), "nobody": ("127.0.0.1", 1)})
+        one, other = NodeAgent(), NodeAgent()
+        port = one.open_port()
+        assert port == one.open_port()
+        missed = other.try_connections({"one": ("127.0.0.1", port), "nobody": ("127.0.0.1", 1)})
         assert missed == {"nobody": "Connection refused"}
-        one.hush()
-        assert set(other.reach({"one": ("127.0.0.1", port)})) == {"one"}
+        one.close_port()
+        assert set(other.try_connections({"one": ("127.0.0.1", port)})) == {"one"}
 
     def test_nobody_at_the_door(self) -> None:
-        assert Examiner().knock("http://127.0.0.1:1/") == 0
+        assert NodeAgent().probe_http("http://127.0.0.1:1/") == 0
 
 
-class TestVitals:
+class TestNodeFacts:
     """What this machine says."""
 
     def test_of_a_processor(self, tmp_path: Path) -> None:
-        here = node_facts.vitals("cpu", {"cache": str(tmp_path / "not" / "made")})
+        here = node_facts.collect_node_facts("cpu", {"cache": str(tmp_path / "not" / "made")})
         assert here.versions["ray"] == ray.__version__
         assert here.driver is None and here.torch is None
         assert 0 < here.space["cache"].free <= here.space["cache"].total
@@ -74,23 +76,23 @@ class TestVitals:
 
     def test_a_missing_driver_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(
-            node_facts.DRIVERS, "cuda", (("no-such-smi",), lambda text: ())
+            node_facts.DRIVER_QUERIES, "cuda", (("no-such-smi",), lambda text: ())
         )  # fmt: skip
-        monkeypatch.setattr(node_facts, "ASK_TORCH", "raise SystemExit('no torch')")
-        here = node_facts.vitals("cuda", {})
-        assert here.driver == Devices(trouble="no program no-such-smi")
-        assert here.torch == Devices(trouble="no torch")
+        monkeypatch.setattr(node_facts, "TORCH_QUERY", "raise SystemExit('no torch')")
+        here = node_facts.collect_node_facts("cuda", {})
+        assert here.driver == DeviceList(trouble="no program no-such-smi")
+        assert here.torch == DeviceList(trouble="no torch")
 
     def test_a_driver_sees_devices_that_ray_hides(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tell = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))"
         asked = ((sys.executable, "-c", tell), lambda text: tuple(text.split()))
-        monkeypatch.setitem(node_facts.DRIVERS, "cuda", asked)
-        monkeypatch.setattr(node_facts, "ASK_TORCH", "print('[]')")
+        monkeypatch.setitem(node_facts.DRIVER_QUERIES, "cuda", asked)
+        monkeypatch.setattr(node_facts, "TORCH_QUERY", "print('[]')")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        assert node_facts.vitals("cuda", {}).driver == Devices(("all",))
+        assert node_facts.collect_node_facts("cuda", {}).driver == DeviceList(("all",))
 
     def test_neuron_cores_are_counted_chip_by_chip(self) -> None:
-        _, read = node_facts.DRIVERS["neuron"]
+        _, read = node_facts.DRIVER_QUERIES["neuron"]
         assert len(read(json.dumps([{"nc_count": 8}, {"nc_count": 8}]))) == 16
 
     def test_code_that_differs_has_another_name(self, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ class TestVitals:
             (package / "hardware" / "nics.py").write_text(cards)
             (package / "hardware" / "types.py").write_text("Kind = str\n")
             (package / "__init__.py").write_text(text)
-            tell = 'from cluster.doctor.node_facts import *; print(versions()["Bertha\'s code"])'
+            tell = "from cluster.doctor.node_facts import *; print(collect_versions())"
             done = subprocess.run(
                 [sys.executable, "-S", "-c", tell], capture_output=True, text=True,
                 cwd=package.parent, check=True,
@@ -127,7 +129,7 @@ def nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 class TestARealRay:
     """Two nodes, which lack a token at most."""
 
@@ -169,7 +171,7 @@ class TestARealRay:
         assert "fix: name a directory that all nodes mount" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265"])
 def test_without_a_ray_it_says_where_it_stands(address: str) -> None:
     done = subprocess.run(

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cluster.hardware import catalog
-from cluster.hardware.catalog import CatalogueError
+from cluster.hardware.catalog import CatalogError
 from cluster.settings import SettingsError
 
 NAMED = [
@@ -18,7 +18,7 @@ NAMED = [
 
 @pytest.mark.parametrize("table", ["accelerators", "instances", "processes", "models"])
 def test_every_row_has_its_source(table: str) -> None:
-    rows = catalog.table(table)
+    rows = catalog.read_table(table)
     assert rows
     assert all(row["source"] for row in rows)
     if table in ("accelerators", "instances"):
@@ -26,35 +26,39 @@ def test_every_row_has_its_source(table: str) -> None:
 
 
 def test_all_hardware_asked_for_is_there_and_can_be_reckoned_with() -> None:
-    known = catalog.load()
+    known = catalog.load_catalog()
     for name in NAMED:
-        assert known.accelerator(name).missing == (), name
+        assert known.get_accelerator(name).missing == (), name
 
 
 def test_unknown_stays_unknown() -> None:
-    known = catalog.load()
-    assert known.accelerator("Trainium2").watts is None
-    assert known.accelerator("A10G").watts is None
-    assert known.accelerator("TPU v4").link_rate is None
-    assert known.accelerator("B300-SXM-288GB").missing
-    assert known.machine("trn2.48xlarge", "us-east-1").on_demand is None
-    assert known.machine("trn2.48xlarge", "us-east-2").spot == pytest.approx(23.0631)
-    assert known.machine("g5.xlarge").spot is None
+    known = catalog.load_catalog()
+    assert known.get_accelerator("Trainium2").watts is None
+    assert known.get_accelerator("A10G").watts is None
+    assert known.get_accelerator("TPU v4").link_rate is None
+    assert known.get_accelerator("B300-SXM-288GB").missing
+    assert known.get_machine("trn2.48xlarge", "us-east-1").on_demand is None
+    assert known.get_machine("trn2.48xlarge", "us-east-2").spot == pytest.approx(23.0631)
+    assert known.get_machine("g5.xlarge").spot is None
 
 
 def test_traps_of_data_sheets_are_avoided() -> None:
-    known = catalog.load()
-    assert known.accelerator("A10G").peak("bf16") == 70e12  # 125 is the A10's
-    assert known.accelerator("RTX 4090").peak("fp16") == pytest.approx(165.15e12)  # adds in fp32
-    assert known.accelerator("L4").peak("bf16") == 121e12  # 242 is with sparsity
+    known = catalog.load_catalog()
+    assert known.get_accelerator("A10G").peak_flops("bf16") == 70e12  # 125 is the A10's
+    assert known.get_accelerator("RTX 4090").peak_flops("fp16") == pytest.approx(
+        165.15e12
+    )  # adds in fp32
+    assert known.get_accelerator("L4").peak_flops("bf16") == 121e12  # 242 is with sparsity
     for old in ("V100-SXM2-32GB", "T4"):
-        assert known.accelerator(old).peak("bf16") is None
-        assert known.accelerator(old).half_precision == "fp16"
-    assert known.accelerator("TPU v5e").peak("fp16") == known.accelerator("TPU v5e").peak("bf16")
+        assert known.get_accelerator(old).peak_flops("bf16") is None
+        assert known.get_accelerator(old).half_precision == "fp16"
+    assert known.get_accelerator("TPU v5e").peak_flops("fp16") == known.get_accelerator(
+        "TPU v5e"
+    ).peak_flops("bf16")
 
 
 def test_machines_carry_their_network_and_prices() -> None:
-    p4d = catalog.load().machine("p4d.24xlarge")
+    p4d = catalog.load_catalog().get_machine("p4d.24xlarge")
     assert (p4d.count, p4d.accelerator.name, p4d.interfaces) == (8, "A100-SXM4-40GB", 4)
     assert p4d.network == 50e9
     assert p4d.on_demand == pytest.approx(21.957642)
@@ -79,12 +83,12 @@ def test_a_users_own_file_overrides_and_adds(tmp_path: Path) -> None:
              "owned": {"purchase_usd": 12000, "usd_per_kwh": 0.3}},
         ],
     )  # fmt: skip
-    known = catalog.load(mine)
-    assert known.accelerator("Trainium2").watts == 500
-    assert known.accelerator("Trainium2").memory == 96e9
-    assert known.machine("trn2.48xlarge", "us-east-1").on_demand == 37.0
-    box = known.machine("box")
-    assert (box.available, box.count, box.accelerator.peak("bf16")) == (2, 4, 100e12)
+    known = catalog.load_catalog(mine)
+    assert known.get_accelerator("Trainium2").watts == 500
+    assert known.get_accelerator("Trainium2").memory == 96e9
+    assert known.get_machine("trn2.48xlarge", "us-east-1").on_demand == 37.0
+    box = known.get_machine("box")
+    assert (box.available, box.count, box.accelerator.peak_flops("bf16")) == (2, 4, 100e12)
     assert box.ownership is not None
     assert box.ownership.purchase_usd == 12000
 
@@ -101,15 +105,15 @@ def test_a_users_own_file_overrides_and_adds(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_in_it_is_said(tmp_path: Path, sections: dict[str, object], said: str) -> None:
-    with pytest.raises((CatalogueError, SettingsError), match=said):
-        catalog.load(written(tmp_path / "mine.yaml", **sections))
+    with pytest.raises((CatalogError, SettingsError), match=said):
+        catalog.load_catalog(written(tmp_path / "mine.yaml", **sections))
 
 
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
-    known = catalog.load()
-    with pytest.raises(CatalogueError, match=r"did you mean p4d\.24xlarge"):
-        known.machine("p4d.24xl")
-    with pytest.raises(CatalogueError, match="did you mean us-east-1"):
+    known = catalog.load_catalog()
+    with pytest.raises(CatalogError, match=r"did you mean p4d\.24xlarge"):
+        known.get_machine("p4d.24xl")
+    with pytest.raises(CatalogError, match="did you mean us-east-1"):
         known.check_region("us-eest-1")
-    with pytest.raises(CatalogueError, match="did you mean H100-SXM5-80GB"):
-        known.accelerator("h100-sxm5")
+    with pytest.raises(CatalogError, match="did you mean H100-SXM5-80GB"):
+        known.get_accelerator("h100-sxm5")

@@ -13,7 +13,13 @@ from ray.cluster_utils import Cluster
 
 from cluster.__main__ import main
 from cluster.launch import spot_notice
-from cluster.launch.spot_notice import Metadata, Notice, WatchError, read, watch
+from cluster.launch.spot_notice import (
+    InstanceMetadata,
+    SpotNotice,
+    WatchError,
+    parse_notice,
+    watch_for_notice,
+)
 
 AT = datetime(2026, 11, 20, 8, 22, 0, tzinfo=UTC)
 NOTICE = json.dumps({"action": "terminate", "time": "2026-11-20T08:22:00Z"})
@@ -75,11 +81,11 @@ def service() -> Iterator[tuple[Service, str]]:
 
 def test_no_notice_is_none_and_the_token_is_fetched_once(service: tuple[Service, str]) -> None:
     held, address = service
-    metadata = Metadata(address)
-    assert [metadata.notice() for _ in range(3)] == [None] * 3
+    metadata = InstanceMetadata(address)
+    assert [metadata.fetch_notice() for _ in range(3)] == [None] * 3
     assert held.tokens == ["token-0"]
     held.tokens.append("another")  # as when the first has expired
-    assert metadata.notice() is None
+    assert metadata.fetch_notice() is None
     assert len(held.tokens) == 3
 
 
@@ -89,8 +95,10 @@ def test_a_notice_is_passed_on_with_the_seconds_left(service: tuple[Service, str
     told: list[tuple[str, int]] = []
     slept: list[float] = []
     now = AT - timedelta(seconds=117)
-    notice = watch(Metadata(address), lambda *what: told.append(what), 5, lambda: now, slept.append)
-    assert notice == Notice("terminate", AT)
+    notice = watch_for_notice(
+        InstanceMetadata(address), lambda *what: told.append(what), 5, lambda: now, slept.append
+    )
+    assert notice == SpotNotice("terminate", AT)
     assert told == [("EC2 will terminate this spot machine at 08:22:00", 117)]
     assert slept == [5, 5, 5] and held.asked == 4
 
@@ -105,7 +113,9 @@ def test_a_drain_that_fails_is_tried_again(service: tuple[Service, str]) -> None
         if len(tries) < 3:
             raise WatchError("ray is busy")
 
-    watch(Metadata(address), drain, 0, lambda: AT + timedelta(seconds=9), lambda _: None)
+    watch_for_notice(
+        InstanceMetadata(address), drain, 0, lambda: AT + timedelta(seconds=9), lambda _: None
+    )
     assert tries == [0, 0, 0]
 
 
@@ -119,10 +129,10 @@ def test_a_process_watches_beside_its_work(
     monkeypatch.setattr(
         spot_notice, "drain_this_node", lambda message, seconds: told.append(message)
     )
-    spot_notice.beside().join(10)
+    spot_notice.start_watcher().join(10)
     assert told == ["EC2 will terminate this spot machine at 08:22:00"]
     monkeypatch.setenv(spot_notice.VARIABLE, "http://127.0.0.1:1")
-    elsewhere = spot_notice.beside()
+    elsewhere = spot_notice.start_watcher()
     elsewhere.join(10)
     assert not elsewhere.is_alive() and len(told) == 1
 
@@ -130,7 +140,7 @@ def test_a_process_watches_beside_its_work(
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"action": "stop"}', '{"time": "soon"}'])
 def test_a_notice_that_cannot_be_read_is_said(body: str) -> None:
     with pytest.raises(WatchError, match="cannot be read"):
-        read(body)
+        parse_notice(body)
 
 
 def test_a_machine_without_the_service_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +155,7 @@ def present() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(leaving)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_drains_the_node_that_is_told_to(
     service: tuple[Service, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -164,12 +174,14 @@ def test_ray_drains_the_node_that_is_told_to(
         ray.shutdown()
         told: list[tuple[str, str]] = []
         with monkeypatch.context() as patched:  # this process stands beside the head
-            patched.setattr(spot_notice, "drain", lambda gcs, node, *_: told.append((gcs, node)))
+            patched.setattr(
+                spot_notice, "drain_node", lambda gcs, node, *_: told.append((gcs, node))
+            )
             patched.setenv("RAY_ADDRESS", cluster.address)
             assert main(["watch", "--metadata", address, "--every", "0.1"]) == 0
         assert "Ray was told" in capsys.readouterr().out
         assert told == [(cluster.address, *head)]
-        spot_notice.drain(cluster.address, other, "it will be taken away", 90)
+        spot_notice.drain_node(cluster.address, other, "it will be taken away", 90)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         give_up = time.monotonic() + 60
         while other in present():  # nothing runs there, so it goes as soon as it may
@@ -177,7 +189,7 @@ def test_ray_drains_the_node_that_is_told_to(
             time.sleep(0.2)
         assert present() == head
         with pytest.raises(WatchError, match=f"ray did not drain node {other[:-1]}x"):
-            spot_notice.drain(cluster.address, f"{other[:-1]}x", "no such node", 90)
+            spot_notice.drain_node(cluster.address, f"{other[:-1]}x", "no such node", 90)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -11,62 +11,82 @@ import yaml
 
 from cluster import __main__
 from cluster.costmodel.constants import CALIBRATED, NINE_IN_TEN
-from cluster.costmodel.layout_search import FREE
+from cluster.costmodel.layout_search import (
+    FREE_MEMORY_SHARE,
+    LayoutCandidate,
+    first_fitting,
+    rank_candidates,
+)
 from cluster.hardware import catalog
-from cluster.hardware.catalog import Catalogue
-from cluster.hardware.types import Place
-from cluster.planning import demand, figures
-from cluster.planning.placement import place_on
-from cluster.planning.plan import BOOT_SECONDS, Offer, PlanError, Wishes, broken, offers_of, plan
+from cluster.hardware.catalog import Catalog
+from cluster.hardware.types import Topology
+from cluster.planning import figures
+from cluster.planning.plan import (
+    BOOT_SECONDS,
+    Constraints,
+    Offer,
+    PlanError,
+    find_violation,
+    make_offers,
+    plan_hardware,
+)
+from cluster.planning.workload import Workload
 from tests.support.paths import ROOT
+from trainers.planning.workload import load_workload
 
-KNOWN = catalog.load()
-IMDB, LARGE = demand.read("imdb"), demand.read("bert-large-pretrain")
-
-
-def of(*names: str) -> Catalogue:
-    return Catalogue(KNOWN.accelerators, tuple(m for m in KNOWN.machines if m.name in names))
+KNOWN = catalog.load_catalog()
+IMDB, LARGE = load_workload("imdb"), load_workload("bert-large-pretrain")
 
 
-def reasons(wishes: Wishes | None = None, asked: demand.Demand = IMDB) -> dict[str, str]:
-    made = plan(asked, KNOWN, wishes or Wishes())
-    return {each.machine.name: each.reason for each in made.refused}
+def of(*names: str) -> Catalog:
+    return Catalog(KNOWN.accelerators, tuple(m for m in KNOWN.machines if m.name in names))
+
+
+def place_on(topology: Topology, workload: Workload) -> LayoutCandidate | None:
+    return first_fitting(rank_candidates(workload.job_on(topology)))
+
+
+def reasons(constraints: Constraints | None = None, workload: Workload = IMDB) -> dict[str, str]:
+    plan = plan_hardware(workload, KNOWN, constraints or Constraints())
+    return {each.machine.name: each.reason for each in plan.rejected}
 
 
 def test_the_cheapest_the_fastest_and_the_most_frugal_are_chosen() -> None:
     for objective in ("money", "time", "energy"):
-        made = plan(LARGE, KNOWN, Wishes(objective))  # type: ignore[arg-type]
-        values = [offer.measure(objective) for offer in made.best]  # type: ignore[arg-type]
+        plan = plan_hardware(LARGE, KNOWN, Constraints(objective))  # type: ignore[arg-type]
+        values = [offer.objective_value(objective) for offer in plan.best]  # type: ignore[arg-type]
         assert values == sorted(values)
-        assert values[0] == min(offer.measure(objective) for offer in made.every)  # type: ignore[arg-type]
-    names = [offer.machine.label for offer in made.best]
+        assert values[0] == min(offer.objective_value(objective) for offer in plan.offers)  # type: ignore[arg-type]
+    names = [offer.machine.label for offer in plan.best]
     assert len(names) == len(set(names))
 
 
 def test_limits_are_held_against_the_slow_end() -> None:
-    made = plan(LARGE, KNOWN, Wishes(deadline=4 * 3600, budget=1200, power=40_000))
-    for offer in made.every:
+    plan = plan_hardware(LARGE, KNOWN, Constraints(deadline=4 * 3600, budget=1200, power=40_000))
+    for offer in plan.offers:
         assert offer.seconds * NINE_IN_TEN <= 4 * 3600
         assert offer.price.dollars is not None and offer.price.dollars * NINE_IN_TEN <= 1200
         assert offer.watts is not None and offer.watts * offer.nodes <= 40_000
-    told = " ".join(each.reason for each in made.refused)
+    told = " ".join(each.reason for each in plan.rejected)
     assert "past the deadline" in told
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    made = plan(LARGE, KNOWN)
+    plan = plan_hardware(LARGE, KNOWN)
 
     def beaten(offer: Offer) -> bool:
-        cost = offer.measure("money")
+        cost = offer.objective_value("money")
         return any(
             o.seconds <= offer.seconds
-            and o.measure("money") <= cost
-            and (o.seconds, o.measure("money")) != (offer.seconds, cost)
-            for o in made.every
+            and o.objective_value("money") <= cost
+            and (o.seconds, o.objective_value("money")) != (offer.seconds, cost)
+            for o in plan.offers
         )
 
-    assert set(map(id, made.front)) == {id(offer) for offer in made.every if not beaten(offer)}
-    assert len(made.front) > 5
+    assert set(map(id, plan.pareto_front)) == {
+        id(offer) for offer in plan.offers if not beaten(offer)
+    }
+    assert len(plan.pareto_front) > 5
 
 
 def test_what_cannot_train_here_is_refused_with_the_reason() -> None:
@@ -75,51 +95,51 @@ def test_what_cannot_train_here_is_refused_with_the_reason() -> None:
     assert told["inf2.xlarge"] == "Inferentia2 does not train"
     assert told["p6-b300.48xlarge"].startswith("unknown of B300-SXM-288GB: peak FLOP/s")
     assert "no price is published" in told["trn2.48xlarge"]
-    assert "power is not published" in reasons(Wishes("energy"))["g5.xlarge"]
-    assert "trn2.48xlarge" not in reasons(Wishes("time"))
+    assert "power is not published" in reasons(Constraints("energy"))["g5.xlarge"]
+    assert "trn2.48xlarge" not in reasons(Constraints("time"))
 
 
 def test_old_cards_have_no_bf16() -> None:
-    wants = demand.read("imdb", ["precision=bf16"])
-    told = reasons(asked=wants)
+    wants = load_workload("imdb", ["precision=bf16"])
+    told = reasons(workload=wants)
     assert told["g4dn.xlarge"] == "T4 has no bf16; set precision=auto"
     assert "p3.2xlarge" in told
-    auto = next(offers_of(KNOWN.machine("g4dn.xlarge"), IMDB))
-    assert auto.placed.precision == "fp16"
+    auto = next(make_offers(KNOWN.get_machine("g4dn.xlarge"), IMDB))
+    assert auto.precision == "fp16"
 
 
 def test_a_region_is_kept_to() -> None:
-    told = reasons(Wishes("time", region="us-east-2"), LARGE)
+    told = reasons(Constraints("time", region="us-east-2"), LARGE)
     assert told["p5.48xlarge"] == "offered in us-east-1, not in us-east-2"
-    best = plan(LARGE, KNOWN, Wishes("time", region="us-east-2")).best
+    best = plan_hardware(LARGE, KNOWN, Constraints("time", region="us-east-2")).best
     assert [offer.machine.name for offer in best] == ["trn2.48xlarge"]
 
 
 def test_the_chosen_layout_fits_and_each_device_has_a_sample() -> None:
     for name in ("g4dn.xlarge", "p4d.24xlarge", "p5en.48xlarge"):
-        machine = KNOWN.machine(name)
-        for offer in offers_of(machine, LARGE):
+        machine = KNOWN.get_machine(name)
+        for offer in make_offers(machine, LARGE):
             assert machine.accelerator.memory is not None
-            assert offer.placed.memory <= machine.accelerator.memory * (1 - FREE)
+            assert offer.candidate.memory <= machine.accelerator.memory * (1 - FREE_MEMORY_SHARE)
             assert offer.layout.world_size == offer.devices <= 4096
             assert offer.layout.dp <= LARGE.global_batch
-    assert [offer.devices for offer in offers_of(KNOWN.machine("g4dn.xlarge"), IMDB)] == [
+    assert [offer.devices for offer in make_offers(KNOWN.get_machine("g4dn.xlarge"), IMDB)] == [
         1, 2, 4, 8, 16,
     ]  # fmt: skip
 
 
 def test_layers_are_divided_only_where_nothing_else_fits() -> None:
-    tight = Place(replace(KNOWN.accelerator("A100-SXM4-80GB"), memory=1.5e9), 8, 1, 50e9)
+    tight = Topology(replace(KNOWN.get_accelerator("A100-SXM4-80GB"), memory=1.5e9), 8, 1, 50e9)
     placed = place_on(tight, LARGE)
     assert placed is not None and placed.layout.tp * placed.layout.pp * placed.layout.dp_shard > 1
-    roomy = place_on(replace(tight, accelerator=KNOWN.accelerator("A100-SXM4-80GB")), LARGE)
+    roomy = place_on(replace(tight, accelerator=KNOWN.get_accelerator("A100-SXM4-80GB")), LARGE)
     assert roomy is not None and roomy.layout.dp_replicate == 8
     nothing = replace(tight.accelerator, memory=1e7)
     assert place_on(replace(tight, accelerator=nothing), LARGE) is None
 
 
 def test_more_machines_are_faster_and_dearer() -> None:
-    offers = list(offers_of(KNOWN.machine("p5.48xlarge"), LARGE))
+    offers = list(make_offers(KNOWN.get_machine("p5.48xlarge"), LARGE))
     assert [o.nodes for o in offers] == [2**n for n in range(10)]
     seconds = [o.seconds for o in offers]
     assert seconds == sorted(seconds, reverse=True)
@@ -130,13 +150,16 @@ def test_more_machines_are_faster_and_dearer() -> None:
 def test_a_plan_for_trainium_counts_chips_and_lays_out_cores(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    chip, machine = KNOWN.accelerator("Trainium2"), KNOWN.machine("trn2.48xlarge", "us-east-2")
-    assert (chip.memory, chip.peak("bf16"), chip.watts) == (96e9, 667e12, None)
-    offers = list(offers_of(machine, LARGE))
+    chip, machine = (
+        KNOWN.get_accelerator("Trainium2"),
+        KNOWN.get_machine("trn2.48xlarge", "us-east-2"),
+    )
+    assert (chip.memory, chip.peak_flops("bf16"), chip.watts) == (96e9, 667e12, None)
+    offers = list(make_offers(machine, LARGE))
     assert [(o.accelerators, o.devices) for o in offers[:3]] == [(16, 64), (32, 128), (64, 256)]
     assert offers[-1].accelerators == 4096
     assert all(o.layout.world_size == o.devices for o in offers)
-    assert all(o.placed.memory <= 24e9 * (1 - FREE) for o in offers)
+    assert all(o.candidate.memory <= 24e9 * (1 - FREE_MEMORY_SHARE) for o in offers)
     wanted = ("--region", "us-east-2", "--objective", "time")
     _, out, _ = run(capsys, "bert-large-pretrain", *wanted)
     assert f"{offers[-1].accelerators} x Trainium2" in out
@@ -145,7 +168,7 @@ def test_a_plan_for_trainium_counts_chips_and_lays_out_cores(
 
 def test_nothing_that_meets_the_wishes_is_said_with_each_reason() -> None:
     with pytest.raises(PlanError) as refused:
-        plan(LARGE, of("g4dn.xlarge", "p5.48xlarge"), Wishes(deadline=60.0))
+        plan_hardware(LARGE, of("g4dn.xlarge", "p5.48xlarge"), Constraints(deadline=60.0))
     said = str(refused.value)
     assert "g4dn.xlarge (us-east-1): takes up to" in said
     assert "loosen one of them" in said
@@ -156,28 +179,34 @@ def test_owned_machines_cost_their_share_and_are_as_many_as_there_are(tmp_path: 
     box = {"instance": "box", "accelerator": "RTX 4090", "count": 4, "network_gbps": 25, "nodes": 2}
     box |= {"owned": {"purchase_usd": 12000, "lifetime_years": 4, "usd_per_kwh": 0.32}}
     own.write_text(yaml.safe_dump({"machines": [box]}))
-    known = catalog.load(own)
-    offers = list(offers_of(known.machine("box"), LARGE))
+    known = catalog.load_catalog(own)
+    offers = list(make_offers(known.get_machine("box"), LARGE))
     assert [offer.nodes for offer in offers] == [1, 2]
-    rented = next(offers_of(known.machine("g6e.12xlarge"), LARGE))
-    assert rented.seconds - rented.training > BOOT_SECONDS > offers[0].seconds - offers[0].training
+    rented = next(make_offers(known.get_machine("g6e.12xlarge"), LARGE))
+    assert (
+        rented.seconds - rented.training_seconds
+        > BOOT_SECONDS
+        > offers[0].seconds - offers[0].training_seconds
+    )
     assert 0 < (offers[0].price.dollars or 0) < rented.price.dollars  # type: ignore[operator]
-    made = plan(LARGE, known, Wishes(region="us-east-2", objective="time"))
-    assert "box" in {offer.machine.name for offer in made.best}  # a region is no limit to it
+    plan = plan_hardware(LARGE, known, Constraints(region="us-east-2", objective="time"))
+    assert "box" in {offer.machine.name for offer in plan.best}  # a region is no limit to it
 
 
 def test_broken_says_the_first_limit() -> None:
-    offer = next(offers_of(KNOWN.machine("p4d.24xlarge"), LARGE))
-    assert broken(offer, Wishes()) == ""
-    assert "above the power limit" in broken(offer, Wishes(power=100.0))
-    unknown = next(offers_of(KNOWN.machine("g5.xlarge"), IMDB))
-    assert "there is a power limit" in broken(unknown, Wishes(power=100.0))
+    offer = next(make_offers(KNOWN.get_machine("p4d.24xlarge"), LARGE))
+    assert find_violation(offer, Constraints()) == ""
+    assert "above the power limit" in find_violation(offer, Constraints(power=100.0))
+    unknown = next(make_offers(KNOWN.get_machine("g5.xlarge"), IMDB))
+    assert "there is a power limit" in find_violation(unknown, Constraints(power=100.0))
 
 
 def test_a_speed_of_a_probe_slows_its_machines_alone() -> None:
     both = of("p4d.24xlarge", "p5.48xlarge")
-    plain = {o.machine.name: o.seconds for o in plan(LARGE, both, Wishes("time")).best}
-    slowed = plan(LARGE, both, Wishes("time"), {"A100-SXM4-40GB": 0.5}).best
+    plain = {
+        o.machine.name: o.seconds for o in plan_hardware(LARGE, both, Constraints("time")).best
+    }
+    slowed = plan_hardware(LARGE, both, Constraints("time"), {"A100-SXM4-40GB": 0.5}).best
     after = {o.machine.name: o.seconds for o in slowed}
     assert after["p5.48xlarge"] == plain["p5.48xlarge"]
     assert after["p4d.24xlarge"] > 1.2 * plain["p4d.24xlarge"]
@@ -219,8 +248,8 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_figures_are_drawn_when_asked_for(tmp_path: Path) -> None:
-    made = plan(LARGE, of("p5.48xlarge", "g6e.xlarge", "p4d.24xlarge"))
-    drawn = figures.draw(LARGE, made, tmp_path / "plots")
+    plan = plan_hardware(LARGE, of("p5.48xlarge", "g6e.xlarge", "p4d.24xlarge"))
+    drawn = figures.draw_figures(LARGE, plan, tmp_path / "plots")
     assert [path.name for path in drawn] == ["cost-time.svg", "step.svg", "scaling.svg"]
     assert all(path.read_text().lstrip().startswith("<?xml") for path in drawn)
 
@@ -235,8 +264,8 @@ def test_figures_are_drawn_when_asked_for(tmp_path: Path) -> None:
         (["imdb", "--power-limit", "3"], "as in 10kW"),
         (["imdb", "--pick", "99"], "--pick 99: there are"),
         (["imdb", "--owned", "nowhere.yaml"], "No such file"),
-        (["imdb", "--probed", "nowhere.json"], "trainers.planning.probe"),
-        (["imdb", "--budget", "0.001USD"], "no hardware meets the wishes"),
+        (["imdb", "--probed", "nowhere.json"], "trainers probe"),
+        (["imdb", "--budget", "0.001USD"], "no hardware meets the constraints"),
     ],
 )
 def test_a_mistake_is_one_clear_error(

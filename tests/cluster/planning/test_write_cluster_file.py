@@ -6,23 +6,24 @@ import pytest
 
 from cluster import __main__, spec
 from cluster.hardware import catalog
-from cluster.hardware.catalog import Catalogue
-from cluster.hardware.types import Place
-from cluster.planning import demand, devices, plan, write_cluster_file
-from cluster.planning.plan import Offer, offers_of
+from cluster.hardware.catalog import Catalog
+from cluster.hardware.types import Topology
+from cluster.planning import devices, plan, write_cluster_file
+from cluster.planning.plan import Offer, make_offers
 from cluster.settings import SettingsError, read_yaml
 from cluster.validation import check
+from trainers.planning.workload import load_workload
 
-KNOWN, LARGE = catalog.load(), demand.read("bert-large-pretrain")
+KNOWN, LARGE = catalog.load_catalog(), load_workload("bert-large-pretrain")
 OWN = """machines:
   - {instance: My Box, accelerator: RTX 4090, count: 4, network_gbps: 10, nodes: 4,
      owned: {purchase_usd: 12000}}
 """
 
 
-def offer(name: str, nodes: int, known: Catalogue = KNOWN, region: str = "") -> Offer:
-    machine = known.machine(name, region)
-    return next(each for each in offers_of(machine, LARGE) if each.nodes == nodes)
+def offer(name: str, nodes: int, known: Catalog = KNOWN, region: str = "") -> Offer:
+    machine = known.get_machine(name, region)
+    return next(each for each in make_offers(machine, LARGE) if each.nodes == nodes)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,14 @@ def test_rented_machines(tmp_path: Path, name: str, region: str, workers: int) -
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     found, path = offer(name, 2, region=region), tmp_path / "mine.yaml"
-    write_cluster_file.write(found, "bert-large-pretrain", path)
-    cluster = check.checked(path)
+    write_cluster_file.write_cluster_file(found, "bert-large-pretrain", path)
+    cluster = check.check_cluster_file(path)
     assert (cluster.num_nodes, cluster.num_workers) == (2, workers)
     assert cluster.metadata.accelerator_name == found.machine.accelerator.name
     assert found.layout.world_size == found.devices == workers
-    assert devices.of(cluster).place == Place.of(found.machine, 2)  # where the plan weighed it
+    assert devices.devices_of_cluster(cluster).topology == Topology.from_machine(
+        found.machine, 2
+    )  # where the plan weighed it
     settings = read_yaml(path)
     validate_config(prepare_config(settings))
     assert settings["provider"]["region"] == region
@@ -58,20 +61,20 @@ def test_rented_machines(tmp_path: Path, name: str, region: str, workers: int) -
 
 def test_owned_machines_get_addresses_to_fill_in(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(OWN)
-    known, path = catalog.load(tmp_path / "own.yaml"), tmp_path / "mine.yaml"
-    write_cluster_file.write(offer("My Box", 4, known), "imdb", path)
-    cluster = spec.load(path)
+    known, path = catalog.load_catalog(tmp_path / "own.yaml"), tmp_path / "mine.yaml"
+    write_cluster_file.write_cluster_file(offer("My Box", 4, known), "imdb", path)
+    cluster = spec.load_cluster_spec(path)
     assert (cluster.name, cluster.num_nodes, cluster.num_workers) == ("bertha-my-box", 4, 16)
     with pytest.raises(SettingsError) as raised:
-        check.checked(path)
-    assert str(raised.value).count("stands for an address of yours; fill it in") == 4
+        check.check_cluster_file(path)
+    assert str(raised.value).count("fill in your machine's address") == 4
 
 
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("mine")
     with pytest.raises(SettingsError, match="is there already"):
-        write_cluster_file.write(offer("g5.xlarge", 1), "imdb", path)
+        write_cluster_file.write_cluster_file(offer("g5.xlarge", 1), "imdb", path)
     assert path.read_text() == "mine"
 
 
@@ -79,15 +82,19 @@ def test_what_ray_up_does_not_raise_says_so(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
         "machines: [{instance: slice, region: us-central1, accelerator: TPU v5e, count: 4}]\n"
     )
-    known = catalog.load(tmp_path / "own.yaml")
+    known = catalog.load_catalog(tmp_path / "own.yaml")
     with pytest.raises(SettingsError, match="no cluster file is made for TPU v5e"):
-        write_cluster_file.write(offer("slice", 1, known), "imdb", tmp_path / "mine.yaml")
+        write_cluster_file.write_cluster_file(
+            offer("slice", 1, known), "imdb", tmp_path / "mine.yaml"
+        )
     (tmp_path / "own.yaml").write_text(
         "machines: [{instance: a-100, region: us-central1, accelerator: L4, count: 1}]\n"
     )
-    known = catalog.load(tmp_path / "own.yaml")
+    known = catalog.load_catalog(tmp_path / "own.yaml")
     with pytest.raises(SettingsError, match="a-100: is no instance of EC2; give it `owned:`"):
-        write_cluster_file.write(offer("a-100", 1, known), "imdb", tmp_path / "mine.yaml")
+        write_cluster_file.write_cluster_file(
+            offer("a-100", 1, known), "imdb", tmp_path / "mine.yaml"
+        )
 
 
 def test_the_command_writes_the_row_that_was_picked(
@@ -95,8 +102,8 @@ def test_the_command_writes_the_row_that_was_picked(
 ) -> None:
     path = tmp_path / "mine.yaml"
     assert __main__.main(["plan", "imdb", "--pick", "2", "--write", str(path)]) == 0
-    second = plan.plan(demand.read("imdb"), KNOWN).best[1]
-    cluster = check.checked(path)
+    second = plan.plan_hardware(load_workload("imdb"), KNOWN).best[1]
+    cluster = check.check_cluster_file(path)
     assert cluster.num_workers == second.devices
     assert f"python -m cluster check {path}" in capsys.readouterr().err
     assert __main__.main(["plan", "imdb", "--write", str(path)]) == 2

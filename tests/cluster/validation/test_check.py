@@ -1,4 +1,4 @@
-"""`python -m cluster check`: each mistake in a cluster file has words of its own."""
+"""`python -m cluster check`: each problem in a cluster file has its message."""
 
 import copy
 import re
@@ -11,7 +11,7 @@ import yaml
 from cluster import __main__, spec
 from cluster.settings import SettingsError, read_yaml
 from cluster.validation import check
-from tests.support.broken_clusters import BROKEN, GONE, NODE, Edits
+from tests.support.broken_clusters import BROKEN, DELETED, NODE, Edits
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def shipped(name: str) -> dict[str, Any]:
     """A shipped file, with its addresses filled in."""
-    settings = read_yaml(spec.SHIPPED / f"{name}.yaml")
+    settings = read_yaml(spec.SHIPPED_DIR / f"{name}.yaml")
     if name == "onprem":
         settings["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2", "gpu-3.lan"]}
     return settings
@@ -39,7 +39,7 @@ def edited(settings: dict[str, Any], edits: Edits) -> dict[str, Any]:
         inner: Any = made
         for group in groups:
             inner = inner[int(group) if isinstance(inner, list) else group]
-        if value is GONE:
+        if value is DELETED:
             del inner[last]
         else:
             inner[int(last) if isinstance(inner, list) else last] = value
@@ -47,7 +47,7 @@ def edited(settings: dict[str, Any], edits: Edits) -> dict[str, Any]:
 
 
 def written(path: Path, settings: dict[str, Any]) -> Path:
-    path.write_text(spec.dump(settings))
+    path.write_text(spec.dump_yaml(settings))
     return path
 
 
@@ -57,7 +57,7 @@ def written(path: Path, settings: dict[str, Any]) -> Path:
 def test_each_mistake_has_its_words(home: Path, name: str, edits: Edits, said: str) -> None:
     path = written(home / "c.yaml", edited(shipped(name), edits))
     with pytest.raises(SettingsError) as raised:
-        check.checked(path)
+        check.check_cluster_file(path)
     assert re.search(said, str(raised.value)), raised.value
     assert "very_secret" not in str(raised.value)
 
@@ -74,7 +74,7 @@ def test_a_file_without_mistakes_is_told_in_a_line(
 def test_all_mistakes_come_at_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = edited(
         shipped("aws-gpu"),
-        {"max_worker": 2, f"{NODE}/ImageId": GONE, "metadata/storage": "runs", "auth": {}},
+        {"max_worker": 2, f"{NODE}/ImageId": DELETED, "metadata/storage": "runs", "auth": {}},
     )
     assert __main__.main(["check", str(written(home / "c.yaml", broken))]) == 2
     said = capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_the_shipped_file_for_own_machines_asks_for_its_addresses(
 ) -> None:
     assert __main__.main(["check", "onprem"]) == 2
     said = capsys.readouterr().err
-    assert "3 mistake(s)" in said and said.count("fill it in") == 3
+    assert "3 mistake(s)" in said and said.count("fill in") == 3
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path, text: str, said: str
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=re.escape(said)):
-        check.checked(path)
+        check.check_cluster_file(path)
 
 
 def test_a_provider_of_ray_that_is_not_ours_is_checked_as_far_as_it_goes(home: Path) -> None:
     settings = {**shipped("onprem"), "provider": {"type": "gcp", "region": "us-central1"}}
-    assert list(check.mistakes(settings)) == []
+    assert list(check.find_problems(settings)) == []
 
 
 def test_what_ray_accepts_and_refuses_is_what_the_schema_says() -> None:
@@ -129,7 +129,7 @@ def test_what_ray_accepts_and_refuses_is_what_the_schema_says() -> None:
     broken = edited(shipped("onprem"), {"max_worker": 3})
     with pytest.raises(Exception, match="max_worker"):
         validate_config(broken)
-    assert yaml.safe_load(spec.dump(broken)) == broken
+    assert yaml.safe_load(spec.dump_yaml(broken)) == broken
 
 
 @pytest.mark.parametrize("name", ["onprem", "aws-trainium"])
@@ -137,7 +137,7 @@ def test_no_value_in_any_place_breaks_the_check(home: Path, name: str) -> None:
     settings = shipped(name)
     for place in places(settings):
         for value in (None, 3, "x", [3], {"x": 3}):
-            for mistake in check.mistakes(edited(settings, {place: value})):
+            for mistake in check.find_problems(edited(settings, {place: value})):
                 assert str(mistake)
 
 

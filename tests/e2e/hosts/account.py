@@ -1,4 +1,4 @@
-"""An account of AWS in a region, asked from a host: what it holds, and what a host's role may."""
+"""An AWS client on a host: what the account holds, and what the host's role may do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.e2e.hosts.hosts import Host
 
-ASK = """
+CALL_SCRIPT = """
 import boto3, json, sys
 from botocore.exceptions import ClientError
 service, region, operation, arguments, endpoint = json.load(sys.stdin)
@@ -25,37 +25,37 @@ print(json.dumps(answer, default=str))
 
 
 @dataclass(frozen=True)
-class Account:
-    """As `host` sees it, which has credentials. endpoint: another than the host is set up with."""
+class AwsClient:
+    """AWS as `host` sees it, with its credentials. endpoint: instead of the host's own."""
 
     host: Host
     region: str
     endpoint: str | None = None
 
-    def asks(self, service: str, operation: str, **arguments: Any) -> Any:
-        """The answer; {"refused": the code} where AWS gives an error."""
+    def call(self, service: str, operation: str, **arguments: Any) -> Any:
+        """Call an operation; return its answer, or {"refused": error code}."""
         asked = json.dumps([service, self.region, operation, arguments, self.endpoint])
-        done = self.host.run("python", "-c", ASK, given=asked)
+        done = self.host.run("python", "-c", CALL_SCRIPT, given=asked)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def text(self, bucket: str, key: str) -> str:
-        """An object of S3; "" where there is none."""
-        return str(self.asks("s3", "get_object", Bucket=bucket, Key=key).get("Body", ""))
+    def object_text(self, bucket: str, key: str) -> str:
+        """Return the text of an S3 object; "" where there is none."""
+        return str(self.call("s3", "get_object", Bucket=bucket, Key=key).get("Body", ""))
 
-    def rules(self, group: str) -> tuple[set[Any], set[Any]]:
-        """What a security group lets in and out: protocol, ports, from or to whom."""
+    def security_rules(self, group: str) -> tuple[set[Any], set[Any]]:
+        """Return ingress and egress rules of a security group: (protocol, ports, peer)."""
         asked = [{"Name": "group-name", "Values": [group]}]
-        (found,) = self.asks("ec2", "describe_security_groups", Filters=asked)["SecurityGroups"]
+        (found,) = self.call("ec2", "describe_security_groups", Filters=asked)["SecurityGroups"]
         members = found["GroupId"]
-        return _rules(found["IpPermissions"], members), _rules(
+        return _rule_set(found["IpPermissions"], members), _rule_set(
             found["IpPermissionsEgress"], members
         )
 
-    def grants(self, role: str, cluster: str) -> dict[tuple[str, str], Any]:
-        """What a role may for a cluster: the conditions of each action on each resource."""
+    def role_permissions(self, role: str, cluster: str) -> dict[tuple[str, str], Any]:
+        """Return what a role may do for a cluster: (action, resource) -> conditions."""
         asked = {"RoleName": role, "PolicyName": cluster}
-        statements = self.asks("iam", "get_role_policy", **asked)["PolicyDocument"]["Statement"]
+        statements = self.call("iam", "get_role_policy", **asked)["PolicyDocument"]["Statement"]
         assert all(each["Effect"] == "Allow" for each in statements), statements
         return {
             (action, each["Resource"]): each.get("Condition", {})
@@ -63,21 +63,21 @@ class Account:
             for action in each["Action"]
         }
 
-    def policies(self, role: str) -> list[str]:
-        """Names of all that a role was given."""
-        found = self.asks("iam", "list_role_policies", RoleName=role)["PolicyNames"]
-        attached = self.asks("iam", "list_attached_role_policies", RoleName=role)
+    def policy_names(self, role: str) -> list[str]:
+        """Return the names of a role's inline and attached policies."""
+        found = self.call("iam", "list_role_policies", RoleName=role)["PolicyNames"]
+        attached = self.call("iam", "list_attached_role_policies", RoleName=role)
         return [*found, *(each["PolicyName"] for each in attached["AttachedPolicies"])]
 
-    def machines(self) -> dict[str, Any]:
-        """Instances that run, by name."""
+    def running_instances(self) -> dict[str, Any]:
+        """Return the running instances by id."""
         asked = [{"Name": "instance-state-name", "Values": ["running"]}]
-        found = self.asks("ec2", "describe_instances", Filters=asked)["Reservations"]
+        found = self.call("ec2", "describe_instances", Filters=asked)["Reservations"]
         return {each["InstanceId"]: each for one in found for each in one["Instances"]}
 
 
-def numbered(form: Mapping[str, str], name: str) -> list[dict[str, str]]:
-    """A list in a form of EC2: NAME.1.THIS, NAME.1.THAT, NAME.2.THIS."""
+def parse_form_list(form: Mapping[str, str], name: str) -> list[dict[str, str]]:
+    """Parse a list in an EC2 form: NAME.1.THIS, NAME.1.THAT, NAME.2.THIS."""
     found: dict[int, dict[str, str]] = {}
     for key, value in form.items():
         if key.startswith(f"{name}."):
@@ -86,7 +86,7 @@ def numbered(form: Mapping[str, str], name: str) -> list[dict[str, str]]:
     return [found[number] for number in sorted(found)]
 
 
-def _rules(permissions: list[Any], members: str) -> set[Any]:
+def _rule_set(permissions: list[Any], members: str) -> set[Any]:
     return {
         (each["IpProtocol"], each.get("FromPort"), each.get("ToPort"), who)
         for each in permissions

@@ -59,10 +59,12 @@ class Host:
         own = STATE / self.name
         (own / "layer").mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(own / "layer"):
-            do("mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(own / "layer"))
-        if self.link not in namespaces():
-            self._cable()
-        do("ip", "link", "set", self.link, "up")
+            run_command(
+                "mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", str(own / "layer")
+            )
+        if self.link not in list_namespaces():
+            self._connect_network()
+        run_command("ip", "link", "set", self.link, "up")
         console = own / "console"
         apart = ("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
         boot = ("setsid", "--fork", "ip", "netns", "exec", self.link, *apart, "bash")
@@ -72,7 +74,7 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
                 stderr=screen,
-                env=self._told(others),
+                env=self._boot_environment(others),
                 check=True,
             )
         give_up = time.monotonic() + BOOT_SECONDS
@@ -81,7 +83,7 @@ class Host:
                 raise RuntimeError(f"{self.name} does not boot: {console.read_text()}")
             time.sleep(0.05)
 
-    def _told(self, others: str) -> dict[str, str]:
+    def _boot_environment(self, others: str) -> dict[str, str]:
         """What boot.sh reads."""
         return {
             "NAME": self.name,
@@ -101,7 +103,7 @@ class Host:
     @property
     def first_process(self) -> str:
         """The process that is number 1 in the host, by its number here."""
-        for pid in do("ip", "netns", "pids", self.link).split():
+        for pid in run_command("ip", "netns", "pids", self.link).split():
             with suppress(FileNotFoundError, ProcessLookupError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 numbers = next(line for line in status.splitlines() if line.startswith("NSpid"))
@@ -109,35 +111,37 @@ class Host:
                     return pid
         raise RuntimeError(f"{self.name} is not on")
 
-    def _cable(self) -> None:
+    def _connect_network(self) -> None:
         """A namespace with one card, on the bridge, by which everything is reached or nothing."""
-        do("ip", "netns", "add", self.link)
-        do("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.link)
-        do("ip", "link", "set", self.link, "master", BRIDGE, "addrgenmode", "none")
+        run_command("ip", "netns", "add", self.link)
+        run_command(
+            "ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.link
+        )
+        run_command("ip", "link", "set", self.link, "master", BRIDGE, "addrgenmode", "none")
         for address in (self.address, *self.also):
-            do("ip", "-n", self.link, "addr", "add", f"{address}/32", "dev", "eth0")
-        do("ip", "-n", self.link, "link", "set", "lo", "up")
-        do("ip", "-n", self.link, "link", "set", "eth0", "up")
+            run_command("ip", "-n", self.link, "addr", "add", f"{address}/32", "dev", "eth0")
+        run_command("ip", "-n", self.link, "link", "set", "lo", "up")
+        run_command("ip", "-n", self.link, "link", "set", "eth0", "up")
         # Ray finds its address by asking how it would reach the internet.
         way = ("default", "dev", "eth0", "src", self.address)
-        do("ip", "-n", self.link, "route", "add", *way)
+        run_command("ip", "-n", self.link, "route", "add", *way)
 
     def cut_power(self) -> None:
         """The cable first, so that no farewell gets out; then every process at once."""
-        do("ip", "link", "set", self.link, "down")
+        run_command("ip", "link", "set", self.link, "down")
         self._kill()
 
     def slow_down(self, rate: str) -> None:
         """Limit what reaches the host, as in 100mbit."""
         limit = ("rate", rate, "burst", "128kb", "latency", "100ms")
-        do("tc", "qdisc", "replace", "dev", self.link, "root", "tbf", *limit)
+        run_command("tc", "qdisc", "replace", "dev", self.link, "root", "tbf", *limit)
 
     def speed_up(self) -> None:
         """As it was before."""
-        do("tc", "qdisc", "del", "dev", self.link, "root")
+        run_command("tc", "qdisc", "del", "dev", self.link, "root")
 
     @contextmanager
-    def slowed(self, pattern: str) -> Iterator[None]:
+    def throttled(self, pattern: str) -> Iterator[None]:
         """Processes that match now run a twentieth of the time, while the block or they last."""
         found = self.run("pgrep", "-f", pattern).stdout.split()
         assert found, f"no {pattern} on {self.name}"
@@ -166,7 +170,7 @@ class Host:
             self.command(*words), input=given, capture_output=True, text=True, timeout=seconds
         )
 
-    def processes(self, pattern: str) -> list[str]:
+    def matching_processes(self, pattern: str) -> list[str]:
         """Command lines that match."""
         return self.run("pgrep", "-a", "-f", pattern).stdout.splitlines()
 
@@ -174,18 +178,18 @@ class Host:
         """Power off, and throw the disk away."""
         self._kill()
         with suppress(subprocess.CalledProcessError):
-            do("ip", "netns", "del", self.link)
+            run_command("ip", "netns", "del", self.link)
         with suppress(subprocess.CalledProcessError):
-            do("ip", "link", "del", self.link)
+            run_command("ip", "link", "del", self.link)
         if os.path.ismount(STATE / self.name / "layer"):
-            do("umount", "-l", str(STATE / self.name / "layer"))
+            run_command("umount", "-l", str(STATE / self.name / "layer"))
         shutil.rmtree(STATE / self.name, ignore_errors=True)
 
     def _kill(self) -> None:
         """Every process that is in the host's network; the first takes its PID namespace along."""
         for _ in range(100):
             try:
-                pids = do("ip", "netns", "pids", self.link).split()
+                pids = run_command("ip", "netns", "pids", self.link).split()
             except subprocess.CalledProcessError:
                 return
             for pid in pids:
@@ -196,17 +200,17 @@ class Host:
             time.sleep(0.05)
 
 
-def namespaces() -> list[str]:
+def list_namespaces() -> list[str]:
     """Network namespaces of hosts."""
-    found = [line.split()[0] for line in do("ip", "netns", "list").splitlines()]
+    found = [line.split()[0] for line in run_command("ip", "netns", "list").splitlines()]
     return [name for name in found if name.startswith(PREFIX)]
 
 
-def do(*words: str) -> str:
+def run_command(*words: str) -> str:
     """Run a command of this machine; what it prints. Raises CalledProcessError."""
-    told = {**os.environ, "PATH": path()}
+    told = {**os.environ, "PATH": command_path()}
     return subprocess.run(words, capture_output=True, text=True, check=True, env=told).stdout
 
 
-def path() -> str:
+def command_path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.hosts.hosts import STATE, Host
-from tests.e2e.hosts.lan import names
+from tests.e2e.hosts.lan import etc_hosts
 
 HERE = Path(__file__).parent
 NUMBER = "123456789012"  # of moto's account
@@ -32,8 +32,8 @@ LAPTOP = Host("laptop", "172.31.255.2", login="", shares=False, profile=PROFILE)
 OWNER = "[default]\naws_access_key_id = owner\naws_secret_access_key = of-the-account\n"
 
 
-class Ec2:
-    """Instances as hosts, kept so by a thread of this process."""
+class Ec2Hosts:
+    """One host per running instance, kept up to date by a thread of this process."""
 
     def __init__(self) -> None:
         self._on: dict[str, Host] = {}
@@ -42,24 +42,24 @@ class Ec2:
 
     @property
     def state(self) -> dict[str, Any]:
-        """All that AWS knows: instances, launches, refused."""
+        """The emulator's state: instances, launches, refused actions."""
         told: dict[str, Any] = json.loads((AWS.home / "aws" / "state.json").read_text())
         return told
 
-    def running(self) -> list[dict[str, Any]]:
-        """Instances that run, by age."""
+    def running_instances(self) -> list[dict[str, Any]]:
+        """Return the running instances, oldest first."""
         return [each for each in self.state["instances"] if each["state"] == "running"]
 
-    def host(self, instance: str) -> Host:
-        """The host of a running instance."""
+    def host_of(self, instance: str) -> Host:
+        """Return the host of a running instance."""
         return self._on[instance]
 
-    def hosts(self) -> list[Host]:
-        """Of instances that run."""
+    def all_hosts(self) -> list[Host]:
+        """Return the hosts of all running instances."""
         return list(self._on.values())
 
-    def announce(self, instance: str, seconds: float = 120) -> None:
-        """Tell a spot machine, through its metadata, that it will be taken away."""
+    def announce_interruption(self, instance: str, seconds: float = 120) -> None:
+        """Announce the interruption of a spot instance through its metadata service."""
         at = datetime.now(UTC) + timedelta(seconds=seconds)
         notice = {"action": "terminate", "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"}
         place = AWS.home / "aws" / "notices.json"
@@ -67,35 +67,35 @@ class Ec2:
         place.with_suffix(".new").rename(place)
 
     @contextmanager
-    def slow_to_boot(self) -> Iterator[None]:
-        """Machines that are launched meanwhile boot when the block is over."""
+    def boot_delayed(self) -> Iterator[None]:
+        """Delay the boot of instances launched within the block until its end."""
         self._slow = True
         try:
             yield
         finally:
             self._slow = False
 
-    def keep(self) -> None:
-        """Power hosts on and off as the instances' states say, until `end`."""
+    def follow_states(self) -> None:
+        """Power hosts on and off as the instances' states say, until `stop_following`."""
         while not self._over.wait(0.3):
-            self._step()
+            self._apply_states()
 
-    def _step(self) -> None:
-        running = {each["name"]: each for each in self.running()}
+    def _apply_states(self) -> None:
+        running = {each["name"]: each for each in self.running_instances()}
         for name in [name for name in self._on if name not in running]:
             self._on.pop(name).destroy()
         for name, each in running.items():
             if name not in self._on and not self._slow:
-                host = _host(each)
+                host = _make_host(each)
                 host.power_on()
                 self._on[name] = host
 
-    def end(self) -> None:
-        """No longer."""
+    def stop_following(self) -> None:
+        """Stop following the instances' states."""
         self._over.set()
 
 
-def _host(instance: dict[str, Any]) -> Host:
+def _make_host(instance: dict[str, Any]) -> Host:
     public = (instance["public"],) if instance["public"] else ()
     name = instance["name"][-8:]
     key, address = instance["key"], instance["address"]
@@ -103,11 +103,11 @@ def _host(instance: dict[str, Any]) -> Host:
 
 
 @contextmanager
-def ec2() -> Iterator[Ec2]:
-    """AWS on the network, and a laptop whose user owns the account."""
-    _certify()
+def emulated_ec2() -> Iterator[Ec2Hosts]:
+    """Run AWS on the network, and a laptop whose user owns the account."""
+    _make_certificate()
     for host in (AWS, LAPTOP):
-        host.power_on(names([AWS, LAPTOP]))
+        host.power_on(etc_hosts([AWS, LAPTOP]))
     shutil.copytree(HERE / "aws", AWS.home / "aws")
     for name in ("certificate.pem", "key.pem"):
         shutil.copy(STATE / name, AWS.home / "aws" / name)
@@ -118,21 +118,21 @@ def ec2() -> Iterator[Ec2]:
         serving = subprocess.Popen(
             AWS.command("bash", "-c", words), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
-        there = Ec2()
-        keeper = threading.Thread(target=there.keep, name="ec2", daemon=True)
+        there = Ec2Hosts()
+        keeper = threading.Thread(target=there.follow_states, name="ec2", daemon=True)
         try:
-            _wait_for(there, serving)
+            _wait_until_ready(there, serving)
             keeper.start()
             yield there
         finally:
-            there.end()
+            there.stop_following()
             if keeper.is_alive():
                 keeper.join()
             serving.kill()
             serving.wait()
 
 
-def _certify() -> None:
+def _make_certificate() -> None:
     """A certificate for AWS, which is its own authority, in the network's directory."""
     words = (
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
@@ -143,11 +143,11 @@ def _certify() -> None:
     shutil.copy(STATE / "certificate.pem", STATE / "authority.pem")
 
 
-def _wait_for(there: Ec2, serving: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(there: Ec2Hosts, serving: subprocess.Popen[bytes]) -> None:
     give_up = time.monotonic() + 120
     while True:
         with suppress(FileNotFoundError):
-            there.running()
+            there.running_instances()
             return
         told = (STATE / "aws.log").read_text()
         assert serving.poll() is None and time.monotonic() < give_up, f"no AWS: {told}"

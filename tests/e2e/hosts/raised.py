@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.hosts.account import Account, numbered
-from tests.e2e.hosts.machines import AWS, LAPTOP, NUMBER, Ec2
-from tests.e2e.hosts.user import User, wait
+from tests.e2e.hosts.account import AwsClient, parse_form_list
+from tests.e2e.hosts.machines import AWS, LAPTOP, NUMBER, Ec2Hosts
+from tests.e2e.hosts.user import User, wait_until
 from tests.support.paths import ROOT
 
 IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"
@@ -32,14 +32,14 @@ def cluster_file(name: str) -> dict[str, Any]:
     return settings
 
 
-def of_bucket(bucket: str) -> dict[tuple[str, str], Any]:
+def bucket_permissions(bucket: str) -> dict[tuple[str, str], Any]:
     """What every node may do in S3."""
     place = f"arn:aws:s3:::{bucket}"
     files = ("GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload")
     return {("s3:ListBucket", place): {}, **{(f"s3:{each}", f"{place}/*"): {} for each in files}}
 
 
-def of_head(region: str, cluster: str) -> dict[tuple[str, str], Any]:
+def head_permissions(region: str, cluster: str) -> dict[tuple[str, str], Any]:
     """What a head may do beside it."""
     machines, roles = f"arn:aws:ec2:{region}:{NUMBER}", f"arn:aws:iam::{NUMBER}:role"
     mine = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": cluster}}
@@ -63,7 +63,7 @@ def of_head(region: str, cluster: str) -> dict[tuple[str, str], Any]:
     }
 
 
-class Story:
+class LaunchedCluster:
     """What is the same for every shipped file. interfaces: of EFA, that a worker has."""
 
     file: str
@@ -73,7 +73,7 @@ class Story:
     interfaces: int
 
     @property
-    def up(self) -> str:
+    def resolved_file(self) -> str:
         return f"{self.cluster}.up.yaml"
 
     @property
@@ -81,42 +81,42 @@ class Story:
         return f"bertha-{NUMBER}-{self.region}"
 
     @property
-    def owner(self) -> Account:
-        return Account(LAPTOP, self.region)
+    def owner(self) -> AwsClient:
+        return AwsClient(LAPTOP, self.region)
 
     @pytest.fixture(scope="class")
     @classmethod
     def tunnel(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         """The dashboard on the laptop, as docs/clusters.md has it."""
         log = tmp_path_factory.mktemp("tunnel") / "log"
-        with USER.starts(f"ray dashboard {cls.cluster}.up.yaml", log):
+        with USER.start_command(f"ray dashboard {cls.cluster}.up.yaml", log):
             yield
 
     def test_up(self) -> None:
-        USER.writes(self.file, cluster_file(self.file))
-        USER.succeeds(f"python -m cluster check {self.file}")
-        print(USER.succeeds(f"python -m cluster up {self.file} --yes", seconds=900))
+        USER.write_cluster_file(self.file, cluster_file(self.file))
+        USER.check_command(f"python -m cluster check {self.file}")
+        print(USER.check_command(f"python -m cluster up {self.file} --yes", seconds=900))
 
-    def test_all_nodes_join(self, cloud: Ec2, tunnel: None) -> None:
-        machines = {each["address"] for each in cloud.running()}
+    def test_all_nodes_join(self, cloud: Ec2Hosts, tunnel: None) -> None:
+        machines = {each["address"] for each in cloud.running_instances()}
         assert len(machines) == 3
-        USER.sees(machines, self.up)
+        USER.wait_for_nodes(machines, self.resolved_file)
 
     def test_who_has_no_token_is_refused(self) -> None:
         assert USER.is_refused_without_token()
 
     def test_the_network_is_closed(self) -> None:
         members = ("-1", None, None, "members")
-        into, out = self.owner.rules(self.cluster)
+        into, out = self.owner.security_rules(self.cluster)
         assert into == {members, ("tcp", 22, 22, f"{LAPTOP.address}/32")}
         assert out == {members, ("-1", None, None, "0.0.0.0/0")}
 
-    def test_machines_are_what_the_file_asks_for(self, cloud: Ec2) -> None:
+    def test_machines_are_what_the_file_asks_for(self, cloud: Ec2Hosts) -> None:
         asked = {each["instances"][0]: each["asked"] for each in cloud.state["launches"]}
-        for name, machine in self.owner.machines().items():
+        for name, machine in self.owner.running_instances().items():
             form = asked[name]
             is_head = machine["InstanceType"] != self.kind
-            cards = numbered(form, "NetworkInterface")
+            cards = parse_form_list(form, "NetworkInterface")
             assert [each["InterfaceType"] for each in cards] == [
                 "efa" for _ in range(0 if is_head else self.interfaces)
             ]
@@ -130,34 +130,36 @@ class Story:
             metadata = machine["MetadataOptions"]
             assert (metadata["HttpTokens"], metadata["HttpPutResponseHopLimit"]) == ("required", 1)
             volumes = [each["Ebs"]["VolumeId"] for each in machine["BlockDeviceMappings"]]
-            disks = self.owner.asks("ec2", "describe_volumes", VolumeIds=volumes)["Volumes"]
+            disks = self.owner.call("ec2", "describe_volumes", VolumeIds=volumes)["Volumes"]
             assert disks and all(each["Encrypted"] for each in disks)
 
     def test_roles_are_as_small_as_they_can_be(self) -> None:
-        mine = of_bucket(self.bucket)
-        assert self.owner.grants("bertha-worker", self.cluster) == mine
-        head = self.owner.grants("bertha-head", self.cluster)
-        assert head == mine | of_head(self.region, self.cluster)
-        assert self.owner.policies("bertha-worker") == [self.cluster]
-        assert self.owner.policies("bertha-head") == [self.cluster]
+        mine = bucket_permissions(self.bucket)
+        assert self.owner.role_permissions("bertha-worker", self.cluster) == mine
+        head = self.owner.role_permissions("bertha-head", self.cluster)
+        assert head == mine | head_permissions(self.region, self.cluster)
+        assert self.owner.policy_names("bertha-worker") == [self.cluster]
+        assert self.owner.policy_names("bertha-head") == [self.cluster]
 
     def test_the_bucket_is_private_and_encrypted(self) -> None:
-        shut = self.owner.asks("s3", "get_public_access_block", Bucket=self.bucket)
+        shut = self.owner.call("s3", "get_public_access_block", Bucket=self.bucket)
         assert set(shut["PublicAccessBlockConfiguration"].values()) == {True}
-        rules = self.owner.asks("s3", "get_bucket_encryption", Bucket=self.bucket)
+        rules = self.owner.call("s3", "get_bucket_encryption", Bucket=self.bucket)
         (rule,) = rules["ServerSideEncryptionConfiguration"]["Rules"]
         assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
-        plainly = Account(LAPTOP, self.region, f"http://{AWS.address}")
+        plainly = AwsClient(LAPTOP, self.region, f"http://{AWS.address}")
         listing = {"Bucket": self.bucket}
-        assert plainly.asks("s3", "list_objects_v2", **listing) == {"refused": "AccessDenied"}
-        assert "refused" not in self.owner.asks("s3", "list_objects_v2", **listing)
+        assert plainly.call("s3", "list_objects_v2", **listing) == {"refused": "AccessDenied"}
+        assert "refused" not in self.owner.call("s3", "list_objects_v2", **listing)
 
-    def takes_down(self, cloud: Ec2) -> None:
+    def check_tear_down(self, cloud: Ec2Hosts) -> None:
         """The end, after whatever a story has of its own."""
-        USER.succeeds(f"python -m cluster down {self.file} --yes")
-        assert cloud.running() == [] and self.owner.machines() == {}
-        wait(lambda: not cloud.hosts(), 60, "hosts without instances")
-        gateways = self.owner.asks("ec2", "describe_nat_gateways")["NatGateways"]
+        USER.check_command(f"python -m cluster down {self.file} --yes")
+        assert cloud.running_instances() == [] and self.owner.running_instances() == {}
+        wait_until(lambda: not cloud.all_hosts(), 60, "hosts without instances")
+        gateways = self.owner.call("ec2", "describe_nat_gateways")["NatGateways"]
         assert all(each["State"] in ("deleting", "deleted") for each in gateways)
-        assert self.owner.policies("bertha-head") == self.owner.policies("bertha-worker") == []
-        assert not (USER.checkout / self.up).exists()
+        assert (
+            self.owner.policy_names("bertha-head") == self.owner.policy_names("bertha-worker") == []
+        )
+        assert not (USER.checkout / self.resolved_file).exists()

@@ -1,4 +1,4 @@
-"""The run that is disturbed on hosts, and what it must come to: the losses of one process alone."""
+"""The training run that is disturbed on hosts, and its reference: the losses of one process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TOLERANCE = 2e-5  # of a loss: sums of fp32 in another order
 ALONE = {"cluster_name": "alone", "provider": {"type": "local", "head_ip": "127.0.0.1"}}
 
 
-def recipe(steps: int, evaluated_every: int, saved_every: int) -> list[str]:
-    """The recipe: real weights, one layer of them, and dropout, whose masks must be the same."""
+def recipe_arguments(steps: int, evaluated_every: int, saved_every: int) -> list[str]:
+    """Return a recipe: one layer of real weights, with dropout, whose masks must be the same."""
     return [
         "reviews.yaml",
         "model.layers=[0]",
@@ -31,19 +31,19 @@ def recipe(steps: int, evaluated_every: int, saved_every: int) -> list[str]:
     ]
 
 
-def rows(metrics: str, kind: str) -> list[dict[str, Any]]:
-    """Rows of a kind in the text of metrics.jsonl, whole lines only."""
+def metric_rows(metrics: str, kind: str) -> list[dict[str, Any]]:
+    """Parse the rows of a kind in the text of metrics.jsonl, complete lines only."""
     found: list[dict[str, Any]] = [json.loads(line) for line in metrics.split("\n")[:-1]]
     return [row for row in found if row["kind"] == kind]
 
 
-def losses(metrics: str) -> list[float]:
-    """The loss of each step."""
-    return [row["loss"] for row in rows(metrics, "step")]
+def step_losses(metrics: str) -> list[float]:
+    """Return the loss of each step."""
+    return [row["loss"] for row in metric_rows(metrics, "step")]
 
 
-def undisturbed(recipe: list[str], place: Path) -> list[float]:
-    """The losses of the same recipe in one process on this machine."""
+def train_alone(recipe: list[str], place: Path) -> list[float]:
+    """Train the same recipe in one process on this machine; return its losses."""
     alone = ALONE | {"metadata": {"devices_per_node": 0, "cache": str(place / "cache")}}
     (place / "alone.yaml").write_text(yaml.safe_dump(alone))
     where = ["--cluster", str(place / "alone.yaml"), "--run", str(place / "alone")]
@@ -54,4 +54,4 @@ def undisturbed(recipe: list[str], place: Path) -> list[float]:
         cwd=ROOT,
         timeout=600,
     )
-    return losses((place / "alone" / "metrics.jsonl").read_text())
+    return step_losses((place / "alone" / "metrics.jsonl").read_text())

@@ -19,13 +19,14 @@ from transformers import (
     RobertaModel,
 )
 
-from serving.engine.engine import Engine, batches, join, split
+from serving.engine.engine import Engine, batch_rows, split_rows
 from serving.optimize import export_embedder
 from tests.support.tiny_bundle import LABELS, MAX_LENGTH, write_linear_bundle, write_tiny_bundle
+from trainers.data.ragged import ragged_from_rows
 from trainers.data.tokenizer import EncodingError
 from trainers.models.card import BundleError
 from trainers.models.config import ModelError
-from trainers.training.losses import scores as meant
+from trainers.training.losses import logits_to_scores as meant
 
 FUZZED = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=50)
 CLASSIFIERS = ["classification", "multi-label", "regression"]
@@ -97,17 +98,18 @@ def test_a_text_is_answered_alike_alone_and_in_any_batch(engine: Engine) -> None
 def test_rows_of_several_requests_are_answered_as_one(engine: Engine) -> None:
     samples, num_cut = engine.encode(TEXTS)
     assert num_cut == 1
-    rows = split(samples)
+    rows = split_rows(samples)
     assert [len(row) for row in rows] == samples.lengths.tolist()
-    np.testing.assert_array_equal(join(rows).values, samples.values)
-    np.testing.assert_array_equal(join(rows).offsets, samples.offsets)
+    joined = ragged_from_rows(rows, samples.values.dtype.type)
+    np.testing.assert_array_equal(joined.values, samples.values)
+    np.testing.assert_array_equal(joined.offsets, samples.offsets)
     for one, other in zip(engine.infer_rows(rows), engine.infer(samples), strict=True):
         np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)  # type: ignore[union-attr]
 
 
 def test_batches_are_filled_in_order_as_far_as_tokens_go() -> None:
     rows = [np.arange(length) for length in (100, 150, 7, 300, 9)]
-    assert [[len(row) for row in batch] for batch in batches(rows, 256)] == [
+    assert [[len(row) for row in batch] for batch in batch_rows(rows, 256)] == [
         [100, 150],
         [7],
         [300],
@@ -135,13 +137,13 @@ def test_an_engine_says_what_it_is_and_weighs(engine: Engine, directory: Path) -
     assert engine.backend == "torch fp32"
     weights = (directory / "model.safetensors").stat().st_size
     assert 0.8 * weights < engine.num_bytes < 1.5 * weights
-    assert engine.predict([engine.probe])
+    assert engine.predict([engine.probe_text])
 
 
 def test_a_linear_model_reads_as_many_numbers_as_it_was_trained_on(tmp_path: Path) -> None:
     engine = Engine.load(write_linear_bundle(tmp_path / "bundle", weights=(2.0, -1.0)))
     assert [each.scores for each in engine.predict(["3 1", "0.5 0"])] == [(5.0,), (1.0,)]
-    assert engine.predict([engine.probe])[0].scores == (0.0,)
+    assert engine.predict([engine.probe_text])[0].scores == (0.0,)
     for text, words in (("3", "'3' holds 1 numbers; this model reads 2"), ("a b", "'a b'")):
         with pytest.raises(EncodingError, match=words):
             engine.predict([text])
@@ -155,7 +157,7 @@ class TestMaskedLanguageModel:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForMaskedLM.from_pretrained(place).eval()
         samples, _ = masked_lm.encode(MASKED)
-        for row, logits in zip(split(samples), masked_lm.infer(samples), strict=True):
+        for row, logits in zip(split_rows(samples), masked_lm.infer(samples), strict=True):
             at_masks = row == tokenizer.mask_token_id
             assert len(logits) == at_masks.sum()  # type: ignore[arg-type]
             if at_masks.any():
@@ -195,15 +197,15 @@ class TestMaskedLanguageModel:
 
     def test_a_text_without_masks_has_no_fillings(self, masked_lm: Engine) -> None:
         assert fillings(masked_lm, "a film") == ()
-        assert len(fillings(masked_lm, masked_lm.probe)) == 1
+        assert len(fillings(masked_lm, masked_lm.probe_text)) == 1
 
 
 def fillings(engine: Engine, text: str, **settings: object) -> tuple:  # type: ignore[type-arg]
     """What the engine fills into one text."""
     samples, _ = engine.encode([text])
-    (row,) = split(samples)
+    (row,) = split_rows(samples)
     (logits,) = engine.infer_rows([row])
-    return engine.fillings(text, row, logits, **settings)  # type: ignore[arg-type]
+    return engine.predict_masks(text, row, logits, **settings)  # type: ignore[arg-type]
 
 
 class TestEmbedding:
@@ -222,7 +224,7 @@ class TestEmbedding:
             assert vector.dtype == np.float32 and np.linalg.norm(vector) == pytest.approx(1)
 
     def test_cls_pooling_reads_the_first_token(self, tmp_path: Path, tiny_bert: Path) -> None:
-        card = export_embedder.write(
+        card = export_embedder.write_embedder_bundle(
             tiny_bert, tmp_path / "bundle", pooling="cls", max_length=MAX_LENGTH
         )
         assert card.pooling == "cls" and "model.safetensors" in card.files
@@ -247,7 +249,9 @@ class TestEmbedding:
         )
         AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "encoder")
         model.eval().save_pretrained(tmp_path / "encoder")
-        export_embedder.write(tmp_path / "encoder", tmp_path / "bundle", max_length=MAX_LENGTH)
+        export_embedder.write_embedder_bundle(
+            tmp_path / "encoder", tmp_path / "bundle", max_length=MAX_LENGTH
+        )
         engine = Engine.load(tmp_path / "bundle")
         samples, _ = engine.encode(["a warm film"])
         with torch.no_grad():
@@ -259,7 +263,7 @@ class TestEmbedding:
         self, tmp_path: Path, tiny_bert: Path
     ) -> None:
         with pytest.raises(ModelError, match=r"max_length 256: .* has positions for 64 tokens"):
-            export_embedder.write(tiny_bert, tmp_path / "bundle")
+            export_embedder.write_embedder_bundle(tiny_bert, tmp_path / "bundle")
 
 
 def test_a_directory_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

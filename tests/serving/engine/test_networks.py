@@ -14,12 +14,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from serving.engine.networks import PackedNetwork, embedder, load
-from serving.engine.packed import Packed, folded
+from serving.engine.networks import PackedNetwork, build_embedder, load_network
+from serving.engine.packed import PackedBatch, pad_into_rows
 from tests.support.tiny_bundle import write_tiny_bundle
 from trainers.models.bert import TextModel
-from trainers.models.card import read
-from trainers.models.families import FAMILIES, positions_of
+from trainers.models.card import read_card
+from trainers.models.families import FAMILIES, position_ids
 
 SIZES = {
     "vocab_size": 40,
@@ -42,17 +42,17 @@ def config(request: pytest.FixtureRequest) -> AutoConfig:
     return config
 
 
-def packed(config: AutoConfig, reads: list[int] | None = None) -> Packed:
-    positions = [positions_of(config.to_dict(), row) for row in ROWS]
-    return Packed.of(ROWS, positions, None if reads is None else np.array(reads))
+def packed(config: AutoConfig, reads: list[int] | None = None) -> PackedBatch:
+    positions = [position_ids(config.to_dict(), row) for row in ROWS]
+    return PackedBatch.from_rows(ROWS, positions, None if reads is None else np.array(reads))
 
 
-def both(network: PackedNetwork, batch: Packed) -> list[np.ndarray]:
+def both(network: PackedNetwork, batch: PackedBatch) -> list[np.ndarray]:
     """Outputs with attention text by text, and as in a graph, under a mask."""
     with torch.inference_mode():
         tensors = map(torch.from_numpy, batch.arrays)
-        folded = map(torch.from_numpy, batch.for_graph.values())
-        return [network(*tensors, spans=batch.spans).numpy(), network(*folded).numpy()]
+        folded = map(torch.from_numpy, batch.graph_inputs.values())
+        return [network(*tensors, lengths=batch.lengths).numpy(), network(*folded).numpy()]
 
 
 def alone(model: PreTrainedModel) -> list[torch.Tensor]:
@@ -87,32 +87,35 @@ def test_vectors(config: AutoConfig, pooling: str) -> None:
     hidden = alone(model)
     pooled = torch.stack([each.mean(dim=0) if pooling == "mean" else each[0] for each in hidden])
     expected = torch.nn.functional.normalize(pooled, dim=-1)
-    for found in both(embedder(model, pooling).eval(), packed(config)):
+    for found in both(build_embedder(model, pooling).eval(), packed(config)):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_what_a_text_is_computed_with_does_not_change_it(tiny_bert: Path, tmp_path: Path) -> None:
     """Nor what follows it, nor how much: no mask reaches into a neighbour."""
     place = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
-    network, config = load(place, read(place)), json.loads((place / "config.json").read_text())
+    network, config = (
+        load_network(place, read_card(place)),
+        json.loads((place / "config.json").read_text()),
+    )
     rng = np.random.default_rng(0)
     text = rng.integers(5, config["vocab_size"], 9)
     found = []
     for length in (1, 5, 40):
         other = rng.integers(5, config["vocab_size"], length)
         for rows in ([text, other], [other, text]):
-            batch = Packed.of(rows, [np.arange(len(row)) for row in rows])
+            batch = PackedBatch.from_rows(rows, [np.arange(len(row)) for row in rows])
             place_of_text = 0 if rows[0] is text else 1
             found += [outputs[place_of_text] for outputs in both(network, batch)]  # type: ignore[arg-type]
     np.testing.assert_allclose(found, [found[0]] * len(found), atol=1e-5)
 
 
 def test_texts_are_folded_into_rows_as_wide_as_the_longest() -> None:
-    grid, owners, places = folded((3, 8, 2, 5))
+    grid, owners, places = pad_into_rows((3, 8, 2, 5))
     assert owners.tolist() == [[1] * 8, [3] * 5 + [0] * 3, [2, 2] + [-1] * 6]
     assert grid[owners >= 0].tolist() == [*range(3, 11), *range(13, 18), *range(3), 11, 12]
     assert grid.reshape(-1)[places].tolist() == list(range(18)), "and back again"
-    grid, owners, places = folded((4,))
+    grid, owners, places = pad_into_rows((4,))
     assert (grid.tolist(), owners.tolist(), places.tolist()) == (
         [[0, 1, 2, 3]],
         [[0] * 4],

@@ -1,4 +1,4 @@
-"""The HTTP surface over a house of tiny models: limits, keys, ids, refusals, pages, metrics."""
+"""The HTTP app over a server of tiny models: limits, keys, ids, errors, pages, metrics."""
 
 import asyncio
 import gzip
@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from serving import protocols
 from serving.engine.engine import Engine
 from serving.http import keys
-from serving.http.asgi import Surface, show_requests
-from serving.http.keys import Keys
-from serving.http.tracing import Traces
-from serving.inference.model_server import House
+from serving.http.asgi import App, log_requests_to_stdout
+from serving.http.keys import ApiKeys
+from serving.http.tracing import RequestTracer
+from serving.inference.model_server import ModelServer
 from serving.interface import Limits
 from serving.registry.registry import Registry
 from tests.support.fake_models import FakeModels
-from tests.support.model_servers import ask, play, registry_of
+from tests.support.model_servers import make_registry, run_scenario, send_request
 from tests.support.tiny_bundle import write_tiny_bundle
 
 LIMITS = Limits()
@@ -31,12 +31,12 @@ LIMITS = Limits()
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("surface") / "bundle", tiny_bert)
+    return write_tiny_bundle(tmp_path_factory.mktemp("app") / "bundle", tiny_bert)
 
 
 @pytest.fixture(scope="module")
 def registry(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return registry_of(tmp_path_factory.mktemp("registry"), bundle)
+    return make_registry(tmp_path_factory.mktemp("registry"), bundle)
 
 
 def assert_error(response: httpx.Response, status: int, error_type: str, words: str = "") -> None:
@@ -50,7 +50,7 @@ def assert_error(response: httpx.Response, status: int, error_type: str, words: 
 
 
 def test_an_answer_is_the_engines_own(registry: Registry, bundle: Path) -> None:
-    response = ask(registry, "POST", "/predict", json={"inputs": "a warm film"})
+    response = send_request(registry, "POST", "/predict", json={"inputs": "a warm film"})
     engine = Engine.load(bundle)
     (prediction,) = engine.predict(["a warm film"])
     scores = {each["label"]: each["score"] for each in response.json()}
@@ -64,7 +64,9 @@ def test_an_answer_is_the_engines_own(registry: Registry, bundle: Path) -> None:
 def test_any_content_type_will_do(registry: Registry, content_type: str) -> None:
     headers = {"content-type": content_type}
     body = b'{"inputs": "a film"}'
-    assert ask(registry, "POST", "/predict", content=body, headers=headers).status_code == 200
+    assert (
+        send_request(registry, "POST", "/predict", content=body, headers=headers).status_code == 200
+    )
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_unread(registry: Registry) -> None:
@@ -73,7 +75,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(registry: Registry) 
         yield b""
 
     headers = {"content-length": str(LIMITS.max_body_bytes + 1)}
-    response = ask(registry, "POST", "/predict", content=never(), headers=headers)
+    response = send_request(registry, "POST", "/predict", content=never(), headers=headers)
     assert_error(response, 413, "Validation", "bytes")
 
 
@@ -85,22 +87,24 @@ def test_a_body_that_turns_out_too_large_is_refused_on_the_way(registry: Registr
             sent.append(len(chunk))
             yield chunk
 
-    assert_error(ask(registry, "POST", "/predict", content=endless()), 413, "Validation", "bytes")
+    assert_error(
+        send_request(registry, "POST", "/predict", content=endless()), 413, "Validation", "bytes"
+    )
     assert sum(sent) <= LIMITS.max_body_bytes + 2 * len(chunk)
 
 
 def test_the_largest_body_is_read(registry: Registry) -> None:
     text = "film " * (LIMITS.max_body_bytes // 5 - 10)
-    assert ask(registry, "POST", "/predict", json={"inputs": text}).status_code == 200
+    assert send_request(registry, "POST", "/predict", json={"inputs": text}).status_code == 200
 
 
 @pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_a_compressed_body_is_read(registry: Registry, coding: str, pack: object) -> None:
     body = json.dumps({"inputs": "a warm film"}).encode()
-    plain = ask(registry, "POST", "/predict", content=body)
+    plain = send_request(registry, "POST", "/predict", content=body)
     assert callable(pack)
     headers = {"content-encoding": coding}
-    packed = ask(registry, "POST", "/predict", content=pack(body), headers=headers)
+    packed = send_request(registry, "POST", "/predict", content=pack(body), headers=headers)
     assert packed.json() == plain.json()
 
 
@@ -117,20 +121,22 @@ def test_a_body_that_does_not_unpack_is_refused(
     registry: Registry, body: bytes, coding: str, status: int, words: str
 ) -> None:
     headers = {"content-encoding": coding}
-    response = ask(registry, "POST", "/predict", content=body, headers=headers)
+    response = send_request(registry, "POST", "/predict", content=body, headers=headers)
     assert_error(response, status, "Validation", words)
 
 
 def test_too_long_a_text_is_cut_unless_that_is_forbidden(registry: Registry) -> None:
     text = "a film " * 20
-    assert ask(registry, "POST", "/predict", json={"inputs": text}).status_code == 200
-    refused = ask(registry, "POST", "/predict", json={"inputs": ["a", text], "truncate": False})
+    assert send_request(registry, "POST", "/predict", json={"inputs": text}).status_code == 200
+    refused = send_request(
+        registry, "POST", "/predict", json={"inputs": ["a", text], "truncate": False}
+    )
     assert_error(refused, 413, "Validation", "1 of 2 texts longer than 16 tokens")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/predict/", "/..%2f..%2fetc/passwd", "/%00"])
 def test_an_unknown_path_is_a_json_404(registry: Registry, path: str) -> None:
-    response = ask(registry, "GET", path)
+    response = send_request(registry, "GET", path)
     assert response.status_code == 404
     assert "see /docs" in response.json()["error"]
 
@@ -141,17 +147,17 @@ def test_an_unknown_path_is_a_json_404(registry: Registry, path: str) -> None:
 def test_a_wrong_method_is_a_json_405(
     registry: Registry, method: str, path: str, allowed: str
 ) -> None:
-    response = ask(registry, method, path)
+    response = send_request(registry, method, path)
     assert_error(response, 405, "Validation", f"does not answer {method}; use {allowed}")
 
 
 def test_a_head_is_a_get_without_a_body(registry: Registry) -> None:
-    response = ask(registry, "HEAD", "/docs")
+    response = send_request(registry, "HEAD", "/docs")
     assert response.status_code == 200 and response.content == b""
 
 
 def test_overload_is_a_json_429_with_a_time_to_come_back(registry: Registry) -> None:
-    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
         body = {"inputs": ["a film " * 20] * 32}
         asked = [client.post("/predict", json=body) for _ in range(30)]
         responses = await asyncio.gather(*asked)
@@ -162,20 +168,24 @@ def test_overload_is_a_json_429_with_a_time_to_come_back(registry: Registry) -> 
             assert int(each.headers["retry-after"]) >= 1
         assert (await client.post("/predict", json={"inputs": "a film"})).status_code == 200
 
-    play(registry, scenario, Limits(max_waiting_requests=4))
+    run_scenario(registry, scenario, Limits(max_waiting_requests=4))
 
 
 def test_a_deadline_that_has_passed_costs_nothing(registry: Registry) -> None:
     headers = {"x-request-timeout-seconds": "1e-9"}
-    response = ask(registry, "POST", "/predict", json={"inputs": "a film"}, headers=headers)
+    response = send_request(
+        registry, "POST", "/predict", json={"inputs": "a film"}, headers=headers
+    )
     assert response.status_code == 504
     headers = {"x-request-timeout-seconds": "soon"}
-    response = ask(registry, "POST", "/predict", json={"inputs": "a film"}, headers=headers)
+    response = send_request(
+        registry, "POST", "/predict", json={"inputs": "a film"}, headers=headers
+    )
     assert response.status_code == 200
 
 
 def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(registry: Registry) -> None:
-    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
         named = await client.get("/info", headers={"x-request-id": "abc"})
         assert named.headers["x-request-id"] == "abc"
         total = named.headers["server-timing"].removeprefix("total;dur=")
@@ -183,18 +193,18 @@ def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(registry: Registr
         ids = {(await client.get("/info")).headers["x-request-id"] for _ in range(5)}
         assert len(ids) == 5
 
-    play(registry, scenario)
+    run_scenario(registry, scenario)
 
 
 def test_keys_open_what_they_are_for(registry: Registry, tmp_path: Path) -> None:
     file = tmp_path / "keys.jsonl"
-    reader = keys.add(file, "reader", ("inference",))
-    admin = keys.add(file, "admin", ("management",))
-    slow = keys.add(file, "slow", ("inference",), requests_per_second=1.0)
+    reader = keys.add_key(file, "reader", ("inference",))
+    admin = keys.add_key(file, "admin", ("management",))
+    slow = keys.add_key(file, "slow", ("inference",), requests_per_second=1.0)
     assert not any(secret in file.read_text() for secret in (reader, admin, slow))
     assert oct(file.stat().st_mode)[-3:] == "600"
 
-    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
         async def status(key: str | None, path: str = "/predict") -> int:
             headers = {} if key is None else {"authorization": f"Bearer {key}"}
             if path == "/predict":
@@ -209,17 +219,17 @@ def test_keys_open_what_they_are_for(registry: Registry, tmp_path: Path) -> None
         assert managed == [401, 403, 200]
         assert [await status(slow), await status(slow)] == [200, 429]
 
-    play(registry, scenario, keys=Keys(keys.load(file)))
+    run_scenario(registry, scenario, keys=ApiKeys(keys.load_keys(file)))
 
 
 def test_without_keys_management_is_closed(registry: Registry) -> None:
-    response = ask(registry, "GET", "/manage/models")
+    response = send_request(registry, "GET", "/manage/models")
     assert response.status_code == 403
     assert "--keys" in response.text
 
 
 def test_what_was_asked_is_counted(registry: Registry) -> None:
-    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
         await client.post("/predict", json={"inputs": "a film"})
         await client.post("/predict", content=b"{")
         await client.post("/v2/models/tiny/infer", content=b"{")
@@ -230,18 +240,18 @@ def test_what_was_asked_is_counted(registry: Registry) -> None:
         assert 'bertha_request_seconds_count{protocol="tei",route="/predict"} 2' in text
         assert text.count("# TYPE bertha_request_seconds histogram") == 1
 
-    play(registry, scenario)
+    run_scenario(registry, scenario)
 
 
 def test_a_request_leaves_a_line_without_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
-        surface = Surface(protocols.ALL, FakeModels(), log_requests=True)
-        transport = httpx.ASGITransport(surface)
+        app = App(protocols.ALL, FakeModels(), log_requests=True)
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"x-request-id": "7", "authorization": "Bearer hidden"}
             await client.post("/predict", json={"inputs": "secret"}, headers=headers)
 
-    show_requests()
+    log_requests_to_stdout()
     asyncio.run(scenario())
     said = capsys.readouterr().out
     line = json.loads(said)
@@ -250,28 +260,28 @@ def test_a_request_leaves_a_line_without_its_text(capsys: pytest.CaptureFixture[
 
 
 def test_what_versions_did_is_counted(registry: Registry) -> None:
-    async def scenario(client: httpx.AsyncClient, house: House) -> None:
+    async def scenario(client: httpx.AsyncClient, models: ModelServer) -> None:
         await client.post("/predict", json={"inputs": ["a film", "dull"]})
         text = (await client.get("/metrics")).text
         labels = '{model="tiny",version="1"}'
         for name, number in (("texts", 2), ("answers", 1), ("failures", 0)):
             assert f"bertha_{name}_total{labels} {number}\n" in text
         assert f"bertha_model_loaded{labels} 1\n" in text
-        house.answering.pool.forget([("tiny", "1")])
+        models.executor.cache.evict_models([("tiny", "1")])
         assert "bertha_model_loaded{" not in (await client.get("/metrics")).text
 
-    play(registry, scenario)
+    run_scenario(registry, scenario)
 
 
 def test_a_request_leaves_a_span_in_its_callers_trace() -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    traces = Traces(provider.get_tracer("test"))
+    traces = RequestTracer(provider.get_tracer("test"))
     trace = "0af7651916cd43dd8448eb211c80319c"
 
     async def scenario() -> None:
-        surface = Surface(protocols.ALL, FakeModels(), traces=traces)
-        transport = httpx.ASGITransport(surface)
+        app = App(protocols.ALL, FakeModels(), tracer=traces)
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
             await client.post("/predict", json={"inputs": "secret"}, headers=headers)
@@ -287,7 +297,7 @@ def test_concurrent_answers_equal_those_one_by_one(registry: Registry) -> None:
     words = ["good", "bad", "film", "cast", "the", "warm", "dull"]
     bodies = [{"inputs": " ".join(words[: i % 7 + 1] * (i % 3 + 1))} for i in range(60)]
 
-    async def scenario(client: httpx.AsyncClient, _: House) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
         one_by_one = [(await client.post("/predict", json=body)).json() for body in bodies]
         at_once = await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
         for expected, response in zip(one_by_one, at_once, strict=True):
@@ -295,23 +305,23 @@ def test_concurrent_answers_equal_those_one_by_one(registry: Registry) -> None:
                 assert label["label"] == there["label"]
                 assert label["score"] == pytest.approx(there["score"], abs=1e-5)
 
-    play(registry, scenario, Limits(max_waiting_requests=100))
+    run_scenario(registry, scenario, Limits(max_waiting_requests=100))
 
 
 def test_who_leaves_early_is_dropped(registry: Registry) -> None:
-    async def scenario(client: httpx.AsyncClient, house: House) -> None:
+    async def scenario(client: httpx.AsyncClient, models: ModelServer) -> None:
         request = client.post("/predict", json={"inputs": ["a film " * 20] * 32})
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(request, 0.0005)
         await asyncio.sleep(0.05)
-        assert house.answering.batcher.num_waiting == 0
+        assert models.executor.batcher.num_waiting == 0
 
-    play(registry, scenario)
+    run_scenario(registry, scenario)
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_are_whole_and_fetch_nothing_from_elsewhere(registry: Registry, path: str) -> None:
-    response = ask(registry, "GET", path)
+    response = send_request(registry, "GET", path)
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in response.headers["content-security-policy"]
     for forbidden in ("innerHTML", 'src="http', 'href="http', "@import", "cdn"):

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModel
 
 from serving.engine.engine import Engine
-from serving.inference.attribution import TOLERANCE, Explainer, Unexplainable
-from serving.inference.offsets import trace
+from serving.inference.attribution import TOLERANCE, Attributor, NotExplainable
+from serving.inference.offsets import trace_cleaning
 from tests.support.tiny_bundle import write_linear_bundle, write_tiny_bundle
 from trainers.data.cleaning import CLEANINGS
 
@@ -53,9 +53,9 @@ class TestTracing:
         ],
     )
     def test_a_word_is_found_where_it_stood(self, raw: str, word: str, origin: str) -> None:
-        traced = trace("text-v1", raw)
+        traced = trace_cleaning("text-v1", raw)
         at = traced.text.index(word)
-        start, end = traced.place(at, at + len(word))
+        start, end = traced.original_span(at, at + len(word))
         assert raw[start:end] == origin
 
     @settings(FUZZED, max_examples=300)
@@ -63,38 +63,38 @@ class TestTracing:
     @example("<b <br>>")
     @example("<<b>b>")
     def test_it_is_the_cleaning_for_any_text(self, raw: str) -> None:
-        traced = trace("text-v1", raw)
+        traced = trace_cleaning("text-v1", raw)
         assert traced.text == CLEANINGS["text-v1"](raw)
         assert len(traced.starts) == len(traced.ends) == len(traced.text)
         for start, end in zip(traced.starts, traced.ends, strict=True):
             assert 0 <= start <= end <= len(raw)
         assert all(one <= other for one, other in itertools.pairwise(traced.starts))
         for at, character in enumerate(traced.text):
-            start, end = traced.place(at, at + 1)
+            start, end = traced.original_span(at, at + 1)
             if end - start == 1 and character != " " and character != "\ufffd":
                 assert character in (raw[start], *_singletons(raw[start]))
 
     @given(ANY_TEXT)
     def test_where_nothing_is_cleaned_nothing_moves(self, raw: str) -> None:
-        traced = trace("none", raw)
+        traced = trace_cleaning("none", raw)
         assert traced.text == raw
-        assert all(traced.place(at, at + 1) == (at, at + 1) for at in range(len(raw)))
+        assert all(traced.original_span(at, at + 1) == (at, at + 1) for at in range(len(raw)))
 
     def test_an_unknown_cleaning_is_matched_by_words(self, monkeypatch: pytest.MonkeyPatch) -> None:
         shout = {"shout": lambda raw: " ".join(raw.replace("film", "MOVIE").split())}
         monkeypatch.setattr("serving.inference.offsets.CLEANINGS", shout)
         raw = "a  warm   film of note"
-        traced = trace("shout", raw)
+        traced = trace_cleaning("shout", raw)
         assert traced.text == "a warm MOVIE of note"
         for word, origin in (("warm", "warm"), ("MOVIE", "film"), ("note", "note")):
             at = traced.text.index(word)
-            start, end = traced.place(at, at + len(word))
+            start, end = traced.original_span(at, at + len(word))
             assert raw[start:end] == origin
 
     def test_it_takes_linear_time(self) -> None:
         text = "so <b>good</b> &amp; caf\u00e9 e\u0301 <br/>" * 6000
         started = time.perf_counter()
-        trace("text-v1", text)
+        trace_cleaning("text-v1", text)
         assert time.perf_counter() - started < 20  # well under 1 s
 
 
@@ -126,8 +126,8 @@ def directory(
 
 
 @pytest.fixture(scope="module")
-def explainer(directory: Path) -> Explainer:
-    return Explainer.load(directory)
+def explainer(directory: Path) -> Attributor:
+    return Attributor.from_bundle(directory)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def read_and_masked(engine: Engine, text: str) -> tuple[torch.Tensor, torch.Tens
     return ids, masks
 
 
-def difference(explainer: Explainer, engine: Engine, text: str, label: int) -> float:
+def difference(explainer: Attributor, engine: Engine, text: str, label: int) -> float:
     """What the text changes in a logit."""
     ids, masks = read_and_masked(engine, text)
     with torch.inference_mode():
@@ -155,7 +155,7 @@ def difference(explainer: Explainer, engine: Engine, text: str, label: int) -> f
     return float(logits[1, label] - logits[0, label])
 
 
-def test_the_weights_add_up_to_what_the_text_changes(explainer: Explainer, engine: Engine) -> None:
+def test_the_weights_add_up_to_what_the_text_changes(explainer: Attributor, engine: Engine) -> None:
     changes = []
     for text, name in itertools.product(TEXTS, explainer.card.labels or (None,)):
         found = explainer.explain(text, name)
@@ -166,23 +166,23 @@ def test_the_weights_add_up_to_what_the_text_changes(explainer: Explainer, engin
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_prediction_is_the_engine_s(explainer: Explainer, engine: Engine, text: str) -> None:
+def test_the_prediction_is_the_engine_s(explainer: Attributor, engine: Engine, text: str) -> None:
     found, (expected,) = explainer.explain(text), engine.predict([text])
     np.testing.assert_allclose(found.prediction.logits, expected.logits, atol=1e-4)
     np.testing.assert_allclose(found.prediction.scores, expected.scores, atol=1e-5)
     assert found.label == int(np.argmax(expected.logits))
 
 
-def test_words_stand_where_they_stood(explainer: Explainer) -> None:
+def test_words_stand_where_they_stood(explainer: Attributor) -> None:
     text = "  <p>Good &amp; <i>gr</i>im,\nstory</p>"
     found = explainer.explain(text)
     words = [text[each.start : each.end] for each in found.attributions]
     assert words == ["Good", "&amp;", "gr</i>im", ",", "story"]
 
 
-def by_hand(explainer: Explainer, engine: Engine, text: str, label: int) -> list[float]:
+def by_hand(explainer: Attributor, engine: Engine, text: str, label: int) -> list[float]:
     """The weight of each token: the gradient at many points of the path, averaged."""
-    model, table = explainer._model, explainer._model.table
+    model, table = explainer._model, explainer._model.word_embeddings
     ids, masks = read_and_masked(engine, text)
     here, there = table(ids).detach(), table(masks).detach()
     gradient, steps = torch.zeros_like(here), 200
@@ -194,14 +194,14 @@ def by_hand(explainer: Explainer, engine: Engine, text: str, label: int) -> list
     return ((here - there) * gradient).sum(dim=-1)[0, 1:-1].tolist()
 
 
-def test_the_weights_are_integrated_gradients(explainer: Explainer, engine: Engine) -> None:
+def test_the_weights_are_integrated_gradients(explainer: Attributor, engine: Engine) -> None:
     found = explainer.explain(TEXTS[0])
     expected = by_hand(explainer, engine, TEXTS[0], found.label)
     assert [TEXTS[0][each.start : each.end] for each in found.attributions] == TEXTS[0].split()
     np.testing.assert_allclose([each.weight for each in found.attributions], expected, atol=0.05)
 
 
-def test_what_the_model_does_not_read_has_no_weight(explainer: Explainer) -> None:
+def test_what_the_model_does_not_read_has_no_weight(explainer: Attributor) -> None:
     text = "good " * 100
     found = explainer.explain(text)
     assert len(found.attributions) == explainer.card.max_length - 2
@@ -209,13 +209,13 @@ def test_what_the_model_does_not_read_has_no_weight(explainer: Explainer) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "   ", "<br />", "\x00"])
-def test_nothing_is_explained_by_nothing(explainer: Explainer, text: str) -> None:
+def test_nothing_is_explained_by_nothing(explainer: Attributor, text: str) -> None:
     assert explainer.explain(text).attributions == ()
 
 
 @FUZZED
 @given(text=ANY_TEXT | MARKUP)
-def test_any_text_is_explained(explainer: Explainer, text: str) -> None:
+def test_any_text_is_explained(explainer: Attributor, text: str) -> None:
     found = explainer.explain(text)
     ends = 0
     for each in found.attributions:
@@ -224,23 +224,23 @@ def test_any_text_is_explained(explainer: Explainer, text: str) -> None:
         ends = each.end
 
 
-def test_threads_get_the_same_explanations(explainer: Explainer) -> None:
+def test_threads_get_the_same_explanations(explainer: Attributor) -> None:
     alone = [explainer.explain(text) for text in TEXTS]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(explainer.explain, TEXTS * 2)) == alone * 2
 
 
-def test_another_label_is_explained_by_its_name(explainer: Explainer) -> None:
+def test_another_label_is_explained_by_its_name(explainer: Attributor) -> None:
     for index, label in enumerate(explainer.card.labels or ("value",)):
         assert explainer.explain(TEXTS[0], label).label == index
-    with pytest.raises(Unexplainable, match="'awful' is no label of this model"):
+    with pytest.raises(NotExplainable, match="'awful' is no label of this model"):
         explainer.explain(TEXTS[0], "awful")
     if "positive" in explainer.card.labels:
-        with pytest.raises(Unexplainable, match="did you mean positive"):
+        with pytest.raises(NotExplainable, match="did you mean positive"):
             explainer.explain(TEXTS[0], "positiv")
 
 
-def test_the_bundle_is_left_as_it_was(explainer: Explainer, engine: Engine) -> None:
+def test_the_bundle_is_left_as_it_was(explainer: Attributor, engine: Engine) -> None:
     before = explainer.explain(TEXTS[0])
     expected = engine.predict(TEXTS)
     explainer.explain(TEXTS[1])
@@ -251,8 +251,8 @@ def test_the_bundle_is_left_as_it_was(explainer: Explainer, engine: Engine) -> N
 def test_models_without_words_or_labels_are_refused(tmp_path: Path, tiny_bert: Path) -> None:
     for task in ("masked-lm", "embedding"):
         unlabelled = write_tiny_bundle(tmp_path / task, tiny_bert, task)
-        with pytest.raises(Unexplainable, match=f"a model for {task} gives no label to explain"):
-            Explainer.load(unlabelled)
+        with pytest.raises(NotExplainable, match=f"a model for {task} gives no label to explain"):
+            Attributor.from_bundle(unlabelled)
     linear = write_linear_bundle(tmp_path / "linear", [1.0, 2.0])
-    with pytest.raises(Unexplainable, match="reads numbers, which are no words"):
-        Explainer.load(linear)
+    with pytest.raises(NotExplainable, match="reads numbers, which are no words"):
+        Attributor.from_bundle(linear)

@@ -7,7 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from serving.inference.batcher import Batcher, BatchFailed, Closed, Late, Overloaded
+from serving.inference.batcher import (
+    Batcher,
+    BatcherClosed,
+    BatchFailed,
+    DeadlineExceeded,
+    Overloaded,
+)
 
 Row = str
 Scenario = Callable[["Engine", Batcher], Awaitable[None]]
@@ -136,7 +142,7 @@ def test_what_is_late_is_dropped_before_it_costs_anything() -> None:
         (other,) = await queued(batcher, engine, "other")
         await asyncio.sleep(0.02)
         engine.free.set()
-        with pytest.raises(Late, match="deadline passed"):
+        with pytest.raises(DeadlineExceeded, match="deadline passed"):
             await late
         assert await other == ["OTHER"]
 
@@ -216,7 +222,7 @@ def test_an_error_fails_only_its_own_batch() -> None:
             assert isinstance(failure.value.__cause__, ArithmeticError)
         assert await apart == ["A" * 60]
         assert await answers(batcher, engine, "after") == ["AFTER"]
-        assert batcher.meters[engine].num_failed == 1
+        assert batcher.statistics[engine].num_failed == 1
 
     play(scenario)
 
@@ -225,7 +231,7 @@ def test_the_rest_of_a_failed_request_is_not_computed() -> None:
     async def scenario(engine: Engine, batcher: Batcher) -> None:
         with pytest.raises(BatchFailed):
             await answers(batcher, engine, "poison" * 10, "a" * 200)
-        assert batcher.meters[engine].num_failed == 1
+        assert batcher.statistics[engine].num_failed == 1
 
     assert len(play(scenario).batches) == 1
 
@@ -245,7 +251,7 @@ def test_closing_answers_what_waits_and_takes_no_more() -> None:
         (waiting,) = await queued(batcher, engine, "waiting")
         closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0)
-        with pytest.raises(Closed):
+        with pytest.raises(BatcherClosed):
             await answers(batcher, engine, "late")
         engine.free.set()
         await closing

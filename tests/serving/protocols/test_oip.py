@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from serving.interface import Limits
 from serving.protocols.oip_tensors import pack_texts
-from tests.support.fake_models import FakeModels, prediction, vector
-from tests.support.http_requests import answer, ask, error
+from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.http_requests import json_answer, json_error, send_request
 
 INFER = "/v2/models/sentiment/infer"
 TEXTS = ["a film", "ü\U0001f3ac"]
-SCORES = [prediction(text, "classification", 2).scores for text in TEXTS]
+SCORES = [fake_prediction(text, "classification", 2).scores for text in TEXTS]
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def outputs(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_labels_and_probabilities_in_json() -> None:
-    found = answer(FakeModels(), "POST", INFER, request() | {"id": "7"})
+    found = json_answer(FakeModels(), "POST", INFER, request() | {"id": "7"})
     assert (found["model_name"], found["model_version"], found["id"]) == ("sentiment", "2", "7")
     by_name = outputs(found)
     assert by_name["label"]["shape"] == [2]
@@ -56,13 +56,13 @@ def test_labels_and_probabilities_in_json() -> None:
 @pytest.mark.parametrize("shape", [[2], [2, 1], [1, 2]])
 def test_texts_may_be_nested_as_their_shape(shape: list[int]) -> None:
     data = np.array(TEXTS, object).reshape(shape).tolist()
-    found = answer(FakeModels(), "POST", INFER, request(shape=shape, data=data))
+    found = json_answer(FakeModels(), "POST", INFER, request(shape=shape, data=data))
     assert outputs(found)["probabilities"]["shape"] == [2, 2]
 
 
 def test_binary_in_and_out_is_what_json_is() -> None:
     body, headers = binary(TEXTS, parameters={"binary_data_output": True})
-    reply = ask(FakeModels(), "POST", INFER, body, headers)
+    reply = send_request(FakeModels(), "POST", INFER, body, headers)
     assert (reply.status, reply.media_type) == (200, "application/octet-stream")
     length = int(dict(reply.headers)["inference-header-content-length"])
     found, tail = json.loads(reply.body[:length]), reply.body[length:]
@@ -81,7 +81,7 @@ def test_each_output_may_be_binary_or_not() -> None:
         {"name": "label", "parameters": {"binary_data": False}},
     ]
     body, headers = binary(TEXTS, outputs=wanted)
-    reply = ask(FakeModels(), "POST", INFER, body, headers)
+    reply = send_request(FakeModels(), "POST", INFER, body, headers)
     length = int(dict(reply.headers)["inference-header-content-length"])
     first, second = json.loads(reply.body[:length])["outputs"]
     assert (first["name"], first["parameters"]) == ("probabilities", {"binary_data_size": 16})
@@ -91,14 +91,14 @@ def test_each_output_may_be_binary_or_not() -> None:
 
 def test_a_body_without_json_is_one_text() -> None:
     headers = {"inference-header-content-length": "0"}
-    reply = ask(FakeModels(), "POST", INFER, b"a film", headers)
+    reply = send_request(FakeModels(), "POST", INFER, b"a film", headers)
     data = outputs(json.loads(reply.body))["probabilities"]["data"]
     assert data == list(SCORES[0])
 
 
 def test_the_classification_extension() -> None:
     wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
-    found = answer(FakeModels(), "POST", INFER, request() | {"outputs": wanted})
+    found = json_answer(FakeModels(), "POST", INFER, request() | {"outputs": wanted})
     (output,) = found["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 1])
     value, index, label = output["data"][0].split(":")
@@ -109,21 +109,21 @@ def test_the_classification_extension() -> None:
 
 def test_top_k_sorts_and_cuts() -> None:
     body = request() | {"parameters": {"top_k": 2}}
-    by_name = outputs(answer(FakeModels(), "POST", "/v2/models/topics/infer", body))
+    by_name = outputs(json_answer(FakeModels(), "POST", "/v2/models/topics/infer", body))
     assert by_name["label"]["shape"] == by_name["probabilities"]["shape"] == [2, 2]
     first = by_name["probabilities"]["data"]
     assert first[0] >= first[1]
-    assert first[0] == max(prediction(TEXTS[0], "multi-label", 3).scores)
+    assert first[0] == max(fake_prediction(TEXTS[0], "multi-label", 3).scores)
 
 
 def test_every_task_has_its_outputs() -> None:
     models = FakeModels()
-    value = outputs(answer(models, "POST", "/v2/models/stars/infer", request()))["value"]
-    assert value["data"] == [prediction(text, "regression", 0).scores[0] for text in TEXTS]
-    found = outputs(answer(models, "POST", "/v2/models/mini/infer", request()))["embedding"]
-    assert (found["shape"], found["data"][:8]) == ([2, 8], vector(TEXTS[0]).tolist())
+    value = outputs(json_answer(models, "POST", "/v2/models/stars/infer", request()))["value"]
+    assert value["data"] == [fake_prediction(text, "regression", 0).scores[0] for text in TEXTS]
+    found = outputs(json_answer(models, "POST", "/v2/models/mini/infer", request()))["embedding"]
+    assert (found["shape"], found["data"][:8]) == ([2, 8], fake_vector(TEXTS[0]).tolist())
     masked = request(data=["a [MASK]", "b [MASK]"]) | {"parameters": {"top_k": 3}}
-    filled = outputs(answer(models, "POST", "/v2/models/filler/infer", masked))
+    filled = outputs(json_answer(models, "POST", "/v2/models/filler/infer", masked))
     assert all(output["shape"] == [2, 1, 3] for output in filled.values())
     assert filled["token_str"]["data"][:3] == ["film", "plot", "cast"]
     assert filled["token"] == {
@@ -137,9 +137,9 @@ def test_every_task_has_its_outputs() -> None:
 @pytest.mark.parametrize("name", ["sentiment", "topics", "stars", "mini", "filler"])
 def test_answers_are_what_the_metadata_says(name: str) -> None:
     models = FakeModels()
-    told = answer(models, "GET", f"/v2/models/{name}")
+    told = json_answer(models, "GET", f"/v2/models/{name}")
     data = ["a [MASK]", "b [MASK]"]
-    found = outputs(answer(models, "POST", f"/v2/models/{name}/infer", request(data=data)))
+    found = outputs(json_answer(models, "POST", f"/v2/models/{name}/infer", request(data=data)))
     assert list(found) == [output["name"] for output in told["outputs"]]
     for output in told["outputs"]:
         answered = found[output["name"]]
@@ -177,7 +177,7 @@ def test_answers_are_what_the_metadata_says(name: str) -> None:
     ],
 )
 def test_malformed_requests_name_the_key(body: Any, words: str) -> None:
-    status, told = error(FakeModels(), "POST", INFER, body)
+    status, told = json_error(FakeModels(), "POST", INFER, body)
     assert (status, set(told)) == (400, {"error"})
     assert words in told["error"]
 
@@ -193,7 +193,7 @@ def test_malformed_requests_name_the_key(body: Any, words: str) -> None:
 )
 def test_binary_that_lies_is_refused(change: Any, words: str) -> None:
     body, headers = binary(["a film"])
-    status, told = error(
+    status, told = json_error(
         FakeModels(),
         "POST",
         INFER,
@@ -206,20 +206,22 @@ def test_binary_that_lies_is_refused(change: Any, words: str) -> None:
 
 @pytest.mark.parametrize("length", ["-1", "999", "x", "1e3", "²", "9" * 30])
 def test_a_length_that_lies_is_refused(length: str) -> None:
-    status, told = error(FakeModels(), "POST", INFER, b"{}", inference_header_content_length=length)
+    status, told = json_error(
+        FakeModels(), "POST", INFER, b"{}", inference_header_content_length=length
+    )
     assert status == 400
     assert "inference-header-content-length" in told["error"]
 
 
 def test_too_many_texts_are_refused_before_they_are_read() -> None:
-    status, told = error(FakeModels(), "POST", INFER, request(shape=[2000, 2000], data=[]))
+    status, told = json_error(FakeModels(), "POST", INFER, request(shape=[2000, 2000], data=[]))
     assert status == 413
     assert "4000000 texts" in told["error"]
 
 
 def test_uneven_masks_are_refused() -> None:
     body = request(data=["[MASK]", "[MASK] [MASK]"])
-    status, told = error(FakeModels(), "POST", "/v2/models/filler/infer", body)
+    status, told = json_error(FakeModels(), "POST", "/v2/models/filler/infer", body)
     assert status == 400
     assert "1 to 2 masks" in told["error"]
 
@@ -228,48 +230,48 @@ def test_uneven_masks_are_refused() -> None:
 @given(st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=4))
 def test_texts_arrive_as_they_were_packed(texts: list[str]) -> None:
     body, headers = binary(texts)
-    reply = ask(FakeModels(limits=Limits(max_texts=4)), "POST", INFER, body, headers)
+    reply = send_request(FakeModels(limits=Limits(max_texts=4)), "POST", INFER, body, headers)
     by_name = outputs(json.loads(reply.body))
-    expected = [prediction(text, "classification", 2).scores for text in texts]
+    expected = [fake_prediction(text, "classification", 2).scores for text in texts]
     assert by_name["probabilities"]["data"] == [score for row in expected for score in row]
 
 
 def test_health_and_readiness() -> None:
     models = FakeModels()
-    assert answer(models, "GET", "/v2/health/live") == {"live": True}
-    assert answer(models, "GET", "/v2/health/ready") == {"ready": True}
-    ready = answer(models, "GET", "/v2/models/sentiment/versions/1/ready")
+    assert json_answer(models, "GET", "/v2/health/live") == {"live": True}
+    assert json_answer(models, "GET", "/v2/health/ready") == {"ready": True}
+    ready = json_answer(models, "GET", "/v2/models/sentiment/versions/1/ready")
     assert ready == {"name": "sentiment", "ready": True}  # cold: it loads when it is asked
     models.sound = False
-    assert error(models, "GET", "/v2/health/ready")[0] == 503
-    assert error(models, "GET", "/v2/models/nobody/ready")[0] == 404
+    assert json_error(models, "GET", "/v2/health/ready")[0] == 503
+    assert json_error(models, "GET", "/v2/models/nobody/ready")[0] == 404
 
 
 def test_what_the_server_and_models_tell() -> None:
     models = FakeModels()
-    assert "binary_tensor_data" in answer(models, "GET", "/v2")["extensions"]
-    assert answer(models, "GET", "/v2/models")["models"][0] == "sentiment"
-    assert answer(models, "GET", "/v2/models/sentiment")["versions"] == ["2", "1"]
-    config = answer(models, "GET", "/v2/models/sentiment/versions/1/config")
+    assert "binary_tensor_data" in json_answer(models, "GET", "/v2")["extensions"]
+    assert json_answer(models, "GET", "/v2/models")["models"][0] == "sentiment"
+    assert json_answer(models, "GET", "/v2/models/sentiment")["versions"] == ["2", "1"]
+    config = json_answer(models, "GET", "/v2/models/sentiment/versions/1/config")
     assert config["max_batch_size"] == 4
     assert config["input"][0]["data_type"] == "TYPE_STRING"
-    (stats,) = answer(models, "GET", "/v2/models/sentiment/stats")["model_stats"]
+    (stats,) = json_answer(models, "GET", "/v2/models/sentiment/stats")["model_stats"]
     assert (stats["inference_count"], stats["execution_count"]) == (12, 3)
     assert stats["inference_stats"]["success"] == {"count": 10, "ns": 500_000_000}
-    everything = answer(models, "GET", "/v2/models/stats")["model_stats"]
+    everything = json_answer(models, "GET", "/v2/models/stats")["model_stats"]
     assert len(everything) == len(models.infos)
 
 
 def test_the_repository() -> None:
     models = FakeModels()
-    index = answer(models, "POST", "/v2/repository/index")
+    index = json_answer(models, "POST", "/v2/repository/index")
     assert index[0] == {"name": "sentiment", "version": "2", "state": "READY", "reason": ""}
     assert index[-1]["state"] == "UNAVAILABLE"
-    ready = answer(models, "POST", "/v2/repository/index", {"ready": True})
+    ready = json_answer(models, "POST", "/v2/repository/index", {"ready": True})
     assert len(ready) == len(index) - 1
-    assert ask(models, "POST", "/v2/repository/models/mini/load", b"{}").body == b""
-    ask(models, "POST", "/v2/repository/models/mini/unload", b"{}")
+    assert send_request(models, "POST", "/v2/repository/models/mini/load", b"{}").body == b""
+    send_request(models, "POST", "/v2/repository/models/mini/unload", b"{}")
     assert models.managed is not None
     assert models.managed.calls == [("load", "mini"), ("unload", "mini")]
     models.managed = None
-    assert error(models, "POST", "/v2/repository/models/mini/load")[0] == 405
+    assert json_error(models, "POST", "/v2/repository/models/mini/load")[0] == 405

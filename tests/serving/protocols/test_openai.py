@@ -6,35 +6,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.http.messages import Refusal
-from tests.support.fake_models import FakeModels, prediction, vector
-from tests.support.http_requests import answer, error
+from serving.http.messages import HTTPError
+from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.http_requests import json_answer, json_error
 
-SCORES = prediction("a film", "classification", 2).scores
+SCORES = fake_prediction("a film", "classification", 2).scores
 
 
 def test_floats_and_base64_are_the_same_vector() -> None:
     models = FakeModels()
     body = {"model": "mini", "input": "hi there"}
-    plain = answer(models, "POST", "/v1/embeddings", body)
-    packed = answer(models, "POST", "/v1/embeddings", body | {"encoding_format": "base64"})
-    assert plain["data"][0]["embedding"] == vector("hi there").tolist()
+    plain = json_answer(models, "POST", "/v1/embeddings", body)
+    packed = json_answer(models, "POST", "/v1/embeddings", body | {"encoding_format": "base64"})
+    assert plain["data"][0]["embedding"] == fake_vector("hi there").tolist()
     unpacked = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
-    np.testing.assert_array_equal(unpacked, vector("hi there"))
+    np.testing.assert_array_equal(unpacked, fake_vector("hi there"))
     assert plain["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
     assert (plain["object"], plain["model"]) == ("list", "mini")
 
 
 def test_several_texts_keep_their_places() -> None:
     body = {"model": "mini", "input": ["a", "b"], "user": "somebody"}
-    found = answer(FakeModels(), "POST", "/embeddings", body)
+    found = json_answer(FakeModels(), "POST", "/embeddings", body)
     assert [each["index"] for each in found["data"]] == [0, 1]
-    assert found["data"][1]["embedding"] == vector("b").tolist()
+    assert found["data"][1]["embedding"] == fake_vector("b").tolist()
 
 
 def test_fewer_dimensions_are_of_length_1_again() -> None:
     body = {"model": "mini", "input": "a", "dimensions": 3}
-    (found,) = answer(FakeModels(), "POST", "/v1/embeddings", body)["data"]
+    (found,) = json_answer(FakeModels(), "POST", "/v1/embeddings", body)["data"]
     assert np.linalg.norm(found["embedding"]) == pytest.approx(1)
     assert len(found["embedding"]) == 3
 
@@ -55,7 +55,7 @@ def test_fewer_dimensions_are_of_length_1_again() -> None:
     ],
 )
 def test_errors_are_in_openais_shape(body: Any, status: int, kind: str, words: str) -> None:
-    found, told = error(FakeModels(), "POST", "/v1/embeddings", body)
+    found, told = json_error(FakeModels(), "POST", "/v1/embeddings", body)
     assert found == status
     assert set(told["error"]) == {"message", "type", "param", "code"}
     assert told["error"]["code"] == kind
@@ -72,13 +72,13 @@ def test_errors_are_in_openais_shape(body: Any, status: int, kind: str, words: s
 )
 def test_errors_have_openais_types(kind: Any, status: int, type_: str) -> None:
     models = FakeModels()
-    models.refusal = Refusal(kind, "why")
-    found, told = error(models, "POST", "/v1/embeddings", {"input": "a"})
+    models.refusal = HTTPError(kind, "why")
+    found, told = json_error(models, "POST", "/v1/embeddings", {"input": "a"})
     assert (found, told["error"]["type"]) == (status, type_)
 
 
 def test_models_are_listed_for_openai_and_kserve() -> None:
-    found = answer(FakeModels(), "GET", "/v1/models")
+    found = json_answer(FakeModels(), "GET", "/v1/models")
     assert found["object"] == "list"
     assert found["models"] == ["sentiment", "topics", "stars", "mini", "filler"]
     ids = [each["id"] for each in found["data"]]
@@ -94,7 +94,7 @@ def test_models_are_listed_for_openai_and_kserve() -> None:
 
 @pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
 def test_vllm_answers_probabilities_in_the_order_of_the_labels(path: str) -> None:
-    found = answer(FakeModels(), "POST", path, {"model": "sentiment", "input": "a film"})
+    found = json_answer(FakeModels(), "POST", path, {"model": "sentiment", "input": "a film"})
     assert found["object"] == "list"
     assert found["id"].startswith("classify-")
     assert found["data"] == [
@@ -110,15 +110,15 @@ def test_vllm_answers_probabilities_in_the_order_of_the_labels(path: str) -> Non
 
 def test_vllms_activation_can_be_left_out() -> None:
     body = {"input": ["a film"], "use_activation": False}
-    found = answer(FakeModels(), "POST", "/classify", body)
-    assert found["data"][0]["probs"] == list(prediction("a film", "classification", 2).logits)
+    found = json_answer(FakeModels(), "POST", "/classify", body)
+    assert found["data"][0]["probs"] == list(fake_prediction("a film", "classification", 2).logits)
 
 
 @pytest.mark.parametrize(
     ("path", "headers"), [("/classify", {"x_api_style": "infinity"}), ("/infinity/classify", {})]
 )
 def test_infinity_answers_labels_by_falling_score(path: str, headers: dict[str, str]) -> None:
-    found = answer(FakeModels(), "POST", path, {"input": ["a film"]}, **headers)
+    found = json_answer(FakeModels(), "POST", path, {"input": ["a film"]}, **headers)
     assert found["object"] == "classify"
     ((first, second),) = found["data"]
     assert first["score"] == max(SCORES)
@@ -126,7 +126,7 @@ def test_infinity_answers_labels_by_falling_score(path: str, headers: dict[str, 
 
 
 def test_vllms_errors_carry_the_status() -> None:
-    status, told = error(FakeModels(), "POST", "/classify", {"model": "mini", "input": "a"})
+    status, told = json_error(FakeModels(), "POST", "/classify", {"model": "mini", "input": "a"})
     assert status == 400
     assert told["error"]["type"] == "BadRequestError"
     assert told["error"]["code"] == 400

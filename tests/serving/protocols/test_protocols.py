@@ -9,14 +9,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving import protocols
-from serving.http.messages import STATUSES, Protocol, Refusal, Reply, Request, Route
-from serving.http.openapi import document
-from serving.protocols.json_bodies import dump
+from serving.http.messages import (
+    DEFAULT_STATUSES,
+    HTTPError,
+    Request,
+    Response,
+    Route,
+    WireProtocol,
+)
+from serving.http.openapi import build_openapi
+from serving.protocols.json_bodies import dump_json
 from tests.support.fake_models import TASKS, FakeModels
-from tests.support.http_requests import finish
+from tests.support.http_requests import run_coroutine
 
 ROUTES = [(protocol, route) for protocol in protocols.ALL for route in protocol.routes]
-ASKED = [(protocol, route) for protocol, route in ROUTES if route.body is not None]
+ASKED = [(protocol, route) for protocol, route in ROUTES if route.body_schema is not None]
 FUZZED = settings(
     deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
 )  # a busy machine is slow to draw
@@ -91,16 +98,18 @@ QUERIES = st.dictionaries(
 )
 
 
-def reply_to(protocol: Protocol, route: Route, request: Request, models: FakeModels) -> Reply:
+def reply_to(
+    protocol: WireProtocol, route: Route, request: Request, models: FakeModels
+) -> Response:
     try:
-        return finish(route.handle(request, models))
-    except Refusal as refusal:
-        return protocol.refuse(refusal)
+        return run_coroutine(route.handler(request, models))
+    except HTTPError as refusal:
+        return protocol.error_response(refusal)
 
 
-def sound(reply: Reply) -> None:
+def sound(reply: Response) -> None:
     """A reply that a client can read; never an error of the server's own."""
-    assert reply.status in {*STATUSES.values(), 200} - {500}
+    assert reply.status in {*DEFAULT_STATUSES.values(), 200} - {500}
     if reply.media_type == "application/json" and reply.body:
         json.loads(reply.body.decode())
     if reply.status != 200:
@@ -114,10 +123,10 @@ def sound(reply: Reply) -> None:
     version=VERSIONS,
     query=QUERIES,
     headers=HEADERS,
-    body=st.sampled_from(NASTY) | st.binary(max_size=100) | VALUES.map(dump),
+    body=st.sampled_from(NASTY) | st.binary(max_size=100) | VALUES.map(dump_json),
 )
 def test_no_request_does_more_than_be_answered_or_refused(
-    place: tuple[Protocol, Route],
+    place: tuple[WireProtocol, Route],
     model: str,
     version: str,
     query: dict[str, str],
@@ -138,7 +147,7 @@ def test_no_request_does_more_than_be_answered_or_refused(
     body=st.dictionaries(KEYS, VALUES, max_size=6),
 )
 def test_no_json_object_does_more_than_be_answered_or_refused(
-    place: tuple[Protocol, Route], model: str, body: dict[str, Any]
+    place: tuple[WireProtocol, Route], model: str, body: dict[str, Any]
 ) -> None:
     protocol, route = place
     names = {"model": model, "version": "1"} if "{version}" in route.path else {"model": model}
@@ -160,9 +169,9 @@ def test_nasty_bodies_reach_every_route(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("protocol", protocols.ALL, ids=lambda protocol: protocol.name)
-@pytest.mark.parametrize("kind", STATUSES)
-def test_every_refusal_is_worded_in_json(protocol: Protocol, kind: Any) -> None:
-    reply = protocol.refuse(Refusal(kind, 'why: "\ud800" \x00 é', retry_after_seconds=2))
+@pytest.mark.parametrize("kind", DEFAULT_STATUSES)
+def test_every_refusal_is_worded_in_json(protocol: WireProtocol, kind: Any) -> None:
+    reply = protocol.error_response(HTTPError(kind, 'why: "\ud800" \x00 é', retry_after_seconds=2))
     assert 400 <= reply.status < 600
     assert ("retry-after", "2") in reply.headers
     assert "why" in json.dumps(json.loads(reply.body.decode()))
@@ -196,11 +205,11 @@ def test_only_health_and_descriptions_need_no_key() -> None:
 
 def test_numbers_that_json_lacks_become_null() -> None:
     odd = {"a": [float("nan"), 1.5], "b": (float("inf"),), "c": "\ud800"}
-    assert json.loads(dump(odd)) == {"a": [None, 1.5], "b": [None], "c": "?"}
+    assert json.loads(dump_json(odd)) == {"a": [None, 1.5], "b": [None], "c": "?"}
 
 
 def test_the_document_names_every_route_once() -> None:
-    described = document(protocols.ALL, "Bertha", "1")
+    described = build_openapi(protocols.ALL, "Bertha", "1")
     assert described["openapi"] == "3.1.0"
     operations = [each for methods in described["paths"].values() for each in methods.values()]
     assert len(operations) == len(ROUTES)
@@ -208,7 +217,7 @@ def test_the_document_names_every_route_once() -> None:
 
 
 def test_the_documents_references_lead_somewhere() -> None:
-    described = document(protocols.ALL, "Bertha", "1")
+    described = build_openapi(protocols.ALL, "Bertha", "1")
     text = json.dumps(described)
     assert "#/$defs" not in text
     for reference in set(re.findall(r'"#/components/schemas/([^"]+)"', text)):
@@ -217,7 +226,7 @@ def test_the_documents_references_lead_somewhere() -> None:
 
 def test_the_document_is_json_schema_throughout() -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    described = document(protocols.ALL, "Bertha", "1")
+    described = build_openapi(protocols.ALL, "Bertha", "1")
     for methods in described["paths"].values():
         for each in methods.values():
             for kind, content in each.get("requestBody", {}).get("content", {}).items():
@@ -228,7 +237,7 @@ def test_the_document_is_json_schema_throughout() -> None:
 
 
 def test_errors_are_documented_in_each_protocols_shape() -> None:
-    paths = document(protocols.ALL, "Bertha", "1")["paths"]
+    paths = build_openapi(protocols.ALL, "Bertha", "1")["paths"]
     of_tei = paths["/predict"]["post"]["responses"]
     assert of_tei["413"]["content"]["application/json"]["example"]["error_type"] == "Validation"
     assert {"400", "401", "403", "413", "422", "424", "429", "503", "504"} <= set(of_tei)

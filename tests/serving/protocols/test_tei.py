@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.http.messages import Refusal
+from serving.http.messages import HTTPError
 from serving.interface import Limits, Prediction
 from serving.protocols import tei
-from serving.protocols.tei_bodies import PredictRequest, read
-from tests.support.fake_models import FakeModels, prediction, vector
-from tests.support.http_requests import answer, ask, error
+from serving.protocols.tei_bodies import TEIPredictRequest, parse_predict_request
+from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.http_requests import json_answer, json_error, send_request
 
 LIMITS = Limits(max_texts=3)
 LABELS = ("negative", "positive")
@@ -33,9 +33,9 @@ FUZZED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     ],
 )
 def test_every_shape_of_inputs_becomes_texts(inputs: object, texts: list[str]) -> None:
-    request = read(json.dumps({"inputs": inputs}).encode(), LIMITS)
+    request = parse_predict_request(json.dumps({"inputs": inputs}).encode(), LIMITS)
     assert request.texts == texts
-    assert request.single == isinstance(inputs, str)
+    assert request.is_single == isinstance(inputs, str)
 
 
 def test_a_client_that_sends_every_key_of_the_original_is_understood() -> None:
@@ -43,7 +43,7 @@ def test_a_client_that_sends_every_key_of_the_original_is_understood() -> None:
         b'{"inputs": "a", "raw_scores": true, "truncate": null, "truncation_direction": "Right",'
         b' "prompt_name": null}'
     )
-    request = read(body, LIMITS)
+    request = parse_predict_request(body, LIMITS)
     assert (request.raw_scores, request.truncate) == (True, None)
 
 
@@ -77,8 +77,8 @@ def test_a_client_that_sends_every_key_of_the_original_is_understood() -> None:
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(body: bytes, kind: str, words: str) -> None:
-    with pytest.raises(Refusal, match=words) as refused:
-        read(body, LIMITS)
+    with pytest.raises(HTTPError, match=words) as refused:
+        parse_predict_request(body, LIMITS)
     assert refused.value.kind == kind
 
 
@@ -90,8 +90,10 @@ def test_what_cannot_be_answered_is_refused_in_words(body: bytes, kind: str, wor
 )
 def test_texts_arrive_as_they_were_sent(inputs: str | list[str] | list[list[str]]) -> None:
     try:
-        request = read(json.dumps({"inputs": inputs}, ensure_ascii=False).encode(), LIMITS)
-    except Refusal:
+        request = parse_predict_request(
+            json.dumps({"inputs": inputs}, ensure_ascii=False).encode(), LIMITS
+        )
+    except HTTPError:
         return
     assert request.inputs == inputs
     assert 1 <= len(request.texts) <= 3
@@ -99,9 +101,9 @@ def test_texts_arrive_as_they_were_sent(inputs: str | list[str] | list[list[str]
 
 
 def answered(body: bytes, *predictions: Prediction, labels: tuple[str, ...] = LABELS) -> Any:
-    request = read(body, LIMITS)
-    assert isinstance(request, PredictRequest)
-    return json.loads(tei.answer(request, predictions, labels))
+    request = parse_predict_request(body, LIMITS)
+    assert isinstance(request, TEIPredictRequest)
+    return json.loads(tei.format_predictions(request, predictions, labels))
 
 
 def test_one_text_gets_its_labels_by_falling_score() -> None:
@@ -139,52 +141,55 @@ def test_labels_of_equal_score_keep_their_order() -> None:
 
 def test_the_default_model_answers_and_another_by_its_prefix() -> None:
     models = FakeModels()
-    of_default = answer(models, "POST", "/predict", {"inputs": "a film"})
+    of_default = json_answer(models, "POST", "/predict", {"inputs": "a film"})
     assert {each["label"]: each["score"] for each in of_default} == dict(
-        zip(LABELS, prediction("a film", "classification", 2).scores, strict=True)
+        zip(LABELS, fake_prediction("a film", "classification", 2).scores, strict=True)
     )
-    (value,) = answer(models, "POST", "/tei/stars/predict", {"inputs": "a film"})
-    assert value == {"label": "value", "score": prediction("a film", "regression", 0).scores[0]}
+    (value,) = json_answer(models, "POST", "/tei/stars/predict", {"inputs": "a film"})
+    assert value == {
+        "label": "value",
+        "score": fake_prediction("a film", "regression", 0).scores[0],
+    }
 
 
 def test_cutting_is_the_default_and_truncate_false_refuses() -> None:
     models = FakeModels()
     long = "word " * 100
-    answer(models, "POST", "/predict", {"inputs": long})
-    status, body = error(models, "POST", "/predict", {"inputs": long, "truncate": False})
+    json_answer(models, "POST", "/predict", {"inputs": long})
+    status, body = json_error(models, "POST", "/predict", {"inputs": long, "truncate": False})
     assert (status, body["error_type"]) == (413, "Validation")
-    answer(models, "POST", "/predict", {"inputs": "short", "truncate": False})
+    json_answer(models, "POST", "/predict", {"inputs": "short", "truncate": False})
     assert models.truncated == [True, False]
 
 
 def test_vectors_are_a_list_even_for_one_text() -> None:
     models = FakeModels("mini")
-    assert answer(models, "POST", "/embed", {"inputs": "a"}) == [vector("a").tolist()]
-    two = answer(models, "POST", "/embed", {"inputs": ["a", "b"], "normalize": True})
-    assert two == [vector("a").tolist(), vector("b").tolist()]
+    assert json_answer(models, "POST", "/embed", {"inputs": "a"}) == [fake_vector("a").tolist()]
+    two = json_answer(models, "POST", "/embed", {"inputs": ["a", "b"], "normalize": True})
+    assert two == [fake_vector("a").tolist(), fake_vector("b").tolist()]
 
 
 def test_fewer_dimensions_are_of_length_1_again() -> None:
     models = FakeModels("mini")
-    (short,) = answer(models, "POST", "/embed", {"inputs": "a", "dimensions": 3})
+    (short,) = json_answer(models, "POST", "/embed", {"inputs": "a", "dimensions": 3})
     assert len(short) == 3
     assert np.linalg.norm(short) == pytest.approx(1)
-    np.testing.assert_allclose(np.cross(short, vector("a")[:3]), 0, atol=1e-6)
-    status, body = error(models, "POST", "/embed", {"inputs": "a", "dimensions": 9})
+    np.testing.assert_allclose(np.cross(short, fake_vector("a")[:3]), 0, atol=1e-6)
+    status, body = json_error(models, "POST", "/embed", {"inputs": "a", "dimensions": 9})
     assert (status, body["error_type"]) == (400, "Validation")
     assert "8" in body["error"]
 
 
 @pytest.mark.parametrize("inputs", [[1, 2], [[1, 2], [3]]])
 def test_token_ids_are_refused(inputs: object) -> None:
-    status, body = error(FakeModels("mini"), "POST", "/embed", {"inputs": inputs})
+    status, body = json_error(FakeModels("mini"), "POST", "/embed", {"inputs": inputs})
     assert status == 400
     assert "token ids are not read" in body["error"]
 
 
 def test_ranks_are_cosines_by_falling_score() -> None:
     texts = ["x", "a", "y"]
-    ranks = answer(
+    ranks = json_answer(
         FakeModels("mini"),
         "POST",
         "/rerank",
@@ -193,18 +198,18 @@ def test_ranks_are_cosines_by_falling_score() -> None:
     assert ranks[0] == {"index": 1, "score": pytest.approx(1), "text": "a"}
     assert [rank["score"] for rank in ranks] == sorted((r["score"] for r in ranks), reverse=True)
     for rank in ranks:
-        cosine = float(vector("a") @ vector(texts[rank["index"]]))
+        cosine = float(fake_vector("a") @ fake_vector(texts[rank["index"]]))
         assert rank["score"] == pytest.approx(cosine, abs=1e-6)
 
 
 def test_similarities_keep_the_order_of_the_sentences() -> None:
     inputs = {"source_sentence": "a", "sentences": ["b", "a"]}
-    found = answer(FakeModels("mini"), "POST", "/similarity", {"inputs": inputs})
-    assert found == pytest.approx([float(vector("a") @ vector("b")), 1], abs=1e-6)
+    found = json_answer(FakeModels("mini"), "POST", "/similarity", {"inputs": inputs})
+    assert found == pytest.approx([float(fake_vector("a") @ fake_vector("b")), 1], abs=1e-6)
 
 
 def test_the_query_counts_among_the_texts() -> None:
-    status, body = error(
+    status, body = json_error(
         FakeModels("mini"), "POST", "/rerank", {"query": "a", "texts": list("abcd")}
     )
     assert status == 413
@@ -221,25 +226,25 @@ def test_the_query_counts_among_the_texts() -> None:
     ],
 )
 def test_a_model_of_another_task_is_the_backends_error(path: str, body: object) -> None:
-    status, told = error(FakeModels(), "POST", path, body)
+    status, told = json_error(FakeModels(), "POST", path, body)
     assert (status, told["error_type"]) == (424, "Backend")
 
 
 def test_info_tells_what_is_served() -> None:
-    info = answer(FakeModels(), "GET", "/info")
+    info = json_answer(FakeModels(), "GET", "/info")
     assert info["model_id"] == "sentiment"
     assert info["model_dtype"] == "float32"
     assert info["model_type"]["classifier"]["id2label"] == {"0": "negative", "1": "positive"}
     assert (info["max_input_length"], info["max_client_batch_size"]) == (64, 4)
-    embedding = answer(FakeModels(), "GET", "/tei/mini/info")["model_type"]
+    embedding = json_answer(FakeModels(), "GET", "/tei/mini/info")["model_type"]
     assert embedding == {"embedding": {"pooling": "mean"}}
 
 
 def test_health_is_an_empty_200_or_unhealthy() -> None:
     models = FakeModels()
-    assert ask(models, "GET", "/health").body == b""
+    assert send_request(models, "GET", "/health").body == b""
     models.sound = False
-    assert error(models, "GET", "/health")[1]["error_type"] == "Unhealthy"
+    assert json_error(models, "GET", "/health")[1]["error_type"] == "Unhealthy"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +261,6 @@ def test_health_is_an_empty_200_or_unhealthy() -> None:
 )
 def test_refusals_have_the_originals_types(kind: Any, status: int, error_type: str) -> None:
     models = FakeModels()
-    models.refusal = Refusal(kind, "why")
-    told = error(models, "POST", "/predict", {"inputs": "a"})
+    models.refusal = HTTPError(kind, "why")
+    told = json_error(models, "POST", "/predict", {"inputs": "a"})
     assert told == (status, {"error": "why", "error_type": error_type})

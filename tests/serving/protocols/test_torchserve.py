@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_models import FakeModels, prediction, vector
-from tests.support.http_requests import answer, ask, error
+from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.http_requests import json_answer, json_error, send_request
 
 LABELS = ("negative", "positive")
 TEXT = "a film"
-SCORED = dict(zip(LABELS, prediction(TEXT, "classification", 2).scores, strict=True))
+SCORED = dict(zip(LABELS, fake_prediction(TEXT, "classification", 2).scores, strict=True))
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=XX"
 
@@ -40,7 +40,9 @@ def part(name: str, value: bytes, more: bytes = b"") -> bytes:
     ],
 )
 def test_a_text_is_understood_however_it_is_sent(body: bytes, content_type: str) -> None:
-    found = answer(FakeModels(), "POST", "/predictions/sentiment", body, content_type=content_type)
+    found = json_answer(
+        FakeModels(), "POST", "/predictions/sentiment", body, content_type=content_type
+    )
     assert found == SCORED
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
@@ -56,31 +58,33 @@ def test_a_text_is_understood_however_it_is_sent(body: bytes, content_type: str)
     ],
 )
 def test_a_list_of_texts_is_a_batch(body: bytes, content_type: str) -> None:
-    found = answer(FakeModels(), "POST", "/predictions/sentiment", body, content_type=content_type)
+    found = json_answer(
+        FakeModels(), "POST", "/predictions/sentiment", body, content_type=content_type
+    )
     assert [set(each) for each in found] == [set(LABELS)] * 2
     assert found[0] == SCORED
 
 
 def test_a_text_may_begin_with_a_bracket() -> None:
-    found = answer(FakeModels(), "POST", "/predictions/sentiment", b"[sic] a film")
-    assert found["positive"] == prediction("[sic] a film", "classification", 2).scores[1]
+    found = json_answer(FakeModels(), "POST", "/predictions/sentiment", b"[sic] a film")
+    assert found["positive"] == fake_prediction("[sic] a film", "classification", 2).scores[1]
 
 
 def test_versions_and_put() -> None:
     models = FakeModels()
     for method, path in [("POST", "/predictions/sentiment/1"), ("PUT", "/predictions/sentiment")]:
-        assert answer(models, method, path, b"a film") == SCORED
-    status, told = error(models, "POST", "/predictions/sentiment/9", b"a film")
+        assert json_answer(models, method, path, b"a film") == SCORED
+    status, told = json_error(models, "POST", "/predictions/sentiment/9", b"a film")
     assert (status, told["code"], told["type"]) == (404, 404, "ModelNotFoundException")
-    assert error(models, "POST", "/predictions/sentiment:2/1", b"a film")[0] == 404
+    assert json_error(models, "POST", "/predictions/sentiment:2/1", b"a film")[0] == 404
 
 
 def test_every_task_has_its_plain_answer() -> None:
     models = FakeModels()
-    value = answer(models, "POST", "/predictions/stars", b"a film")
-    assert value == prediction(TEXT, "regression", 0).scores[0]
-    assert answer(models, "POST", "/predictions/mini", b"a film") == vector(TEXT).tolist()
-    (first, *_) = answer(models, "POST", "/predictions/filler", b"a [MASK]")
+    value = json_answer(models, "POST", "/predictions/stars", b"a film")
+    assert value == fake_prediction(TEXT, "regression", 0).scores[0]
+    assert json_answer(models, "POST", "/predictions/mini", b"a film") == fake_vector(TEXT).tolist()
+    (first, *_) = json_answer(models, "POST", "/predictions/filler", b"a [MASK]")
     assert first["sequence"] == "a film"
 
 
@@ -106,7 +110,7 @@ def test_every_task_has_its_plain_answer() -> None:
 def test_bad_bodies_are_refused_in_torchserves_shape(
     body: bytes, content_type: str, words: str
 ) -> None:
-    status, told = error(
+    status, told = json_error(
         FakeModels(), "POST", "/predictions/sentiment", body, content_type=content_type
     )
     assert set(told) == {"code", "type", "message"}
@@ -116,60 +120,62 @@ def test_bad_bodies_are_refused_in_torchserves_shape(
 
 def test_explanations_name_words_and_their_weight() -> None:
     models = FakeModels()
-    found = answer(models, "POST", "/explanations/sentiment?target=positive", b"a warm film")
+    found = json_answer(models, "POST", "/explanations/sentiment?target=positive", b"a warm film")
     assert found["words"] == ["a", "warm", "film"]
     assert found["offsets"] == [[0, 1], [2, 6], [7, 11]]
     assert found["importances"] == [0.5, 0.5, 0.5]
     assert found["label"] == "positive"
-    by_index = answer(models, "POST", "/explanations/sentiment", {"data": "a", "target": 0})
+    by_index = json_answer(models, "POST", "/explanations/sentiment", {"data": "a", "target": 0})
     assert by_index["label"] == "negative"
-    status, told = error(models, "POST", "/explanations/sentiment?target=nobody", b"a")
+    status, told = json_error(models, "POST", "/explanations/sentiment?target=nobody", b"a")
     assert (status, "negative, positive" in told["message"]) == (400, True)
-    assert error(models, "POST", "/explanations/stars", b"a")[0] == 400
+    assert json_error(models, "POST", "/explanations/stars", b"a")[0] == 400
 
 
 def test_ping_needs_readiness() -> None:
     models = FakeModels()
-    assert answer(models, "GET", "/ping") == {"status": "Healthy"}
+    assert json_answer(models, "GET", "/ping") == {"status": "Healthy"}
     models.sound = False
-    assert error(models, "GET", "/ping")[0] == 503
+    assert json_error(models, "GET", "/ping")[0] == 503
 
 
 def test_the_api_describes_itself() -> None:
-    found = answer(FakeModels(), "OPTIONS", "/")
+    found = json_answer(FakeModels(), "OPTIONS", "/")
     assert "/predictions/{model}" in found["paths"]
 
 
 def test_models_are_listed_by_pages() -> None:
     models = FakeModels()
-    page = answer(models, "GET", "/manage/models?limit=2")
+    page = json_answer(models, "GET", "/manage/models?limit=2")
     assert [each["modelName"] for each in page["models"]] == ["sentiment", "topics"]
     assert page["nextPageToken"] == "2"
-    rest = answer(models, "GET", "/manage/models?next_page_token=2")
+    rest = json_answer(models, "GET", "/manage/models?next_page_token=2")
     assert [each["modelName"] for each in rest["models"]] == ["stars", "mini", "filler"]
     assert "nextPageToken" not in rest
-    assert error(models, "GET", "/manage/models?limit=-1")[0] == 400
+    assert json_error(models, "GET", "/manage/models?limit=-1")[0] == 400
 
 
 def test_models_are_described() -> None:
     models = FakeModels()
-    (live,) = answer(models, "GET", "/manage/models/sentiment")
+    (live,) = json_answer(models, "GET", "/manage/models/sentiment")
     assert (live["modelVersion"], live["workers"][0]["status"]) == ("2", "READY")
-    (cold,) = answer(models, "GET", "/manage/models/sentiment/1?customized=true")
+    (cold,) = json_answer(models, "GET", "/manage/models/sentiment/1?customized=true")
     assert (cold["modelVersion"], cold["workers"]) == ("1", [])
     assert cold["customizedMetadata"]["labels"] == list(LABELS)
-    every = answer(models, "GET", "/manage/models/sentiment/all")
+    every = json_answer(models, "GET", "/manage/models/sentiment/all")
     assert [each["modelVersion"] for each in every] == ["2", "1"]
 
 
 def test_models_are_managed() -> None:
     models = FakeModels()
-    registered = answer(models, "POST", "/manage/models?url=runs/a/bundle&model_name=sentiment")
+    registered = json_answer(
+        models, "POST", "/manage/models?url=runs/a/bundle&model_name=sentiment"
+    )
     assert registered["status"].startswith('Model "sentiment" Version: 3 registered')
-    answer(models, "PUT", "/manage/models/sentiment/1/set-default")
-    answer(models, "DELETE", "/manage/models/sentiment/1")
-    answer(models, "DELETE", "/manage/models/mini")
-    assert "itself" in answer(models, "PUT", "/manage/models/mini?min_worker=3")["status"]
+    json_answer(models, "PUT", "/manage/models/sentiment/1/set-default")
+    json_answer(models, "DELETE", "/manage/models/sentiment/1")
+    json_answer(models, "DELETE", "/manage/models/mini")
+    assert "itself" in json_answer(models, "PUT", "/manage/models/mini?min_worker=3")["status"]
     assert models.managed is not None
     assert models.managed.calls == [
         ("register", "runs/a/bundle", "sentiment"),
@@ -177,30 +183,30 @@ def test_models_are_managed() -> None:
         ("unregister", "sentiment", "1"),
         ("unregister", "mini", None),
     ]
-    assert error(models, "POST", "/manage/models")[0] == 400
-    assert error(models, "DELETE", "/manage/models/nobody")[0] == 404
+    assert json_error(models, "POST", "/manage/models")[0] == 400
+    assert json_error(models, "DELETE", "/manage/models/nobody")[0] == 404
     models.managed = None
-    status, told = error(models, "POST", "/manage/models?url=a")
+    status, told = json_error(models, "POST", "/manage/models?url=a")
     assert (status, told["type"]) == (405, "MethodNotAllowedException")
 
 
 @pytest.mark.parametrize("instances", [[TEXT], [{"inputs": TEXT}]])
 def test_kserve_predicts(instances: list[Any]) -> None:
     body = {"instances": instances}
-    found = answer(FakeModels(), "POST", "/v1/models/sentiment:predict", body)
+    found = json_answer(FakeModels(), "POST", "/v1/models/sentiment:predict", body)
     assert found == {"predictions": [SCORED]}
-    of_version = answer(FakeModels(), "POST", "/v1/models/sentiment:1:predict", body)
+    of_version = json_answer(FakeModels(), "POST", "/v1/models/sentiment:1:predict", body)
     assert of_version == found
 
 
 def test_kserve_explains_and_describes() -> None:
     models = FakeModels()
     body = {"instances": ["a film"], "target": "negative"}
-    (found,) = answer(models, "POST", "/v1/models/sentiment:explain", body)["explanations"]
+    (found,) = json_answer(models, "POST", "/v1/models/sentiment:explain", body)["explanations"]
     assert (found["label"], found["words"]) == ("negative", ["a", "film"])
-    told = answer(models, "GET", "/v1/models/sentiment")
+    told = json_answer(models, "GET", "/v1/models/sentiment")
     assert (told["name"], told["ready"], told["id"]) == ("sentiment", True, "sentiment")
-    status, refused = error(models, "POST", "/v1/models/sentiment:predict", {"instances": [1]})
+    status, refused = json_error(models, "POST", "/v1/models/sentiment:predict", {"instances": [1]})
     assert status == 400
     assert "instances[0] = 1" in refused["error"]
 
@@ -228,16 +234,16 @@ def test_sagemaker_answers_the_default_model(body: bytes, content_type: str, exp
         "list": [ranked],
         "predictions": {"predictions": [ranked]},
     }
-    found = answer(FakeModels(), "POST", "/invocations", body, content_type=content_type)
+    found = json_answer(FakeModels(), "POST", "/invocations", body, content_type=content_type)
     assert found == shapes[expected]
 
 
 def test_sagemaker_reads_a_table_of_texts() -> None:
     body = b'"a film, warm"\nb\n\n"c ""d"""\n'
-    found = answer(FakeModels("stars"), "POST", "/invocations", body, content_type="text/csv")
+    found = json_answer(FakeModels("stars"), "POST", "/invocations", body, content_type="text/csv")
     texts = ["a film, warm", "b", 'c "d"']
     assert [each[0]["score"] for each in found] == [
-        prediction(text, "regression", 0).scores[0] for text in texts
+        fake_prediction(text, "regression", 0).scores[0] for text in texts
     ]
 
 
@@ -253,14 +259,16 @@ def test_sagemaker_reads_a_table_of_texts() -> None:
     ],
 )
 def test_sagemaker_refuses_in_words(body: bytes, content_type: str, words: str) -> None:
-    status, told = error(FakeModels(), "POST", "/invocations", body, content_type=content_type)
+    status, told = json_error(FakeModels(), "POST", "/invocations", body, content_type=content_type)
     assert status == 400
     assert words in told["error"]
 
 
 def test_other_tasks_at_sagemaker() -> None:
-    mini = answer(FakeModels("mini"), "POST", "/invocations", {"inputs": "a"})
-    assert mini == vector("a").tolist()
-    filler = answer(FakeModels("filler"), "POST", "/invocations", {"inputs": ["[MASK]"]})
+    mini = json_answer(FakeModels("mini"), "POST", "/invocations", {"inputs": "a"})
+    assert mini == fake_vector("a").tolist()
+    filler = json_answer(FakeModels("filler"), "POST", "/invocations", {"inputs": ["[MASK]"]})
     assert filler[0][0]["token_str"] == "film"
-    assert ask(FakeModels("mini"), "POST", "/invocations", b"a", {"content-type": "text/plain"})
+    assert send_request(
+        FakeModels("mini"), "POST", "/invocations", b"a", {"content-type": "text/plain"}
+    )

@@ -12,16 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.registry.log import History
-from serving.registry.model_ref import NoModel
+from serving.registry.log import StateLog
+from serving.registry.model_ref import ModelNotFound
 from serving.registry.registry import Registry, RegistryError
-from serving.registry.snapshot import Snapshot
-from serving.registry.state import ChangeRefused, State
-from serving.registry.store import DirectoryStore, Store
+from serving.registry.state import ChangeRefused, ModelState, RegistrySnapshot
 from tests.support.paths import ROOT
-from tests.support.registries import KINDS, empty, objects, three_versions, ticking
+from tests.support.registries import (
+    KINDS,
+    empty_store,
+    memory_s3_store,
+    register_three_versions,
+    registry_with_clock,
+)
 from tests.support.tiny_bundle import write_linear_bundle
-from trainers.models.card import read
+from trainers.models.card import read_card
+from trainers.storage.store import LocalStore, Store
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +36,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return empty(request.param, tmp_path)
+    return empty_store(request.param, tmp_path)
 
 
 @pytest.fixture
 def registry(store: Store) -> Registry:
-    return ticking(store)
+    return registry_with_clock(store)
 
 
 @pytest.fixture
 def filled(registry: Registry, bundle: Path) -> Registry:
-    return three_versions(registry, bundle, bundle, bundle)
+    return register_three_versions(registry, bundle, bundle, bundle)
 
 
 DAMAGES = {
@@ -57,37 +62,39 @@ class TestDamage:
     def test_a_damaged_state_is_skipped_with_one_warning(
         self, filled: Registry, store: Store, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        good = filled.state("sentiment")
-        store.create(f"_states/sentiment/{good.number + 1:08d}.json", DAMAGES[damage])
+        good = filled.read_state("sentiment")
+        store.create_file(f"_states/sentiment/{good.number + 1:08d}.json", DAMAGES[damage])
         for _ in range(3):
-            assert filled.read().states["sentiment"] == good
+            assert filled.read_snapshot().states["sentiment"] == good
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert f"{good.number + 1:08d}.json is skipped: it is no state" in caplog.text
-        changed = filled.alias("sentiment", "best", "2")
+        changed = filled.set_alias("sentiment", "best", "2")
         assert changed.number == good.number + 2
         assert changed.versions == good.versions
         assert filled.history("sentiment")[-1] == changed
 
     def test_stray_files_are_no_states(self, filled: Registry, store: Store) -> None:
-        before = filled.read()
-        store.create("_states/sentiment/notes.txt", b"mine")
-        store.create("_states/README", b"mine")
-        assert filled.read(before) is before
+        before = filled.read_snapshot()
+        store.create_file("_states/sentiment/notes.txt", b"mine")
+        store.create_file("_states/README", b"mine")
+        assert filled.read_snapshot(before) is before
 
     def test_what_a_later_version_wrote_is_read_around_and_never_buried(
         self, filled: Registry, store: Store
     ) -> None:
-        good = filled.state("sentiment")
+        good = filled.read_state("sentiment")
         document = json.loads(good.model_dump_json()) | {"format": 2, "number": good.number + 1}
-        store.create(f"_states/sentiment/{good.number + 1:08d}.json", json.dumps(document).encode())
-        assert filled.read().states["sentiment"] == good
+        store.create_file(
+            f"_states/sentiment/{good.number + 1:08d}.json", json.dumps(document).encode()
+        )
+        assert filled.read_snapshot().states["sentiment"] == good
         with pytest.raises(RegistryError, match="by a later version of Bertha"):
-            filled.alias("sentiment", "best", "2")
+            filled.set_alias("sentiment", "best", "2")
 
     def test_a_lone_damaged_state_leaves_no_name(self, registry: Registry, store: Store) -> None:
-        store.create("_states/sentiment/00000001.json", b"")
-        assert registry.read().states == {}
-        with pytest.raises(NoModel):
+        store.create_file("_states/sentiment/00000001.json", b"")
+        assert registry.read_snapshot().states == {}
+        with pytest.raises(ModelNotFound):
             registry.deploy("sentiment", "1")
 
     @settings(
@@ -95,12 +102,12 @@ class TestDamage:
     )
     @given(data=st.binary(max_size=60))
     def test_no_bytes_at_all_are_fatal(self, bundle: Path, data: bytes) -> None:
-        store = objects()
+        store = memory_s3_store()
         registry = Registry(store)
         registry.register(bundle, "sentiment")
-        store.create("_states/sentiment/00000002.json", data)
-        assert registry.read().states["sentiment"].number == 1
-        assert registry.alias("sentiment", "best", "1").number == 3
+        store.create_file("_states/sentiment/00000002.json", data)
+        assert registry.read_snapshot().states["sentiment"].number == 1
+        assert registry.set_alias("sentiment", "best", "1").number == 3
 
 
 WRITER = """
@@ -118,10 +125,10 @@ def write_aliases(address: str, writer: int, changes: int) -> None:
     """What one of many writers does."""
     registry = Registry.open(address)
     for number in range(changes):
-        registry.alias("sentiment", f"w{writer}-{number}", "1", why=f"{writer}/{number}")
+        registry.set_alias("sentiment", f"w{writer}-{number}", "1", why=f"{writer}/{number}")
 
 
-def check_nothing_is_lost(states: list[State], writers: int, changes: int) -> None:
+def check_nothing_is_lost(states: list[ModelState], writers: int, changes: int) -> None:
     """Every change is there once, each state adds one to the one before, and in each writer's
     order."""
     whys = [state.why for state in states if state.why]
@@ -145,7 +152,7 @@ class TestRaces:
             list(pool.map(lambda writer: write_aliases(str(tmp_path), writer, 10), range(8)))
         check_nothing_is_lost(registry.history("sentiment"), writers=8, changes=10)
 
-    @pytest.mark.slow
+    @pytest.mark.multiprocess
     def test_processes_lose_nothing(self, tmp_path: Path, bundle: Path) -> None:
         registry = Registry.open(str(tmp_path))
         registry.register(bundle, "sentiment")
@@ -155,9 +162,9 @@ class TestRaces:
             )
             for writer in range(8)
         ]
-        seen: Snapshot | None = None
+        seen: RegistrySnapshot | None = None
         while any(writer.poll() is None for writer in writers):
-            snapshot = registry.read(seen)
+            snapshot = registry.read_snapshot(seen)
             if seen is not None:
                 assert snapshot.newest["sentiment"] >= seen.newest["sentiment"]
             assert snapshot.states["sentiment"].number == snapshot.newest["sentiment"]
@@ -176,9 +183,9 @@ class TestRaces:
             )
         assert sorted(versions, key=int) == [str(number) for number in range(1, 17)]
         registry = Registry.open(address)
-        assert set(registry.state("sentiment").versions) == set(versions)
+        assert set(registry.read_state("sentiment").versions) == set(versions)
         for version in versions:
-            read(registry.fetch("sentiment", version, tmp_path / "cache"))
+            read_card(registry.fetch_bundle("sentiment", version, tmp_path / "cache"))
 
     def test_one_of_two_promotions_wins(self, tmp_path: Path, bundle: Path) -> None:
         registry = Registry.open(str(tmp_path))
@@ -196,15 +203,15 @@ class TestRaces:
         with ThreadPoolExecutor(4) as pool:
             outcomes = list(pool.map(promote, range(4)))
         assert outcomes.count("2") == 1
-        assert registry.state("sentiment").before == ("1",)
+        assert registry.read_state("sentiment").before == ("1",)
 
 
 def test_states_are_found_again_in_their_order(tmp_path: Path) -> None:
     """Beyond the eight digits too."""
-    history = History(DirectoryStore(tmp_path))
+    history = StateLog(LocalStore(tmp_path))
     for number in (99_999_999, 100_000_000):
-        assert history.append(State(name="sentiment", number=number))
-    assert history.numbers()["sentiment"] == [99_999_999, 100_000_000]
-    newest = history.newest("sentiment", history.numbers()["sentiment"])
+        assert history.append(ModelState(name="sentiment", number=number))
+    assert history.list_numbers()["sentiment"] == [99_999_999, 100_000_000]
+    newest = history.read_newest("sentiment", history.list_numbers()["sentiment"])
     assert newest is not None
     assert newest.number == 100_000_000

@@ -10,16 +10,22 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cluster.errors import BerthaError
-from serving.registry.canary_rule import Rule
-from serving.registry.model_ref import BadReference, NoModel, Reference
+from serving.registry.canary_rule import CanaryRule
+from serving.registry.model_ref import InvalidReference, ModelNotFound, ModelReference
 from serving.registry.registry import Registry
 from serving.registry.state import ChangeRefused
-from serving.registry.store import DirectoryStore, Store
-from tests.support.registries import KINDS, empty, objects, three_versions, ticking
+from tests.support.registries import (
+    KINDS,
+    empty_store,
+    memory_s3_store,
+    register_three_versions,
+    registry_with_clock,
+)
 from tests.support.tiny_bundle import write_linear_bundle
-from trainers.models.card import Built, BundleError, read, written
-from trainers.storage.atomic import sha256
-from trainers.storage.object_store import Absent, ObjectStore
+from trainers.models.card import BundleError, EngineRecord, read_card, serialize_card
+from trainers.storage.atomic import file_sha256
+from trainers.storage.filesystem import NotFound
+from trainers.storage.store import LocalStore, S3Store, Store
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +40,17 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return empty(request.param, tmp_path)
+    return empty_store(request.param, tmp_path)
 
 
 @pytest.fixture
 def registry(store: Store) -> Registry:
-    return ticking(store)
+    return registry_with_clock(store)
 
 
 @pytest.fixture
 def filled(registry: Registry, bundle: Path, other: Path) -> Registry:
-    return three_versions(registry, bundle, other, bundle)
+    return register_three_versions(registry, bundle, other, bundle)
 
 
 class TestVersions:
@@ -54,35 +60,35 @@ class TestVersions:
         assert registry.register(bundle, "sentiment", note="first") == "1"
         assert registry.register(other, "sentiment") == "2"
         assert registry.register(other, "news") == "1"
-        state = registry.state("sentiment")
+        state = registry.read_state("sentiment")
         assert list(state.versions) == ["1", "2"]
         assert state.versions["1"].note == "first"
         assert state.versions["1"].source == str(bundle)
         assert state.live is None, "nothing is served by being there"
         for version, source in (("1", bundle), ("2", other)):
-            fetched = registry.fetch("sentiment", version, tmp_path / "cache")
-            assert read(fetched) == read(source)
+            fetched = registry.fetch_bundle("sentiment", version, tmp_path / "cache")
+            assert read_card(fetched) == read_card(source)
             assert (fetched / "model.safetensors").read_bytes() == (
                 source / "model.safetensors"
             ).read_bytes()
 
     def test_a_number_is_never_used_again(self, filled: Registry, other: Path) -> None:
-        filled.remove("sentiment", "3")
+        filled.remove_version("sentiment", "3")
         assert filled.register(other, "sentiment") == "4"
-        with pytest.raises(NoModel, match="sentiment:3: no such version"):
-            filled.fetch("sentiment", "3", Path("cache"))
+        with pytest.raises(ModelNotFound, match="sentiment:3: no such version"):
+            filled.fetch_bundle("sentiment", "3", Path("cache"))
 
     def test_the_card_of_a_version_is_known_without_fetching(self, filled: Registry) -> None:
-        assert filled.card("sentiment", "2").task == "regression"
-        with pytest.raises(Absent):
-            filled.card("sentiment", "9")
+        assert filled.read_card("sentiment", "2").task == "regression"
+        with pytest.raises(NotFound):
+            filled.read_card("sentiment", "9")
 
     def test_a_version_in_use_stays(self, filled: Registry) -> None:
-        filled.alias("sentiment", "best", "2")
+        filled.set_alias("sentiment", "best", "2")
         filled.deploy("sentiment", "3", share=0.1)
         for version, why in (("1", "is live; move"), ("2", "is best; move"), ("3", "is a canary")):
             with pytest.raises(ChangeRefused, match=why):
-                filled.remove("sentiment", version)
+                filled.remove_version("sentiment", version)
 
     def test_a_bundle_that_is_not_whole_is_not_taken(
         self, registry: Registry, bundle: Path, tmp_path: Path
@@ -91,67 +97,67 @@ class TestVersions:
         (broken / "config.json").write_text("{}")
         with pytest.raises(BundleError, match=r"config\.json is not the file that was written"):
             registry.register(broken, "sentiment")
-        with pytest.raises(BadReference, match="no name of a model"):
+        with pytest.raises(InvalidReference, match="no name of a model"):
             registry.register(bundle, "../sentiment")
-        assert registry.read().states == {}
+        assert registry.read_snapshot().states == {}
 
     def test_an_upload_that_was_killed_is_not_there(
         self, registry: Registry, store: Store, bundle: Path
     ) -> None:
-        store.create("sentiment/claims/1", b"somebody who died")
-        assert registry.read().states == {}
+        store.create_file("sentiment/claims/1", b"somebody who died")
+        assert registry.read_snapshot().states == {}
         assert registry.register(bundle, "sentiment") == "2"
-        assert list(registry.state("sentiment").versions) == ["2"]
+        assert list(registry.read_state("sentiment").versions) == ["2"]
 
 
 class TestFetching:
     def test_a_directory_needs_no_copy(self, tmp_path: Path, bundle: Path) -> None:
-        registry = Registry(DirectoryStore(tmp_path / "registry"))
+        registry = Registry(LocalStore(tmp_path / "registry"))
         registry.register(bundle, "sentiment")
-        fetched = registry.fetch("sentiment", "1", tmp_path / "cache")
+        fetched = registry.fetch_bundle("sentiment", "1", tmp_path / "cache")
         assert fetched == tmp_path / "registry" / "sentiment" / "versions" / "1"
         assert not (tmp_path / "cache").exists()
 
     def test_a_damaged_copy_is_fetched_again(self, tmp_path: Path, bundle: Path) -> None:
-        registry = Registry(objects())
+        registry = Registry(memory_s3_store())
         registry.register(bundle, "sentiment")
-        fetched = registry.fetch("sentiment", "1", tmp_path)
+        fetched = registry.fetch_bundle("sentiment", "1", tmp_path)
         (fetched / "model.safetensors").write_bytes(b"bits")
-        assert read(registry.fetch("sentiment", "1", tmp_path)) == read(bundle)
+        assert read_card(registry.fetch_bundle("sentiment", "1", tmp_path)) == read_card(bundle)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "bundle.json"])
     def test_a_store_that_was_tampered_with_is_told(
         self, tmp_path: Path, bundle: Path, name: str
     ) -> None:
         memory = MemoryFileSystem(global_store=False, skip_instance_cache=True)
-        registry = Registry(ObjectStore(memory, "/r"))
+        registry = Registry(S3Store(memory, "/r"))
         registry.register(bundle, "sentiment")
         path = f"/r/sentiment/versions/1/{name}"
         memory.pipe_file(path, memory.cat_file(path).replace(b"0", b"1"))
         with pytest.raises(BundleError, match="not the bundle that was registered"):
-            registry.fetch("sentiment", "1", tmp_path)
+            registry.fetch_bundle("sentiment", "1", tmp_path)
         assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
     def test_the_files_of_engines_are_looked_at_too(self, bundle: Path, tmp_path: Path) -> None:
         built = shutil.copytree(bundle, tmp_path / "built")
         (built / "onnx").mkdir()
         (built / "onnx" / "model.onnx").write_bytes(b"graph")
-        engine = Built(
+        engine = EngineRecord(
             name="onnx fp32",
-            files={"onnx/model.onnx": sha256(built / "onnx" / "model.onnx")},
+            files={"onnx/model.onnx": file_sha256(built / "onnx" / "model.onnx")},
             agreement=1.0,
             max_logit_difference=0.0,
             rows=1,
         )
         (built / "bundle.json").write_text(
-            written(read(built).model_copy(update={"engines": (engine,)}))
+            serialize_card(read_card(built).model_copy(update={"engines": (engine,)}))
         )
-        registry = Registry(objects())
+        registry = Registry(memory_s3_store())
         registry.register(built, "sentiment")
-        fetched = registry.fetch("sentiment", "1", tmp_path / "cache")
+        fetched = registry.fetch_bundle("sentiment", "1", tmp_path / "cache")
         for damaged in (fetched, built):
             (damaged / "onnx" / "model.onnx").write_bytes(b"bits")
-        again = registry.fetch("sentiment", "1", tmp_path / "cache")
+        again = registry.fetch_bundle("sentiment", "1", tmp_path / "cache")
         assert (again / "onnx" / "model.onnx").read_bytes() == b"graph"
         with pytest.raises(BundleError, match=r"onnx fp32: onnx/model\.onnx is not the file"):
             registry.register(built, "sentiment")
@@ -159,23 +165,25 @@ class TestFetching:
     def test_many_at_once_download_once(
         self, tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        registry, downloads = Registry(objects()), []
+        registry, downloads = Registry(memory_s3_store()), []
         registry.register(bundle, "sentiment")
-        download = ObjectStore.download
+        download = S3Store.download_directory
 
-        def counted(self: ObjectStore, folder: str, target: Path) -> None:
+        def counted(self: S3Store, folder: str, target: Path) -> None:
             downloads.append(threading.get_ident())
             download(self, folder, target)
 
-        monkeypatch.setattr(ObjectStore, "download", counted)
+        monkeypatch.setattr(S3Store, "download_directory", counted)
         with ThreadPoolExecutor(8) as pool:
-            fetched = set(pool.map(lambda _: registry.fetch("sentiment", "1", tmp_path), range(16)))
+            fetched = set(
+                pool.map(lambda _: registry.fetch_bundle("sentiment", "1", tmp_path), range(16))
+            )
         assert len(fetched) == len(downloads) == 1
 
 
 class TestServing:
     def test_a_canary_is_promoted(self, filled: Registry) -> None:
-        rule = Rule(min_requests=7)
+        rule = CanaryRule(min_requests=7)
         state = filled.deploy("sentiment", "2", share=0.1, rule=rule, why="more epochs")
         assert state.canary is not None
         assert (state.live, state.canary.version, state.canary.share) == ("1", "2", 0.1)
@@ -202,7 +210,7 @@ class TestServing:
         assert first.started == wider.started < another.started
 
     def test_a_judge_that_is_late_changes_nothing(self, filled: Registry) -> None:
-        """Its verdict is on version 2, and by now version 3 is the canary, or none."""
+        """Its decision is on version 2, and by now version 3 is the canary, or none."""
         filled.deploy("sentiment", "2", share=0.1)
         filled.deploy("sentiment", "3", share=0.1)
         for late in (filled.promote, filled.rollback):
@@ -212,7 +220,7 @@ class TestServing:
         for late in (filled.promote, filled.rollback):
             with pytest.raises(ChangeRefused, match="no canary runs"):
                 late("sentiment", version="3")
-        assert filled.state("sentiment").live == "1"
+        assert filled.read_state("sentiment").live == "1"
 
     @pytest.mark.parametrize(
         ("change", "error"),
@@ -222,23 +230,23 @@ class TestServing:
             (lambda r: r.deploy("sentiment", "2", share=1.5), "share = 1.5: no share"),
             (lambda r: r.deploy("sentimant", "1"), "sentimant: no such .* did you mean sentiment"),
             (
-                lambda r: r.deploy("sentiment", "2", share=0.5, rule=Rule(min_agreement=0.9)),
+                lambda r: r.deploy("sentiment", "2", share=0.5, rule=CanaryRule(min_agreement=0.9)),
                 "min_agreement = 0.9: .* make the canary a shadow",
             ),
             (lambda r: r.promote("sentiment"), "no canary runs"),
-            (lambda r: r.alias("sentiment", "live", "2"), "deploy the version instead"),
-            (lambda r: r.alias("sentiment", "best", None), "sentiment@best: no such alias"),
-            (lambda r: r.remove("../../etc", "1"), "no name of a model"),
-            (lambda r: r.state("news"), "news: no such model; there is sentiment"),
+            (lambda r: r.set_alias("sentiment", "live", "2"), "deploy the version instead"),
+            (lambda r: r.set_alias("sentiment", "best", None), "sentiment@best: no such alias"),
+            (lambda r: r.remove_version("../../etc", "1"), "no name of a model"),
+            (lambda r: r.read_state("news"), "news: no such model; there is sentiment"),
         ],
     )
     def test_what_cannot_be_is_refused_and_not_written(
         self, filled: Registry, change: Callable[[Registry], object], error: str
     ) -> None:
-        before = filled.read()
+        before = filled.read_snapshot()
         with pytest.raises(BerthaError, match=error):
             change(filled)
-        assert filled.read(before) is before
+        assert filled.read_snapshot(before) is before
 
     def test_a_canary_wants_a_live_version_beside_it(
         self, registry: Registry, bundle: Path
@@ -253,32 +261,32 @@ class TestServing:
         assert (canary.share, canary.shadow) == (1.0, True)
 
     def test_aliases_move_and_go(self, filled: Registry) -> None:
-        filled.alias("sentiment", "best", "2")
-        assert filled.alias("sentiment", "best", "3").aliases == {"live": "1", "best": "3"}
-        assert filled.alias("sentiment", "best", None).aliases == {"live": "1"}
+        filled.set_alias("sentiment", "best", "2")
+        assert filled.set_alias("sentiment", "best", "3").aliases == {"live": "1", "best": "3"}
+        assert filled.set_alias("sentiment", "best", None).aliases == {"live": "1"}
 
 
 class TestReading:
     def test_an_unchanged_registry_is_the_same_snapshot(self, filled: Registry) -> None:
-        first = filled.read()
-        assert filled.read(first) is first
-        filled.alias("sentiment", "best", "2")
-        second = filled.read(first)
+        first = filled.read_snapshot()
+        assert filled.read_snapshot(first) is first
+        filled.set_alias("sentiment", "best", "2")
+        second = filled.read_snapshot(first)
         assert second.states["sentiment"].aliases["best"] == "2"
         assert first.states["sentiment"].aliases == {"live": "1"}, "what was read stays as it was"
 
     def test_it_reads_only_what_changed(self, registry: Registry, bundle: Path) -> None:
         for name in ("news", "sentiment"):
             registry.register(bundle, name)
-        first = registry.read()
+        first = registry.read_snapshot()
         registry.deploy("news", "1")
-        assert registry.read(first).states["sentiment"] is first.states["sentiment"]
+        assert registry.read_snapshot(first).states["sentiment"] is first.states["sentiment"]
 
     def test_a_change_that_changes_nothing_is_none(self, filled: Registry) -> None:
-        before = filled.state("sentiment")
+        before = filled.read_state("sentiment")
         assert filled.deploy("sentiment", "1") == before
-        assert filled.alias("sentiment", "best", "2").number == before.number + 1
-        assert filled.alias("sentiment", "best", "2").number == before.number + 1
+        assert filled.set_alias("sentiment", "best", "2").number == before.number + 1
+        assert filled.set_alias("sentiment", "best", "2").number == before.number + 1
 
     def test_the_history_tells_who_when_and_why(self, filled: Registry) -> None:
         filled.deploy("sentiment", "2", share=0.25, why="more epochs")
@@ -300,27 +308,29 @@ class TestReading:
     def test_the_default_is_the_first_live_name_until_one_is_made_so(
         self, registry: Registry, bundle: Path
     ) -> None:
-        assert registry.read().default is None
-        with pytest.raises(NoModel, match="no model is live"):
-            registry.read().find(None)
+        assert registry.read_snapshot().default_name is None
+        with pytest.raises(ModelNotFound, match="no model is live"):
+            registry.read_snapshot().resolve_reference(None)
         for name in ("news", "sentiment", "spam"):
             registry.register(bundle, name)
         registry.deploy("spam", "1")
         registry.deploy("sentiment", "1")
-        assert registry.read().default == "sentiment"
+        assert registry.read_snapshot().default_name == "sentiment"
         registry.make_default("spam")
-        assert registry.read().find(None)[1] == Reference("spam")
+        assert registry.read_snapshot().resolve_reference(None)[1] == ModelReference("spam")
         registry.make_default("news")
-        assert registry.read().default == "spam", "of news nothing is live"
+        assert registry.read_snapshot().default_name == "spam", "of news nothing is live"
 
     def test_a_snapshot_finds_what_is_asked_for(self, filled: Registry) -> None:
-        state, reference = filled.read().find("sentiment@best")
+        state, reference = filled.read_snapshot().resolve_reference("sentiment@best")
         assert (state.name, reference.alias) == ("sentiment", "best")
-        with pytest.raises(NoModel, match=r"sentimint: no such model; did you mean sentiment\?"):
-            filled.read().find("sentimint")
+        with pytest.raises(
+            ModelNotFound, match=r"sentimint: no such model; did you mean sentiment\?"
+        ):
+            filled.read_snapshot().resolve_reference("sentimint")
 
     def test_nobody_needs_a_name(self, tmp_path: Path, bundle: Path) -> None:
         registry = Registry.open(str(tmp_path))
         registry.register(bundle, "sentiment")
-        assert "@" in registry.state("sentiment").who
+        assert "@" in registry.read_state("sentiment").who
         assert registry.address == str(tmp_path)

@@ -12,20 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.distributed.tensor.placement_types import _StridedShard
 
 from cluster.costmodel.layout import Layout
-from tests.support.ranks import spawn
+from tests.support.ranks import spawn_ranks
 from trainers.checkpoint import checkpoint, sharded_tensors
-from trainers.checkpoint.stores import OnDisk
-from trainers.distributed.extents import block, overlap
+from trainers.checkpoint.stores import CheckpointStore
 from trainers.distributed.mesh import Mesh
 from trainers.storage import safetensors
-from trainers.storage.atomic import digests, flaw, sha256, written_aside
+from trainers.storage.atomic import atomic_directory, file_sha256, find_corruption, hash_files
 
-ALONE = Mesh(Layout().resolved(1), None)
+ALONE = Mesh(Layout().resolve_for(1), None)
 LAYOUTS = (
     Layout(dp_shard=4),  # 3 rows: a rank with nothing
     Layout(dp_shard=2, dp_replicate=2),
@@ -36,8 +34,8 @@ LAYOUTS = (
 )
 
 
-class Held:
-    """A model's parts on this rank, as `Parallel` gives them."""
+class LocalModel:
+    """A model's parts on this rank, like a `ParallelModel`."""
 
     def __init__(self, model: nn.Module, mesh: Mesh = ALONE) -> None:
         self.model, self.mesh = model, mesh
@@ -46,12 +44,12 @@ class Held:
         yield from self.model.named_parameters()
 
 
-def trained(steps: int) -> tuple[Held, torch.optim.Optimizer]:
+def trained(steps: int) -> tuple[LocalModel, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     advance(model, optimizer, steps)
-    return Held(model), optimizer
+    return LocalModel(model), optimizer
 
 
 def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
@@ -68,11 +66,11 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> l
 
 def test_a_restored_run_goes_on_bitwise(tmp_path: Path) -> None:
     held, optimizer = trained(5)
-    checkpoint.save(OnDisk(tmp_path), 5, held, optimizer, {"step": 5})
+    checkpoint.save_checkpoint(CheckpointStore(tmp_path), 5, held, optimizer, {"step": 5})
     undisturbed = advance(held.model, optimizer, 5)
     other, fresh = trained(0)
-    found = checkpoint.latest(OnDisk(tmp_path))
-    assert found is not None and found.state() == {"step": 5}
+    found = checkpoint.find_latest(CheckpointStore(tmp_path))
+    assert found is not None and found.load_state() == {"step": 5}
     found.restore(other, fresh)
     assert advance(other.model, fresh, 5) == undisturbed
 
@@ -99,84 +97,58 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     tmp_path: Path, file: str, damage: object
 ) -> None:
     held, optimizer = trained(1)
-    checkpoint.save(OnDisk(tmp_path), 1, held, optimizer, {})
-    newest = checkpoint.save(OnDisk(tmp_path), 2, held, optimizer, {})
+    checkpoint.save_checkpoint(CheckpointStore(tmp_path), 1, held, optimizer, {})
+    newest = checkpoint.save_checkpoint(CheckpointStore(tmp_path), 2, held, optimizer, {})
     damage(newest.directory / file)  # type: ignore[operator]
     with pytest.warns(UserWarning, match=f"skipping .*step-00000002: {file} is"):
-        found = checkpoint.latest(OnDisk(tmp_path))
+        found = checkpoint.find_latest(CheckpointStore(tmp_path))
     assert found is not None and found.step == 1
 
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     held, optimizer = trained(1)
-    saved = checkpoint.save(OnDisk(tmp_path), 1, held, optimizer, {})
+    saved = checkpoint.save_checkpoint(CheckpointStore(tmp_path), 1, held, optimizer, {})
     with pytest.raises(
         sharded_tensors.CheckpointError, match=r"0.weight is \[4, 3\], .* is \[5, 3\]"
     ):
-        saved.restore(Held(nn.Sequential(nn.Linear(3, 5))))
+        saved.restore(LocalModel(nn.Sequential(nn.Linear(3, 5))))
     with pytest.raises(
         sharded_tensors.CheckpointError, match=r"holds no 1.weight: it is of another model"
     ):
-        saved.restore(Held(nn.Sequential(nn.Tanh(), nn.Linear(3, 4))))
+        saved.restore(LocalModel(nn.Sequential(nn.Tanh(), nn.Linear(3, 4))))
 
 
 def test_pruning_keeps_the_best_and_the_newest(tmp_path: Path) -> None:
     held, optimizer = trained(1)
     for step in range(1, 7):
-        checkpoint.save(OnDisk(tmp_path), step, held, optimizer, {})
+        checkpoint.save_checkpoint(CheckpointStore(tmp_path), step, held, optimizer, {})
     (tmp_path / ".step-00000007.1.tmp").mkdir()
-    checkpoint.prune(OnDisk(tmp_path), keep=2, best_step=3)
+    checkpoint.prune_checkpoints(CheckpointStore(tmp_path), keep=2, best_step=3)
     assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["3", "5", "6"]
 
 
 def test_what_fails_in_mid_writing_never_appears(tmp_path: Path) -> None:
     target = tmp_path / "thing"
-    with pytest.raises(OSError, match="disk full"), written_aside(target) as aside:
+    with pytest.raises(OSError, match="disk full"), atomic_directory(target) as aside:
         (aside / "half").write_text("ha")
         raise OSError("disk full")
     assert not target.exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert checkpoint.latest(OnDisk(tmp_path)) is None
+        assert checkpoint.find_latest(CheckpointStore(tmp_path)) is None
 
 
 def test_a_changed_byte_is_named(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "thing") as aside:
+    with atomic_directory(tmp_path / "thing") as aside:
         (aside / "a").write_bytes(b"one")
         (aside / "b").write_bytes(b"two")
-    listed = digests(tmp_path / "thing")
-    assert flaw(tmp_path / "thing", listed) is None
+    listed = hash_files(tmp_path / "thing")
+    assert find_corruption(tmp_path / "thing", listed) is None
     (tmp_path / "thing" / "b").write_bytes(b"twO")
     assert (
-        flaw(tmp_path / "thing", listed)
+        find_corruption(tmp_path / "thing", listed)
         == "b is not the file that was written (its SHA-256 differs)"
     )
-
-
-@pytest.mark.parametrize("tp", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("dp", [1, 2, 3, 4, 8])
-def test_blocks_are_where_two_cuts_put_them(tp: int, dp: int) -> None:
-    """Tensor parallelism cuts first, FSDP cuts its parts; also where nothing comes out even."""
-    placements = (Replicate(), _StridedShard(0, split_factor=tp), Shard(0))
-    for rows in range(30):
-        whole = torch.arange(rows)
-        for tp_rank in range(tp):
-            part = chunk(whole, tp, tp_rank)
-            for dp_rank in range(dp):
-                expected = chunk(part, dp, dp_rank).tolist()
-                (size,), (start,) = block((rows,), (1, dp, tp), (0, dp_rank, tp_rank), placements)
-                assert list(range(start, start + size)) == expected
-
-
-def chunk(tensor: Tensor, parts: int, index: int) -> Tensor:
-    chunks = torch.chunk(tensor, parts)
-    return chunks[index] if index < len(chunks) else tensor[:0]
-
-
-def test_blocks_overlap_where_both_are() -> None:
-    assert overlap(((4, 3), (0, 0)), ((4, 2), (2, 1))) == ((2, 2), (2, 1))
-    assert overlap(((4, 3), (0, 0)), ((4, 3), (4, 0))) is None
-    assert overlap(((), ()), ((), ())) == ((), ())
 
 
 def net() -> nn.Sequential:
@@ -189,21 +161,21 @@ def net() -> nn.Sequential:
     return model
 
 
-def laid_out(mesh: Mesh) -> Held:
+def parallelized(mesh: Mesh) -> LocalModel:
     """The net as torch cuts it. A pipeline's stages share the embedding."""
     model, layout = net(), mesh.layout
     if layout.pp > 1:
         for name in (("1", "2"), ("0",))[mesh.pp_rank]:
             setattr(model, name, nn.Identity())
     if layout.tp > 1:
-        assert mesh.devices is not None
+        assert mesh.device_mesh is not None
         plan = {"0": ColwiseParallel(), "1": RowwiseParallel(), "3": RowwiseParallel()}
         here = {k: v for k, v in plan.items() if not isinstance(model[int(k)], nn.Identity)}
-        parallelize_module(model, mesh.devices["tp"], here)
+        parallelize_module(model, mesh.device_mesh["tp"], here)
     if layout.dp_shard > 1:
-        assert mesh.devices is not None
-        fully_shard(model, mesh=mesh.devices["dp_replicate", "dp_shard"])
-    return Held(model, mesh)
+        assert mesh.device_mesh is not None
+        fully_shard(model, mesh=mesh.device_mesh["dp_replicate", "dp_shard"])
+    return LocalModel(model, mesh)
 
 
 def moments_of(parameter: Tensor) -> dict[str, Tensor]:
@@ -223,9 +195,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def check(saved: checkpoint.Checkpoint, mesh: Mesh) -> None:
+def assert_restores(saved: checkpoint.Checkpoint, mesh: Mesh) -> None:
     """Restoring gives what torch cuts of the net, moments of the parameter's kind, and steps on."""
-    held, expected = laid_out(mesh), dict(laid_out(mesh).named_parameters())
+    held, expected = parallelized(mesh), dict(parallelized(mesh).named_parameters())
     with torch.no_grad():
         for parameter in held.model.parameters():
             local(parameter).fill_(-1.0)
@@ -244,7 +216,7 @@ def check(saved: checkpoint.Checkpoint, mesh: Mesh) -> None:
         optimizer.step()
 
 
-def _by_kind(held: Held) -> list[dict[str, list[nn.Parameter]]]:
+def _by_kind(held: LocalModel) -> list[dict[str, list[nn.Parameter]]]:
     """Parameters grouped by mesh: torch's optimizers refuse a mixture."""
     groups: dict[object, list[nn.Parameter]] = {}
     for parameter in held.model.parameters():
@@ -253,7 +225,7 @@ def _by_kind(held: Held) -> list[dict[str, list[nn.Parameter]]]:
     return [{"params": group} for group in groups.values()]
 
 
-def meet(directory: Path, rank: int, size: int) -> None:
+def init_group(directory: Path, rank: int, size: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=size
@@ -261,45 +233,47 @@ def meet(directory: Path, rank: int, size: int) -> None:
 
 
 def save_in_every_layout(rank: int, size: int, directory: Path) -> None:
-    meet(directory, rank, size)
+    init_group(directory, rank, size)
     alone = checkpoint.Checkpoint(1, directory / "alone" / "step-00000001")
-    meshes = [Mesh.of(layout, "cpu") for layout in LAYOUTS]
+    meshes = [Mesh.from_layout(layout, "cpu") for layout in LAYOUTS]
     for mesh, other in zip(meshes, meshes[1:] + meshes[:1], strict=True):
-        held = laid_out(mesh)
+        held = parallelized(mesh)
         optimizer = torch.optim.AdamW(_by_kind(held), lr=0.1)
         for _, parameter in held.named_parameters():
             optimizer.state[parameter] = moments_of(parameter)
-        saved = checkpoint.save(
-            OnDisk(directory / str(mesh.layout)), 1, held, optimizer, {"rank": rank}
+        saved = checkpoint.save_checkpoint(
+            CheckpointStore(directory / str(mesh.layout)), 1, held, optimizer, {"rank": rank}
         )
-        assert saved.state() == {"rank": 0}
-        assert checkpoint.latest(OnDisk(directory / str(mesh.layout))) == saved
-        check(alone, mesh)
-        check(saved, other)
+        assert saved.load_state() == {"rank": 0}
+        assert checkpoint.find_latest(CheckpointStore(directory / str(mesh.layout))) == saved
+        assert_restores(alone, mesh)
+        assert_restores(saved, other)
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_any_layout_reads_what_any_layout_saved(tmp_path: Path) -> None:
     """Four processes in six layouts, and one: weights, moments and counts, bitwise."""
-    held = Held(net())
+    held = LocalModel(net())
     optimizer = torch.optim.AdamW(held.model.parameters(), lr=0.1)
     for parameter in held.model.parameters():
         optimizer.state[parameter] = moments_of(parameter)
-    checkpoint.save(OnDisk(tmp_path / "alone"), 1, held, optimizer, {})
-    spawn(save_in_every_layout, (4, tmp_path), nprocs=4)
+    checkpoint.save_checkpoint(CheckpointStore(tmp_path / "alone"), 1, held, optimizer, {})
+    spawn_ranks(save_in_every_layout, (4, tmp_path), nprocs=4)
     for layout in LAYOUTS:
-        saved = checkpoint.find(OnDisk(tmp_path / str(layout.resolved(4))), 1)
+        saved = checkpoint.find_checkpoint(
+            CheckpointStore(tmp_path / str(layout.resolve_for(4))), 1
+        )
         assert saved is not None
-        check(saved, ALONE)
-        whole = dict(saved.tensors())
+        assert_restores(saved, ALONE)
+        whole = dict(saved.iter_tensors())
         assert whole.keys() == dict(held.named_parameters()).keys()
         for name, parameter in held.named_parameters():
             assert torch.equal(whole[name], parameter)
-        assert written(saved.directory) == written(tmp_path / "alone" / "step-00000001")
+        assert tensor_bytes(saved.directory) == tensor_bytes(tmp_path / "alone" / "step-00000001")
 
 
-def written(directory: Path) -> int:
+def tensor_bytes(directory: Path) -> int:
     """Bytes of tensors in all files: each number once."""
     sizes = 0
     for path in directory.glob("pieces-*.safetensors"):
@@ -310,11 +284,11 @@ def written(directory: Path) -> int:
 
 def die_or_fail_writing(rank: int, size: int, directory: Path) -> None:
     """The second checkpoint meets a full disk, the third a kill, each on one rank of two."""
-    meet(directory, rank, size)
-    held = laid_out(Mesh.of(Layout(dp_shard=2), "cpu"))
+    init_group(directory, rank, size)
+    held = parallelized(Mesh.from_layout(Layout(dp_shard=2), "cpu"))
     optimizer = torch.optim.AdamW(held.model.parameters(), lr=0.1)
-    checkpoint.save(OnDisk(directory), 1, held, optimizer, {})
-    whole = safetensors.write
+    checkpoint.save_checkpoint(CheckpointStore(directory), 1, held, optimizer, {})
+    whole = safetensors.write_tensors
 
     def full(*_: object) -> None:
         raise OSError("disk full")
@@ -325,24 +299,24 @@ def die_or_fail_writing(rank: int, size: int, directory: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if rank == 1:
-        safetensors.write = full  # type: ignore[assignment]
+        safetensors.write_tensors = full  # type: ignore[assignment]
     with pytest.raises(OSError, match="rank 1: disk full"):
-        checkpoint.save(OnDisk(directory), 2, held, optimizer, {})
+        checkpoint.save_checkpoint(CheckpointStore(directory), 2, held, optimizer, {})
     if rank == 1:
-        safetensors.write = half  # type: ignore[assignment]
-    checkpoint.save(OnDisk(directory), 3, held, optimizer, {})
+        safetensors.write_tensors = half  # type: ignore[assignment]
+    checkpoint.save_checkpoint(CheckpointStore(directory), 3, held, optimizer, {})
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_rank_that_dies_writing_leaves_nothing_to_see(tmp_path: Path) -> None:
     with pytest.raises(multiprocessing.ProcessExitedException):
-        spawn(die_or_fail_writing, (2, tmp_path), nprocs=2)
+        spawn_ranks(die_or_fail_writing, (2, tmp_path), nprocs=2)
     half = sorted(path.name.split(".")[1] for path in tmp_path.glob(".step-*.tmp"))
     assert half == ["step-00000002", "step-00000003"]
-    found = checkpoint.latest(OnDisk(tmp_path))
+    found = checkpoint.find_latest(CheckpointStore(tmp_path))
     assert found is not None and found.step == 1
     held, optimizer = trained(0)
-    checkpoint.save(OnDisk(tmp_path), 3, held, optimizer, {})
+    checkpoint.save_checkpoint(CheckpointStore(tmp_path), 3, held, optimizer, {})
     assert [path.name.split(".")[1] for path in tmp_path.glob(".step-*")] == ["step-00000002"]
     listed = json.loads((found.directory / "checkpoint.json").read_text())
     assert {"pieces-00000.safetensors", "pieces-00001.safetensors"} <= listed.keys()
@@ -350,11 +324,11 @@ def test_a_rank_that_dies_writing_leaves_nothing_to_see(tmp_path: Path) -> None:
 
 def test_a_seal_whose_names_lead_elsewhere_is_none(tmp_path: Path) -> None:
     held, optimizer = trained(1)
-    depot = OnDisk(tmp_path / "checkpoints")
-    saved = checkpoint.save(depot, 1, held, optimizer, {"step": 1})
+    depot = CheckpointStore(tmp_path / "checkpoints")
+    saved = checkpoint.save_checkpoint(depot, 1, held, optimizer, {"step": 1})
     (tmp_path / "other").write_text("x")
-    seal = saved.directory / checkpoint.SEAL
-    listed = json.loads(seal.read_text()) | {"../../other": sha256(tmp_path / "other")}
+    seal = saved.directory / checkpoint.SEAL_FILE
+    listed = json.loads(seal.read_text()) | {"../../other": file_sha256(tmp_path / "other")}
     seal.write_text(json.dumps(listed))
     with pytest.warns(UserWarning, match="checkpoint.json is missing or unreadable"):
-        assert checkpoint.latest(depot) is None
+        assert checkpoint.find_latest(depot) is None

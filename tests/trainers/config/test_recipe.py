@@ -7,16 +7,17 @@ import pytest
 import yaml
 
 from cluster.costmodel.layout import Layout
-from cluster.settings import SettingsError, override
+from cluster.settings import SettingsError, apply_override
 from trainers.config import recipe as recipes
+from trainers.config import sections
 
 SHIPPED = sorted(path.name for path in recipes.SHIPPED.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_loads_and_survives_writing(name: str) -> None:
-    recipe = recipes.load(name)
-    assert recipes.parse(yaml.safe_load(recipe.to_yaml())) == recipe
+    recipe = recipes.load_recipe(name)
+    assert recipes.parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
 def test_overrides_reach_every_level() -> None:
@@ -26,7 +27,7 @@ def test_overrides_reach_every_level() -> None:
         "seed=7",
         "data.labels=[a, b]",
     ]
-    recipe = recipes.load("reviews", changes)
+    recipe = recipes.load_recipe("reviews", changes)
     assert recipe.optimizer.learning_rate == 3e-5
     assert recipe.batch.global_size == 64
     assert recipe.seed == 7
@@ -80,63 +81,63 @@ def test_overrides_reach_every_level() -> None:
 )
 def test_a_wrong_setting_names_key_value_and_way_out(override: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        recipes.load("reviews", [override])
+        recipes.load_recipe("reviews", [override])
 
 
 def test_wrong_combinations() -> None:
     with pytest.raises(SettingsError, match=r"hold out 1\.1 of the texts"):
-        recipes.load("reviews", ["data.validation=0.6", "data.test=0.5"])
+        recipes.load_recipe("reviews", ["data.validation=0.6", "data.test=0.5"])
     with pytest.raises(SettingsError, match="patience waits for evaluations"):
-        recipes.load("csv", ["data.validation=0"])
+        recipes.load_recipe("csv", ["data.validation=0"])
     with pytest.raises(SettingsError, match=r"data.labels names classes.*regression"):
-        recipes.load("csv", ["task=regression", "data.labels=[a, b]"])
+        recipes.load_recipe("csv", ["task=regression", "data.labels=[a, b]"])
 
 
 def test_a_group_that_was_written_out_as_nothing_is_filled() -> None:
     settings = {"distillation": None}
-    override(settings, "distillation.weight=0.3")
+    apply_override(settings, "distillation.weight=0.3")
     assert settings == {"distillation": {"weight": 0.3}}
 
 
 def test_a_layout_is_auto_or_explicit() -> None:
-    assert recipes.load("reviews").layout == "auto"
-    assert recipes.load("reviews", ["layout=auto"]).layout == "auto"
+    assert recipes.load_recipe("reviews").layout == "auto"
+    assert recipes.load_recipe("reviews", ["layout=auto"]).layout == "auto"
     chosen = Layout(tp=2, sequence_parallel=True)
     for first in ([], ["layout=auto"]):
         changes = [*first, "layout.tp=2", "layout.sequence_parallel=true"]
-        recipe = recipes.load("reviews", changes)
+        recipe = recipes.load_recipe("reviews", changes)
         assert recipe.layout == chosen
-        assert recipes.parse(yaml.safe_load(recipe.to_yaml())) == recipe
-    assert recipes.load("reviews", ["layout.tp=2", "layout=auto"]).layout == "auto"
+        assert recipes.parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipes.load_recipe("reviews", ["layout.tp=2", "layout=auto"]).layout == "auto"
 
 
-SIZES = ["model.name=random", *(f"model.{size}=8" for size in recipes.SIZES)]
+SIZES = ["model.name=random", *(f"model.{size}=8" for size in sections.SIZES)]
 
 
 def test_masked_lm() -> None:
-    recipe = recipes.load("csv", ["task=masked-lm", "masking.whole_words=true"])
+    recipe = recipes.load_recipe("csv", ["task=masked-lm", "masking.whole_words=true"])
     assert (recipe.metric, recipe.masking.share, recipe.masking.whole_words) == ("loss", 0.15, True)
-    assert recipes.parse(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipes.parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
     assert all(recipes.lower_is_better(metric) for metric in ("loss", "perplexity"))
     with pytest.raises(SettingsError, match=r"masked-lm guesses words, but model\.name is linear"):
-        recipes.load("house-prices", ["task=masked-lm"])
+        recipes.load_recipe("house-prices", ["task=masked-lm"])
     with pytest.raises(SettingsError, match="'f1' does not exist for masked-lm"):
-        recipes.load("csv", ["task=masked-lm", "evaluation.metric=f1"])
+        recipes.load_recipe("csv", ["task=masked-lm", "evaluation.metric=f1"])
 
 
 def test_a_random_model_names_a_tokenizer_or_trains_one() -> None:
-    assert recipes.load("csv", [*SIZES, "model.vocabulary_size=100"]).model.tokenizer is None
+    assert recipes.load_recipe("csv", [*SIZES, "model.vocabulary_size=100"]).model.tokenizer is None
     with pytest.raises(SettingsError, match=r"also needs tokenizer \(or vocabulary_size"):
-        recipes.load("csv", SIZES)
+        recipes.load_recipe("csv", SIZES)
     with pytest.raises(SettingsError, match=r"names one; remove one of the two"):
-        recipes.load("csv", [*SIZES, "model.vocabulary_size=100", "model.tokenizer=x"])
+        recipes.load_recipe("csv", [*SIZES, "model.vocabulary_size=100", "model.tokenizer=x"])
     with pytest.raises(SettingsError, match=r"vocabulary_size = 5: .*greater than or equal to 64"):
-        recipes.load("csv", [*SIZES, "model.vocabulary_size=5"])
+        recipes.load_recipe("csv", [*SIZES, "model.vocabulary_size=5"])
 
 
 def test_a_shipped_recipe_goes_by_its_name() -> None:
     with pytest.raises(SettingsError) as caught:
-        recipes.load("reviews.yaml", ["optimizer.learning_rte=3e-5"])
+        recipes.load_recipe("reviews.yaml", ["optimizer.learning_rte=3e-5"])
     assert str(caught.value) == (
         "reviews.yaml:\n"
         "  optimizer.learning_rte: no such setting; did you mean optimizer.learning_rate?"
@@ -145,7 +146,7 @@ def test_a_shipped_recipe_goes_by_its_name() -> None:
 
 def test_every_mistake_is_listed_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        recipes.load("reviews", ["batch.global_size=-1", "seed=x", "tusk=1"])
+        recipes.load_recipe("reviews", ["batch.global_size=-1", "seed=x", "tusk=1"])
     assert len(str(caught.value).splitlines()) == 4
 
 
@@ -163,16 +164,16 @@ def test_broken_files(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=said):
-        recipes.load(path)
+        recipes.load_recipe(path)
 
 
 def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="give a file, or one of bbc-news, bert-base"):
-        recipes.load(tmp_path / "nothing.yaml")
+        recipes.load_recipe(tmp_path / "nothing.yaml")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="not readable as YAML"):
-        recipes.load(binary)
+        recipes.load_recipe(binary)
 
 
 def test_files_here_are_found_from_elsewhere(
@@ -182,15 +183,15 @@ def test_files_here_are_found_from_elsewhere(
     Path("mine.csv").touch()
     Path("bert").mkdir()
     changes = ["data.source=mine.csv", "data.test=s3://b/t.csv", "model.name=bert"]
-    rooted = recipes.load("csv", changes).rooted()
+    rooted = recipes.load_recipe("csv", changes).with_absolute_paths()
     assert rooted.data.source == str(tmp_path / "mine.csv")
     assert rooted.model.name == str(tmp_path / "bert")
     assert (rooted.data.test, rooted.data.validation) == ("s3://b/t.csv", 0.1)
-    assert recipes.load("imdb").rooted() == recipes.load("imdb")
+    assert recipes.load_recipe("imdb").with_absolute_paths() == recipes.load_recipe("imdb")
 
 
 def test_the_schema_describes_every_setting() -> None:
-    schema = json.loads(recipes.schema())
+    schema = json.loads(recipes.recipe_schema())
     assert schema["additionalProperties"] is False
     for group in schema["$defs"].values():
         assert all("description" in setting for setting in group["properties"].values())

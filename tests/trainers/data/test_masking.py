@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.config.recipe import Masking
-from trainers.data.masking import Masked, Vocabulary, mask_tokens
+from trainers.config.sections import MaskingConfig
+from trainers.data.masking import MaskedBatch, MaskingVocabulary, mask_tokens
 
 SIZE, PAD, CLS, SEP, MASK = 1000, 0, 1, 2, 3
 SPECIAL = np.arange(SIZE) < 4
 CONTINUATION = np.arange(SIZE) >= 600
-WORDS = Vocabulary(SIZE, MASK, SPECIAL, CONTINUATION)
-PIECES, WHOLE = Masking(), Masking(whole_words=True)
+WORDS = MaskingVocabulary(SIZE, MASK, SPECIAL, CONTINUATION)
+PIECES, WHOLE = MaskingConfig(), MaskingConfig(whole_words=True)
 
 
 def sequence(row: int, length: int) -> np.ndarray:
@@ -21,7 +21,9 @@ def sequence(row: int, length: int) -> np.ndarray:
     return np.array([CLS, *draw.integers(4, SIZE, length), SEP], dtype=np.int32)
 
 
-def masked(rows: list[int], lengths: list[int], padding: int = 0, **settings: object) -> Masked:
+def masked(
+    rows: list[int], lengths: list[int], padding: int = 0, **settings: object
+) -> MaskedBatch:
     held = [sequence(row, lengths[row]) for row in rows]
     width = max(map(len, held)) + padding
     ids = np.full((len(rows), width), PAD, dtype=np.int32)
@@ -32,7 +34,9 @@ def masked(rows: list[int], lengths: list[int], padding: int = 0, **settings: ob
     return mask_tokens(ids, present, np.array(rows), vocabulary=WORDS, **chosen)  # type: ignore[arg-type]
 
 
-def by_row(found: Masked, rows: list[int], lengths: list[int]) -> dict[int, tuple[list[int], ...]]:
+def by_row(
+    found: MaskedBatch, rows: list[int], lengths: list[int]
+) -> dict[int, tuple[list[int], ...]]:
     """What each row became, where, and from what."""
     width = found.ids.shape[1]
     said = {}
@@ -56,7 +60,7 @@ def by_row(found: Masked, rows: list[int], lengths: list[int]) -> dict[int, tupl
 def test_grouping_and_padding_change_nothing(
     lengths: list[int], data: st.DataObject, padding: int, whole_words: bool
 ) -> None:
-    kind = {"epoch": 3, "seed": 7, "masking": Masking(share=0.3, whole_words=whole_words)}
+    kind = {"epoch": 3, "seed": 7, "masking": MaskingConfig(share=0.3, whole_words=whole_words)}
     rows = list(range(len(lengths)))
     together = by_row(masked(rows, lengths, **kind), rows, lengths)
     shuffled = data.draw(st.permutations(rows))
@@ -74,7 +78,7 @@ def test_exactly_the_share_of_each_sequence_is_to_be_guessed(
     row: int, length: int, share: float
 ) -> None:
     lengths = {row: length}
-    found = masked([row], lengths, masking=Masking(share=share))  # type: ignore[arg-type]
+    found = masked([row], lengths, masking=MaskingConfig(share=share))  # type: ignore[arg-type]
     assert len(found.positions) == max(1, round(share * length))
     assert (np.diff(found.positions) > 0).all()
     assert np.array_equal(sequence(row, length)[found.positions], found.targets)
@@ -87,7 +91,7 @@ def test_exactly_the_share_of_each_sequence_is_to_be_guessed(
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_shares_on_a_large_sample(share: float, whole_words: bool) -> None:
     rows = list(range(2000))
-    masking = Masking(share=share, whole_words=whole_words)
+    masking = MaskingConfig(share=share, whole_words=whole_words)
     found = masked(rows, [126] * 2000, masking=masking)
     n, after = len(found.targets), found.ids.reshape(-1)[found.positions]
     expected = round(share * 126) / 126
@@ -143,7 +147,7 @@ def test_a_word_longer_than_the_share_is_still_guessed() -> None:
 
 
 @pytest.mark.parametrize("masking", [PIECES, WHOLE])
-def test_nothing_to_hide_hides_nothing(masking: Masking) -> None:
+def test_nothing_to_hide_hides_nothing(masking: MaskingConfig) -> None:
     ids = np.array([[CLS, SEP, PAD]], dtype=np.int32)
     found = mask_tokens(ids, ids != PAD, np.array([0]), 0, 0, masking, WORDS)
     assert (found.ids == ids).all() and len(found.positions) == 0

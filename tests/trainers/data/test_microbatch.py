@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.data.microbatch import Cost, cut, global_batch, order, padding_share, steps_per_epoch
+from trainers.data.microbatch import (
+    CutCost,
+    count_tokens,
+    cut_batch,
+    epoch_order,
+    global_batch_rows,
+    steps_per_epoch,
+)
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=80)
 RANKS = st.integers(1, 9)
@@ -20,7 +27,7 @@ def test_every_sample_appears_exactly_once(
     lengths: list[int], num_ranks: int, budget: int, overhead: float
 ) -> None:
     rows = np.arange(100, 100 + len(lengths))
-    ranks = cut(rows, np.array(lengths), num_ranks, budget, Cost(overhead, hidden_size=32))
+    ranks = cut_batch(rows, np.array(lengths), num_ranks, budget, CutCost(overhead, hidden_size=32))
     assert len(ranks) == num_ranks
     assert all(ranks), "every rank takes part in the step"
     weighed = [m for share in ranks for m in share if m.weight]
@@ -50,34 +57,34 @@ def test_the_gradient_is_that_of_the_whole_batch(
     at = torch.ones(3, dtype=torch.float64)
     rows = np.arange(len(lengths))
     whole = gradient(at, rows, 1 / len(lengths))
-    ranks = cut(rows, np.array(lengths), num_ranks, budget, Cost())
+    ranks = cut_batch(rows, np.array(lengths), num_ranks, budget, CutCost())
     parts = sum(gradient(at, m.rows, m.weight) for share in ranks for m in share)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 50), st.integers(1, 500), st.integers(1, 64))
 def test_an_epoch_is_its_global_batches(seed: int, epoch: int, n: int, size: int) -> None:
-    ordered = order(seed, epoch, n)
+    ordered = epoch_order(seed, epoch, n)
     steps = steps_per_epoch(n, size)
-    batches = [global_batch(ordered, step, size) for step in range(steps)]
+    batches = [global_batch_rows(ordered, step, size) for step in range(steps)]
     assert sorted(np.concatenate(batches)) == list(range(n))
     assert {len(batch) for batch in batches[:-1]} <= {size}
     assert len(batches[-1]) > 0
-    assert np.array_equal(ordered, order(seed, epoch, n))
+    assert np.array_equal(ordered, epoch_order(seed, epoch, n))
 
 
 def test_seed_and_epoch_change_the_order() -> None:
-    orders = [tuple(order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 8])
 def test_ranks_are_balanced_to_a_sample(num_ranks: int) -> None:
     lengths = np.random.default_rng(0).integers(10, 512, size=256)
-    cost = Cost(hidden_size=384)
-    ranks = cut(np.arange(256), lengths, num_ranks, 2048, cost)
-    loads = [sum(cost.of_samples(lengths[m.rows]).sum() for m in share) for share in ranks]
-    assert max(loads) - np.mean(loads) <= cost.of_samples(np.array([512]))[0]
+    cost = CutCost(hidden_size=384)
+    ranks = cut_batch(np.arange(256), lengths, num_ranks, 2048, cost)
+    loads = [sum(cost.sample_costs(lengths[m.rows]).sum() for m in share) for share in ranks]
+    assert max(loads) - np.mean(loads) <= cost.sample_costs(np.array([512]))[0]
 
 
 def test_the_cut_pads_as_little_as_any() -> None:
@@ -94,14 +101,14 @@ def test_the_cut_pads_as_little_as_any() -> None:
     cheapest = min(
         price((0, *(i for i in range(1, 10) if mask >> i & 1), 10)) for mask in range(0, 1 << 10, 2)
     )
-    (share,) = cut(np.arange(10), lengths, 1, budget, Cost(overhead))
+    (share,) = cut_batch(np.arange(10), lengths, 1, budget, CutCost(overhead))
     edges = tuple(np.cumsum([0, *(len(m.rows) for m in share)]))
     assert price(edges) == cheapest
 
 
 def test_sorting_leaves_little_padding() -> None:
     lengths = np.random.default_rng(1).integers(20, 512, size=64)
-    (share,) = cut(np.arange(64), lengths, 1, 2048, Cost(overhead=16))
-    real, computed = padding_share(share, lengths)
+    (share,) = cut_batch(np.arange(64), lengths, 1, 2048, CutCost(overhead=16))
+    real, computed = count_tokens(share, lengths)
     assert real == lengths.sum()
     assert 1 - real / computed < 0.05

@@ -12,26 +12,29 @@ from hypothesis import strategies as st
 
 from tests.support.tiny import PLAIN
 from trainers.config import recipe as recipes
+from trainers.config import sections
 from trainers.config.recipe import Recipe
-from trainers.data.corpus import gather
-from trainers.data.dataset_cache import DataReport
-from trainers.data.packing import pack
-from trainers.data.prepare import Data, DataError, encoder_of, prepare, sketch
-from trainers.data.ragged import Samples, ragged
+from trainers.data.corpus import gather_corpus
+from trainers.data.dataset_cache import PreparedDataset
+from trainers.data.files import DataError
+from trainers.data.packing import pack_documents
+from trainers.data.prepare import estimate_dataset, load_recipe_encoder, prepare_dataset
+from trainers.data.ragged import RaggedArray, ragged_from_rows
+from trainers.data.report import DataReport
 from trainers.data.tokenizer import EncodingError, TextEncoder, load_encoder
 
 CLS, SEP = 1, 2
 DOCUMENTS = st.lists(st.integers(0, 40), max_size=12)
 
 
-def documents(lengths: list[int]) -> Samples:
+def documents(lengths: list[int]) -> RaggedArray:
     """Documents of `lengths`, whose tokens are numbered through from 10."""
     ends = np.cumsum([10, *lengths])
     rows = [np.arange(a, b) for a, b in itertools.pairwise(ends)]
-    return ragged([row.astype(np.int32) for row in rows], np.int32)
+    return ragged_from_rows([row.astype(np.int32) for row in rows], np.int32)
 
 
-def sequences(packed: Samples) -> list[list[int]]:
+def sequences(packed: RaggedArray) -> list[list[int]]:
     return [
         packed.values[a:b].tolist()
         for a, b in zip(packed.offsets, packed.offsets[1:], strict=False)
@@ -42,7 +45,7 @@ def sequences(packed: Samples) -> list[list[int]]:
 @given(DOCUMENTS, st.integers(8, 20))
 def test_no_token_is_lost_and_none_is_moved(lengths: list[int], longest: int) -> None:
     given_documents = documents(lengths)
-    packed = sequences(pack(given_documents, longest, CLS, SEP))
+    packed = sequences(pack_documents(given_documents, longest, CLS, SEP))
     kept = [token for each in packed for token in each if token not in (CLS, SEP)]
     assert kept == given_documents.values.tolist()
     for each in packed:
@@ -59,17 +62,21 @@ def test_no_token_is_lost_and_none_is_moved(lengths: list[int], longest: int) ->
 
 
 def test_an_example_by_hand() -> None:
-    packed = sequences(pack(documents([3, 2, 0, 9, 1]), 8, CLS, SEP))
+    packed = sequences(pack_documents(documents([3, 2, 0, 9, 1]), 8, CLS, SEP))
     assert packed == [
         [CLS, 10, 11, 12, SEP, 13, 14, SEP],
         [CLS, 15, 16, 17, 18, 19, 20, SEP],
         [CLS, 21, 22, 23, SEP, 24, SEP],
     ]
-    assert sequences(pack(documents([5, 1]), 8, CLS, SEP)) == [
+    assert sequences(pack_documents(documents([5, 1]), 8, CLS, SEP)) == [
         [CLS, 10, 11, 12, 13, 14, SEP],  # one place is left: no token and its [SEP] fit
         [CLS, 15, SEP],
     ]
-    assert len(pack(documents([]), 8, CLS, SEP)) == len(pack(documents([0]), 8, CLS, SEP)) == 0
+    assert (
+        len(pack_documents(documents([]), 8, CLS, SEP))
+        == len(pack_documents(documents([0]), 8, CLS, SEP))
+        == 0
+    )
 
 
 # --- through the data path
@@ -85,7 +92,7 @@ def write(path: Path, texts: list[str]) -> str:
 def recipe(tiny_bert: Path, tmp_path: Path) -> Recipe:
     draw = np.random.default_rng(0)
     texts = [" ".join(draw.choice(PLAIN, draw.integers(1, 60))) for _ in range(400)]
-    return recipes.parse(
+    return recipes.parse_recipe(
         {
             "task": "masked-lm",
             "model": {"name": str(tiny_bert)},
@@ -96,9 +103,9 @@ def recipe(tiny_bert: Path, tmp_path: Path) -> Recipe:
 
 
 def test_texts_become_sequences(recipe: Recipe, tmp_path: Path) -> None:
-    data = prepare(recipe, tmp_path / "cache")
-    encoder = encoder_of(recipe)
-    sides = gather(recipe, encoder.clean).sides
+    data = prepare_dataset(recipe, tmp_path / "cache")
+    encoder = load_recipe_encoder(recipe)
+    sides = gather_corpus(recipe, encoder.clean).splits
     for name, side in sides.items():
         split = getattr(data, name)
         words = [word for text in side.texts for word in text.split()]
@@ -111,26 +118,28 @@ def test_texts_become_sequences(recipe: Recipe, tmp_path: Path) -> None:
     assert data.labels == () and report.truncated == 0 and report.numbers == {}
     assert report.rows == {name: len(side.texts) for name, side in sides.items()}
     assert report.sequences == {name: len(getattr(data, name)) for name in sides}
-    said = "\n".join(report.lines())
+    said = "\n".join(report.to_lines())
     assert "packed into sequences" in said and f"{len(data.train):,}" in said
     assert DataReport.from_json(json.loads(json.dumps(report.to_json()))) == report
-    again = prepare(recipe, tmp_path / "cache", lambda done, total: pytest.fail("packed twice"))
+    again = prepare_dataset(
+        recipe, tmp_path / "cache", lambda done, total: pytest.fail("packed twice")
+    )
     assert again.report == report
 
 
 def test_the_fingerprint_covers_the_packing(
     recipe: Recipe, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    first = prepare(recipe, tmp_path / "cache").fingerprint
+    first = prepare_dataset(recipe, tmp_path / "cache").fingerprint
     monkeypatch.setattr("trainers.data.packing.FORMAT", 2)
-    assert prepare(recipe, tmp_path / "cache").fingerprint != first
+    assert prepare_dataset(recipe, tmp_path / "cache").fingerprint != first
 
 
 def test_a_sketch_of_packed_texts(recipe: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("trainers.data.prepare.SKETCHED", 100)
-    rough = sketch(recipe, tmp_path / "cache")
-    data = prepare(recipe, tmp_path / "cache")
-    exact = sketch(recipe, tmp_path / "cache")
+    monkeypatch.setattr("trainers.data.prepare.ESTIMATE_TEXTS", 100)
+    rough = estimate_dataset(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
+    exact = estimate_dataset(recipe, tmp_path / "cache")
     assert (rough.report.sampled, rough.report.sequences) == (100, {})
     assert rough.num_train == pytest.approx(len(data.train), rel=0.2)
     assert exact.num_train == len(exact.lengths) == len(data.train)
@@ -142,39 +151,39 @@ def test_a_tokenizer_in_python_packs_too(recipe: Recipe, tmp_path: Path) -> None
     ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
     encoder = load_encoder(str(tmp_path / "byt5"), "none", 8)
     assert isinstance(encoder, TextEncoder)
-    assert encoder.whole(["ab", "c" * 20]).lengths.tolist() == [2, 20]
+    assert encoder.tokenize_uncut(["ab", "c" * 20]).lengths.tolist() == [2, 20]
     with pytest.raises(EncodingError, match="no tokens that begin and end a sequence"):
-        encoder.pack(encoder.whole(["ab"]))
+        encoder.pack_documents(encoder.tokenize_uncut(["ab"]))
     with pytest.raises(EncodingError, match=r"no mask token.*model\.vocabulary_size"):
-        encoder.vocabulary()
+        encoder.masking_vocabulary()
 
 
 def test_whole_texts_are_not_cut_and_others_still_are(tiny_bert: Path) -> None:
     encoder = load_encoder(str(tiny_bert), "text-v1", 8)
     assert isinstance(encoder, TextEncoder)
-    assert encoder.whole(["good film " * 500]).lengths.tolist() == [1000]
+    assert encoder.tokenize_uncut(["good film " * 500]).lengths.tolist() == [1000]
     assert encoder.encode(["good film " * 500])[0].lengths.tolist() == [8]
 
 
 def test_what_masking_knows_of_a_tokenizer() -> None:
     encoder = load_encoder("package:all-minilm-l6-v2", "none", 8)
     assert isinstance(encoder, TextEncoder)
-    vocabulary = encoder.vocabulary()
+    vocabulary = encoder.masking_vocabulary()
     assert (vocabulary.size, vocabulary.mask_id) == (30522, 103)
     assert np.flatnonzero(vocabulary.special).tolist() == [0, 100, 101, 102, 103]
-    ids = encoder.whole(["unaffable"]).values
+    ids = encoder.tokenize_uncut(["unaffable"]).values
     assert vocabulary.continuation[ids].tolist() == [False] + [True] * (len(ids) - 1)
 
 
 def test_texts_without_tokens_are_an_error(recipe: Recipe, tmp_path: Path) -> None:
     source = write(tmp_path / "odd.jsonl", ["\u0301", "\u0302"])
     settings = {"source": source, "validation": 0.0, "test": 0.0}
-    odd = recipe.model_copy(update={"data": recipes.Data(**settings)})
+    odd = recipe.model_copy(update={"data": sections.DataConfig(**settings)})
     with pytest.raises(DataError, match="no token in any text"):
-        prepare(odd, tmp_path / "cache")
+        prepare_dataset(odd, tmp_path / "cache")
 
 
 def test_prepared_is_shared_with_other_tasks(recipe: Recipe, tmp_path: Path) -> None:
-    data: Data = prepare(recipe, tmp_path / "cache")
+    data: PreparedDataset = prepare_dataset(recipe, tmp_path / "cache")
     ids, mask = data.train.samples.collate([0, len(data.train) - 1], 0)
     assert ids.shape[1] <= 16 and mask[0].all()

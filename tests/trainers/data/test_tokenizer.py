@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from trainers.data.tokenizer import EncodingError, Samples, joined, load_encoder
+from trainers.data.ragged import RaggedArray, concat_ragged
+from trainers.data.tokenizer import EncodingError, load_encoder
 
 ROWS = st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8)
 
 
 @given(ROWS, st.data())
 def test_collate_pads_each_row_to_the_longest(rows: list[list[int]], data: Any) -> None:
-    samples = joined([_samples(rows)])
+    samples = concat_ragged([_samples(rows)])
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
     ids, mask = samples.collate(chosen, pad=0)
     assert ids.shape == (len(chosen), max((len(rows[row]) for row in chosen), default=0))
@@ -32,15 +33,15 @@ def test_collate_pads_each_row_to_the_longest(rows: list[list[int]], data: Any) 
 
 @given(ROWS, st.integers(0, 8))
 def test_joined_parts_are_the_whole(rows: list[list[int]], cut: int) -> None:
-    whole, parts = _samples(rows), joined([_samples(rows[:cut]), _samples(rows[cut:])])
+    whole, parts = _samples(rows), concat_ragged([_samples(rows[:cut]), _samples(rows[cut:])])
     assert np.array_equal(whole.values, parts.values)
     assert np.array_equal(whole.offsets, parts.offsets)
     assert list(whole.lengths) == [len(row) for row in rows]
 
 
-def _samples(rows: list[list[int]]) -> Samples:
+def _samples(rows: list[list[int]]) -> RaggedArray:
     values = np.array([each for row in rows for each in row], dtype=np.int32)
-    return Samples(values, np.cumsum([0, *map(len, rows)]))
+    return RaggedArray(values, np.cumsum([0, *map(len, rows)]))
 
 
 def test_tokens_are_those_of_transformers_and_cut_texts_are_counted_exactly(
@@ -54,7 +55,7 @@ def test_tokens_are_those_of_transformers_and_cut_texts_are_counted_exactly(
     expected = tokenizer(given_texts, truncation=True, max_length=8)["input_ids"]
     assert [list(samples.collate([row], 0)[0][0]) for row in range(6)] == expected
     assert truncated == 3
-    assert encoder.pad == tokenizer.pad_token_id
+    assert encoder.pad_id == tokenizer.pad_token_id
 
 
 def test_an_encoder_saved_and_loaded_is_the_same_one(tiny_bert: Path, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_texts_that_are_not_numbers_are_named(given_texts: list[str], message: s
 
 FORK = """
 import os, sys
-from trainers.encoding import load_encoder
+from trainers.data.tokenizer import load_encoder
 encoder = load_encoder(sys.argv[1], "none", 16)
 texts = ["good film"] * 2000
 encoder.encode(texts)
@@ -130,7 +131,7 @@ print(os.environ.get("TOKENIZERS_PARALLELISM"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_forked_process_tokenizes_without_warning_or_deadlock(tiny_bert: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
     command = [sys.executable, "-c", FORK, str(tiny_bert)]

@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 
 from tests.support.paths import ROOT
 from trainers.config import recipe as recipes
+from trainers.config import sections
 from trainers.config.recipe import Recipe
-from trainers.data.prepare import encoder_of, prepare, with_tokenizer
+from trainers.data.prepare import load_recipe_encoder, prepare_dataset
 from trainers.data.tokenizer import TextEncoder, load_encoder
-from trainers.data.wordpiece import SPECIAL, train
+from trainers.data.wordpiece import SPECIAL, resolve_tokenizer, train_vocabulary
 
 TEXTS = [f"The plot thickens, {n} actors act: déjà-vu again and again! {n % 7}" for n in range(300)]
 
@@ -27,7 +28,7 @@ def recipe(source: Path, **model: Any) -> Recipe:
         "num_attention_heads": 2,
         "intermediate_size": 32,
     }
-    return recipes.parse(
+    return recipes.parse_recipe(
         {
             "task": "masked-lm",
             "model": {"name": "random", "vocabulary_size": 200} | sizes | model,
@@ -45,26 +46,26 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_pieces_are_numbered_and_lower_case() -> None:
-    found = train(TEXTS, 100)
+    found = train_vocabulary(TEXTS, 100)
     assert sorted(found.values()) == list(range(len(found))) and len(found) <= 100
     assert [found[each] for each in SPECIAL] == list(range(5))
     assert all(each == each.lower() for each in found if each not in SPECIAL)
-    assert "é" not in "".join(found) and "act" in train(TEXTS, 200)
+    assert "é" not in "".join(found) and "act" in train_vocabulary(TEXTS, 200)
 
 
 def test_few_pieces_keep_the_frequent_letters() -> None:
-    found = train(["aaaa bbb " * 9, "zq " * 2, *map(chr, range(0x4E00, 0x4E50))], 64)
+    found = train_vocabulary(["aaaa bbb " * 9, "zq " * 2, *map(chr, range(0x4E00, 0x4E50))], 64)
     assert len(found) <= 64 and {"a", "b"} <= set(found)
 
 
 SCRIPT = """
 import json, sys
-from trainers.vocabulary import train
-print(json.dumps(train(json.loads(sys.stdin.read()), 150), sort_keys=True))
+from trainers.data.wordpiece import train_vocabulary
+print(json.dumps(train_vocabulary(json.loads(sys.stdin.read()), 150), sort_keys=True))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_every_process_finds_the_same_pieces() -> None:
     said = {
         subprocess.run(
@@ -78,32 +79,32 @@ def test_every_process_finds_the_same_pieces() -> None:
         for _ in range(3)
     }
     assert len(said) == 1
-    assert json.loads(said.pop()) == train(TEXTS, 150)
+    assert json.loads(said.pop()) == train_vocabulary(TEXTS, 150)
 
 
 def test_it_is_trained_once_and_serves_as_a_tokenizer(source: Path, tmp_path: Path) -> None:
     asked, cache = recipe(source), tmp_path / "cache"
-    data = prepare(asked, cache)
+    data = prepare_dataset(asked, cache)
     (directory,) = (path for path in cache.glob("vocabulary-*") if path.is_dir())
     written = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
-    encoder = encoder_of(asked, cache)
+    encoder = load_recipe_encoder(asked, cache)
     assert isinstance(encoder, TextEncoder)
-    vocabulary = encoder.vocabulary()
+    vocabulary = encoder.masking_vocabulary()
     assert (
         vocabulary.size <= 200 and vocabulary.special.sum() == 5 and vocabulary.continuation.any()
     )
     assert data.train.samples.values.max() < vocabulary.size
     assert 1 not in data.train.samples.values  # no [UNK] among the texts it was made from
-    named = with_tokenizer(asked, cache)
+    named = resolve_tokenizer(asked, cache)
     assert named.model.tokenizer == str(directory) and named.model.vocabulary_size is None
     explicit = recipe(source, tokenizer=str(directory), vocabulary_size=None)
-    assert prepare(explicit, cache).fingerprint == data.fingerprint
-    assert with_tokenizer(explicit, cache) is explicit
+    assert prepare_dataset(explicit, cache).fingerprint == data.fingerprint
+    assert resolve_tokenizer(explicit, cache) is explicit
     assert hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest() == written
 
 
 def test_a_bundle_keeps_it(source: Path, tmp_path: Path) -> None:
-    encoder = encoder_of(recipe(source), tmp_path / "cache")
+    encoder = load_recipe_encoder(recipe(source), tmp_path / "cache")
     encoder.save(tmp_path / "bundle")
     assert load_encoder(str(tmp_path / "bundle"), "text-v1", 16).fingerprint == encoder.fingerprint
     assert AutoTokenizer.from_pretrained(tmp_path / "bundle").mask_token == "[MASK]"
@@ -111,18 +112,18 @@ def test_a_bundle_keeps_it(source: Path, tmp_path: Path) -> None:
 
 def test_other_texts_sizes_and_splits_make_another(source: Path, tmp_path: Path) -> None:
     cache, asked = tmp_path / "cache", recipe(source)
-    names = {with_tokenizer(asked, cache).model.tokenizer}
-    names.add(with_tokenizer(recipe(source, vocabulary_size=150), cache).model.tokenizer)
+    names = {resolve_tokenizer(asked, cache).model.tokenizer}
+    names.add(resolve_tokenizer(recipe(source, vocabulary_size=150), cache).model.tokenizer)
     data = asked.data.model_copy(update={"test": 0.3})
-    names.add(with_tokenizer(asked.model_copy(update={"data": data}), cache).model.tokenizer)
-    longer = asked.model_copy(update={"batch": recipes.Batch(max_length=32), "seed": 5})
-    assert with_tokenizer(longer, cache).model.tokenizer in names and len(names) == 3
+    names.add(resolve_tokenizer(asked.model_copy(update={"data": data}), cache).model.tokenizer)
+    longer = asked.model_copy(update={"batch": sections.BatchConfig(max_length=32), "seed": 5})
+    assert resolve_tokenizer(longer, cache).model.tokenizer in names and len(names) == 3
 
 
 def test_a_damaged_vocabulary_is_trained_again(source: Path, tmp_path: Path) -> None:
     cache, asked = tmp_path / "cache", recipe(source)
-    directory = Path(with_tokenizer(asked, cache).model.tokenizer or "")
+    directory = Path(resolve_tokenizer(asked, cache).model.tokenizer or "")
     whole = (directory / "tokenizer.json").read_bytes()
     (directory / "tokenizer.json").write_bytes(whole[:-50])
-    assert with_tokenizer(asked, cache).model.tokenizer == str(directory)
+    assert resolve_tokenizer(asked, cache).model.tokenizer == str(directory)
     assert (directory / "tokenizer.json").read_bytes() == whole

@@ -15,9 +15,14 @@ from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cluster.hardware.nics import card_of
+from cluster.hardware.nics import find_interface
 from trainers.distributed.device import DEVICES, Device, autocast_dtype
-from trainers.runtime.ray_backend import Connection, export, free_address, name_device
+from trainers.runtime.ray_backend import (
+    DeviceTorchConfig,
+    find_free_address,
+    set_accelerate_device,
+    set_default_env,
+)
 
 FAKE = Device("made-up", "made_up_cores", "gloo", False, 128, 1, "MADE_UP_ROOT_ID")
 
@@ -34,7 +39,7 @@ FAKE = Device("made-up", "made_up_cores", "gloo", False, 128, 1, "MADE_UP_ROOT_I
 def test_a_row_for_each_kind(kind: str, resource: str, backend: str) -> None:
     row = DEVICES[kind]
     assert (row.resource, row.backend) == (resource, backend)
-    assert Connection(device=row).backend == backend
+    assert DeviceTorchConfig(device=row).backend == backend
 
 
 @pytest.mark.parametrize(
@@ -58,21 +63,21 @@ def test_cuda_computes_in_what_its_generation_is_fast_in(
 
 def test_accelerate_is_told_the_row_where_ray_says_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:1")
-    name_device("cuda")
+    set_accelerate_device("cuda")
     assert os.environ["ACCELERATE_TORCH_DEVICE"] == "cuda:1"
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
-    name_device("neuron")
+    set_accelerate_device("neuron")
     assert os.environ["ACCELERATE_TORCH_DEVICE"] == "neuron"
 
 
 def test_a_users_own_variable_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MADE_UP_ROOT_ID", "10.0.0.1:62182")
-    export({"MADE_UP_ROOT_ID": "elsewhere:1"})
+    set_default_env({"MADE_UP_ROOT_ID": "elsewhere:1"})
     assert os.environ["MADE_UP_ROOT_ID"] == "10.0.0.1:62182"
 
 
 def test_a_free_address_is_one_where_nothing_listens() -> None:
-    address, _, port = free_address().rpartition(":")
+    address, _, port = find_free_address().rpartition(":")
     assert address and 0 < int(port) < 2**16
 
 
@@ -116,7 +121,7 @@ def test_workers_of_an_unknown_device_are_connected_by_its_row(
     TorchTrainer(
         _tell,
         train_loop_config={"out": str(tmp_path)},
-        torch_config=Connection(device=FAKE),
+        torch_config=DeviceTorchConfig(device=FAKE),
         scaling_config=ScalingConfig(
             num_workers=2, resources_per_worker={"CPU": 0.5, "made_up_cores": 1}
         ),
@@ -128,4 +133,4 @@ def test_workers_of_an_unknown_device_are_connected_by_its_row(
     for told in (first, second):
         assert (told["backend"], told["total"], told["device"]) == ("gloo", 2.0, "made-up")
         assert told["resources"]["made_up_cores"] == 1
-        assert told["card"] == card_of(told["address"]) != ""
+        assert told["card"] == find_interface(told["address"]) != ""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 
-from cluster.costmodel.memory import attention_of
+from cluster.costmodel.memory import attention_storage
 from tests.support.layouts import make_loop
 from trainers.config import recipe as recipes
+from trainers.data.sample_keys import sample_keys
 from trainers.distributed.device import DEVICES
 from trainers.models.bert import TextModel
-from trainers.models.dropout import sample_keys
 
 CONFIGS = {
     "bert": BertConfig(
@@ -29,7 +29,7 @@ CONFIGS = {
 def gradients(model: TextModel, fused: bool, mask: Tensor | None) -> dict[str, Tensor]:
     """Of a sum of logits, dropout on."""
     model.zero_grad()
-    model.fuse_attention(fused)
+    model.set_fused_attention(fused)
     ids = torch.arange(5, 5 + 4 * 12).view(4, 12)
     keys = torch.from_numpy(sample_keys(0, 0, np.arange(4)))
     model(ids, mask, keys).square().sum().backward()
@@ -58,9 +58,9 @@ def test_multiplied_out_it_is_the_same(
 @pytest.mark.parametrize("kind", DEVICES)
 def test_arithmetic_of_memory_knows_which(kind: str, precision: str) -> None:
     dtype = torch.bfloat16 if precision == "bf16" else None
-    fused = DEVICES[kind].fuses_attention(dtype)
-    assert attention_of(0.0, kind, precision) == ("fused" if fused else "kept")
-    assert attention_of(0.1, kind, precision) == "dropped"
+    fused = DEVICES[kind].prefers_fused_attention(dtype)
+    assert attention_storage(0.0, kind, precision) == ("fused" if fused else "kept")
+    assert attention_storage(0.1, kind, precision) == "dropped"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -77,6 +77,6 @@ def test_a_run_takes_what_is_fastest(
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     words = [f"model.name={tiny_bert}", f"data.source={corpus}", f"precision={precision}"]
     words += ["batch.max_length=32"]
-    loop = make_loop(recipes.load("csv", [*words, "stopping.max_steps=2"]), tmp_path)
+    loop = make_loop(recipes.load_recipe("csv", [*words, "stopping.max_steps=2"]), tmp_path)
     assert list(loop.run())
     assert any(called) == (precision == "fp32")

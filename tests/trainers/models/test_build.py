@@ -8,11 +8,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from trainers.config import recipe as recipes
+from trainers.data.sample_keys import sample_keys
 from trainers.models.bert import TextModel
-from trainers.models.build import build, load
-from trainers.models.config import ModelError, config_of
-from trainers.models.dropout import sample_keys, use_keyed_dropout
-from trainers.models.shape import shape_of
+from trainers.models.build import build_model, load_model
+from trainers.models.config import ModelError, build_config
+from trainers.models.dropout import use_keyed_dropout
+from trainers.models.shape import shape_from_config
 
 
 def plain(directory: Path, **settings: object) -> BertForSequenceClassification:
@@ -47,7 +48,7 @@ def test_logits_and_gradients_equal_the_plain_model(
     logits = ours(ids, mask, keys)
     reference = plain(tiny_bert, **rates).train()
     reference.config._attn_implementation = "bertha" if attention else "eager"
-    use_keyed_dropout(reference).keys = keys
+    use_keyed_dropout(reference).sample_keys = keys
     expected = reference(
         input_ids=ids, attention_mask=mask[:, None, None, :] if attention else mask
     ).logits
@@ -88,11 +89,11 @@ def test_a_saved_model_loads_in_transformers_and_here(
 ) -> None:
     ids, mask, _ = batch
     model = TextModel(plain(tiny_bert)).eval()
-    model.save(tmp_path)
+    model.save_pretrained(tmp_path)
     expected = model(ids, mask)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(theirs(input_ids=ids, attention_mask=mask).logits, expected)
-    assert torch.equal(load(tmp_path)(ids, mask), expected)
+    assert torch.equal(load_model(tmp_path)(ids, mask), expected)
 
 
 def test_every_parameter_gets_a_gradient(tiny_bert: Path, batch: tuple[torch.Tensor, ...]) -> None:
@@ -105,20 +106,22 @@ def test_every_parameter_gets_a_gradient(tiny_bert: Path, batch: tuple[torch.Ten
 def random_recipe(tiny_bert: Path, *overrides: str) -> recipes.Recipe:
     sizes = "num_hidden_layers=1 num_attention_heads=2 intermediate_size=16 hidden_size=8"
     changes = [f"model.{size}" for size in sizes.split()]
-    return recipes.load(
+    return recipes.load_recipe(
         "csv", ["model.name=random", f"model.tokenizer={tiny_bert}", *changes, *overrides]
     )
 
 
 def test_parameters_are_counted_without_allocating_them(tiny_bert: Path) -> None:
     recipe = random_recipe(tiny_bert)
-    counted = shape_of(config_of(recipe, ("a", "b", "c")), recipe.task, 3).num_parameters
-    assert counted == sum(p.numel() for p in build(recipe, ("a", "b", "c"), 0).parameters())
+    counted = shape_from_config(
+        build_config(recipe, ("a", "b", "c")), recipe.task, 3
+    ).num_parameters
+    assert counted == sum(p.numel() for p in build_model(recipe, ("a", "b", "c"), 0).parameters())
 
 
 def test_a_random_model_is_a_function_of_the_seed(tiny_bert: Path) -> None:
     weights = [
-        build(random_recipe(tiny_bert, f"seed={seed}"), ("a", "b"), 0).state_dict()
+        build_model(random_recipe(tiny_bert, f"seed={seed}"), ("a", "b"), 0).state_dict()
         for seed in (1, 1, 2)
     ]
     name = "net.classifier.weight"
@@ -130,13 +133,13 @@ def test_a_random_model_is_a_function_of_the_seed(tiny_bert: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.name=nobody/nothing"], "not to be had from the hub.*give a directory"),
+        (["model.name=nobody/nothing"], "not loadable from the hub.*give a directory"),
         (["model.name={tiny}", "batch.max_length=65"], "positions for 64 tokens; set batch.max_l"),
     ],
 )
-def test_a_model_that_cannot_be_had_says_the_way_out(
+def test_a_model_that_cannot_be_loaded_says_the_way_out(
     tiny_bert: Path, overrides: list[str], message: str
 ) -> None:
-    recipe = recipes.load("csv", [o.format(tiny=tiny_bert) for o in overrides])
+    recipe = recipes.load_recipe("csv", [o.format(tiny=tiny_bert) for o in overrides])
     with pytest.raises(ModelError, match=message):
-        build(recipe, ("a", "b"), 0)
+        build_model(recipe, ("a", "b"), 0)

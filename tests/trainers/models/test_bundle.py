@@ -21,7 +21,8 @@ from tests.support.tiny_bundle import write_linear_bundle, write_tiny_bundle
 from trainers.data.tokenizer import load_encoder
 from trainers.models import bundle
 from trainers.models.bert import TextModel
-from trainers.models.card import Card, read
+from trainers.models.build import load_model
+from trainers.models.card import ModelCard
 from trainers.storage import safetensors
 
 SIZES = {"vocab_size": 32, "num_attention_heads": 2}
@@ -42,8 +43,8 @@ TENSORS = {
 }
 
 
-def card() -> Card:
-    return Card(
+def card() -> ModelCard:
+    return ModelCard(
         task="classification",
         labels=("no", "yes"),
         cleaning="none",
@@ -78,7 +79,7 @@ def test_it_is_what_save_pretrained_writes(
         sketch = TextModel(kind.from_config(net.config))
     stream = reversed([(f"net.{name}", tensor) for name, tensor in net.named_parameters()])
     encoder = load_encoder(str(tiny_bert), "none", 8)
-    bundle.write(tmp_path / "bundle", sketch, stream, encoder, card())
+    bundle.write_bundle(tmp_path / "bundle", sketch, stream, encoder, card())
     assert keys(tmp_path / "bundle") == keys(tmp_path / "transformers")
     ours, theirs = (
         json.loads((tmp_path / name / "config.json").read_text())
@@ -94,14 +95,14 @@ def test_it_is_what_save_pretrained_writes(
 def test_live_models_are_written_too(tiny_bert: Path, tmp_path: Path) -> None:
     text = write_tiny_bundle(tmp_path / "text", tiny_bert)
     linear = write_linear_bundle(tmp_path / "linear", [2.0, -3.0])
-    assert bundle.load_model(linear, read(linear)).linear.weight.tolist() == [[2.0, -3.0]]
-    assert isinstance(bundle.load_model(text, read(text)), TextModel)
+    assert load_model(linear).linear.weight.tolist() == [[2.0, -3.0]]
+    assert isinstance(load_model(text), TextModel)
 
 
 class TestTensorFile:
     def test_safetensors_reads_what_was_written(self, tmp_path: Path) -> None:
         path = tmp_path / "file.safetensors"
-        safetensors.write(path, TENSORS, TENSORS.items())
+        safetensors.write_tensors(path, TENSORS, TENSORS.items())
         with safe_open(path, framework="pt") as file:
             assert set(file.keys()) == set(TENSORS)
             for name, expected in TENSORS.items():
@@ -121,4 +122,4 @@ class TestTensorFile:
         self, tmp_path: Path, given: dict[str, Tensor], error: str
     ) -> None:
         with pytest.raises(ValueError, match=error):
-            safetensors.write(tmp_path / "file", TENSORS, given.items())
+            safetensors.write_tensors(tmp_path / "file", TENSORS, given.items())

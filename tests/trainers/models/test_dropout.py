@@ -5,15 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.models.dropout import KeyedDropout, Keys, sample_keys, use_keyed_dropout
+from trainers.data.sample_keys import sample_keys
+from trainers.models.dropout import DropoutKeys, KeyedDropout, use_keyed_dropout
 
 CPU = torch.device("cpu")
 
 
 def masks(p: float, shape: tuple[int, ...], rows: np.ndarray, site: int = 0) -> torch.Tensor:
-    keys = Keys()
-    keys.keys = torch.from_numpy(sample_keys(7, 1, rows))
-    return KeyedDropout(p, site, keys).kept(torch.Size((len(rows), *shape)), CPU)
+    keys = DropoutKeys()
+    keys.sample_keys = torch.from_numpy(sample_keys(7, 1, rows))
+    return KeyedDropout(p, site, keys).keep_mask(torch.Size((len(rows), *shape)), CPU)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -47,9 +48,9 @@ def test_a_sample_keeps_its_mask_in_any_batch_and_any_padding() -> None:
 
 
 def test_a_counter_that_grew_is_the_one_that_was_asked_for_at_once() -> None:
-    keys = Keys()
-    small = keys.counter(torch.Size((5, 8)), CPU).clone()
-    assert torch.equal(keys.counter(torch.Size((9, 8)), CPU)[:5], small)
+    keys = DropoutKeys()
+    small = keys.position_hashes(torch.Size((5, 8)), CPU).clone()
+    assert torch.equal(keys.position_hashes(torch.Size((9, 8)), CPU)[:5], small)
 
 
 def test_keys_differ_by_seed_epoch_and_row() -> None:
@@ -60,8 +61,8 @@ def test_keys_differ_by_seed_epoch_and_row() -> None:
 
 
 def test_expectation_and_gradient_are_those_of_dropout() -> None:
-    keys = Keys()
-    keys.keys = torch.from_numpy(sample_keys(0, 0, np.arange(256)))
+    keys = DropoutKeys()
+    keys.sample_keys = torch.from_numpy(sample_keys(0, 0, np.arange(256)))
     dropout = KeyedDropout(0.2, 0, keys)
     x = torch.ones(256, 64, requires_grad=True)
     y = dropout(x)

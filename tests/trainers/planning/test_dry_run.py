@@ -7,18 +7,19 @@ import pytest
 
 from cluster import spec
 from cluster.costmodel.layout import Layout, LayoutError
-from cluster.costmodel.model_shape import Shape
-from cluster.spec import ClusterSpec, Metadata
+from cluster.costmodel.model_shape import ModelShape
+from cluster.spec import ClusterMetadata, ClusterSpec
+from trainers.__main__ import main
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
-from trainers.planning.dry_run import describe
-from trainers.planning.layout import planned
+from trainers.planning.dry_run import describe_run
+from trainers.planning.layout import resolve_layout
 
-SHAPE = Shape(32, 2, 4, 64, 32, 64, 2, 32, "classification", 2)
+SHAPE = ModelShape(32, 2, 4, 64, 32, 64, 2, 32, "classification", 2)
 
 
 def recipe_of(tiny_bert: Path | str, corpus: Path | str = "x.csv", **settings: Any) -> Recipe:
-    return recipes.parse(
+    return recipes.parse_recipe(
         {
             "model": {"name": str(tiny_bert)},
             "data": {"source": str(corpus)},
@@ -29,12 +30,12 @@ def recipe_of(tiny_bert: Path | str, corpus: Path | str = "x.csv", **settings: A
 
 
 def cluster_of(tmp_path: Path, num_nodes: int = 1, **metadata: Any) -> ClusterSpec:
-    return ClusterSpec("here", "local", num_nodes, Metadata(cache=str(tmp_path), **metadata))
+    return ClusterSpec("here", "local", num_nodes, ClusterMetadata(cache=str(tmp_path), **metadata))
 
 
 def test_auto_shows_the_candidates_and_why(tiny_bert: Path, corpus: Path, tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, devices_per_node=2, device_memory_gib=1)
-    said = "\n".join(describe(recipe_of(tiny_bert, corpus), cluster))
+    said = "\n".join(describe_run(recipe_of(tiny_bert, corpus), cluster))
     assert "layout    auto: the fastest layout, dp_replicate 2, needs 0.0" in said
     assert "memory    at most 0.0" in said
     assert "s a step" in said and "chosen" in said and "which is assumed" in said
@@ -47,7 +48,7 @@ def test_an_explicit_layout_is_shown_by_pipeline_rank(
 ) -> None:
     recipe = recipe_of(tiny_bert, corpus, layout={"pp": 2, "recompute": "full"})
     cluster = cluster_of(tmp_path, devices_per_node=4)
-    said = "\n".join(describe(recipe, cluster))
+    said = "\n".join(describe_run(recipe, cluster))
     assert "layout    dp_replicate 2 x pp 2, recompute full: 4 rank(s)" in said
     assert "of pipeline rank 0" in said and "of pipeline rank 1" in said
 
@@ -55,66 +56,67 @@ def test_an_explicit_layout_is_shown_by_pipeline_rank(
 def test_a_wrong_layout_ends_the_dry_run(tiny_bert: Path, corpus: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_bert, corpus, layout={"pp": 4, "tp": 3})
     with pytest.raises(LayoutError, match=r"(?s)tp 3 = 12 does not divide .*4 stages"):
-        list(describe(recipe, cluster_of(tmp_path, devices_per_node=2)))
+        list(describe_run(recipe, cluster_of(tmp_path, devices_per_node=2)))
+
+
+def test_the_shipped_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert "house-prices        Linear regression by gradient" in capsys.readouterr().out
 
 
 def test_house_prices_are_only_replicated(tmp_path: Path) -> None:
-    recipe = recipes.load("house-prices")
-    said = "\n".join(describe(recipe, cluster_of(tmp_path, devices_per_node=2)))
+    recipe = recipes.load_recipe("house-prices")
+    said = "\n".join(describe_run(recipe, cluster_of(tmp_path, devices_per_node=2)))
     assert "model     linear: 2 parameters" in said
     assert "layout    auto: a linear model is only replicated" in said
 
 
 def test_without_workers_the_world_is_one(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, devices_per_node=0)
-    assert planned(recipe_of("b"), SHAPE, cluster).layout == Layout(dp_replicate=1)
+    assert resolve_layout(recipe_of("b"), SHAPE, cluster).layout == Layout(dp_replicate=1)
     with pytest.raises(LayoutError, match="does not divide the 1 devices"):
-        planned(recipe_of("b", layout={"dp_shard": 2}), SHAPE, cluster)
+        resolve_layout(recipe_of("b", layout={"dp_shard": 2}), SHAPE, cluster)
 
 
 def test_a_budget_is_lowered_only_when_nobody_fixed_it(tmp_path: Path) -> None:
-    shape = Shape(768, 12, 12, 3072, 30522, 512, 2, 768, "classification", 2)
+    shape = ModelShape(768, 12, 12, 3072, 30522, 512, 2, 768, "classification", 2)
     cluster = cluster_of(tmp_path, accelerator="cuda", device_memory_gib=3)
-    lowered = planned(recipe_of("b", precision="bf16", batch={"global_size": 256}), shape, cluster)
+    lowered = resolve_layout(
+        recipe_of("b", precision="bf16", batch={"global_size": 256}), shape, cluster
+    )
     assert lowered.token_budget is not None and lowered.token_budget < 32768
-    free = planned(recipe_of("b"), SHAPE, cluster)
+    free = resolve_layout(recipe_of("b"), SHAPE, cluster)
     assert free.token_budget is None
     fixed = recipe_of("b", batch={"token_budget": 32768, "global_size": 256}, precision="bf16")
     with pytest.raises(LayoutError, match=r"lower batch.token_budget"):
-        planned(fixed, shape, cluster)
+        resolve_layout(fixed, shape, cluster)
 
 
 def test_what_memory_is_unknown_is_replicated_and_said(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, accelerator="cuda", devices_per_node=4)
-    plan = planned(recipe_of("b"), SHAPE, cluster)
+    plan = resolve_layout(recipe_of("b"), SHAPE, cluster)
     assert plan.layout == Layout(dp_replicate=4)
     assert "memory of a device is unknown" in plan.lines[0]
     named = cluster_of(tmp_path, accelerator="cuda", devices_per_node=4, accelerator_name="T4")
-    assert "of 14.90 GiB a device" in planned(recipe_of("b"), SHAPE, named).lines[0]
-
-
-def test_a_family_that_cannot_be_divided_refuses_tp(tmp_path: Path) -> None:
-    cluster = cluster_of(tmp_path, devices_per_node=2)
-    with pytest.raises(LayoutError, match="the layers of b cannot be divided; set tp to 1"):
-        planned(recipe_of("b", layout={"tp": 2}), SHAPE, cluster, max_tp=1)
+    assert "of 14.90 GiB a device" in resolve_layout(recipe_of("b"), SHAPE, named).lines[0]
 
 
 def test_an_explicit_layout_that_will_not_fit_is_warned_of(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, accelerator="cuda", device_memory_gib=0.001)
-    plan = planned(recipe_of("b", layout={"dp_shard": 1}), SHAPE, cluster)
+    plan = resolve_layout(recipe_of("b", layout={"dp_shard": 1}), SHAPE, cluster)
     assert "WARNING" in plan.lines[-1]
 
 
 def test_the_local_cluster_knows_its_memory() -> None:
-    assert spec.load("local").device_memory is not None
+    assert spec.load_cluster_spec("local").device_memory_bytes is not None
 
 
 def test_a_masked_language_model_counts_its_vocabulary(tmp_path: Path) -> None:
-    shape = Shape(768, 12, 12, 3072, 30522, 512, 2, 768, "masked-lm")
+    shape = ModelShape(768, 12, 12, 3072, 30522, 512, 2, 768, "masked-lm")
     cluster = cluster_of(tmp_path, devices_per_node=2, device_memory_gib=64)
     batch = {"global_size": 512, "max_length": 32}
     few, many = (
-        planned(
+        resolve_layout(
             recipe_of("b", task="masked-lm", masking={"share": share}, batch=batch), shape, cluster
         )
         for share in (0.1, 0.5)

@@ -6,34 +6,40 @@ from pathlib import Path
 import pytest
 
 from trainers.config import recipe as recipes
-from trainers.tracking import summary
-from trainers.tracking.metric_logger import Recorder
-from trainers.tracking.progress import Tail, duration, encoding, start_line, steps_line
+from trainers.tracking.metric_logger import MetricLogger
+from trainers.tracking.progress import (
+    MetricTail,
+    count_printer,
+    format_duration,
+    format_start,
+    format_steps,
+    summarize_run,
+)
 from trainers.tracking.run_directory import RunDirectory, RunError
-from trainers.training.events import Evaluation, Step
+from trainers.training.events import EvalEvent, StepEvent
 
 
-def step(number: int, seconds: float = 0.5) -> Step:
-    return Step(number, 0, 0.7 - number / 100, 1e-4, 1.0, 8, 80, 100, 2, seconds)
+def step(number: int, seconds: float = 0.5) -> StepEvent:
+    return StepEvent(number, 0, 0.7 - number / 100, 1e-4, 1.0, 8, 80, 100, 2, seconds)
 
 
 def recorded(run: RunDirectory, first: int, last: int) -> None:
-    recorder = Recorder(run, first - 1)
-    recorder.start(step=first - 1, total_steps=10)
+    recorder = MetricLogger(run, first - 1)
+    recorder.log_start(step=first - 1, total_steps=10)
     for number in range(first, last + 1):
-        recorder.step(step(number))
+        recorder.log_event(step(number))
     recorder.close()
 
 
 def test_a_restart_drops_the_rows_of_a_lost_future(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     recorded(run, 1, 5)
-    with run.metrics.open("a") as file:
+    with run.metrics_path.open("a") as file:
         file.write('{"kind": "step", "st')  # what a kill leaves
     recorded(run, 4, 6)
-    assert [row["step"] for row in run.rows("step")] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in run.rows("start")] == [0, 3]
-    assert next(run.rows("step"))["padding_share"] == pytest.approx(0.2)
+    assert [row["step"] for row in run.metric_rows("step")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in run.metric_rows("start")] == [0, 3]
+    assert next(run.metric_rows("step"))["padding_share"] == pytest.approx(0.2)
     assert any((tmp_path / "tensorboard").iterdir())
 
 
@@ -41,7 +47,7 @@ def test_a_recorder_knows_what_was_lost(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     recorded(run, 1, 5)
     for resumed_at, lost in ((5, 0), (3, 2), (3, 0)):  # what was lost is told once
-        recorder = Recorder(run, resumed_at)
+        recorder = MetricLogger(run, resumed_at)
         assert recorder.lost_steps == lost
         assert recorder.lost_seconds == sum(step(4).seconds for _ in range(lost))
         recorder.close()
@@ -63,27 +69,26 @@ def test_a_recorder_knows_what_was_lost(tmp_path: Path) -> None:
     ],
 )
 def test_a_start_that_goes_on_says_from_where(row: dict[str, int], line: str) -> None:
-    assert start_line(row, 20.0) == f"going on {line}"
+    assert format_start(row, 20.0) == f"resuming {line}"
 
 
 def test_a_tail_reads_what_is_new_and_survives_a_restart(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    tail = Tail(run.metrics)
-    assert tail.rows() == []
+    tail = MetricTail(run)
+    assert tail.read_rows() == []
     recorded(run, 1, 3)
-    assert [row["step"] for row in tail.rows()] == [0, 1, 2, 3]
-    assert tail.rows() == []
-    with run.metrics.open("a") as file:
+    assert [row["step"] for row in tail.read_rows()] == [0, 1, 2, 3]
+    assert tail.read_rows() == []
+    with run.metrics_path.open("a") as file:
         file.write(json.dumps({"kind": "step", "step": 4})[:-5])
         file.flush()
-        assert tail.rows() == [], "half a line is not read"
+        assert tail.read_rows() == [], "half a line is not read"
     recorded(run, 3, 4)
-    assert [(row["kind"], row["step"]) for row in tail.rows()] == [
+    assert [(row["kind"], row["step"]) for row in tail.read_rows()] == [
         ("start", 2),
         ("step", 3),
         ("step", 4),
     ]
-    tail.close()
 
 
 def test_a_line_of_progress_says_all() -> None:
@@ -92,7 +97,7 @@ def test_a_line_of_progress_says_all() -> None:
         | {"seconds": 0.5}
         for n in (1, 2)
     ]
-    assert steps_line(rows, 10) == (
+    assert format_steps(rows, 10) == (
         "step 2/10  loss 0.5000  learning rate 2.00e-05  180 tokens/s  padding 10.0%  4s left"
     )
 
@@ -101,31 +106,34 @@ def test_a_line_of_progress_says_all() -> None:
     ("seconds", "words"), [(0.4, "0s"), (59.4, "59s"), (200, "3m20s"), (7500, "2h05m")]
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_encoding_is_told_now_and_then() -> None:
     said: list[str] = []
-    tell = encoding(said.append, every_seconds=0.0)
+    tell = count_printer("encoding texts", said.append, every_seconds=0.0)
     tell(1000, 25000)
     assert said == ["encoding texts: 1,000 of 25,000"]
-    quiet = encoding(said.append, every_seconds=60.0)
+    quiet = count_printer("encoding texts", said.append, every_seconds=60.0)
     quiet(2000, 25000)
     assert len(said) == 1
 
 
 def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
-    recipe, other = recipes.load("reviews"), recipes.load("reviews", ["optimizer.eps=1e-6"])
+    recipe, other = (
+        recipes.load_recipe("reviews"),
+        recipes.load_recipe("reviews", ["optimizer.eps=1e-6"]),
+    )
     run = RunDirectory(tmp_path / "run")
-    run.claim(recipe, resume=True)
-    run.claim(recipe, resume=True)
+    run.acquire(recipe, resume=True)
+    run.acquire(recipe, resume=True)
     with pytest.raises(RunError, match="holds a run already"):
-        run.claim(recipe, resume=False)
+        run.acquire(recipe, resume=False)
     with pytest.raises(RunError, match=r"its recipe differs in optimizer\.eps"):
-        run.claim(other, resume=True)
+        run.acquire(other, resume=True)
     (run.path / "recipe.yaml").write_text("task: [")
     with pytest.raises(RunError, match="not readable as YAML"):
-        run.claim(recipe, resume=True)
+        run.acquire(recipe, resume=True)
 
 
 def test_the_outcome_in_words() -> None:
@@ -136,7 +144,7 @@ def test_the_outcome_in_words() -> None:
         "stopped_early": True,
         "test": {"rows": 12, "accuracy": 0.8, "f1": 0.85, "per_class": per_class},
     }
-    said = summary.lines(result, 61, "runs/x")
+    said = summarize_run(result, 61, "runs/x")
     assert said[0] == "40 steps in 1m01s, stopped early; best at 30"
     assert "held out, 12 rows never trained on:" in said
     assert "  accuracy  0.8000" in said
@@ -146,8 +154,8 @@ def test_the_outcome_in_words() -> None:
 
 def test_an_evaluation_is_a_row(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    recorder = Recorder(run, 0)
-    recorder.evaluation(Evaluation(7, 0, {"f1": 0.5, "confusion": [[1, 2], [3, 4]]}, True, 1.0))
+    recorder = MetricLogger(run, 0)
+    recorder.log_event(EvalEvent(7, 0, {"f1": 0.5, "confusion": [[1, 2], [3, 4]]}, True, 1.0))
     recorder.close()
-    (row,) = run.rows("evaluation")
+    (row,) = run.metric_rows("evaluation")
     assert row["metrics"]["confusion"] == [[1, 2], [3, 4]] and row["best"]

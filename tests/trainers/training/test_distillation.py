@@ -20,29 +20,31 @@ from transformers import (
 )
 
 from cluster.settings import SettingsError
-from cluster.spec import ClusterSpec, Metadata
+from cluster.spec import ClusterMetadata, ClusterSpec
 from serving.engine.engine import Engine
 from serving.interface import Prediction
 from tests.support.tiny import BAD, GOOD, PLAIN
 from tests.support.tiny_bundle import LABELS, write_tiny_bundle
-from tests.support.worker_processes import assigned, work_together
+from tests.support.worker_processes import run_workers, worker_config
 from trainers.config import recipe as recipes
+from trainers.config import sections
 from trainers.config.recipe import Recipe, Task
 from trainers.data import prepare
 from trainers.data.cleaning import CLEANINGS
-from trainers.data.corpus import gather
-from trainers.models.build import build
-from trainers.models.card import CARD, read
+from trainers.data.corpus import gather_corpus
+from trainers.data.dataset_cache import PreparedDataset
+from trainers.models.build import build_model
+from trainers.models.card import CARD_FILE, read_card
 from trainers.models.config import ModelError
-from trainers.planning.dry_run import describe
-from trainers.planning.layout import sizes
+from trainers.planning.dry_run import describe_run
+from trainers.planning.layout import resolve_shape
 from trainers.runtime import fit
-from trainers.runtime.worker import Assignment, work
+from trainers.runtime.worker import WorkerConfig, run_worker
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training import distillation
 from trainers.training.distillation import TeacherError
-from trainers.training.losses import imitation_losses, training_losses
-from trainers.training.metrics import Tally
+from trainers.training.losses import distillation_losses, training_losses
+from trainers.training.metrics import MetricAccumulator
 
 SETTINGS = [
     "model.dropout=0.1",
@@ -89,9 +91,11 @@ def cache(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def teacher_bundle(place: Path, cache: Path, tiny_bert: Path, moods: Path) -> Path:
     """A teacher that has learned the moods."""
-    recipe = recipes.load("csv", [f"model.name={tiny_bert}", f"data.source={moods}", *SETTINGS])
+    recipe = recipes.load_recipe(
+        "csv", [f"model.name={tiny_bert}", f"data.source={moods}", *SETTINGS]
+    )
     trained(recipe, place / "teacher", cache)
-    assert read(place / "teacher" / "bundle").metrics["accuracy"] > 0.9
+    assert read_card(place / "teacher" / "bundle").metrics["accuracy"] > 0.9
     return place / "teacher" / "bundle"
 
 
@@ -104,25 +108,25 @@ def settings(teacher_bundle: Path, tiny_bert: Path, moods: Path) -> list[str]:
 
 def trained(recipe: Recipe, run: Path, cache: Path) -> RunDirectory:
     run.mkdir(parents=True, exist_ok=True)
-    assignment = assigned(recipe, run, cache)
-    work(assignment)
+    assignment = worker_config(recipe, run, cache)
+    run_worker(assignment)
     return assignment.run
 
 
 @pytest.fixture(scope="module")
 def undisturbed(settings: list[str], place: Path, cache: Path) -> RunDirectory:
-    return trained(recipes.load("csv", [*settings, *SHORT]), place / "undisturbed", cache)
+    return trained(recipes.load_recipe("csv", [*settings, *SHORT]), place / "undisturbed", cache)
 
 
 def losses(run: RunDirectory) -> list[float]:
-    return [row["loss"] for row in run.rows("step")]
+    return [row["loss"] for row in run.metric_rows("step")]
 
 
 class TestLoss:
     @pytest.mark.parametrize("temperature", [1.0, 3.0])
     def test_classification_is_the_divergence_of_softened_shares(self, temperature: float) -> None:
         student, told = torch.randn(5, 4), torch.randn(5, 4)
-        found = imitation_losses("classification", student, told, temperature)
+        found = distillation_losses("classification", student, told, temperature)
         shares = (
             torch.distributions.Categorical(logits=each / temperature) for each in (told, student)
         )
@@ -132,7 +136,7 @@ class TestLoss:
     @pytest.mark.parametrize("temperature", [1.0, 3.0])
     def test_multi_label_is_the_same_of_each_label(self, temperature: float) -> None:
         student, told = torch.randn(5, 4), torch.randn(5, 4)
-        found = imitation_losses("multi-label", student, told, temperature)
+        found = distillation_losses("multi-label", student, told, temperature)
         shares = (
             torch.distributions.Bernoulli(logits=each / temperature) for each in (told, student)
         )
@@ -140,13 +144,13 @@ class TestLoss:
         torch.testing.assert_close(found, expected)
 
     def test_regression_is_the_squared_difference(self) -> None:
-        found = imitation_losses("regression", torch.tensor([[3.0]]), torch.tensor([[1.0]]), 5.0)
+        found = distillation_losses("regression", torch.tensor([[3.0]]), torch.tensor([[1.0]]), 5.0)
         assert found.tolist() == [4.0]
 
     @pytest.mark.parametrize("task", ["classification", "multi-label", "regression"])
     def test_nothing_is_left_to_learn_where_both_say_the_same(self, task: Task) -> None:
         logits = torch.randn(6, 1 if task == "regression" else 3, requires_grad=True)
-        found = imitation_losses(task, logits, logits.detach(), 2.0)
+        found = distillation_losses(task, logits, logits.detach(), 2.0)
         (gradient,) = torch.autograd.grad(found.sum(), logits)
         assert found.abs().max() < 1e-6 and gradient.abs().max() < 1e-6
 
@@ -154,12 +158,12 @@ class TestLoss:
         changes = ["distillation.teacher=t", "distillation.temperature=2"]
         logits, targets, told = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
         of_labels = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        of_teacher = imitation_losses("classification", logits, told, 2.0)
+        of_teacher = distillation_losses("classification", logits, told, 2.0)
         for weight in (0.25, 1.0):
-            recipe = recipes.load("csv", [*changes, f"distillation.weight={weight}"])
+            recipe = recipes.load_recipe("csv", [*changes, f"distillation.weight={weight}"])
             found = training_losses(recipe, logits, targets, told)
             torch.testing.assert_close(found, (1 - weight) * of_labels + weight * of_teacher)
-        plain = training_losses(recipes.load("csv"), logits, targets, None)
+        plain = training_losses(recipes.load_recipe("csv"), logits, targets, None)
         torch.testing.assert_close(plain, of_labels)
 
 
@@ -183,14 +187,18 @@ class TestRecipe:
     )
     def test_a_wrong_setting_names_the_way_out(self, overrides: list[str], said: str) -> None:
         with pytest.raises(SettingsError, match=said):
-            recipes.load("csv", overrides)
+            recipes.load_recipe("csv", overrides)
 
     def test_the_teacher_is_found_from_any_directory(
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (place / "here").mkdir()
         monkeypatch.chdir(place)
-        told = recipes.load("csv", ["distillation.teacher=here"]).rooted().distillation
+        told = (
+            recipes.load_recipe("csv", ["distillation.teacher=here"])
+            .with_absolute_paths()
+            .distillation
+        )
         assert told is not None and told.teacher == str(place / "here")
 
 
@@ -215,8 +223,8 @@ class TestLayers:
         whole = AutoModelForSequenceClassification.from_config(config)
         whole.save_pretrained(tmp_path / "whole")
         named = [f"model.name={tmp_path / 'whole'}", f"model.tokenizer={tiny_bert}"]
-        recipe = recipes.load("csv", [*named, "model.layers=[1, 3]", "batch.max_length=16"])
-        student: Any = build(recipe, ("no", "yes"), 0).eval()
+        recipe = recipes.load_recipe("csv", [*named, "model.layers=[1, 3]", "batch.max_length=16"])
+        student: Any = build_model(recipe, ("no", "yes"), 0).eval()
         before, after = whole.state_dict(), student.net.state_dict()
         layers = student.family.layers
         for ours, theirs in ((0, 1), (1, 3)):
@@ -227,18 +235,18 @@ class TestLayers:
                 source = each.replace(f"{layers}.{ours}.", f"{layers}.{theirs}.")
                 assert torch.equal(after[each], before[source]), each
         assert student.num_layers == 2
-        assert sizes(recipe, ("no", "yes"), 0, tmp_path).num_layers == 2
-        student.save(tmp_path / "student")
+        assert resolve_shape(recipe, ("no", "yes"), 0, tmp_path).num_layers == 2
+        student.save_pretrained(tmp_path / "student")
         assert AutoConfig.from_pretrained(tmp_path / "student").num_hidden_layers == 2
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
         ids = torch.tensor([[2, 7, 9, 11, 3]])
         torch.testing.assert_close(loaded(input_ids=ids).logits, student(ids), atol=1e-6, rtol=1e-5)
 
     def test_a_layer_that_is_not_there_is_named(self, tiny_bert: Path) -> None:
-        recipe = recipes.load("csv", [f"model.name={tiny_bert}", "model.layers=[0, 5]"])
-        short = recipe.model_copy(update={"batch": recipes.Batch(max_length=32)})
+        recipe = recipes.load_recipe("csv", [f"model.name={tiny_bert}", "model.layers=[0, 5]"])
+        short = recipe.model_copy(update={"batch": sections.BatchConfig(max_length=32)})
         with pytest.raises(ModelError, match=r"layers = \[0, 5\]: .* has 2 layers; name some of 0"):
-            build(short, ("no", "yes"), 0)
+            build_model(short, ("no", "yes"), 0)
 
 
 class TestTeacher:
@@ -246,7 +254,7 @@ class TestTeacher:
         ("overrides", "said"),
         [
             (["distillation.teacher=gone"], "teacher = 'gone': gone: no such directory; a train"),
-            (["distillation.teacher={bert}"], f"no {CARD}; this is not a bundle"),
+            (["distillation.teacher={bert}"], f"no {CARD_FILE}; this is not a bundle"),
             (["task=regression", "data.label=n"], "its task is classification, but that of the re"),
             (["data.labels=[positive, negative]"], "negative, positive, but .* positive, negative"),
         ],
@@ -255,9 +263,9 @@ class TestTeacher:
         self, settings: list[str], overrides: list[str], said: str, tiny_bert: Path
     ) -> None:
         changes = [each.format(bert=tiny_bert) for each in overrides]
-        recipe = recipes.load("csv", [*settings, *changes])
+        recipe = recipes.load_recipe("csv", [*settings, *changes])
         with pytest.raises(TeacherError, match=said):
-            distillation.of(recipe, recipe.data.labels or ("negative", "positive"))
+            distillation.load_teacher(recipe, recipe.data.labels or ("negative", "positive"))
 
     @pytest.mark.parametrize("cleanings", [("none", "text-v1"), ("text-v1", "none")])
     def test_it_reads_the_raw_texts_as_it_does_when_it_serves(
@@ -269,16 +277,16 @@ class TestTeacher:
         rows = [f'"{text}",{["no", "yes"][i % 2]}' for i, text in enumerate(raw)]
         (tmp_path / "raw.csv").write_text("\n".join(["text,label", *rows]))
         place = write_tiny_bundle(tmp_path / "teacher", tiny_bert)
-        card = json.loads((place / CARD).read_text())
+        card = json.loads((place / CARD_FILE).read_text())
         card |= {"cleaning": teachers, "labels": ["no", "yes"]}
-        (place / CARD).write_text(json.dumps(card))
+        (place / CARD_FILE).write_text(json.dumps(card))
         changes = [f"model.name={tiny_bert}", f"data.source={tmp_path / 'raw.csv'}", *SETTINGS]
         changes += [f"distillation.teacher={place}", f"data.cleaning={students}"]
-        recipe = recipes.load("csv", changes)
-        prepared = distillation.taught(
-            recipe, prepare.prepare(recipe, tmp_path / "c"), tmp_path / "c"
+        recipe = recipes.load_recipe("csv", changes)
+        prepared = distillation.attach_teacher_logits(
+            recipe, prepare.prepare_dataset(recipe, tmp_path / "c"), tmp_path / "c"
         )
-        encoder = prepare.encoder_of(recipe)
+        encoder = prepare.load_recipe_encoder(recipe)
         answers = Engine.load(place, "torch fp32").predict(raw)
         told = {
             encoder.encode([encoder.clean(text)])[0].values.tobytes(): answer.logits
@@ -287,7 +295,7 @@ class TestTeacher:
         for split in (prepared.train, prepared.test):
             assert split.teacher is not None and len(split.teacher) == len(split) > 0
             for row, logits in enumerate(split.teacher):
-                ids, _ = split.samples.collate([row], encoder.pad)
+                ids, _ = split.samples.collate([row], encoder.pad_id)
                 np.testing.assert_allclose(logits, told[ids.tobytes()], atol=1e-5)
 
     def test_it_is_asked_once_for_each_data_and_teacher(
@@ -295,10 +303,12 @@ class TestTeacher:
     ) -> None:
         asked: list[tuple[int, int]] = []
 
-        def told(*changes: str) -> prepare.Data:
-            recipe = recipes.load("csv", [*settings, *changes])
-            prepared = prepare.prepare(recipe, tmp_path)
-            return distillation.taught(recipe, prepared, tmp_path, lambda *done: asked.append(done))
+        def told(*changes: str) -> PreparedDataset:
+            recipe = recipes.load_recipe("csv", [*settings, *changes])
+            prepared = prepare.prepare_dataset(recipe, tmp_path)
+            return distillation.attach_teacher_logits(
+                recipe, prepared, tmp_path, lambda *done: asked.append(done)
+            )
 
         first = told()
         assert asked[-1] == (len(first.train) + len(first.test),) * 2
@@ -312,7 +322,7 @@ class TestTeacher:
         asked.clear()
         other = tmp_path / "other"
         shutil.copytree(teacher_bundle, other)
-        (other / CARD).write_text((other / CARD).read_text().replace("text-v1", "none"))
+        (other / CARD_FILE).write_text((other / CARD_FILE).read_text().replace("text-v1", "none"))
         assert told(f"distillation.teacher={other}").teacher != first.teacher
         assert asked, "of another teacher"
 
@@ -320,21 +330,23 @@ class TestTeacher:
     def test_answers_that_were_damaged_are_asked_for_again(
         self, settings: list[str], cache: Path, name: str
     ) -> None:
-        recipe = recipes.load("csv", settings)
-        prepared = prepare.prepare(recipe, cache)
-        before = distillation.taught(recipe, prepared, cache).train.teacher
+        recipe = recipes.load_recipe("csv", settings)
+        prepared = prepare.prepare_dataset(recipe, cache)
+        before = distillation.attach_teacher_logits(recipe, prepared, cache).train.teacher
         assert before is not None
         expected = before.copy()
         for path in cache.glob(f"*/{name}"):
             content = bytearray(path.read_bytes())
             content[-3] ^= 1
             path.write_bytes(content)
-        found = distillation.taught(recipe, prepared, cache).train.teacher
+        found = distillation.attach_teacher_logits(recipe, prepared, cache).train.teacher
         np.testing.assert_array_equal(found, expected)  # type: ignore[arg-type]
 
     def test_no_row_to_compare_on_is_no_hindrance(self, settings: list[str], cache: Path) -> None:
-        recipe = recipes.load("csv", [*settings, "data.test=0"])
-        prepared = distillation.taught(recipe, prepare.prepare(recipe, cache), cache)
+        recipe = recipes.load_recipe("csv", [*settings, "data.test=0"])
+        prepared = distillation.attach_teacher_logits(
+            recipe, prepare.prepare_dataset(recipe, cache), cache
+        )
         assert prepared.test.teacher is not None and prepared.test.teacher.shape == (0, 2)
 
 
@@ -348,41 +360,46 @@ class TestRun:
         """Where all labels are wrong, and the teacher's share of the loss is the whole."""
         source = write_moods(tmp_path / "turned.csv", turned=True)
         changes = [f"data.source={source}", "distillation.weight=1", "data.validation=0"]
-        run = trained(recipes.load("csv", [*settings, *changes]), tmp_path / "run", cache)
-        result = run.result()
+        run = trained(recipes.load_recipe("csv", [*settings, *changes]), tmp_path / "run", cache)
+        result = run.read_result()
         assert result is not None
         assert result["test"]["teacher_agreement"] > 0.9 > 0.1 > result["test"]["accuracy"]
 
     def test_agreement_is_counted_on_the_test_rows(
         self, undisturbed: RunDirectory, settings: list[str], teacher_bundle: Path
     ) -> None:
-        card = read(undisturbed.bundle)
-        result = undisturbed.result()
+        card = read_card(undisturbed.bundle_path)
+        result = undisturbed.read_result()
         assert result is not None and result["test"] == card.metrics
         student, told = (
-            Engine.load(bundle, "torch fp32") for bundle in (undisturbed.bundle, teacher_bundle)
+            Engine.load(bundle, "torch fp32")
+            for bundle in (undisturbed.bundle_path, teacher_bundle)
         )
-        texts = gather(recipes.load("csv", settings), CLEANINGS["none"]).sides["test"].texts
+        texts = (
+            gather_corpus(recipes.load_recipe("csv", settings), CLEANINGS["none"])
+            .splits["test"]
+            .texts
+        )
         pairs = zip(student.predict(texts), told.predict(texts), strict=True)
         same = [likeliest(one) == likeliest(other) for one, other in pairs]
         assert card.metrics["teacher_agreement"] == pytest.approx(sum(same) / len(same))
-        assert "teacher_agreement" not in next(undisturbed.rows("evaluation"))["metrics"]
+        assert "teacher_agreement" not in next(undisturbed.metric_rows("evaluation"))["metrics"]
 
     def test_it_leaves_a_smaller_bundle_and_says_who_taught(
         self, undisturbed: RunDirectory, teacher_bundle: Path
     ) -> None:
-        loaded = AutoModelForSequenceClassification.from_pretrained(undisturbed.bundle)
+        loaded = AutoModelForSequenceClassification.from_pretrained(undisturbed.bundle_path)
         assert loaded.config.num_hidden_layers == 1
-        recipe = recipes.parse(read(undisturbed.bundle).recipe)
+        recipe = recipes.parse_recipe(read_card(undisturbed.bundle_path).recipe)
         assert recipe.distillation is not None
         assert recipe.distillation.teacher == str(teacher_bundle)
-        assert len(undisturbed.record()["teacher"]) == 64
+        assert len(undisturbed.read_record()["teacher"]) == 64
 
     def test_the_token_budget_changes_no_loss(
         self, undisturbed: RunDirectory, settings: list[str], tmp_path: Path, cache: Path
     ) -> None:
         changes = [*settings, *SHORT, "batch.token_budget=32"]
-        found = trained(recipes.load("csv", changes), tmp_path, cache)
+        found = trained(recipes.load_recipe("csv", changes), tmp_path, cache)
         assert losses(found) == pytest.approx(losses(undisturbed), abs=2e-5)
 
     def test_it_goes_on_as_if_it_had_not_been_stopped(
@@ -394,35 +411,39 @@ class TestRun:
         def leave(metrics: Mapping[str, float]) -> None:
             raise Left
 
-        recipe = recipes.load("csv", [*settings, *SHORT])
-        assignment: Assignment = assigned(recipe, tmp_path, cache)
+        recipe = recipes.load_recipe("csv", [*settings, *SHORT])
+        assignment: WorkerConfig = worker_config(recipe, tmp_path, cache)
         with pytest.raises(Left):
-            work(assignment, leave)
+            run_worker(assignment, leave)
         assert not (tmp_path / "result.json").exists()
-        work(assignment)
+        run_worker(assignment)
         assert losses(assignment.run) == losses(undisturbed)
 
     def test_another_teacher_is_refused_when_it_goes_on(
         self, settings: list[str], tmp_path: Path, cache: Path
     ) -> None:
-        recipe = recipes.load("csv", [*settings, *SHORT]).rooted()
+        recipe = recipes.load_recipe("csv", [*settings, *SHORT]).with_absolute_paths()
         run = RunDirectory(tmp_path)
-        run.claim(recipe, resume=False)
-        run.facts.write_text(json.dumps({"teacher": "0" * 64}))
-        here = ClusterSpec("here", "local", 1, Metadata(devices_per_node=0, cache=str(cache)))
+        run.acquire(recipe, resume=False)
+        run.record_path.write_text(json.dumps({"teacher": "0" * 64}))
+        here = ClusterSpec(
+            "here", "local", 1, ClusterMetadata(devices_per_node=0, cache=str(cache))
+        )
         with pytest.raises(RunError, match=r"distillation.teacher = .* is not the bundle it began"):
             fit.fit(recipe, here, tmp_path, resume=True)
 
     def test_a_dry_run_says_what_is_distilled_from_what(
         self, settings: list[str], teacher_bundle: Path, cache: Path
     ) -> None:
-        here = ClusterSpec("here", "local", 1, Metadata(devices_per_node=0, cache=str(cache)))
-        said = "\n".join(describe(recipes.load("csv", settings), here))
+        here = ClusterSpec(
+            "here", "local", 1, ClusterMetadata(devices_per_node=0, cache=str(cache))
+        )
+        said = "\n".join(describe_run(recipes.load_recipe("csv", settings), here))
         assert ": 1 layers, 32 wide, 0.0 M parameters; layers 1 of it\n" in said
         assert f"teacher   {teacher_bundle}: 2 layers, 32 wide" in said
         assert "its answers are 50% of the loss, at temperature 2" in said
 
-    @pytest.mark.slow
+    @pytest.mark.multiprocess
     @pytest.mark.parametrize(
         "degrees", [{"dp_replicate": 2}, {"dp_shard": 2}, {"tp": 2}, {"pp": 2}], ids=str
     )
@@ -436,18 +457,18 @@ class TestRun:
         tiny_bert: Path,
     ) -> None:
         """Two layers, so that a pipeline has one for each rank; the receipt is taken, too."""
-        recipe = recipes.load("csv", [*settings, *SHORT, "model.layers=[0, 1]"])
+        recipe = recipes.load_recipe("csv", [*settings, *SHORT, "model.layers=[0, 1]"])
         alone = place / "alone"
         if not alone.exists():
             trained(recipe, alone, cache)
-        together = assigned(recipe, tmp_path, cache, **degrees)
-        work_together([(together, None)], size=2)
+        together = worker_config(recipe, tmp_path, cache, **degrees)
+        run_workers([(together, None)], size=2)
         assert losses(together.run) == pytest.approx(losses(RunDirectory(alone)), abs=2e-5)
-        found, expected = together.run.result(), RunDirectory(alone).result()
+        found, expected = together.run.read_result(), RunDirectory(alone).read_result()
         assert found is not None and expected is not None
         agreed = expected["test"]["teacher_agreement"]
         assert found["test"]["teacher_agreement"] == pytest.approx(agreed)
-        assert together.run.record()["parity"]["loss"] < 1e-5
+        assert together.run.read_record()["parity"]["loss"] < 1e-5
 
 
 def likeliest(answer: Prediction) -> int:
@@ -466,9 +487,9 @@ def test_agreement_adds_up_by_task(
     task: Task, logits: list[list[float]], told: list[list[float]], deviation: float, share: float
 ) -> None:
     labels = LABELS[task][: len(logits[0])]
-    tally = Tally(task, len(logits[0]))
+    tally = MetricAccumulator(task, len(logits[0]))
     targets = {"classification": torch.tensor([0]), "regression": torch.tensor([1.0])}
     for ours, theirs in zip(logits, told, strict=True):
-        tally.add(torch.tensor([ours]), targets.get(task, torch.zeros(1, len(ours))))
-        tally.compare(torch.tensor([ours]), torch.tensor([theirs]), deviation)
-    assert tally.metrics(labels)["teacher_agreement"] == share
+        tally.add_batch(torch.tensor([ours]), targets.get(task, torch.zeros(1, len(ours))))
+        tally.add_agreement(torch.tensor([ours]), torch.tensor([theirs]), deviation)
+    assert tally.compute_metrics(labels)["teacher_agreement"] == share

@@ -101,7 +101,7 @@ def test_a_tensor_without_gradient_and_a_zero_update_are_left_alone() -> None:
 
 
 def test_the_recipe_builds_it() -> None:
-    recipe = recipes.load("csv", ["optimizer.name=lamb", "optimizer.weight_decay=0.2"])
+    recipe = recipes.load_recipe("csv", ["optimizer.name=lamb", "optimizer.weight_decay=0.2"])
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     optimizer = build_optimizer(model, recipe, fused=True)
     assert isinstance(optimizer, Lamb)
@@ -141,7 +141,9 @@ def _in_parts(rank: int, world_size: int, port: int, directory: Path) -> None:
     }
     model = nn.ParameterDict(parameters)
     model["plain"] = nn.Parameter(torch.ones(2, 2))
-    groups = build_optimizer(model, recipes.load("csv", ["optimizer.name=adamw"])).param_groups
+    groups = build_optimizer(
+        model, recipes.load_recipe("csv", ["optimizer.name=adamw"])
+    ).param_groups
     kinds = [{getattr(p, "device_mesh", None) for p in group["params"]} for group in groups]
     assert all(len(kind) == 1 for kind in kinds), "a group holds one kind of tensor"
     if rank == 0:
@@ -149,7 +151,7 @@ def _in_parts(rank: int, world_size: int, port: int, directory: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_sharded_parameters_move_as_whole_ones(world_size: int, tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")

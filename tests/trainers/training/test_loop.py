@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.layouts import make_loop, weights
+from tests.support.layouts import full_weights, make_loop
 from trainers.checkpoint import checkpoint
-from trainers.checkpoint.stores import OnDisk
+from trainers.checkpoint.stores import CheckpointStore
 from trainers.config import recipe as recipes
-from trainers.training.events import Evaluation, Event, Progress, Save, Step
-from trainers.training.loop import Loop, TrainingError
+from trainers.training.events import EvalEvent, Event, SaveEvent, StepEvent, TrainProgress
+from trainers.training.loop import TrainingError, TrainingLoop
 
 
 def tiny_recipe(model: Path, corpus: Path, *overrides: str) -> recipes.Recipe:
@@ -31,11 +31,11 @@ def tiny_recipe(model: Path, corpus: Path, *overrides: str) -> recipes.Recipe:
         "evaluation.every_steps=5",
         "precision=fp32",
     ]
-    return recipes.load("csv", [*settings, *overrides])
+    return recipes.load_recipe("csv", [*settings, *overrides])
 
 
-def steps_of(events: list[Event]) -> list[Step]:
-    return [event for event in events if isinstance(event, Step)]
+def steps_of(events: list[Event]) -> list[StepEvent]:
+    return [event for event in events if isinstance(event, StepEvent)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_bert: Path, corpus: Path, cache: Path) -> tuple[list[Event], dict[str, Any]]:
     loop = make_loop(tiny_recipe(tiny_bert, corpus), cache)
-    return list(loop.run()), weights(loop)
+    return list(loop.run()), full_weights(loop)
 
 
 @pytest.mark.parametrize("budget", [32, 416])
@@ -72,22 +72,26 @@ def test_a_resumed_run_repeats_the_rest_bitwise(
 ) -> None:
     first = make_loop(tiny_recipe(tiny_bert, corpus), cache)
     for event in first.run():
-        if isinstance(event, Save):
-            checkpoint.save(
-                OnDisk(tmp_path), event.step, first.parallel, first.optimizer, first.state()
+        if isinstance(event, SaveEvent):
+            checkpoint.save_checkpoint(
+                CheckpointStore(tmp_path),
+                event.step,
+                first.parallel,
+                first.optimizer,
+                first.state_dict(),
             )
             break
     second = make_loop(tiny_recipe(tiny_bert, corpus), cache)
-    found = checkpoint.latest(OnDisk(tmp_path))
+    found = checkpoint.find_latest(CheckpointStore(tmp_path))
     assert found is not None
     found.restore(second.parallel, second.optimizer)
-    second.resume(found.state())
+    second.load_state_dict(found.load_state())
     rest = [step.loss for step in steps_of(list(second.run()))]
     expected = [step.loss for step in steps_of(undisturbed[0])]
     assert rest == expected[found.step :]
     assert len(rest) > 5
     for name, value in undisturbed[1].items():
-        np.testing.assert_array_equal(weights(second)[name], value)
+        np.testing.assert_array_equal(full_weights(second)[name], value)
 
 
 def test_evaluation_is_in_the_precision_that_serves(
@@ -99,26 +103,32 @@ def test_evaluation_is_in_the_precision_that_serves(
     )
     assert plain.evaluate(plain.data.test) == mixed.evaluate(mixed.data.test)
     trained = [next(loop.run()) for loop in (plain, mixed)]
-    assert all(isinstance(step, Step) for step in trained)
+    assert all(isinstance(step, StepEvent) for step in trained)
     assert trained[0].loss != trained[1].loss, "bf16 does train in another precision"
 
 
 def test_it_learns(tiny_bert: Path, corpus: Path, cache: Path) -> None:
     loop = make_loop(tiny_recipe(tiny_bert, corpus, "stopping.epochs=6"), cache)
-    judged = [event for event in loop.run() if isinstance(event, Evaluation)]
+    judged = [event for event in loop.run() if isinstance(event, EvalEvent)]
     assert judged[-1].metrics["accuracy"] >= 0.9
     assert loop.evaluate(loop.data.test)["accuracy"] >= 0.9
 
 
 def test_patience_ends_a_run_that_gets_no_better() -> None:
-    progress = Progress()
+    progress = TrainProgress()
     for step, value in enumerate([0.5, 0.7, 0.6, 0.65], 1):
         assert not progress.stopped
-        progress = progress.after(step, value, "f1", patience=2)
-    assert progress == Progress(
+        progress = progress.after_evaluation(step, value, "f1", patience=2)
+    assert progress == TrainProgress(
         0, best_step=2, best_value=0.7, evaluations_without_better=2, stopped=True
     )
-    assert Progress().after(1, 0.5, "loss", None).after(2, 0.4, "loss", None).best_step == 2
+    assert (
+        TrainProgress()
+        .after_evaluation(1, 0.5, "loss", None)
+        .after_evaluation(2, 0.4, "loss", None)
+        .best_step
+        == 2
+    )
 
 
 def test_a_run_stops_early(tiny_bert: Path, corpus: Path, cache: Path) -> None:
@@ -127,7 +137,7 @@ def test_a_run_stops_early(tiny_bert: Path, corpus: Path, cache: Path) -> None:
     events = list(loop.run())
     assert loop.progress.stopped
     assert len(steps_of(events)) == 4
-    assert isinstance(events[-1], Save)
+    assert isinstance(events[-1], SaveEvent)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tiny_bert: Path, corpus: Path, cache: Path) -> None:
@@ -166,31 +176,31 @@ class TestHousePrices:
     """Gradient descent on mean squared error, against least squares and gradients by hand."""
 
     @pytest.fixture
-    def loop(self, cache: Path) -> Loop:
-        return make_loop(recipes.load("house-prices"), cache)
+    def loop(self, cache: Path) -> TrainingLoop:
+        return make_loop(recipes.load_recipe("house-prices"), cache)
 
     @staticmethod
-    def rows(loop: Loop) -> tuple[np.ndarray, np.ndarray]:
+    def rows(loop: TrainingLoop) -> tuple[np.ndarray, np.ndarray]:
         train = loop.data.train
         return train.samples.values.astype(np.float64), train.targets.astype(np.float64)
 
-    def test_it_ends_at_the_least_squares_answer(self, loop: Loop) -> None:
+    def test_it_ends_at_the_least_squares_answer(self, loop: TrainingLoop) -> None:
         area, price = self.rows(loop)
         (slope, intercept), *_ = np.linalg.lstsq(
             np.stack([area, np.ones_like(area)], axis=1), price, rcond=None
         )
         list(loop.run())
-        found = weights(loop)
+        found = full_weights(loop)
         assert found["linear.weight"].item() == pytest.approx(slope, abs=1e-4)
         assert found["linear.bias"].item() == pytest.approx(intercept, abs=1e-4)
         assert loop.evaluate(loop.data.test)["r2"] > 0.9
 
-    def test_each_step_is_the_hand_derived_one(self, loop: Loop) -> None:
+    def test_each_step_is_the_hand_derived_one(self, loop: TrainingLoop) -> None:
         """w <- w - rate 2 mean(e x), b <- b - rate 2 mean(e), loss = mean(e^2), e = wx + b - y."""
         area, price = self.rows(loop)
         rate, slope, intercept = 0.2, 0.0, 0.0
         for step, event in zip(range(20), loop.run(), strict=False):
-            assert isinstance(event, Step)
+            assert isinstance(event, StepEvent)
             error = slope * area + intercept - price
             assert event.loss == pytest.approx((error**2).mean(), rel=1e-4)
             gradient = 2 * (error * area).mean(), 2 * error.mean()

@@ -7,16 +7,18 @@ import pytest
 import torch
 from sklearn import metrics as oracle
 
-from trainers.tracking import summary
-from trainers.training.metrics import Tally
+from trainers.tracking import progress
+from trainers.training.metrics import MetricAccumulator
 
 LABELS = ("a", "b", "c", "never")
 
 
-def tally(task: str, num_labels: int, logits: torch.Tensor, targets: torch.Tensor) -> Tally:
-    found = Tally(task, num_labels)  # type: ignore[arg-type]
+def accumulate(
+    task: str, num_labels: int, logits: torch.Tensor, targets: torch.Tensor
+) -> MetricAccumulator:
+    found = MetricAccumulator(task, num_labels)  # type: ignore[arg-type]
     for start in range(0, len(logits), 7):
-        found.add(logits[start : start + 7], targets[start : start + 7])
+        found.add_batch(logits[start : start + 7], targets[start : start + 7])
     return found
 
 
@@ -25,7 +27,7 @@ def test_classification() -> None:
     logits = torch.randn(100, 4, generator=generator)
     logits[:, 3] -= 100  # never predicted
     targets = torch.randint(0, 3, (100,), generator=generator)  # and never true
-    found = tally("classification", 4, logits, targets).metrics(LABELS)
+    found = accumulate("classification", 4, logits, targets).compute_metrics(LABELS)
     said = logits.argmax(dim=1)
     kind = {"labels": range(4), "average": "macro", "zero_division": 0.0}
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(targets, said))
@@ -45,7 +47,7 @@ def test_multi_label() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(60, 4, generator=generator)
     targets = (torch.rand(60, 4, generator=generator) > 0.6).float()
-    found = tally("multi-label", 4, logits, targets).metrics(LABELS)
+    found = accumulate("multi-label", 4, logits, targets).compute_metrics(LABELS)
     said = logits > 0
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(targets.bool(), said))
     for name in ("precision", "recall", "f1"):
@@ -59,9 +61,9 @@ def test_regression() -> None:
     generator = np.random.default_rng(0)
     true = generator.normal(50, 10, 200).astype(np.float32)
     said = true + generator.normal(0, 3, 200).astype(np.float32)
-    found = tally("regression", 1, torch.from_numpy(said)[:, None], torch.from_numpy(true)).metrics(
-        ()
-    )
+    found = accumulate(
+        "regression", 1, torch.from_numpy(said)[:, None], torch.from_numpy(true)
+    ).compute_metrics(())
     assert found["loss"] == pytest.approx(oracle.mean_squared_error(true, said), rel=1e-5)
     assert found["mae"] == pytest.approx(oracle.mean_absolute_error(true, said), rel=1e-5)
     assert found["r2"] == pytest.approx(oracle.r2_score(true, said), rel=1e-4)
@@ -73,12 +75,12 @@ def test_guessed_tokens() -> None:
     logits = torch.randn(90, 50, generator=generator)
     targets = torch.randint(0, 50, (90,), generator=generator)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    found = Tally("masked-lm", 1)
+    found = MetricAccumulator("masked-lm", 1)
     for start in range(0, 90, 8):
         part = slice(start, start + 8)
         found.add_tokens(losses[part], logits[part].argmax(dim=1) == targets[part])
     found.add_tokens(losses[:0], targets[:0] == 0)
-    metrics = found.metrics(())
+    metrics = found.compute_metrics(())
     assert metrics["tokens"] == 90
     assert metrics["loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
     said = logits.argmax(dim=1)
@@ -87,16 +89,16 @@ def test_guessed_tokens() -> None:
 
 
 def test_perplexity_stays_a_number_that_json_can_write() -> None:
-    lost, idle = Tally("masked-lm", 1), Tally("masked-lm", 1)
+    lost, idle = MetricAccumulator("masked-lm", 1), MetricAccumulator("masked-lm", 1)
     lost.add_tokens(torch.tensor([1e6]), torch.tensor([False]))
-    assert 1e300 < lost.metrics(())["perplexity"] < float("inf")
-    assert np.isnan(idle.metrics(())["loss"])
+    assert 1e300 < lost.compute_metrics(())["perplexity"] < float("inf")
+    assert np.isnan(idle.compute_metrics(())["loss"])
 
 
 def test_the_summary_of_guessed_tokens(tmp_path: Path) -> None:
-    found = Tally("masked-lm", 1)
+    found = MetricAccumulator("masked-lm", 1)
     found.add_tokens(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
-    result = {"test": found.metrics(()), "steps": 3, "best_step": 3, "stopped_early": False}
-    said = "\n".join(summary.lines(result, 1.0, str(tmp_path)))
+    result = {"test": found.compute_metrics(()), "steps": 3, "best_step": 3, "stopped_early": False}
+    said = "\n".join(progress.summarize_run(result, 1.0, str(tmp_path)))
     assert "held out, 2 hidden tokens of texts never trained on" in said
     assert "perplexity  4.4817" in said and "accuracy    0.5000" in said

@@ -9,17 +9,17 @@ from torch import multiprocessing
 
 from tests.support import worker_processes
 from tests.support.layouts import make_loop
-from tests.support.ranks import spawn
-from tests.support.worker_processes import assigned, work_together
+from tests.support.ranks import spawn_ranks
+from tests.support.worker_processes import run_workers, worker_config
 from trainers.checkpoint import checkpoint
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
-from trainers.parallel.parallelize import Parallel
-from trainers.runtime.worker import Assignment
+from trainers.parallel.parallelize import ParallelModel
+from trainers.runtime.worker import WorkerConfig
 from trainers.tracking.run_directory import RunDirectory
 from trainers.training import parity_check
-from trainers.training.events import Step
-from trainers.training.parity_check import Receipt
+from trainers.training.events import StepEvent
+from trainers.training.parity_check import ParityReport
 
 DEGREES: dict[str, dict[str, int]] = {
     "DDP": {"dp_replicate": 2},
@@ -43,7 +43,7 @@ def tiny(tiny_bert: Path, corpus: Path, *overrides: str) -> Recipe:
         "evaluation.every_steps=3",
         "precision=fp32",
     ]
-    return recipes.load("csv", [*settings, *overrides])
+    return recipes.load_recipe("csv", [*settings, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +51,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def flawless(**differences: Any) -> Receipt:
+def report_with(**differences: Any) -> ParityReport:
     judged = ("loss", "grad_norm", "gradient")
-    held = Receipt({}, 4, 1e-7, 1e-7, 1e-7, 2e-4, judged, 0.1)
+    held = ParityReport({}, 4, 1e-7, 1e-7, 1e-7, 2e-4, judged, 0.1)
     return replace(held, **differences)
 
 
 def test_a_difference_beyond_rounding_is_a_flaw() -> None:
-    assert flawless().flaw() is None
-    assert flawless(gradient=0.3).flaw() == "gradient differs by 3.00e-01, allowed 2e-04"
-    assert "loss differs by nan" in str(flawless(loss=float("nan")).flaw())
-    rounded = flawless(gradient=0.3, judged=("loss", "grad_norm"), tolerance=5e-2)
-    assert rounded.flaw() is None
+    assert report_with().find_violation() is None
+    assert (
+        report_with(gradient=0.3).find_violation() == "gradient differs by 3.00e-01, allowed 2e-04"
+    )
+    assert "loss differs by nan" in str(report_with(loss=float("nan")).find_violation())
+    rounded = report_with(gradient=0.3, judged=("loss", "grad_norm"), tolerance=5e-2)
+    assert rounded.find_violation() is None
 
 
 def test_one_rank_needs_no_receipt(tiny_bert: Path, corpus: Path, cache: Path) -> None:
     loop = make_loop(tiny(tiny_bert, corpus), cache)
-    assert parity_check.take(loop, None, None) is None  # type: ignore[arg-type]
+    assert parity_check.check_parity(loop, None, None) is None  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def runs(
     """What two processes leave behind of each layout, with a receipt and without."""
     place = tmp_path_factory.mktemp("runs")
     made = {
-        f"{name}{' without' * without}": assigned(
+        f"{name}{' without' * without}": worker_config(
             tiny(tiny_bert, corpus, *["parity=false"] * without),
             place / f"{name}-{without}",
             cache,
@@ -91,70 +93,72 @@ def runs(
     settings = ["task=masked-lm", "precision=bf16", *(f"model.{size}" for size in sizes)]
     settings += [f"data.source={corpus}", "batch.global_size=8", "batch.max_length=32"]
     settings += ["stopping.max_steps=1", "stopping.patience=null"]
-    mixed = assigned(recipes.load("csv", settings), place / "mixed", cache, dp_shard=2)
+    mixed = worker_config(recipes.load_recipe("csv", settings), place / "mixed", cache, dp_shard=2)
     made["mixed"] = mixed
     half = tiny(tiny_bert, corpus, "precision=fp16")
-    made["half"] = assigned(half, place / "half", cache, dp_shard=2)
-    work_together([(assignment, None) for assignment in made.values()], 2)
+    made["half"] = worker_config(half, place / "half", cache, dp_shard=2)
+    run_workers([(assignment, None) for assignment in made.values()], 2)
     return {name: assignment.run for name, assignment in made.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("name", DEGREES)
 def test_it_is_taken_and_changes_no_loss(runs: dict[str, RunDirectory], name: str) -> None:
     taken, without = runs[name], runs[f"{name} without"]
-    parity = taken.record()["parity"]
+    parity = taken.read_record()["parity"]
     assert parity["samples"] == 4 and parity["tolerance"] == 2e-4
     assert all(parity[key] < 2e-5 for key in ("loss", "grad_norm", "gradient"))
-    assert without.record()["parity"] is None
-    assert [row["loss"] for row in taken.rows("step")] == [
-        row["loss"] for row in without.rows("step")
+    assert without.read_record()["parity"] is None
+    assert [row["loss"] for row in taken.metric_rows("step")] == [
+        row["loss"] for row in without.metric_rows("step")
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_bf16_has_a_wider_tolerance_and_masked_lm_its_receipt(
     runs: dict[str, RunDirectory],
 ) -> None:
-    parity = runs["mixed"].record()["parity"]
+    parity = runs["mixed"].read_record()["parity"]
     assert parity["tolerance"] == 5e-2
     assert 0 < parity["loss"] < 5e-2 and 0 < parity["grad_norm"] < 5e-2
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_fp16_on_shards_trains_as_on_one_device(
     runs: dict[str, RunDirectory], tiny_bert: Path, corpus: Path, cache: Path
 ) -> None:
     loop = make_loop(tiny(tiny_bert, corpus, "precision=fp16"), cache)
-    alone = [event.loss for event in loop.run() if isinstance(event, Step)]
-    assert [row["loss"] for row in runs["half"].rows("step")] == pytest.approx(alone, abs=2e-3)
-    assert runs["half"].record()["parity"]["tolerance"] == 5e-2
+    alone = [event.loss for event in loop.run() if isinstance(event, StepEvent)]
+    assert [row["loss"] for row in runs["half"].metric_rows("step")] == pytest.approx(
+        alone, abs=2e-3
+    )
+    assert runs["half"].read_record()["parity"]["tolerance"] == 5e-2
     assert checkpoint_of(runs["half"])["scale"] == {"factor": 2.0**16, "served": 3}
 
 
 def checkpoint_of(run: RunDirectory) -> dict[str, Any]:
     """The state in the newest checkpoint."""
-    newest = checkpoint.latest(run.checkpoints)
+    newest = checkpoint.find_latest(run.checkpoints)
     assert newest is not None
-    return newest.state()
+    return newest.load_state()
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_layout_that_computes_something_else_ends_the_run(
     tiny_bert: Path, corpus: Path, cache: Path, tmp_path: Path
 ) -> None:
-    assignment = assigned(tiny(tiny_bert, corpus), tmp_path / "run", cache, dp_replicate=2)
+    assignment = worker_config(tiny(tiny_bert, corpus), tmp_path / "run", cache, dp_replicate=2)
     with pytest.raises(multiprocessing.ProcessRaisedException) as caught:
-        spawn(_without_exchange, (assignment, tmp_path / "meet"), nprocs=2)
+        spawn_ranks(_run_without_sync, (assignment, tmp_path / "meet"), nprocs=2)
     said = str(caught.value)
     assert "layout (dp_replicate 2) does not compute what one device computes" in said
     assert "grad_norm differs by" in said and "set parity: false" in said
-    assert assignment.run.record() == {}
+    assert assignment.run.read_record() == {}
 
 
-def _without_exchange(rank: int, assignment: Assignment, meet: Path) -> None:
+def _run_without_sync(rank: int, assignment: WorkerConfig, meet: Path) -> None:
     """A rank that keeps its gradients to itself."""
-    Parallel.exchange = lambda self, stage, now: setattr(  # type: ignore[method-assign]
-        self.compute[stage], "require_backward_grad_sync", False
+    ParallelModel.set_gradient_sync = lambda self, stage, sync: setattr(  # type: ignore[method-assign]
+        self.wrapped_modules[stage], "require_backward_grad_sync", False
     )
-    worker_processes._rank(rank, 2, [(assignment, None)], meet, None)
+    worker_processes._run_rank(rank, 2, [(assignment, None)], meet, None)

@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.spec import ClusterSpec, Metadata
-from tests.support.searches import PACE, terms, write_search
+from cluster.spec import ClusterMetadata, ClusterSpec
+from tests.support.searches import SCHEDULE, prepared_search, write_search
 from tuning.algorithms import scheduler
-from tuning.algorithms.pareto import Variant, candidates, front, model_of, p95_seconds, rivals, usd
-from tuning.algorithms.trial import Look, Trial, searched
+from tuning.algorithms.pareto import (
+    DeploymentOption,
+    best_of_each_model,
+    estimate_p95_seconds,
+    model_settings,
+    pareto_front,
+    price_in_usd,
+    same_model_trials,
+)
+from tuning.algorithms.trial import Trial, TrialEvaluation, without_repeats
 from tuning.space.scaling_rule import RATE
 from tuning.space.space import Choices, Range, Space
 
@@ -19,7 +27,7 @@ SPACE: Space = {RATE: Range(1e-6, 1e-2, log=True), "model.layers": Choices((LARG
 
 def trial(number: int, score: float, **point: str | float | None) -> Trial:
     point = {key.replace("__", "."): value for key, value in point.items()}
-    return Trial(number, dict(point), 0, "complete", (Look(100, score),))
+    return Trial(number, dict(point), 0, "complete", (TrialEvaluation(100, score),))
 
 
 TRIALS = [
@@ -31,55 +39,65 @@ TRIALS = [
 
 
 def test_dropout_makes_no_other_model() -> None:
-    assert model_of(TRIALS[0].point) == model_of(TRIALS[1].point) != model_of(TRIALS[2].point)
-    assert [other.number for other in rivals(TRIALS[2], TRIALS)] == [2, 3]
+    assert (
+        model_settings(TRIALS[0].settings)
+        == model_settings(TRIALS[1].settings)
+        != model_settings(TRIALS[2].settings)
+    )
+    assert [other.number for other in same_model_trials(TRIALS[2], TRIALS)] == [2, 3]
 
 
 def test_the_best_of_each_model_is_a_candidate() -> None:
-    assert candidates(TRIALS) == [1, 2], "one that was stopped has no bundle"
-    assert candidates(TRIALS, winner=0) == [0, 2], "the winner stands for its model"
+    assert best_of_each_model(TRIALS) == [1, 2], "one that was stopped has no bundle"
+    assert best_of_each_model(TRIALS, winner=0) == [0, 2], "the winner stands for its model"
 
 
 def test_a_small_model_is_not_stopped_for_being_worse_than_a_large() -> None:
-    rung = PACE.rungs[0]
+    rung = SCHEDULE.rungs[0]
     large = [
-        Trial(n, {"model.layers": LARGE}, 0, "running", (Look(int(rung), 0.9),))
+        Trial(n, {"model.layers": LARGE}, 0, "running", (TrialEvaluation(int(rung), 0.9),))
         for n in range(1, 4)
     ]
-    small = Trial(4, {"model.layers": SMALL}, 0, "running", (Look(int(rung), 0.5),))
+    small = Trial(4, {"model.layers": SMALL}, 0, "running", (TrialEvaluation(int(rung), 0.5),))
     known = [*large, small]
-    assert not scheduler.goes_on("asha", small, known, PACE.rungs)
-    assert scheduler.goes_on("asha", small, rivals(small, known), PACE.rungs)
+    assert not scheduler.should_continue("asha", small, known, SCHEDULE.rungs)
+    assert scheduler.should_continue("asha", small, same_model_trials(small, known), SCHEDULE.rungs)
 
 
 def test_a_search_for_deployment_completes_trials_of_each_model(tmp_path: Path) -> None:
-    found = write_search(tmp_path, terms(SPACE, deployment=True, trials=16, seeds=1))
-    ended = {trial.point["model.layers"] for trial in searched(found) if trial.state == "complete"}
+    found = write_search(tmp_path, prepared_search(SPACE, deployment=True, trials=16, seeds=1))
+    ended = {
+        trial.settings["model.layers"]
+        for trial in without_repeats(found)
+        if trial.state == "complete"
+    }
     assert ended == {LARGE, SMALL}
 
 
-def variant(metric: float, p95: float, cost: float, refused: str = "") -> Variant:
-    return Variant(0, "engine", metric, p95, cost, refused=refused)
+def variant(metric: float, p95: float, cost: float, refused: str = "") -> DeploymentOption:
+    return DeploymentOption(0, "engine", metric, p95, cost, refused=refused)
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
     good, fast, cheap = variant(0.9, 0.1, 100.0), variant(0.8, 0.01, 50.0), variant(0.7, 0.02, 10.0)
     worse = variant(0.79, 0.02, 60.0)
     refused = variant(0.95, 0.001, 1.0, refused="refused: under 99.5%")
-    assert front([worse, cheap, refused, fast, good], sign=1) == [good, fast, cheap]
-    assert front([good, good], sign=1) == [good, good], "equals do not beat each other"
+    assert pareto_front([worse, cheap, refused, fast, good], sign=1) == [good, fast, cheap]
+    assert pareto_front([good, good], sign=1) == [good, good], "equals do not beat each other"
 
 
 def test_lower_metrics_are_better_where_they_are() -> None:
     low, high = variant(0.1, 0.1, 10.0), variant(0.2, 0.1, 10.0)
-    assert front([low, high], sign=-1) == [low] and front([low, high], sign=1) == [high]
+    assert pareto_front([low, high], sign=-1) == [low] and pareto_front([low, high], sign=1) == [
+        high
+    ]
 
 
 def test_latency_and_price_follow_from_what_was_measured() -> None:
-    assert p95_seconds(batch_tokens=256, length=64, texts_per_second=100.0) == 2 * 4 / 100
-    assert p95_seconds(batch_tokens=256, length=512, texts_per_second=10.0) == 2 / 10, (
+    assert estimate_p95_seconds(batch_tokens=256, length=64, texts_per_second=100.0) == 2 * 4 / 100
+    assert estimate_p95_seconds(batch_tokens=256, length=512, texts_per_second=10.0) == 2 / 10, (
         "one at least"
     )
-    priced = ClusterSpec("priced", "aws", 1, Metadata(price_usd_per_hour=7.0))
-    assert usd(3600.0, priced, cores=2) == pytest.approx(7.0 / 2 / 0.7)
-    assert usd(3600.0, ClusterSpec("here", "local", 1, Metadata())) is None
+    priced = ClusterSpec("priced", "aws", 1, ClusterMetadata(price_usd_per_hour=7.0))
+    assert price_in_usd(3600.0, priced, cores=2) == pytest.approx(7.0 / 2 / 0.7)
+    assert price_in_usd(3600.0, ClusterSpec("here", "local", 1, ClusterMetadata())) is None

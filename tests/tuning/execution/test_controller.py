@@ -1,4 +1,4 @@
-"""The director and its journal, over a made-up surface: no Ray, no model."""
+"""The controller and its journal, over a made-up surface: no Ray, no model."""
 
 import json
 import math
@@ -11,15 +11,24 @@ import optuna
 import pytest
 
 from cluster.settings import SettingsError
-from cluster.spec import ClusterSpec, Metadata
-from tests.support.searches import PACE, RECIPE, SPACE, Killed, Machine, journal, terms, told
+from cluster.spec import ClusterMetadata, ClusterSpec
+from tests.support.searches import (
+    RECIPE,
+    SCHEDULE,
+    SPACE,
+    FakeCluster,
+    ProcessKilled,
+    as_dicts,
+    open_journal,
+    prepared_search,
+)
 from trainers.config import recipe as recipes
-from tuning.algorithms.eval_schedule import Pace
-from tuning.algorithms.trial import Look, Trial, searched
-from tuning.execution.controller import Director
+from tuning.algorithms.eval_schedule import EvalSchedule
+from tuning.algorithms.trial import Trial, TrialEvaluation, without_repeats
+from tuning.execution.controller import SearchController
 from tuning.space.scaling_rule import RATE
-from tuning.space.space import point_of
-from tuning.store.budget import Budget, Spend, next_improvement
+from tuning.space.space import extract_point
+from tuning.store.budget import Spend, estimate_next_improvement, parse_budget
 from tuning.store.reader import JournalError
 
 
@@ -27,19 +36,19 @@ from tuning.store.reader import JournalError
 def undisturbed(tmp_path: Path) -> list[Trial]:
     """The trials of a search that nobody kills."""
     (tmp_path / "undisturbed").mkdir()
-    with closing(journal(tmp_path / "undisturbed", terms())) as kept:
-        Machine(Director(terms(), kept, lambda line: None)).go()
+    with closing(open_journal(tmp_path / "undisturbed", prepared_search())) as kept:
+        FakeCluster(SearchController(prepared_search(), kept, lambda line: None)).run()
         return kept.trials()
 
 
 def test_a_search_finds_the_peak_and_stops_most_trials(undisturbed: list[Trial]) -> None:
-    own = searched(undisturbed)
-    assert len(own) == 12 and own[0].point == point_of(RECIPE, SPACE)
+    own = without_repeats(undisturbed)
+    assert len(own) == 12 and own[0].settings == extract_point(RECIPE, SPACE)
     assert own[0].state == "complete"
     states = [trial.state for trial in own]
     assert states.count("stopped") >= 6
     best = max(own, key=lambda trial: trial.score or 0)
-    assert abs(math.log10(float(best.searched[RATE] or 1)) + 3.5) < 0.6
+    assert abs(math.log10(float(best.search_point[RATE] or 1)) + 3.5) < 0.6
     assert best.number != 0 and best.state == "complete"
     repeats = [(trial.repeats, trial.seed) for trial in undisturbed if trial.repeats is not None]
     assert len(repeats) == 6 and {seed for _, seed in repeats} == {1, 2}
@@ -50,39 +59,39 @@ def test_a_search_finds_the_peak_and_stops_most_trials(undisturbed: list[Trial])
 def test_a_search_killed_at_any_moment_ends_the_same(
     tmp_path: Path, undisturbed: list[Trial], moment: int
 ) -> None:
-    kept = journal(tmp_path, terms())
-    with pytest.raises(Killed):
-        Machine(Director(terms(), kept, lambda line: None), moment).go()
+    kept = open_journal(tmp_path, prepared_search())
+    with pytest.raises(ProcessKilled):
+        FakeCluster(SearchController(prepared_search(), kept, lambda line: None), moment).run()
     kept.close()
-    with closing(journal(tmp_path, terms())) as again:
-        Machine(Director(terms(), again, lambda line: None)).go()
-        assert told(again.trials()) == told(undisturbed)
+    with closing(open_journal(tmp_path, prepared_search())) as again:
+        FakeCluster(SearchController(prepared_search(), again, lambda line: None)).run()
+        assert as_dicts(again.trials()) == as_dicts(undisturbed)
 
 
 @pytest.mark.parametrize("moment", [3, 9, 10, 11, 17])
 def test_a_population_killed_at_any_moment_ends_the_same(tmp_path: Path, moment: int) -> None:
-    rounds, ended = terms({RATE: SPACE[RATE]}, sampler="pbt", trials=5, seeds=1), []
+    rounds, ended = prepared_search({RATE: SPACE[RATE]}, sampler="pbt", trials=5, seeds=1), []
     for name, moments in (("whole", [10**9]), ("killed", [moment, 10**9])):
         (tmp_path / name).mkdir()
         for until in moments:
-            with closing(journal(tmp_path / name, rounds)) as kept, suppress(Killed):
-                Machine(Director(rounds, kept, lambda line: None), until).go()
-        ended.append(told(kept.trials()))
+            with closing(open_journal(tmp_path / name, rounds)) as kept, suppress(ProcessKilled):
+                FakeCluster(SearchController(rounds, kept, lambda line: None), until).run()
+        ended.append(as_dicts(kept.trials()))
     assert ended[0] == ended[1] and len(ended[0]) == 1 + 4 * 4
     assert [t["state"] for t in ended[0]] == ["complete"] + ["stopped"] * 12 + ["complete"] * 4
 
 
 def test_a_journal_with_half_a_line_is_read_to_the_line_before(tmp_path: Path) -> None:
-    kept = journal(tmp_path, terms())
-    with pytest.raises(Killed):
-        Machine(Director(terms(), kept, lambda line: None), 20).go()
+    kept = open_journal(tmp_path, prepared_search())
+    with pytest.raises(ProcessKilled):
+        FakeCluster(SearchController(prepared_search(), kept, lambda line: None), 20).run()
     before = kept.trials()
     kept.close()
     path = tmp_path / "study.journal"
     path.write_bytes(path.read_bytes() + b'{"op_code":7,"trial')
-    with closing(journal(tmp_path, terms())) as again:
-        assert told(again.trials()) == told(before)
-        Machine(Director(terms(), again, lambda line: None)).go()
+    with closing(open_journal(tmp_path, prepared_search())) as again:
+        assert as_dicts(again.trials()) == as_dicts(before)
+        FakeCluster(SearchController(prepared_search(), again, lambda line: None)).run()
     for line in path.read_text().splitlines():
         json.loads(line)
 
@@ -90,13 +99,16 @@ def test_a_journal_with_half_a_line_is_read_to_the_line_before(tmp_path: Path) -
 def test_the_lock_of_a_killed_writer_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "study.journal").touch()
     (tmp_path / "study.journal.lock").symlink_to(tmp_path / "study.journal")
-    with closing(journal(tmp_path, terms())) as kept:
+    with closing(open_journal(tmp_path, prepared_search())) as kept:
         assert kept.trials() == []
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with closing(journal(tmp_path, terms())), pytest.raises(JournalError, match="another process"):
-        journal(tmp_path, terms())
+    with (
+        closing(open_journal(tmp_path, prepared_search())),
+        pytest.raises(JournalError, match="another process"),
+    ):
+        open_journal(tmp_path, prepared_search())
 
 
 def test_optuna_reads_the_journal(tmp_path: Path, undisturbed: list[Trial]) -> None:
@@ -105,105 +117,111 @@ def test_optuna_reads_the_journal(tmp_path: Path, undisturbed: list[Trial]) -> N
     study = optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
     assert len(study.trials) == len(undisturbed)
     assert study.best_value == max(t.score or 0.0 for t in undisturbed if t.state == "complete")
-    assert study.trials[0].params == point_of(RECIPE, SPACE)
+    assert study.trials[0].params == extract_point(RECIPE, SPACE)
 
 
 def test_lower_metrics_are_kept_as_they_are(tmp_path: Path) -> None:
-    with closing(journal(tmp_path, terms(), sign=-1)) as kept:
-        director = Director(terms(), kept, lambda line: None)
-        assert director.next() is not None
-        director.looked(0, Look(10, -0.7), 1.0)
-    with closing(journal(tmp_path, terms(), sign=-1)) as kept:
-        assert kept.trials()[0].curve == (Look(10, -0.7),)
+    with closing(open_journal(tmp_path, prepared_search(), sign=-1)) as kept:
+        controller = SearchController(prepared_search(), kept, lambda line: None)
+        assert controller.next_trial() is not None
+        controller.on_evaluation(0, TrialEvaluation(10, -0.7), 1.0)
+    with closing(open_journal(tmp_path, prepared_search(), sign=-1)) as kept:
+        assert kept.trials()[0].curve == (TrialEvaluation(10, -0.7),)
     text = (tmp_path / "study.journal").read_text()
     assert '"intermediate_value":0.7' in text
 
 
 def test_an_evaluation_that_was_heard_is_not_heard_again(tmp_path: Path) -> None:
-    with closing(journal(tmp_path, terms())) as kept:
-        director = Director(terms(), kept, lambda line: None)
-        director.next()
-        assert director.looked(0, Look(10, 0.7), 1.0) and director.looked(0, Look(10, 0.7), 1.0)
-        assert director.trials[0].curve == (Look(10, 0.7),)
+    with closing(open_journal(tmp_path, prepared_search())) as kept:
+        controller = SearchController(prepared_search(), kept, lambda line: None)
+        controller.next_trial()
+        assert controller.on_evaluation(
+            0, TrialEvaluation(10, 0.7), 1.0
+        ) and controller.on_evaluation(0, TrialEvaluation(10, 0.7), 1.0)
+        assert controller.trials[0].curve == (TrialEvaluation(10, 0.7),)
 
 
 def test_failures_are_remembered_and_the_search_goes_on(tmp_path: Path) -> None:
-    with closing(journal(tmp_path, terms(trials=3, seeds=1))) as kept:
-        director = Director(terms(trials=3, seeds=1), kept, lambda line: None)
+    with closing(open_journal(tmp_path, prepared_search(trials=3, seeds=1))) as kept:
+        controller = SearchController(prepared_search(trials=3, seeds=1), kept, lambda line: None)
         for number in (0, 1):
-            trial = director.next()
+            trial = controller.next_trial()
             assert trial is not None and trial.number == number
-            director.ended(number, "failed", 1.0, "the loss is nan")
-        director.next()
-        assert not director.looked(2, Look(10, math.nan), 1.0), "not a number is a failure"
-        assert director.next() is None and director.is_finished
-        assert [t.state for t in director.trials] == ["failed"] * 3
+            controller.on_end(number, "failed", 1.0, "the loss is nan")
+        controller.next_trial()
+        assert not controller.on_evaluation(2, TrialEvaluation(10, math.nan), 1.0), (
+            "not a number is a failure"
+        )
+        assert controller.next_trial() is None and controller.is_finished
+        assert [t.state for t in controller.trials] == ["failed"] * 3
 
 
 def test_what_all_trials_share_ends_the_search(tmp_path: Path) -> None:
-    with closing(journal(tmp_path, terms())) as kept:
-        director = Director(terms(), kept, lambda line: None)
-        director.next()
-        director.refused(0, "data.csv: no such file")
-        assert director.next() is None and director.is_finished
-        assert director.refusal == "data.csv: no such file"
+    with closing(open_journal(tmp_path, prepared_search())) as kept:
+        controller = SearchController(prepared_search(), kept, lambda line: None)
+        controller.next_trial()
+        controller.on_invalid(0, "data.csv: no such file")
+        assert controller.next_trial() is None and controller.is_finished
+        assert controller.invalid_reason == "data.csv: no such file"
 
 
 def test_a_budget_of_time_ends_the_search_but_not_its_first_trial(tmp_path: Path) -> None:
-    short = replace(terms(), seconds=0.0)
-    with closing(journal(tmp_path, short)) as kept:
-        Machine(Director(short, kept, lambda line: None)).go()
+    short = replace(prepared_search(), max_seconds=0.0)
+    with closing(open_journal(tmp_path, short)) as kept:
+        FakeCluster(SearchController(short, kept, lambda line: None)).run()
         assert [trial.state for trial in kept.trials()] == ["complete"]
 
 
-def test_the_pace_is_that_of_samples_not_of_steps() -> None:
+def test_evaluations_are_scheduled_by_samples_not_by_steps() -> None:
     for size in (8, 16, 100, 2000):
-        recipe = recipes.parse(
+        recipe = recipes.parse_recipe(
             {**RECIPE.model_dump(mode="json"), "batch": {"global_size": size, "max_length": 64}}
         )
-        paced = PACE.paced(recipe)
+        paced = SCHEDULE.apply_to(recipe)
         every = paced.evaluation.every_steps
         assert every is not None
-        assert abs(every * size - 2000 / PACE.looks) <= max(size / 2, size - 2000 / PACE.looks)
+        assert abs(every * size - 2000 / SCHEDULE.num_evals) <= max(
+            size / 2, size - 2000 / SCHEDULE.num_evals
+        )
         assert paced.stopping.patience is not None and paced.checkpoints.keep == 1
         assert abs(paced.stopping.patience * every * size - 2000) < every * size
-    assert PACE.rungs[-1] == PACE.total_tokens / 2 and PACE.total_tokens == 40_000
+    assert SCHEDULE.rungs[-1] == SCHEDULE.total_tokens / 2 and SCHEDULE.total_tokens == 40_000
 
 
 def test_a_number_of_steps_to_end_at_is_a_number_of_samples() -> None:
     values = RECIPE.model_dump(mode="json")
-    ends = recipes.parse({**values, "stopping": {"epochs": 5, "max_steps": 100}})
-    pace = Pace.of(ends, 1000, 20_000, 100)
-    larger = recipes.parse({**ends.model_dump(mode="json"), "batch": {"global_size": 64}})
-    assert pace.paced(larger).stopping.max_steps == 25
-    assert pace.paced(ends).stopping.max_steps == 100 and pace.total_samples == 1600
+    ends = recipes.parse_recipe({**values, "stopping": {"epochs": 5, "max_steps": 100}})
+    schedule = EvalSchedule.for_recipe(ends, 1000, 20_000, 100)
+    larger = recipes.parse_recipe({**ends.model_dump(mode="json"), "batch": {"global_size": 64}})
+    assert schedule.apply_to(larger).stopping.max_steps == 25
+    assert schedule.apply_to(ends).stopping.max_steps == 100 and schedule.total_samples == 1600
 
 
 @pytest.fixture
 def priced() -> Iterator[ClusterSpec]:
-    metadata = Metadata(price_usd_per_hour=10.0, power_watts=500.0)
+    metadata = ClusterMetadata(price_usd_per_hour=10.0, power_watts=500.0)
     yield ClusterSpec("priced", "aws", 4, metadata)
 
 
 def test_budgets(priced: ClusterSpec) -> None:
     hours = {"2h": 2, "90m": 1.5, "0.5d": 12, "50USD": 1.25, "50$": 1.25, "3 kWh": 1.5}
     for given, expected in hours.items():
-        assert Budget.parse(given, priced).seconds == pytest.approx(expected * 3600), given
-    assert Spend.of(3600, priced) == Spend(3600, 40.0, 2.0)
-    assert "$40.00, 2.00 kWh" in str(Spend.of(3600, priced))
+        assert parse_budget(given, priced) == pytest.approx(expected * 3600), given
+    assert Spend.for_seconds(3600, priced) == Spend(3600, 40.0, 2.0)
+    assert "$40.00, 2.00 kWh" in str(Spend.for_seconds(3600, priced))
 
 
 @pytest.mark.parametrize("given", ["2", "h", "-2h", "0h", "two hours", "2 parsecs", "inf h"])
 def test_a_budget_that_is_none(given: str, priced: ClusterSpec) -> None:
     with pytest.raises(SettingsError, match="2h, 50USD, 3kWh"):
-        Budget.parse(given, priced)
+        parse_budget(given, priced)
 
 
 @pytest.mark.parametrize(("given", "field"), [("5USD", "price_usd"), ("5kWh", "power_watts")])
 def test_a_budget_without_a_price(given: str, field: str) -> None:
     with pytest.raises(SettingsError, match=f"names no metadata.{field}"):
-        Budget.parse(given, ClusterSpec("here", "local", 1, Metadata()))
+        parse_budget(given, ClusterSpec("here", "local", 1, ClusterMetadata()))
 
 
 def test_an_even_chance_costs_as_many_trials_as_there_were(priced: ClusterSpec) -> None:
-    assert next_improvement([60.0, 120.0, 180.0], priced, slots=2).seconds == 180.0
+    assert estimate_next_improvement([60.0, 120.0, 180.0], priced, slots=2).seconds == 180.0

@@ -15,8 +15,13 @@ from trainers.models import card
 from trainers.runtime import fit
 from trainers.tracking.run_directory import RunDirectory
 from tuning.execution import stop_signal
-from tuning.execution.trainable import Order, evaluations, train
-from tuning.execution.warm_start import LineageError, inherit
+from tuning.execution.trainable import (
+    TrialSpec,
+    WarmStartError,
+    copy_parent_checkpoint,
+    read_evaluations,
+    train_trial,
+)
 
 SETTINGS = [
     "batch.global_size=16",
@@ -40,7 +45,7 @@ class Listener:
     def __call__(self, facts: Mapping[str, Any]) -> None:
         self.heard.append(dict(facts))
         if "tokens" in facts:
-            stop_signal.decide(
+            stop_signal.write_decision(
                 RunDirectory(self._path), facts["tokens"], len(self.heard) < self._most
             )
 
@@ -50,30 +55,36 @@ class Listener:
 
 
 @pytest.fixture(scope="module")
-def order(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Path) -> Order:
+def trial_spec(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Path
+) -> TrialSpec:
     place = tmp_path_factory.mktemp("place")
     metadata = {"devices_per_node": 0, "cache": str(place / "cache")}
     text = yaml.safe_dump({"provider": {"type": "local"}, "metadata": metadata})
     (place / "cluster.yaml").write_text(text)
-    recipe = recipes.load("csv", [f"model.name={tiny_bert}", f"data.source={corpus}", *SETTINGS])
-    return Order(0, recipe, spec.load(place / "cluster.yaml"), RunDirectory(place / "whole"))
+    recipe = recipes.load_recipe(
+        "csv", [f"model.name={tiny_bert}", f"data.source={corpus}", *SETTINGS]
+    )
+    return TrialSpec(
+        0, recipe, spec.load_cluster_spec(place / "cluster.yaml"), RunDirectory(place / "whole")
+    )
 
 
 @pytest.fixture(scope="module")
-def whole(order: Order) -> Listener:
+def whole(trial_spec: TrialSpec) -> Listener:
     """A trial that trained to its end."""
-    listener = Listener(order.run.path)
-    train(order, listener)
+    listener = Listener(trial_spec.run.path)
+    train_trial(trial_spec, listener)
     return listener
 
 
-def test_a_trial_tells_each_evaluation_and_its_end(order: Order, whole: Listener) -> None:
-    run = order.run
+def test_a_trial_tells_each_evaluation_and_its_end(trial_spec: TrialSpec, whole: Listener) -> None:
+    run = trial_spec.run
     seen, tokens = {}, 0
-    for row in run.rows("step"):
+    for row in run.metric_rows("step"):
         tokens += row["tokens"]
         seen[row["step"]] = tokens
-    rows = list(run.rows("evaluation"))
+    rows = list(run.metric_rows("evaluation"))
     expected = [(seen[row["step"]], row["metrics"]["f1"]) for row in rows]
     assert sorted(set(whole.curve)) == sorted(set(expected)) and len(expected) == 4
     assert whole.heard[-1]["ended"] == "complete"
@@ -81,72 +92,72 @@ def test_a_trial_tells_each_evaluation_and_its_end(order: Order, whole: Listener
 
 
 def test_a_trial_does_not_look_at_the_test_rows_until_it_is_judged(
-    order: Order, whole: Listener
+    trial_spec: TrialSpec, whole: Listener
 ) -> None:
-    run = order.run
-    before = run.result()
-    assert before is not None and before["test"] is None and not run.bundle.exists()
-    steps = [row["step"] for row in run.rows("step")]
-    outcome = fit.fit(order.recipe, order.cluster, order.run.path, resume=True)
-    assert outcome.result["test"]["rows"] > 0 and card.read(run.bundle).metrics
-    assert [row["step"] for row in run.rows("step")] == steps, "nothing is trained again"
+    run = trial_spec.run
+    before = run.read_result()
+    assert before is not None and before["test"] is None and not run.bundle_path.exists()
+    steps = [row["step"] for row in run.metric_rows("step")]
+    outcome = fit.fit(trial_spec.recipe, trial_spec.cluster, trial_spec.run.path, resume=True)
+    assert outcome.result["test"]["rows"] > 0 and card.read_card(run.bundle_path).metrics
+    assert [row["step"] for row in run.metric_rows("step")] == steps, "nothing is trained again"
     assert {**outcome.result, "test": None} == before
 
 
 def test_an_evaluation_is_told_once_its_checkpoint_is_there(
-    order: Order, whole: Listener, tmp_path: Path
+    trial_spec: TrialSpec, whole: Listener, tmp_path: Path
 ) -> None:
     path = tmp_path / "stopped"
     listener = Listener(path, most=2)
-    train(replace(order, run=RunDirectory(path)), listener)
+    train_trial(replace(trial_spec, run=RunDirectory(path)), listener)
     assert listener.heard[-1]["ended"] == "failed" and "stopped" in listener.heard[-1]["reason"]
-    held = checkpoint.latest(RunDirectory(path).checkpoints)
+    held = checkpoint.find_latest(RunDirectory(path).checkpoints)
     assert held is not None and held.step == 12
     again = Listener(path)
-    train(replace(order, run=RunDirectory(path)), again)
+    train_trial(replace(trial_spec, run=RunDirectory(path)), again)
     assert again.curve[:2] == listener.curve, "what was told is told again, and then the rest"
     assert sorted(set(again.curve)) == sorted(set(whole.curve))
-    steps = [row["step"] for row in RunDirectory(path).rows("step")]
+    steps = [row["step"] for row in RunDirectory(path).metric_rows("step")]
     assert steps == list(range(1, 25))
 
 
-def test_a_diverging_trial_says_so(order: Order, tmp_path: Path) -> None:
+def test_a_diverging_trial_says_so(trial_spec: TrialSpec, tmp_path: Path) -> None:
     hopeless = {"learning_rate": 1e30, "max_grad_norm": None, "name": "sgd", "weight_decay": 0.0}
-    settings = order.recipe.model_dump(mode="json")
-    recipe = recipes.parse({**settings, "optimizer": hopeless, "schedule": {"warmup": 0.0}})
+    settings = trial_spec.recipe.model_dump(mode="json")
+    recipe = recipes.parse_recipe({**settings, "optimizer": hopeless, "schedule": {"warmup": 0.0}})
     listener = Listener(tmp_path / "run")
-    train(replace(order, recipe=recipe, run=RunDirectory(tmp_path / "run")), listener)
+    train_trial(replace(trial_spec, recipe=recipe, run=RunDirectory(tmp_path / "run")), listener)
     assert listener.heard[-1]["ended"] == "failed" and "loss" in listener.heard[-1]["reason"]
 
 
-def test_what_every_trial_would_meet_is_told_apart(order: Order, tmp_path: Path) -> None:
-    missing = order.recipe.data.model_copy(update={"source": str(tmp_path / "gone.csv")})
-    recipe = order.recipe.model_copy(update={"data": missing})
+def test_what_every_trial_would_meet_is_told_apart(trial_spec: TrialSpec, tmp_path: Path) -> None:
+    missing = trial_spec.recipe.data.model_copy(update={"source": str(tmp_path / "gone.csv")})
+    recipe = trial_spec.recipe.model_copy(update={"data": missing})
     listener = Listener(tmp_path / "run")
-    train(replace(order, recipe=recipe, run=RunDirectory(tmp_path / "run")), listener)
+    train_trial(replace(trial_spec, recipe=recipe, run=RunDirectory(tmp_path / "run")), listener)
     assert listener.heard[-1]["ended"] == "refused" and "gone.csv" in listener.heard[-1]["reason"]
 
 
 def test_a_trial_may_begin_with_anothers_checkpoint(
-    order: Order, whole: Listener, tmp_path: Path
+    trial_spec: TrialSpec, whole: Listener, tmp_path: Path
 ) -> None:
-    parent, other = tmp_path / "parent", order.recipe.model_dump(mode="json")
-    train(replace(order, run=RunDirectory(parent)), Listener(parent, most=1))
+    parent, other = tmp_path / "parent", trial_spec.recipe.model_dump(mode="json")
+    train_trial(replace(trial_spec, run=RunDirectory(parent)), Listener(parent, most=1))
     other["optimizer"]["learning_rate"] = 1e-3
-    tokens = evaluations(RunDirectory(parent))[0]["tokens"]
+    tokens = read_evaluations(RunDirectory(parent))[0]["tokens"]
     child = replace(
-        order,
-        recipe=recipes.parse(other),
+        trial_spec,
+        recipe=recipes.parse_recipe(other),
         run=RunDirectory(tmp_path / "child"),
         parent=(RunDirectory(parent), tokens),
     )
     listener = Listener(child.run.path)
-    train(child, listener)
-    rows = list(child.run.rows("step"))
+    train_trial(child, listener)
+    rows = list(child.run.metric_rows("step"))
     assert [row["step"] for row in rows] == list(range(7, 25))
     assert listener.curve[0][0] == whole.curve[1][0], "tokens are counted from the beginning"
-    same = next(r for r in order.run.rows("step") if r["step"] == 7)
+    same = next(r for r in trial_spec.run.metric_rows("step") if r["step"] == 7)
     assert rows[0]["loss"] == same["loss"], "the weights are the parent's"
     assert rows[0]["learning_rate"] == pytest.approx(same["learning_rate"] / 2)
-    with pytest.raises(LineageError, match="gone or damaged"):
-        inherit(RunDirectory(tmp_path / "orphan"), RunDirectory(parent), tokens + 1)
+    with pytest.raises(WarmStartError, match="gone or damaged"):
+        copy_parent_checkpoint(RunDirectory(tmp_path / "orphan"), RunDirectory(parent), tokens + 1)

@@ -25,12 +25,16 @@ import pytest
 import yaml
 
 from cluster.errors import BerthaError
-from tests.support.browser import Person, browser, browser_or_skip
-from tests.support.searches import terms, write_search
+from tests.support.browser import PageUser, browser_or_skip, open_browser
+from tests.support.searches import prepared_search, write_search
 from tuning.__main__ import main
-from tuning.algorithms.trial import completed
-from tuning.results.dashboard import Dashboard, DashboardError, listening
-from tuning.results.status import status
+from tuning.algorithms.trial import rank_completed
+from tuning.results.dashboard import (
+    Dashboard,
+    DashboardError,
+    describe_status,
+    make_dashboard_server,
+)
 from tuning.store import reader
 
 # What TensorBoard says of libraries that it carries, and of its own answers.
@@ -46,7 +50,7 @@ HERE = {"HTTP_HOST": "localhost:8080"}
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that was killed in the middle."""
     run = tmp_path_factory.mktemp("place") / "search"
-    write_search(run, terms(budget="2h"), moments=20)
+    write_search(run, prepared_search(budget="2h"), max_evals=20)
     return run
 
 
@@ -69,22 +73,22 @@ def test_the_page_tells_what_was_spent(run: Path, pages: Dashboard) -> None:
     code, body = ask(pages, "/search/status")
     told = json.loads(body)
     assert code == 200 and told["run"] == "search"
-    snapshot = reader.read(run)
+    snapshot = reader.read_snapshot(run)
     said, states = told["status"], [trial.state for trial in snapshot.trials]
     assert said["trials"].startswith(f"{len(states)} of 12: ")
     for state in ("complete", "stopped", "running"):
         assert states.count(state) and f"{states.count(state)} {state}" in said["trials"]
     assert said["spent"] == str(snapshot.spent) and said["budget"].startswith("2h; ")
-    best = completed(snapshot.trials)[0]
+    best = rank_completed(snapshot.trials)[0]
     assert said["best so far"].startswith(f"trial {best.number}, f1 {best.score:.4f} on ")
     assert "expected to cost" in said["an even chance of better"]
     assert said["work"].endswith("whole runs") and "decision" in said["state"]
 
 
 def test_the_status_of_a_search_that_has_ended(tmp_path: Path) -> None:
-    trials = write_search(tmp_path, terms(trials=4, seeds=2))
+    trials = write_search(tmp_path, prepared_search(trials=4, seeds=2))
     (tmp_path / "result.json").write_text("{}")
-    told = status(reader.read(tmp_path), now=0.0)
+    told = describe_status(reader.read_snapshot(tmp_path), now=0.0)
     again = sum(trial.repeats is not None for trial in trials)
     assert told["state"].startswith("ended") and told["trials"].startswith("4 of 4")
     assert told["other seeds"] == f"{again} runs: {again} complete" and "budget" not in told
@@ -98,7 +102,7 @@ def test_the_heat_map_is_drawn_anew(pages: Dashboard) -> None:
 def test_optuna_shows_the_trials(run: Path, pages: Dashboard) -> None:
     code, body = ask(pages, "/api/studies/0", QUERY_STRING="after=0")
     trials = json.loads(body)["trials"]
-    known = reader.read(run).trials
+    known = reader.read_snapshot(run).trials
     assert code == 200 and len(trials) == len(known)
     assert json.loads(body)["objective_names"] == ["f1"]
     values = [each["value"] for each in trials[0]["intermediate_values"]]
@@ -140,10 +144,10 @@ def test_a_forwarded_port_may_have_another_number(pages: Dashboard, host: str) -
 
 
 def test_a_port_that_is_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with listening(run, 0) as server:
+    with make_dashboard_server(run, 0) as server:
         port = server.server_port
         with pytest.raises(DashboardError, match=f"--port {port}: .*name another"):
-            listening(run, port)
+            make_dashboard_server(run, port)
         assert main(["dashboard", str(run), "--port", str(port), "--no-browser"]) == 2
     assert "name another" in capsys.readouterr().err
     assert main(["dashboard", str(run), "--port", "99999", "--no-browser"]) == 2
@@ -189,7 +193,7 @@ def searching(
 def is_told(run: Path) -> bool:
     """Whether something is written down of a search."""
     try:
-        return bool(reader.read(run).trials)
+        return bool(reader.read_snapshot(run).trials)
     except BerthaError:
         return False
 
@@ -204,7 +208,7 @@ def until(happened: Callable[[], bool], seconds: float = 600) -> None:
 @contextmanager
 def shown(run: Path) -> Iterator[str]:
     """The address of a dashboard that is served meanwhile."""
-    with listening(run, 0) as server:
+    with make_dashboard_server(run, 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -213,21 +217,21 @@ def shown(run: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def person() -> Iterator[Person]:
+def person() -> Iterator[PageUser]:
     with browser_or_skip() as person:
         person.driver.set_window_size(1280, 1200)
         yield person
 
 
 @contextmanager
-def inside(person: Person, panel: str) -> Iterator[None]:
+def inside(person: PageUser, panel: str) -> Iterator[None]:
     """Look into one of the pages within the page."""
-    person.driver.switch_to.frame(person.named(panel))
+    person.driver.switch_to.frame(person.find_by_id(panel))
     yield
     person.driver.switch_to.default_content()
 
 
-def curves(person: Person) -> dict[str, int]:
+def curves(person: PageUser) -> dict[str, int]:
     """How many evaluations of each trial are drawn."""
     drawn = """const graph = document.getElementById("graph-intermediate-values");
         return [graph?.querySelectorAll(".scatterlayer .trace").length ?? 0, graph?.data ?? []]"""
@@ -235,48 +239,50 @@ def curves(person: Person) -> dict[str, int]:
     return {each["name"].split()[1]: len(each["x"]) for each in data if each["x"]} if lines else {}
 
 
-def choose(person: Person, tab: str) -> None:
-    person.all(f"[role=tab][aria-controls={tab}]")[0].click()
+def choose(person: PageUser, tab: str) -> None:
+    person.find_all(f"[role=tab][aria-controls={tab}]")[0].click()
 
 
-def sources(person: Person) -> set[str]:
+def sources(person: PageUser) -> set[str]:
     """From where everything was loaded."""
     script = "return performance.getEntriesByType('resource').map((each) => each.name)"
     return {"/".join(str(each).split("/")[:3]) for each in person.driver.execute_script(script)}
 
 
-def photograph(person: Person, name: str) -> None:
+def photograph(person: PageUser, name: str) -> None:
     if "BERTHA_PICTURES" in os.environ:
         person.driver.save_screenshot(str(Path(os.environ["BERTHA_PICTURES"]) / name))
 
 
-@pytest.mark.slow
-def test_a_person_watches_a_search(searching: Path, person: Person) -> None:
+@pytest.mark.browser
+def test_a_person_watches_a_search(searching: Path, person: PageUser) -> None:
     with shown(searching) as url:
         here = url.rstrip("/")
         person.driver.get(url)
-        person.until(lambda: "running" in person.fact("trials"), 60)
-        assert "$" in person.fact("spent") and "kWh" in person.fact("spent")
+        person.wait_until(lambda: "running" in person.read_fact("trials"), 60)
+        assert "$" in person.read_fact("spent") and "kWh" in person.read_fact("spent")
         assert sources(person) == {here}
         with inside(person, "trials"):
-            person.until(lambda: curves(person), 120)
+            person.wait_until(lambda: curves(person), 120)
             seen = [curves(person)]
-            person.until(lambda: grows(seen, curves(person)), 240)
-            person.until(lambda: set(curves(person)) > set(seen[0]), 240)
+            person.wait_until(lambda: grows(seen, curves(person)), 240)
+            person.wait_until(lambda: set(curves(person)) > set(seen[0]), 240)
             assert sources(person) == {here}
         photograph(person, "tuning-dashboard.png")
-        person.until(lambda: "complete" in person.fact("trials"), 240)
-        person.until(lambda: re.search(r"f1 [01]\.\d{4} on", person.fact("best so far")))
+        person.wait_until(lambda: "complete" in person.read_fact("trials"), 240)
+        person.wait_until(lambda: re.search(r"f1 [01]\.\d{4} on", person.read_fact("best so far")))
         choose(person, "heat")
-        person.until(lambda: person.all("#heat svg"), 60)
-        before = person.named("heat").get_attribute("innerHTML")
-        person.until(lambda: person.named("heat").get_attribute("innerHTML") != before, 120)
+        person.wait_until(lambda: person.find_all("#heat svg"), 60)
+        before = person.find_by_id("heat").get_attribute("innerHTML")
+        person.wait_until(
+            lambda: person.find_by_id("heat").get_attribute("innerHTML") != before, 120
+        )
         photograph(person, "tuning-heat.png")
         choose(person, "hparams")
         listing = f"{url}tensorboard/data/plugins_listing"
         until(lambda: bool(httpx.get(listing, timeout=60).json()["hparams"]["enabled"]))
         with inside(person, "hparams"):
-            person.until(lambda: "hparams" in person.all("body")[0].text.lower(), 60)
+            person.wait_until(lambda: "hparams" in person.find_all("body")[0].text.lower(), 60)
             assert sources(person) == {here}
         photograph(person, "tuning-hparams.png")
 
@@ -287,21 +293,21 @@ def grows(seen: list[dict[str, int]], now: dict[str, int]) -> bool:
     return any(now.get(name, 0) > length for name, length in seen[-2].items())
 
 
-@pytest.mark.slow
-def test_a_page_whose_dashboard_has_ended_says_so(run: Path, person: Person) -> None:
+@pytest.mark.browser
+def test_a_page_whose_dashboard_has_ended_says_so(run: Path, person: PageUser) -> None:
     with shown(run) as url:
         person.driver.get(url)
-        person.until(lambda: person.fact("spent"))
-        assert not person.named("silent").is_displayed()
-    person.until(lambda: person.named("silent").is_displayed())
+        person.wait_until(lambda: person.read_fact("spent"))
+        assert not person.find_by_id("silent").is_displayed()
+    person.wait_until(lambda: person.find_by_id("silent").is_displayed())
 
 
 if __name__ == "__main__":
-    with shown(Path(sys.argv[1])) as address, browser() as somebody:
+    with shown(Path(sys.argv[1])) as address, open_browser() as somebody:
         somebody.driver.set_window_size(1280, 1200)
         somebody.driver.get(address)
         with inside(somebody, "trials"):
-            somebody.until(lambda: curves(somebody), 60)
+            somebody.wait_until(lambda: curves(somebody), 60)
         for panel in ("trials", "heat", "hparams"):
             choose(somebody, panel)
             time.sleep(8)  # until figures stand still, which no page tells

@@ -9,23 +9,19 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from cluster.spec import ClusterSpec, Metadata
-from tests.support.searches import RECIPE, SPACE, terms, told, write_search
-from trainers.storage.directory import Directory
+from tests.support.searches import SPACE, as_dicts, open_journal, prepared_search, write_search
+from trainers.storage.directory import SyncedDirectory
 from tuning.__main__ import main
 from tuning.algorithms import repeats
-from tuning.algorithms.trial import Trial, completed
-from tuning.execution.capacity import Capacity
-from tuning.execution.controller import Director
+from tuning.algorithms.trial import Trial, rank_completed
+from tuning.execution.controller import SearchController
 from tuning.execution.tuner import Search
 from tuning.results import figures, report
-from tuning.results.heatmap import ROWS, heat_map
-from tuning.results.importance import FEWEST, importances
-from tuning.results.outcome import result_of
+from tuning.results.figures import MAX_ROWS, build_heat_map
+from tuning.results.importance import MIN_TRIALS, compute_importances
+from tuning.results.outcome import build_result
 from tuning.space.scaling_rule import RATE, SIZE
-from tuning.space.space import point_of
 from tuning.store import reader
-from tuning.store.journal import Journal
 
 VARIANTS = [
     {"trial": 3, "engine": "torch fp32", "metric": 0.9, "p95_seconds": 0.02, "cpu_seconds": 9e3},
@@ -38,16 +34,14 @@ VARIANTS = [
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that has ended, as it lies on the disk."""
     run = tmp_path_factory.mktemp("place") / "search"
-    found, of = write_search(run, terms()), terms()
-    journal = Journal(run, of.prior.shown(of.space), point_of(RECIPE, SPACE), 1)
-    director = Director(of, journal, lambda line: None)
-    search = Search(
-        director, Capacity(1, 1), ClusterSpec("here", "local", 1, Metadata()), Directory(run)
-    )
-    verdict = repeats.verdict(found)
+    prepared = prepared_search()
+    trials = write_search(run, prepared)
+    journal = open_journal(run, prepared)
+    search = Search(SearchController(prepared, journal, lambda line: None), SyncedDirectory(run))
+    verdict = repeats.compare_finalists(trials)
     assert verdict is not None and verdict.winner != 0
-    judged = {verdict.winner: {"f1": 0.91}, 0: {"f1": 0.77}}
-    result = result_of(search, verdict, judged)
+    tested = {verdict.winner: {"f1": 0.91}, 0: {"f1": 0.77}}
+    result = build_result(search, verdict, tested)
     journal.close()
     result |= {"variants": VARIANTS, "registered": "sentiment:1"}
     (run / "result.json").write_text(json.dumps(result))
@@ -56,18 +50,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trials(run: Path) -> tuple[Trial, ...]:
-    return reader.read(run).trials
+    return reader.read_snapshot(run).trials
 
 
 def test_who_does_not_hold_a_search_reads_what_it_knows(tmp_path: Path) -> None:
-    known = write_search(tmp_path, terms(budget="2h"), moments=25)
+    known = write_search(tmp_path, prepared_search(budget="2h"), max_evals=25)
     before = (tmp_path / "study.journal").read_bytes()
-    snapshot = reader.read(tmp_path)
-    assert told(list(snapshot.trials)) == told(known)
+    snapshot = reader.read_snapshot(tmp_path)
+    assert as_dicts(list(snapshot.trials)) == as_dicts(known)
     assert snapshot.metric == "f1" and snapshot.slots == 1 and snapshot.total_tokens == 40_000
     assert any(trial.state == "running" for trial in snapshot.trials)
     with pytest.raises(reader.JournalError, match="only shows it"):
-        reader.storage(tmp_path).set_study_user_attr(0, "key", "value")
+        reader.open_readonly(tmp_path).set_study_user_attr(0, "key", "value")
     assert (tmp_path / "study.journal").read_bytes() == before
 
 
@@ -75,7 +69,7 @@ def test_where_there_is_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[
     for command in ("report", "dashboard"):
         assert main([command, str(tmp_path)]) == 2
         assert f"error: {tmp_path}: holds no" in capsys.readouterr().err
-    write_search(tmp_path, terms(), moments=5)
+    write_search(tmp_path, prepared_search(), max_evals=5)
     assert main(["report", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "python -m tuning resume" in said and "python -m tuning dashboard" in said
@@ -83,7 +77,7 @@ def test_where_there_is_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
-    report.write(Directory(run))
+    report.write_report(SyncedDirectory(run))
     return (run / "report.html").read_text()
 
 
@@ -127,7 +121,7 @@ def test_the_same_search_gives_the_same_report(
 
 
 def test_the_setting_that_decides_is_the_most_important(run: Path) -> None:
-    found = importances(reader.read(run))
+    found = compute_importances(reader.read_snapshot(run))
     assert [each.key for each in found] == [RATE, SIZE], "the surface knows no batch size"
     assert sum(each.share for each in found) == pytest.approx(1)
     assert all(0 <= each.low <= each.high <= 1 for each in found)
@@ -135,30 +129,32 @@ def test_the_setting_that_decides_is_the_most_important(run: Path) -> None:
 
 
 def test_a_few_trials_say_nothing(tmp_path: Path) -> None:
-    write_search(tmp_path, terms(trials=FEWEST - 1, seeds=1))
-    assert importances(reader.read(tmp_path)) == []
+    write_search(tmp_path, prepared_search(trials=MIN_TRIALS - 1, seeds=1))
+    assert compute_importances(reader.read_snapshot(tmp_path)) == []
 
 
 def test_the_heat_map_holds_the_best_of_each_cell(trials: tuple[Trial, ...]) -> None:
-    found = heat_map(trials)
+    found = build_heat_map(trials)
     assert found is not None and found.sizes == (8, 16, 32)
-    assert found.scores.shape == (len(found.rates), 3) and len(found.rates) <= ROWS
+    assert found.scores.shape == (len(found.rates), 3) and len(found.rates) <= MAX_ROWS
     assert list(found.rates) == sorted(found.rates)
-    best = completed(trials)[0]
+    best = rank_completed(trials)[0]
     row, column = np.unravel_index(np.nanargmax(found.scores), found.scores.shape)
     assert found.scores[row, column] == best.score
-    assert found.sizes[column] == best.point[SIZE]
-    near = [abs(math.log(rate / float(best.point[RATE] or 1))) for rate in found.rates]
+    assert found.sizes[column] == best.settings[SIZE]
+    near = [abs(math.log(rate / float(best.settings[RATE] or 1))) for rate in found.rates]
     assert row == int(np.argmin(near))
 
 
 def test_no_heat_map_without_both(tmp_path: Path) -> None:
-    write_search(tmp_path, terms({RATE: SPACE[RATE]}, trials=3, seeds=1))
-    snapshot = reader.read(tmp_path)
-    assert heat_map(snapshot.trials) is None and figures.heat(snapshot) is None
+    write_search(tmp_path, prepared_search({RATE: SPACE[RATE]}, trials=3, seeds=1))
+    snapshot = reader.read_snapshot(tmp_path)
+    assert build_heat_map(snapshot.trials) is None and figures.plot_heat_map(snapshot) is None
 
 
 def test_figures_of_a_search_that_has_just_begun(tmp_path: Path) -> None:
-    write_search(tmp_path, terms(), moments=0)
-    snapshot = reader.read(tmp_path)
-    assert figures.heat(snapshot) is None and figures.curves(snapshot).startswith("<svg")
+    write_search(tmp_path, prepared_search(), max_evals=0)
+    snapshot = reader.read_snapshot(tmp_path)
+    assert figures.plot_heat_map(snapshot) is None and figures.plot_curves(snapshot).startswith(
+        "<svg"
+    )

@@ -9,7 +9,7 @@ import yaml
 from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
 from tuning.space import space as spaces
-from tuning.space.scaling_rule import RATE, SIZE, Prior
+from tuning.space.scaling_rule import RATE, SIZE, ScalingRule
 from tuning.space.space import Choices, Range
 
 SETTINGS: dict[str, Any] = {
@@ -18,16 +18,16 @@ SETTINGS: dict[str, Any] = {
     "batch": {"global_size": 32, "max_length": 64},
     "optimizer": {"learning_rate": 1e-4},
 }
-RECIPE = recipes.parse(SETTINGS)
+RECIPE = recipes.parse_recipe(SETTINGS)
 
 
-def space_of(**ranges: Any) -> spaces.Space:
+def parse_ranges(**ranges: Any) -> spaces.Space:
     named = {key.replace("__", "."): value for key, value in ranges.items()}
-    return spaces.of(SETTINGS | {"tune": named}, RECIPE, 22_000_000, "recipe")
+    return spaces.parse_space(SETTINGS | {"tune": named}, RECIPE, 22_000_000, "recipe")
 
 
 def test_ranges_are_read() -> None:
-    space = space_of(
+    space = parse_ranges(
         optimizer__learning_rate="log 1e-6..1e-3",
         stopping__epochs="1..4",
         optimizer__weight_decay="0..0.1",
@@ -41,20 +41,20 @@ def test_ranges_are_read() -> None:
 
 def test_keys_may_be_nested_and_a_range_may_be_taken_back() -> None:
     nested = {"optimizer": {"learning_rate": "log 1e-6..1e-3", "weight_decay": None}}
-    space = spaces.of(SETTINGS | {"tune": nested}, RECIPE, 1, "recipe")
+    space = spaces.parse_space(SETTINGS | {"tune": nested}, RECIPE, 1, "recipe")
     assert list(space) == ["optimizer.learning_rate"]
     overridden = {"batch.global_size": [8, 16], "batch": {"global_size": None}, **nested}
-    assert spaces.of(SETTINGS | {"tune": overridden}, RECIPE, 1, "recipe") == space
+    assert spaces.parse_space(SETTINGS | {"tune": overridden}, RECIPE, 1, "recipe") == space
 
 
 def test_a_list_may_be_a_choice() -> None:
-    space = space_of(model__layers=[None, [0, 2, 4]])
-    assert space["model.layers"].ends == (None, "[0, 2, 4]"), "a word, as samplers want it"
+    space = parse_ranges(model__layers=[None, [0, 2, 4]])
+    assert space["model.layers"].bounds == (None, "[0, 2, 4]"), "a word, as samplers want it"
     base = RECIPE.model_dump(mode="json")
-    student = spaces.with_point(base, {"model.layers": "[0, 2, 4]"})
+    student = spaces.apply_point(base, {"model.layers": "[0, 2, 4]"})
     assert student.model.layers == (0, 2, 4)
-    assert spaces.point_of(student, space) == {"model.layers": "[0, 2, 4]"}
-    assert spaces.with_point(base, {"model.layers": None}) == RECIPE
+    assert spaces.extract_point(student, space) == {"model.layers": "[0, 2, 4]"}
+    assert spaces.apply_point(base, {"model.layers": None}) == RECIPE
 
 
 @pytest.mark.parametrize(
@@ -85,71 +85,75 @@ def test_a_list_may_be_a_choice() -> None:
 )
 def test_what_is_wrong_is_said_in_one_error(ranges: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        space_of(**ranges)
+        parse_ranges(**ranges)
 
 
 def test_tune_must_be_ranges() -> None:
     with pytest.raises(SettingsError, match="give a range to each key"):
-        spaces.of(SETTINGS | {"tune": "all of it"}, RECIPE, 1, "recipe")
+        spaces.parse_space(SETTINGS | {"tune": "all of it"}, RECIPE, 1, "recipe")
     with pytest.raises(SettingsError, match="names no range"):
-        space_of(optimizer__learning_rate=None)
+        parse_ranges(optimizer__learning_rate=None)
 
 
 def test_the_default_space_suits_the_size_of_the_model_and_holds_the_recipe() -> None:
     rates = {}
     for parameters in (4e6, 110e6, 340e6):
-        space = spaces.default(RECIPE, int(parameters))
+        space = spaces.default_space(RECIPE, int(parameters))
         rates[parameters] = space[RATE]
-        assert space[RATE].holds(1e-4) and space[SIZE] == Choices((16, 32, 64, 128))
-        spaces.check(space, RECIPE, "default")
-    assert rates[4e6].ends[1] > rates[110e6].ends[1]
-    assert rates[340e6].ends[0] < rates[110e6].ends[0]
+        assert space[RATE].contains(1e-4) and space[SIZE] == Choices((16, 32, 64, 128))
+        spaces.check_space(space, RECIPE, "default")
+    assert rates[4e6].bounds[1] > rates[110e6].bounds[1]
+    assert rates[340e6].bounds[0] < rates[110e6].bounds[0]
     small = SETTINGS | {"batch": {"global_size": 1}}
-    assert spaces.default(recipes.parse(small), 1)[SIZE] == Choices((1, 2, 4))
+    assert spaces.default_space(recipes.parse_recipe(small), 1)[SIZE] == Choices((1, 2, 4))
 
 
 def test_shares_of_a_range_are_even_in_what_it_says() -> None:
     log, even, whole = Range(1e-6, 1e-2, log=True), Range(2.0, 4.0), Range(1, 4, whole=True)
-    assert log.at(0.5) == pytest.approx(1e-4)
-    assert even.at(0.25) == 2.5
-    drawn = [whole.at((i + 0.5) / 1000) for i in range(1000)]
+    assert log.value_at(0.5) == pytest.approx(1e-4)
+    assert even.value_at(0.25) == 2.5
+    drawn = [whole.value_at((i + 0.5) / 1000) for i in range(1000)]
     assert all(drawn.count(value) == 250 for value in (1, 2, 3, 4))
-    assert {Choices(("a", "b")).at(share) for share in (0.0, 0.49)} == {"a"}
-    assert Choices(("a", "b")).at(1.0) == "b"
+    assert {Choices(("a", "b")).value_at(share) for share in (0.0, 0.49)} == {"a"}
+    assert Choices(("a", "b")).value_at(1.0) == "b"
 
 
 def test_the_rule_scales_with_the_root_for_adam_and_in_proportion_for_sgd() -> None:
     space = {RATE: Range(1e-5, 1e-3, log=True), SIZE: Choices((8, 32, 128))}
     searched = {RATE: 1e-4, SIZE: 128}
-    assert Prior.of(space, 32, "adamw", True).settings(searched)[RATE] == pytest.approx(2e-4)
-    assert Prior.of(space, 32, "sgd", True).settings(searched)[RATE] == pytest.approx(4e-4)
-    assert Prior.of(space, 32, "adamw", False).settings(searched) == searched
+    assert ScalingRule.for_space(space, 32, "adamw", True).to_settings(searched)[
+        RATE
+    ] == pytest.approx(2e-4)
+    assert ScalingRule.for_space(space, 32, "sgd", True).to_settings(searched)[
+        RATE
+    ] == pytest.approx(4e-4)
+    assert ScalingRule.for_space(space, 32, "adamw", False).to_settings(searched) == searched
     alone = {RATE: space[RATE]}
-    assert Prior.of(alone, 32, "adamw", True).settings({RATE: 1e-4}) == {RATE: 1e-4}
+    assert ScalingRule.for_space(alone, 32, "adamw", True).to_settings({RATE: 1e-4}) == {RATE: 1e-4}
     by_name = {**searched, "optimizer.name": "sgd"}
-    prior = Prior.of(space, 32, "adamw", True)
-    assert prior.settings(by_name)[RATE] == pytest.approx(4e-4)
-    assert prior.searched(prior.settings(by_name)) == pytest.approx(by_name)
+    rule = ScalingRule.for_space(space, 32, "adamw", True)
+    assert rule.to_settings(by_name)[RATE] == pytest.approx(4e-4)
+    assert rule.to_search_point(rule.to_settings(by_name)) == pytest.approx(by_name)
 
 
 def test_shown_rates_are_as_wide_as_they_come_out() -> None:
     space = {RATE: Range(1e-5, 1e-3, log=True), SIZE: Choices((8, 32, 128))}
-    shown = Prior.of(space, 32, "adamw", True).shown(space)[RATE]
-    assert isinstance(shown, Range)
-    assert math.isclose(shown.low, 0.5e-5) and math.isclose(shown.high, 2e-3)
+    wider = ScalingRule.for_space(space, 32, "adamw", True).settings_space(space)[RATE]
+    assert isinstance(wider, Range)
+    assert math.isclose(wider.low, 0.5e-5) and math.isclose(wider.high, 2e-3)
 
 
 def test_a_recipe_file_may_hold_ranges_that_trainers_leave_alone(tmp_path: Any) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | {"tune": {"stopping.epochs": "1..4"}}))
-    assert recipes.load(path) == RECIPE
-    settings, _ = recipes.read(path, ["tune.stopping.epochs=1..9"])
+    assert recipes.load_recipe(path) == RECIPE
+    settings, _ = recipes.read_settings(path, ["tune.stopping.epochs=1..9"])
     assert settings["tune"] == {"stopping.epochs": "1..4", "stopping": {"epochs": "1..9"}}
 
 
 def test_the_shipped_recipes_can_be_searched() -> None:
     for path in recipes.SHIPPED.glob("*.yaml"):
-        settings, origin = recipes.read(path)
-        recipe = recipes.load(path)
-        space = spaces.of(settings, recipe, 22_000_000, origin)
-        spaces.check(space, recipe, origin)
+        settings, origin = recipes.read_settings(path)
+        recipe = recipes.load_recipe(path)
+        space = spaces.parse_space(settings, recipe, 22_000_000, origin)
+        spaces.check_space(space, recipe, origin)

@@ -33,18 +33,18 @@ class Instance:
     tags: Mapping[str, str]
 
 
-def instances() -> list[Instance]:
-    """All that there ever were."""
+def list_instances() -> list[Instance]:
+    """Return all instances that were ever launched."""
     with LOCK:
         regions = ec2_backends[ACCOUNT]
         return [
-            _instance(region, regions[region], each)
+            _describe_instance(region, regions[region], each)
             for region in list(regions)
             for each in regions[region].all_instances()
         ]
 
 
-def _instance(region: str, backend: Any, each: Any) -> Instance:
+def _describe_instance(region: str, backend: Any, each: Any) -> Instance:
     profile = backend.iam_instance_profile_associations.get(each.id)
     roles = profile.iam_instance_profile.roles if profile else []
     pair = backend.key_pairs.get(each.key_name)
@@ -65,13 +65,13 @@ def _instance(region: str, backend: Any, each: Any) -> Instance:
 
 
 def role_of_profile(name: str) -> str:
-    """The ARN of the role in an instance profile."""
+    """Return the ARN of the role in an instance profile."""
     with LOCK:
         return str(iam_backends[ACCOUNT]["aws"].get_instance_profile(name).roles[0].arn)
 
 
-def statements(role: str) -> list[Mapping[str, Any]]:
-    """All that a role's policies say."""
+def role_statements(role: str) -> list[Mapping[str, Any]]:
+    """Return the statements of a role's policies."""
     with LOCK:
         documents = iam_backends[ACCOUNT]["aws"].get_role(role).policies.values()
         return [each for document in documents for each in json.loads(document)["Statement"]]

@@ -1,4 +1,4 @@
-"""Stands before moto: lets through what IAM would, and answers what moto lacks.
+"""A gateway before moto: enforces IAM permissions, and implements what moto lacks.
 
 moto enforces no permission that has a condition, takes every bucket policy for a refusal, knows no
 placement groups and forgets kinds of network interfaces. So permissions are judged here, bucket
@@ -17,15 +17,15 @@ from typing import Any
 from werkzeug.wrappers import Request, Response
 
 from . import fleet
-from .deeds import of_ec2, of_s3
+from .actions import ec2_actions, s3_action
 from .metadata import Credentials
-from .permissions import Deed, is_allowed, is_denied
+from .permissions import ApiAction, is_allowed, is_denied
 
 SIGNED = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/aws4_request")
 
 
-class Front:
-    """An application of WSGI around another. launches, refused: what was done here, in order."""
+class AwsGateway:
+    """A WSGI middleware. launches, refused: what was requested, in order."""
 
     def __init__(self, moto: Any, credentials: Credentials) -> None:
         self._moto = moto
@@ -40,55 +40,59 @@ class Front:
         body = request.get_data()
         environ |= {"wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
         with fleet.LOCK:
-            answer = self._answer(request, body.decode("utf-8", "replace"))
+            answer = self._handle_request(request, body.decode("utf-8", "replace"))
         return answer(environ, start)
 
-    def _answer(self, request: Request, body: str) -> Response:
+    def _handle_request(self, request: Request, body: str) -> Response:
         signed = SIGNED.search(request.headers.get("Authorization", ""))
         if signed is None:
             return _s3_error(403, "AccessDenied", "not signed")
         key, region, service = signed.groups()
         form = dict(urllib.parse.parse_qsl(body)) if service in ("ec2", "sts", "iam") else {}
-        role = self._credentials.role(key)
-        for deed in self._deeds(request, region, service, form):
-            if not self._may(role, deed):
-                self.refused.append({"role": role or "", "did": deed.action, "to": deed.resource})
+        role = self._credentials.role_of_key(key)
+        for api_action in self._request_actions(request, region, service, form):
+            if not self._is_permitted(role, api_action):
+                self.refused.append(
+                    {"role": role or "", "did": api_action.action, "to": api_action.resource}
+                )
                 if service == "ec2":
-                    return _ec2_error("UnauthorizedOperation", deed.action)
-                return _s3_error(403, "AccessDenied", f"{deed.action} {deed.resource}")
+                    return _ec2_error("UnauthorizedOperation", api_action.action)
+                return _s3_error(403, "AccessDenied", f"{api_action.action} {api_action.resource}")
         if service == "s3" and "policy" in request.args:
-            return self._of_policy(request, body)
+            return self._handle_bucket_policy(request, body)
         if "PlacementGroup" in form.get("Action", ""):
-            return self._of_groups(form)
+            return self._handle_placement_groups(form)
         if form.get("Action") == "RunInstances":
             return self._run_instances(request, form)
         return Response.from_app(self._moto, request.environ)
 
-    def _deeds(
+    def _request_actions(
         self, request: Request, region: str, service: str, form: Mapping[str, str]
-    ) -> Iterator[Deed]:
+    ) -> Iterator[ApiAction]:
         if service == "s3":
             query, scheme = request.query_string.decode(), request.scheme
-            yield of_s3(request.method, request.path, query, scheme)
+            yield s3_action(request.method, request.path, query, scheme)
         elif service == "ec2":
-            tags = {each.name: each.tags for each in fleet.instances()}
+            tags = {each.name: each.tags for each in fleet.list_instances()}
             role = fleet.role_of_profile
-            yield from of_ec2(region, fleet.ACCOUNT, form, role, lambda name: tags.get(name, {}))
+            yield from ec2_actions(
+                region, fleet.ACCOUNT, form, role, lambda name: tags.get(name, {})
+            )
         else:
             named = request.headers.get("X-Amz-Target", "").split(".")[-1]
             action = form.get("Action", named)
             if action != "GetCallerIdentity":  # which nobody can be denied
-                yield Deed(f"{service}:{action}")
+                yield ApiAction(f"{service}:{action}")
 
-    def _may(self, role: str | None, deed: Deed) -> bool:
-        """Whether a role, or the account's owner (None), may; a bucket's policy binds both."""
-        bucket = deed.resource.removeprefix("arn:aws:s3:::").split("/")[0]
+    def _is_permitted(self, role: str | None, api_action: ApiAction) -> bool:
+        """Whether a role, or the account's owner (None), may do it; a bucket policy binds both."""
+        bucket = api_action.resource.removeprefix("arn:aws:s3:::").split("/")[0]
         policy = json.loads(self._policies.get(bucket, '{"Statement": []}'))["Statement"]
-        if is_denied(policy, deed):
+        if is_denied(policy, api_action):
             return False
-        return role is None or is_allowed(fleet.statements(role), deed)
+        return role is None or is_allowed(fleet.role_statements(role), api_action)
 
-    def _of_policy(self, request: Request, body: str) -> Response:
+    def _handle_bucket_policy(self, request: Request, body: str) -> Response:
         bucket = request.path.strip("/")
         if request.method == "PUT":
             self._policies[bucket] = body
@@ -96,7 +100,7 @@ class Front:
         kept = self._policies.get(bucket)
         return Response(kept) if kept else _s3_error(404, "NoSuchBucketPolicy", bucket)
 
-    def _of_groups(self, form: Mapping[str, str]) -> Response:
+    def _handle_placement_groups(self, form: Mapping[str, str]) -> Response:
         if form["Action"] == "CreatePlacementGroup":
             self._groups[form["GroupName"]] = form["Strategy"]
         items = "".join(

@@ -23,8 +23,8 @@ from moto.moto_server.werkzeug_app import (
 from werkzeug.serving import make_server
 
 from . import fleet
-from .front import Front
-from .metadata import Credentials, Metadata
+from .front import AwsGateway
+from .metadata import Credentials, MetadataServer
 
 METADATA = "169.254.169.254"
 STATE, NOTICES = Path("state.json"), Path("notices.json")
@@ -32,7 +32,7 @@ STATE, NOTICES = Path("state.json"), Path("notices.json")
 
 def main(address: str, certificate: str, key: str) -> None:
     credentials = Credentials()
-    front = Front(DomainDispatcherApplication(create_backend_app), credentials)
+    front = AwsGateway(DomainDispatcherApplication(create_backend_app), credentials)
     for port, context in ((443, (certificate, key)), (80, None)):
         server = make_server(
             address, port, front, threaded=True, request_handler=MotoRequestHandler,
@@ -40,17 +40,17 @@ def main(address: str, certificate: str, key: str) -> None:
         )  # fmt: skip
         threading.Thread(target=server.serve_forever, daemon=True).start()
     NOTICES.write_text("{}")
-    metadata = Metadata(METADATA, credentials, NOTICES)
+    metadata = MetadataServer(METADATA, credentials, NOTICES)
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     while True:
-        _write(front)
+        _write_state(front)
         time.sleep(0.3)
 
 
-def _write(front: Front) -> None:
-    """Whole or not at all, for others read it at any time."""
+def _write_state(front: AwsGateway) -> None:
+    """Write state.json atomically, since others read it at any time."""
     state: Mapping[str, Any] = {
-        "instances": [asdict(each) for each in fleet.instances()],
+        "instances": [asdict(each) for each in fleet.list_instances()],
         "launches": front.launches,
         "refused": front.refused,
     }

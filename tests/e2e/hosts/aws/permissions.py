@@ -1,4 +1,4 @@
-"""Whether policies of IAM let a deed be done: allowed somewhere, denied nowhere. Pure.
+"""IAM policy evaluation: an action is permitted if a statement allows it and none denies it.
 
 Source: IAM User Guide, "Policy evaluation logic" and "IAM JSON policy elements". Of the operators
 of conditions only those of OPERATORS are known; another one raises KeyError.
@@ -20,38 +20,47 @@ Statement = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Deed:
-    """What a request does to what. context: condition keys and their values."""
+class ApiAction:
+    """An action on a resource. context: condition keys and their values."""
 
     action: str
     resource: str = "*"
     context: Mapping[str, str] = field(default_factory=dict)
 
 
-def is_allowed(statements: Sequence[Statement], deed: Deed) -> bool:
-    """Whether a statement allows it and none denies it."""
-    effects = {each["Effect"] for each in statements if _concerns(each, deed)}
+def is_allowed(statements: Sequence[Statement], api_action: ApiAction) -> bool:
+    """Whether a statement allows the action and none denies it."""
+    effects = {each["Effect"] for each in statements if _matches_statement(each, api_action)}
     return effects == {"Allow"}
 
 
-def is_denied(statements: Sequence[Statement], deed: Deed) -> bool:
-    """Whether a statement denies it, whoever asks."""
-    return any(each["Effect"] == "Deny" and _concerns(each, deed) for each in statements)
+def is_denied(statements: Sequence[Statement], api_action: ApiAction) -> bool:
+    """Whether a statement denies the action, whoever asks."""
+    return any(
+        each["Effect"] == "Deny" and _matches_statement(each, api_action) for each in statements
+    )
 
 
-def _concerns(statement: Statement, deed: Deed) -> bool:
-    action = any(fnmatchcase(deed.action, pattern) for pattern in _listed(statement["Action"]))
-    resource = any(fnmatchcase(deed.resource, each) for each in _listed(statement["Resource"]))
+def _matches_statement(statement: Statement, api_action: ApiAction) -> bool:
+    action = any(
+        fnmatchcase(api_action.action, pattern) for pattern in _as_list(statement["Action"])
+    )
+    resource = any(
+        fnmatchcase(api_action.resource, each) for each in _as_list(statement["Resource"])
+    )
     return (
         action
         and resource
         and all(
-            any(OPERATORS[operator](value, deed.context.get(key, "")) for value in _listed(wanted))
+            any(
+                OPERATORS[operator](value, api_action.context.get(key, ""))
+                for value in _as_list(wanted)
+            )
             for operator, keys in statement.get("Condition", {}).items()
             for key, wanted in keys.items()
         )
     )
 
 
-def _listed(value: str | list[str]) -> list[str]:
+def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value

@@ -1,0 +1,95 @@
+"""Labels as columns hold them, and the targets that a model learns."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainers.config.sections import DataConfig
+from trainers.data.files import DataError
+from trainers.data.labels import build_targets, class_names, count_labels, parse_labels
+from trainers.data.readers import SkipCounter
+from trainers.data.sources import RawRows
+
+
+def parse(
+    values: list[Any], task: Any = "classification", named: tuple[str, ...] = (), **data: Any
+) -> tuple[list, dict[str, tuple[int, str]]]:
+    """The labels of `values`, which stand in rows 10, 11 and so on, and what is skipped."""
+    skips, numbers = SkipCounter("row"), list(range(10, 10 + len(values)))
+    rows = RawRows(["x"] * len(values), values, numbers, "row", len(values), (), named)
+    labels = parse_labels(rows, task, DataConfig(source="x", **data), skips)
+    return labels, {skip.reason: (skip.rows, skip.first) for skip in skips.list_reasons()}
+
+
+def test_whole_numbers_lose_their_decimals_only_where_all_are_whole() -> None:
+    assert parse([1.0, "2.00", -3])[0] == [("1",), ("2",), ("-3",)]
+    assert parse([1.0, "2.5"])[0] == [("1.0",), ("2.5",)]
+    assert parse(["1.0", "one"])[0] == [("1.0",), ("one",)]
+
+
+def test_a_withheld_label_is_none_only_where_the_source_names_classes() -> None:
+    named, skipped = parse([0, -1, 1, -1], named=("neg", "pos"))
+    assert named == [("neg",), None, ("pos",), None]
+    assert skipped == {"no label": (2, "row 11")}
+    assert parse([0, -1, 1]) == ([("0",), ("-1",), ("1",)], {})
+
+
+def test_indices_become_the_names_that_are_given_or_those_of_the_source() -> None:
+    assert parse([1, 0], labels=["no", "yes"])[0] == [("yes",), ("no",)]
+    assert parse(["1", "0"], labels=["1", "0"])[0] == [("1",), ("0",)], "they are the names"
+    # All names of the source are given, in another order: the source knows which index is which.
+    assert parse([1, 0], named=("neg", "pos"), labels=["pos", "neg"])[0] == [("pos",), ("neg",)]
+    assert parse([1, 0], named=("neg", "pos"), labels=["bad", "good"])[0] == [("good",), ("bad",)]
+
+
+def test_labels_of_one_cell_are_split_cleaned_and_counted_once() -> None:
+    values = ["a| b |a|", '["b", null, "b"]', ["c", ""], "", "[a]", None]
+    labels, skipped = parse(values, "multi-label")
+    assert labels == [("a", "b"), ("b",), ("c",), (), None, None]
+    assert skipped == {"label is not a JSON list": (1, "row 14"), "no label": (1, "row 15")}
+
+
+def test_numbers_must_be_finite_in_single_precision() -> None:
+    labels, skipped = parse(["1.5", True, "-3e38", "4e38", "x", " "], "regression")
+    assert labels == [1.5, 1.0, -3e38, None, None, None]
+    assert skipped == {"label is not a finite number": (2, "row 13"), "no label": (1, "row 15")}
+
+
+def test_a_masked_language_model_reads_no_labels() -> None:
+    assert parse([None, "x"], "masked-lm") == ([(), ()], {})
+    assert build_targets([(), ()], "masked-lm", (), str).tolist() == [0, 0]
+
+
+def test_classes_are_sorted_as_numbers_where_all_are() -> None:
+    assert class_names([("10",), ("9",)], "classification", None) == ("9", "10")
+    assert class_names([("10",), ("9",), ("a",)], "classification", None) == ("10", "9", "a")
+    assert class_names([("b",), ("a",)], "classification", ("c", "b", "a")) == ("c", "b", "a")
+    assert class_names([1.0], "regression", None) == ()
+
+
+def test_there_must_be_something_to_tell_apart() -> None:
+    with pytest.raises(DataError, match=r"label 'a'; a classifier needs two.* data\.label the"):
+        class_names([("a",), ("a",)], "classification", ("a", "b"))
+    with pytest.raises(DataError, match=r"no training row has a label; is data\.label"):
+        class_names([(), ()], "multi-label", None)
+    assert class_names([("a",), ()], "multi-label", None) == ("a",)
+
+
+def test_targets_are_indices_or_one_column_a_class() -> None:
+    indices = build_targets([("b",), ("a",)], "classification", ("a", "b"), str)
+    assert indices.tolist() == [1, 0] and indices.dtype == np.int64
+    hot = build_targets([("b", "a"), (), ("b",)], "multi-label", ("a", "b"), str)
+    assert hot.tolist() == [[1, 1], [0, 0], [0, 1]] and hot.dtype == np.float32
+    assert build_targets([0.5], "regression", (), str).dtype == np.float32
+    assert count_labels([("b", "a"), ("b",)], ("c", "b", "a")) == {"c": 0, "b": 2, "a": 1}
+
+
+def test_an_unknown_label_names_its_row_and_twenty_classes_at_most() -> None:
+    names = tuple(f"c{n}" for n in range(21))
+    with pytest.raises(DataError) as raised:
+        build_targets([("c0",), ("x" * 99,)], "classification", names, lambda row: f"line {row}")
+    said = str(raised.value)
+    assert said.startswith(f"line 1: label '{'x' * 60}' is not one of 'c0', ")
+    assert "'c19', ...." in said and "c20" not in said
+    assert said.endswith("fix the row, or name every class in data.labels")

@@ -1,0 +1,115 @@
+"""`bertha plan`: how its options are understood, and what they change."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.planning import plan_command
+
+REGION = ("--region", "us-east-1")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = plan_command.main(["imdb", *arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    status, out, err = run(capsys, *REGION, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_overrides_may_stand_anywhere() -> None:
+    options = plan_command.parse_arguments(
+        ["imdb", "a=1", "--pick", "2", "b=2", "--serve", "10", "c=3"], "plan"
+    )
+    assert (options.recipe, options.overrides) == ("imdb", ["a=1", "b=2", "c=3"])
+    assert (options.pick, options.serve, options.objective, options.p95) == (2, 10, "money", "50ms")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "same"),
+    [
+        ("--deadline", "10m", ["10min", " 600 s "]),
+        ("--budget", "2USD", ["2", "$ 2.0", "2$"]),
+        ("--power-limit", "3kW", ["3000W", "0.003MW"]),
+    ],
+)
+def test_limits_have_units(
+    capsys: pytest.CaptureFixture[str], option: str, value: str, same: list[str]
+) -> None:
+    offers = plan(capsys, option, value)["offers"]
+    assert offers, "some hardware meets the limit"
+    assert offers != plan(capsys)["offers"], "and some does not"
+    for other in same:
+        assert plan(capsys, option, other)["offers"] == offers
+
+
+@pytest.mark.parametrize("value", ["0h", "-1h", "1.2.3h", "2H", "h", ""])
+def test_a_limit_that_is_no_positive_number_with_a_unit_is_refused(
+    capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    status, out, err = run(capsys, f"--deadline={value}")
+    assert (status, out) == (2, "")
+    assert err == (f"error: --deadline '{value}': a number and one of s, m, min, h, d, as in 2h\n")
+
+
+def test_a_picked_row_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, *REGION, "--pick", "0")
+    found = re.fullmatch(r"error: --pick 0: there are (\d+) rows, counted from 1\n", err)
+    assert status == 2 and found
+    rows = int(found[1])
+    chosen = [plan(capsys, "--pick", str(row))["chosen"]["usd"] for row in (1, 2, rows)]
+    assert chosen == sorted(chosen), "the cheapest first"
+    assert run(capsys, *REGION, "--pick", str(rows + 1))[0] == 2
+
+
+def test_serving_is_priced_in_the_region_the_cheapest_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, out, _ = run(capsys, *REGION, "--serve", "500", "--p95", "0.02s")
+    serving = out[out.index("serving ") :]
+    assert serving.startswith("serving   500 texts/s, p95 within 20 ms")
+    assert "us-east-1" in serving and "ap-southeast-4" not in serving
+    prices = [line.split()[-1] for line in serving.splitlines()[2:]]
+    known = [float(price) for price in prices if price != "?"]
+    assert known == sorted(known) and prices[len(known) :] == ["?"] * (len(prices) - len(known))
+    _, slower, _ = run(capsys, *REGION, "--serve", "500", "--p95", "2s")
+    assert slower[slower.index("serving ") :] != serving
+    status, _, err = run(capsys, *REGION, "--serve", "500", "--p95", "20")
+    assert status == 2 and "--p95 '20': a number and one of ms, s, as in 50ms" in err
+
+
+def test_a_file_that_is_written_is_told_aside(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    status, out, err = run(capsys, *REGION, "--write", str(path), "--pick", "2", "--json")
+    assert status == 0 and json.loads(out)["chosen"]["machine"] in path.read_text()
+    assert err == f"wrote {path}; `python -m cluster check {path}`\n"
+
+
+@pytest.mark.slow
+def test_plots_are_drawn_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, _, err = run(capsys, *REGION, "--plots", str(tmp_path / "plots"))
+    assert status == 0
+    assert set(err.splitlines()) == {f"wrote {each}" for each in (tmp_path / "plots").iterdir()}
+
+
+def test_a_probe_that_dies_says_the_way_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(seconds: float) -> None:
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr("trainers.planning.probe.run_probe", die)
+    status, _, err = run(capsys, *REGION, "--probe")
+    assert status == 2
+    assert err == "error: --probe: a worker was killed; try python -m trainers probe --out FILE\n"

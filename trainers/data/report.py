@@ -1,0 +1,133 @@
+"""The report on a data set: what was read, what was left out and why, what the texts are like."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cluster.costmodel.microbatches import Lengths
+from trainers.data.corpus import PARTS, Corpus, count_repeats
+from trainers.data.labels import count_labels
+from trainers.data.ragged import RaggedArray
+from trainers.data.readers import SkippedRows
+
+_MAX_LABELS = 20  # shown
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts of rows, labels and tokens; rows, sequences and label_counts are by split.
+
+    sequences: that the rows were packed into, {} where they were not packed, or not all.
+    duplicates: rows whose text stands in an earlier row. conflicting: texts with more than one
+    label. held_out: training and validation rows left out because a held-out source has their text.
+    lengths (tokens) and truncated (share of texts) are of the training texts, of `sampled` of them
+    where not all were encoded; of packed texts, lengths are those of the sequences. numbers: of the
+    training targets, for regression.
+    """
+
+    rows_read: int
+    skipped: tuple[SkippedRows, ...]
+    rows: dict[str, int]
+    label_counts: dict[str, dict[str, int]]
+    numbers: dict[str, float]
+    duplicates: int
+    conflicting: int
+    held_out: int
+    truncated: float
+    lengths: dict[str, float]
+    sampled: int | None = None
+    sequences: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_corpus(
+        cls, corpus: Corpus, samples: RaggedArray, truncated: int, num_texts: int
+    ) -> "DataReport":
+        """Describe a corpus, of whose training texts `num_texts` were encoded into `samples`."""
+        train, targets = corpus.splits["train"], corpus.targets["train"]
+        duplicates, conflicting = count_repeats(corpus.splits)
+        return cls(
+            rows_read=corpus.rows_read,
+            skipped=corpus.skipped,
+            rows={part: len(corpus.splits[part].texts) for part in PARTS},
+            label_counts={
+                part: count_labels(corpus.splits[part].labels, corpus.names)
+                for part in PARTS
+                if corpus.names
+            },
+            numbers=_summarize(targets)
+            if targets.dtype == np.float32 and targets.ndim == 1
+            else {},
+            duplicates=duplicates,
+            conflicting=conflicting,
+            held_out=corpus.held_out,
+            truncated=truncated / len(samples),
+            lengths=_summarize(samples.lengths)
+            | {"spread": Lengths.from_samples(samples.lengths).spread},
+            sampled=None if num_texts == len(train.texts) else num_texts,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "DataReport":
+        """Rebuild the report that `to_json` returned."""
+        skipped = tuple(SkippedRows(**skip) for skip in values["skipped"])
+        return cls(**{**values, "skipped": skipped})
+
+    def to_lines(self) -> list[str]:
+        """Format the report for the terminal."""
+        left_out = sum(skip.rows for skip in self.skipped) + self.held_out
+        lines = [f"data      {self.rows_read:,} rows read, {left_out:,} left out"]
+        lines += [
+            f"          {skip.rows:,} by {skip.reason} (first: {skip.first})"
+            for skip in self.skipped
+        ]
+        if self.held_out:
+            lines.append(f"          {self.held_out:,} because the held-out rows have their text")
+        if self.duplicates:
+            lines.append(
+                f"          {self.duplicates:,} rows repeat an earlier text; "
+                f"{self.conflicting:,} texts have several labels"
+            )
+        lines += self._format_table()
+        if self.numbers:
+            lines.append(f"targets   {_format_figures(self.numbers, ',.4g')}")
+        sampled = f" (of {self.sampled:,} training texts)" if self.sampled else ""
+        cut = f"; {self.truncated:.1%} of the texts are longer and cut" if self.truncated else ""
+        packed = " a sequence" if self.sequences else ""
+        lines.append(f"tokens    {_format_figures(self.lengths, ',.0f')}{packed}{cut}{sampled}")
+        return lines
+
+    def _format_table(self) -> list[str]:
+        """Format rows by split, and under them rows by label."""
+        table = {"": self.rows}
+        if self.sequences:
+            table["packed into sequences"] = self.sequences
+        labels = list(self.label_counts.get("train", {}))
+        for name in labels[:_MAX_LABELS]:
+            table[name[:40]] = {part: self.label_counts[part][name] for part in PARTS}
+        width = max(map(len, table))
+        lines = [f"rows      {'':<{width}}  {'train':>10}  {'validation':>10}  {'test':>10}"]
+        lines += [
+            f"          {name:<{width}}" + "".join(f"  {row[part]:>10,}" for part in PARTS)
+            for name, row in table.items()
+        ]
+        more = len(labels) - _MAX_LABELS
+        return [*lines, f"          and {more} labels more"] if more > 0 else lines
+
+
+def _summarize(values: np.ndarray) -> dict[str, float]:
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "mean": float(values.mean()),
+        "p95": float(np.percentile(values, 95)),
+        "max": float(values.max()),
+    }
+
+
+def _format_figures(values: dict[str, float], form: str) -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())

@@ -1,0 +1,175 @@
+"""A recipe as the hardware planner sees it: model sizes, steps, batches and lengths of its rows.
+
+What a recipe leaves open about its data comes from options, from the record of an earlier run, or
+from cluster/hardware/tables/datasets.csv, and the plan says which. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.costmodel.memory import moment_kind
+from cluster.costmodel.microbatches import Lengths
+from cluster.costmodel.model_shape import ModelShape
+from cluster.errors import BerthaError
+from cluster.hardware.catalog import read_table
+from cluster.planning.workload import Workload
+from trainers.config import recipe as recipes
+from trainers.config.recipe import Recipe
+from trainers.planning.model_sizes import known_shape
+
+
+class WorkloadError(BerthaError):
+    """A recipe whose size of work is unknown; the text says which option supplies it."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is.
+
+    rows: training rows; None where max_steps alone ends the run. lengths: tokens of rows.
+    evaluated: rows evaluated for each one trained on.
+    """
+
+    steps: int
+    lengths: Lengths
+    eval_ratio: float = 0.0
+    rows: int | None = None
+
+
+def load_workload(
+    name: str,
+    overrides: Sequence[str] = (),
+    rows: int | None = None,
+    tokens: float | None = None,
+    run: Path | None = None,
+) -> Workload:
+    """Return the workload of a recipe file or a shipped recipe, with `key=value` overrides.
+
+    rows, and tokens of a row, replace what is known of the data; run is the directory of an earlier
+    run on the same data. Raises SettingsError, WorkloadError or ModelSizesError.
+    """
+    recipe, stem = recipes.load_recipe(name, overrides), Path(name).stem
+    if recipe.model.name == "linear":
+        raise WorkloadError(f"{stem}: a linear model; it trains in seconds on any processor")
+    rows, lengths, assumed = _data_size(recipe, rows, tokens, run)
+    length = _run_length(recipe, rows, lengths)
+    return make_workload(stem, recipe, known_shape(recipe), length, assumed)
+
+
+def make_workload(
+    name: str, recipe: Recipe, shape: ModelShape, length: RunLength, assumed: tuple[str, ...] = ()
+) -> Workload:
+    """Return the workload of `recipe` training a model of `shape` for `length`."""
+    batch, mean = recipe.batch, length.lengths.mean
+    return Workload(
+        name=name,
+        shape=shape,
+        steps=length.steps,
+        global_batch=batch.global_size,
+        max_length=batch.max_length,
+        lengths=length.lengths,
+        token_budget=batch.token_budget,
+        masked_tokens=recipe.masking.share * mean if recipe.task == "masked-lm" else 0.0,
+        precision=recipe.precision,
+        optimizer=moment_kind(recipe.optimizer.name, recipe.optimizer.momentum),
+        attention_dropout=recipe.model.attention_dropout > 0,
+        eval_ratio=length.eval_ratio,
+        rows=length.rows,
+        assumed=assumed,
+    )
+
+
+def _run_length(recipe: Recipe, rows: int | None, lengths: Lengths) -> RunLength:
+    size, stopping = recipe.batch.global_size, recipe.stopping
+    steps = stopping.max_steps
+    if rows is not None:
+        whole = max(1, rows // size) * stopping.epochs
+        steps = min(whole, steps or whole)
+    if steps is None:
+        raise WorkloadError(
+            f"{recipe.data.source}: its number of rows is unknown; give --rows, or "
+            "stopping.max_steps"
+        )
+    held_out = recipe.data.validation
+    evaluations = steps // (recipe.evaluation.every_steps or max(1, steps // stopping.epochs)) or 1
+    held_rows = held_out * (rows or 0) if isinstance(held_out, float) else 0
+    return RunLength(steps, lengths, evaluations * held_rows / (steps * size), rows)
+
+
+def _data_size(
+    recipe: Recipe, rows: int | None, tokens: float | None, run: Path | None
+) -> tuple[int | None, Lengths, tuple[str, ...]]:
+    """Return (training rows, their lengths, what was assumed)."""
+    assumed: list[str] = []
+    source, length, spread = recipe.data.source, recipe.batch.max_length, 1.0
+    if run is not None:
+        record = _read_run_record(run)
+        packed = record.get("sequences") or record["rows"]
+        rows = int(packed["train"]) if rows is None else rows
+        if tokens is None:
+            tokens, spread = float(record["lengths"]["mean"]), record["lengths"].get("spread", 1.0)
+        assumed.append(f"rows and tokens as in {run / 'record.json'}")
+    known = _find_dataset(recipe)
+    if rows is None and known is not None and known["rows"]:
+        total = min(int(known["rows"]), recipe.data.max_rows or 10**12)
+        parts = (recipe.data.validation, recipe.data.test)
+        rows = round(total * (1 - sum(p for p in parts if isinstance(p, float))))
+        assumed.append(f"{rows:,} training rows of {source} (datasets.csv)")
+    if rows is None and Path(source).is_file():
+        rows = _count_rows(Path(source))
+        assumed.append(f"a row a line of {source}: {rows:,}")
+    if recipe.task == "masked-lm":
+        if tokens is None and known is not None and known["whole_tokens"]:
+            tokens = float(known["whole_tokens"])
+        return _pack_rows(rows, tokens, length, assumed)
+    if tokens is None and known is not None and known["mean_tokens"]:
+        measured_at, mean = int(known["measured_at"]), float(known["mean_tokens"])
+        spread = float(known["spread"])
+        if length <= measured_at:  # rows cut shorter cannot have more tokens
+            tokens = min(mean, length)
+            assumed.append(f"{tokens:.0f} tokens a row (datasets.csv, cut at {measured_at})")
+    if tokens is None:
+        tokens = float(length)
+        assumed.append(f"every row fills batch.max_length, {length} tokens (say --tokens)")
+    lengths = Lengths.assume_even(min(tokens, length), length)
+    return rows, replace(lengths, spread=min(spread, lengths.spread)), tuple(assumed)
+
+
+def _pack_rows(
+    rows: int | None, tokens: float | None, length: int, assumed: list[str]
+) -> tuple[int | None, Lengths, tuple[str, ...]]:
+    """Masked-lm packs texts end to end: rows become sequences, all of them full."""
+    sequences = None if rows is None or not tokens else max(1, round(rows * tokens / length))
+    if sequences is not None:
+        assumed.append(f"{tokens:.0f} tokens a row, packed into {sequences:,} of {length}")
+    return sequences, Lengths(float(length)), tuple(assumed)
+
+
+def _find_dataset(recipe: Recipe) -> Mapping[str, str] | None:
+    """Return the row of datasets.csv for this source and filter."""
+    filters = set(recipe.data.filter.values())
+    rows = [row for row in read_table("datasets") if row["source"] == recipe.data.source]
+    exact = [row for row in rows if ({row["filter"]} if row["filter"] else set()) == filters]
+    return next(iter(exact), None)
+
+
+def _read_run_record(run: Path) -> Mapping[str, Any]:
+    try:
+        data: Mapping[str, Any] = json.loads((run / "record.json").read_text())["data"]
+    except (OSError, ValueError, KeyError):
+        raise WorkloadError(f"--run {run}: holds no record.json of a run") from None
+    return data
+
+
+def _count_rows(path: Path) -> int:
+    """Count the rows of a CSV file, the lines of any other."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        if path.suffix == ".csv":
+            return sum(1 for _ in csv.reader(lines)) - 1
+        return sum(1 for _ in lines)
