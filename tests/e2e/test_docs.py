@@ -1,6 +1,6 @@
-"""The README is true: its tree is the tree, its commands run."""
+"""The README and the pages are true: generated ones are current, commands run as written."""
 
-import importlib
+import json
 import os
 import re
 import shlex
@@ -13,65 +13,98 @@ from pathlib import Path
 
 import pytest
 
-from cluster import __main__ as cluster_line
+import bertha
 from tests.support.paths import ROOT
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    " ".join(line.split("#")[0].split())
-    for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.split("#")[0].strip()
-]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What makes a run short: a few steps on a few rows. The command itself stays as it is written.
 SHORT = "stopping.max_steps=2 data.max_rows=400 batch.max_length=32 batch.global_size=8"
 
 
-def commands(start: str) -> list[str]:
-    return [command for command in COMMANDS if command.startswith(start)]
+def commands_of(page: Path) -> list[str]:
+    """Return the commands of a page's `sh` blocks, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.split(" #")[0].split()) for line in lines if line.split(" #")[0].strip()]
+
+
+ALL = {(page.name, command): None for page in PAGES for command in commands_of(page)}
+COMMANDS = list(dict.fromkeys(command for _, command in ALL))
+
+
+def starting(*starts: str) -> list[str]:
+    """Return the commands of all pages that begin so."""
+    return [command for command in COMMANDS if command.startswith(starts)]
+
+
+def in_our_words(command: str) -> list[str]:
+    """Return the arguments of `bertha` in a command: its own, or what a job runs."""
+    words = shlex.split(command.partition(" -- ")[2] or command)
+    if words[0] == "bertha":
+        return words[1:]
+    package = {"trainers": ["train"], "tuning": ["tune"], "cluster": [], "serving": []}
+    return [*package[words[2]], *words[3:]]
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
-    known = ("make ", "curl ", "python benchmarks/")
-    known += tuple(
-        f"python -m {package} " for package in ("cluster", "trainers", "tuning", "serving")
-    )
-    assert [command for command in COMMANDS if not command.startswith(known)] == []
-    assert all(commands(kind) for kind in known)
+    ours = ("bertha ", "ray job submit --working-dir . -- python -m ", "make ", "curl ")
+    others = ("python benchmarks/", "python docs/", "ray dashboard ", "export ", "aws ")
+    assert [each for each in COMMANDS if not each.startswith(ours + others)] == []
+    assert all(starting(kind) for kind in ours)
+
+
+def test_no_command_of_the_readme_stands_alone() -> None:
+    """Whatever the first page shows is run below, on what kind of command it is."""
+    readme = commands_of(ROOT / "README.md")
+    assert len(readme) > 20 and set(readme) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", starting("bertha ", "ray job submit "))
+def test_commands_are_what_the_parsers_take(command: str) -> None:
+    bertha.parse(in_our_words(command))
+
+
+def test_a_command_that_does_not_exist_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bertha.parse(in_our_words("bertha train reviews.yaml --no-such-option"))
+    assert "--no-such-option" in capsys.readouterr().err
 
 
 def test_make_knows_the_targets() -> None:
-    for command in commands("make "):
+    for command in starting("make "):
         subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_benchmarks_know_their_options() -> None:
-    for command in commands("python benchmarks/"):
+def test_scripts_know_their_options() -> None:
+    for command in starting("python benchmarks/", "python docs/"):
         _, script, *words = command.split()
         source = (ROOT / script).read_text(encoding="utf-8")
         options = [word for word in words if word.startswith("--")]
         assert all(f'add_argument("{option}"' in source for option in options), command
 
 
-def test_planning_commands(tmp_path: Path) -> None:
-    for command in commands("python -m cluster plan "):
+def test_generated_pages_are_current() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    import generate
+
+    for name, text in generate.pages().items():
+        current = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert current == text, f"docs/{name} is out of date; python docs/generate.py"
+
+
+def test_plans_of_the_readme(tmp_path: Path) -> None:
+    plans = [each for each in commands_of(ROOT / "README.md") if each.startswith("bertha plan ")]
+    assert len(plans) == 4
+    for command in plans:
         said = run(command, tmp_path)
         assert "  =>* " in said and "why " in said, command
     assert (tmp_path / "my-cluster.yaml").is_file()
 
 
-def test_cluster_commands(tmp_path: Path) -> None:
-    """All can be read; those that need a cluster or an account run in tests of their own."""
-    told = [c for c in commands("python -m cluster ") if c.split()[3] != "plan"]
-    kinds = {cluster_line._parse(shlex.split(command)[3:]).command for command in told}
-    assert kinds == {"check", "up", "doctor", "offers", "spent", "down"}
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the user's own file that the README speaks of."""
-    directory = tmp_path_factory.mktemp("readme")
+    """Make a directory with the user's own file that the pages speak of."""
+    directory = tmp_path_factory.mktemp("pages")
     rows = ["body,stars"]
     for row in range(120):
         mood, stars = (("dreadful", 1), ("wonderful", 5))[row % 2]
@@ -81,7 +114,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, place: Path) -> str:
-    """What `command` prints, run in `place` with this environment's Python first."""
+    """Run a command in `place` as a shell does, with this environment's programs first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
@@ -101,12 +134,11 @@ Run = Callable[[str, Path], str]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """As `run`, in this process, which has paid for its imports already."""
+    """Run a command in this process, which has paid for its imports already."""
 
     def run_here(command: str, place: Path) -> str:
-        package, *arguments = shlex.split(command.removeprefix("python -m "))
         monkeypatch.chdir(place)
-        status = importlib.import_module(f"{package}.__main__").main(arguments)
+        status = bertha.main(in_our_words(command))
         said = "".join(capsys.readouterr())
         assert not status, f"{command}\n{said}"
         return said
@@ -114,14 +146,15 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run_here
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_training_commands(place: Path, here: Run) -> None:
-    """The first training command as it is; the others in this process, without Ray's start."""
+    """The first run as a shell has it; the others in this process, without Ray's start."""
     metadata = "metadata: {devices_per_node: 0}"
     (place / "here.yaml").write_text(f"provider: {{type: local}}\n{metadata}\n")
-    asked = commands("python -m trainers ")
-    told = [command for command in asked if "--dry-run" in command or "--schema" in command]
-    first, *others = (command for command in asked if command not in told)
+    asked = [each for each in starting("bertha train ") if "csv.yaml" in each or "--schema" in each]
+    told = [each for each in asked if "--dry-run" in each or "--schema" in each]
+    first, *others = (each for each in asked if each not in told)
+    assert len(others) == 2 and len(told) >= 3
     assert "bundle: " in run(f"{first} {SHORT}", place)
     for command in others:
         said = here(f"{command} {SHORT} --cluster here.yaml", place)
@@ -130,28 +163,28 @@ def test_training_commands(place: Path, here: Run) -> None:
         assert len(here(command, place).splitlines()) > 5
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_tuning_commands(tmp_path: Path, here: Run) -> None:
-    """What they would do; what they do, `tests/integration/test_search.py` shows on tiny models."""
-    asked = commands("python -m tuning ")
-    searches = [command for command in asked if command.split()[3].endswith(".yaml")]
-    others = {command.split()[3]: command.split()[4:] for command in asked[len(searches) :]}
-    assert searches == asked[: len(searches)] and len(searches) == 2
+    """Dry runs of the searches; what searches do, `test_search.py` shows on tiny models."""
+    searches = [each for each in starting("bertha tune reviews.yaml") if "--probed" not in each]
+    assert len(searches) == 2
     for command in searches:
         said = here(f"{command.removesuffix(' --dry-run')} --dry-run", tmp_path)
         assert "optimizer.learning_rate" in said and "batch.global_size" in said
-    assert others.keys() == {"resume", "dashboard", "report"}
-    assert all(f"--run {run}" in searches[-1] for (run,) in others.values())
 
 
 @pytest.fixture(scope="module")
 def served(place: Path) -> Iterator[None]:
-    """The README's `python -m serving run`, as a process of its own."""
-    (command,) = commands("python -m serving run")
-    arguments = command.split()[1:]
-    assert (place / arguments[3]).is_dir(), "training made the bundle that is served"
+    """The documented `bertha serve`, as a process of its own."""
+    (command,) = starting("bertha serve ")
+    words = in_our_words(command)
+    assert (place / words[1]).is_dir(), "training made the bundle that is served"
     process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=place, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bertha", *words],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     deadline = time.monotonic() + 120
@@ -163,22 +196,43 @@ def served(place: Path) -> Iterator[None]:
     process.communicate(timeout=60)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_asking_commands(place: Path, served: None, here: Run) -> None:
-    for command in commands("python -m serving predict"):
+def test_requests(place: Path, served: None, here: Run) -> None:
+    for command in starting("bertha predict "):
         assert "%" in here(command, place)
-    for command in commands("curl "):
-        said = run(command, place)
-        assert "label" in said or "max_input_length" in said or "film" in said, said
+    answers = {command: json.loads(run(command, place)) for command in starting("curl ")}
+    assert len(answers) >= 5
+    single, *_ = (a for c, a in answers.items() if '"inputs": "' in c)
+    assert {each["label"] for each in single} == {"1", "5"}
+    (batch,) = (a for c, a in answers.items() if '"inputs": [' in c)
+    assert len(batch) == 2
+    (explained,) = (a for c, a in answers.items() if "explanations" in c)
+    assert "wonderful" in json.dumps(explained) and "data" not in json.dumps(explained)
+    (info,) = (a for c, a in answers.items() if "/info" in c)
+    assert info["max_input_length"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_building_and_deploying_commands(place: Path, served: None, here: Run) -> None:
-    for build in commands("python -m serving build"):
+    for build in starting("bertha build "):
         assert "would be measured" in here(f"{build} --dry-run", place)
     kinds = ("deploy", "promote", "rollback", "list", "history", "key")
-    told = [c for c in commands("python -m serving ") if c.split()[3] in kinds]
-    assert [command.split()[3] for command in told] == [kinds[0], *kinds]
-    said = [here(command, place) for command in told]
+    asked = [each for each in commands_of(ROOT / "docs/registry.md") if each.startswith("bertha ")]
+    assert [command.split()[1] for command in asked] == [kinds[0], *kinds]
+    said = [here(command, place) for command in asked]
     assert "canary 2 on 10.0%" in said[1] and "live 2" in said[2] and "live 1" in said[3]
+
+
+@pytest.mark.ray
+def test_the_example_from_csv_to_endpoint(place: Path) -> None:
+    script = ROOT / "examples/csv_to_endpoint.sh"
+    said = run(f"PORT=8013 bash {script} reviews.csv body stars {SHORT}", place)
+    assert '"label"' in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda p: p.name)
+def test_examples_use_commands_that_exist(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    used = re.findall(r"^\s*bertha (\w+)", script.read_text("utf-8"), flags=re.M)
+    assert used and set(used) <= bertha.COMMANDS.keys()
