@@ -228,7 +228,8 @@ def test_building_and_deploying_commands(place: Path, served: None, here: Run) -
 def test_the_example_from_csv_to_endpoint(place: Path) -> None:
     script = ROOT / "examples/csv_to_endpoint.sh"
     said = run(f"PORT=8013 bash {script} reviews.csv body stars {SHORT}", place)
-    assert '"label"' in said.splitlines()[-1]
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith("[{")]
+    assert [{each["label"] for each in answer} for answer in answers] == [{"1", "5"}]
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda p: p.name)

@@ -68,13 +68,13 @@ def told_of(run: str, settings: list[str], disk: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("run", "changes", "line"),
     [
-        ("s3://nowhere/run", {}, r"s3://nowhere/run/.*: no such bucket; make it"),
+        ("s3://nowhere/run", {}, r"s3://nowhere/run/.*: no such bucket; create it"),
         ("gs://runs/run", {}, r"gs://runs/run: cannot be reached: .*gcsfs"),
         ("s3://runs/run", {"KEY": ""}, r"Unable to locate credentials; run `aws configure`"),
         (
             "s3://runs/run",
             {"URL": "http://127.0.0.1:9"},
-            r"Could not connect .*is AWS_ENDPOINT",
+            r"Could not connect .*are AWS_ENDPOINT",
         ),
         ("s3://runs/run", {"URL": "refusing"}, r"Access Denied; .*PutObject and DeleteObject"),
     ],

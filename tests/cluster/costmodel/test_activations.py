@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.costmodel.activations import (
+    Attention,
     MicroBatchShape,
     embedding_bytes,
     head_bytes,
@@ -89,9 +90,9 @@ def test_backward_computes_again_what_forward_did_not_keep() -> None:
 
 @pytest.mark.parametrize(("attention", "of_weight"), [("kept", 2 * 2), ("dropped", 2 * 4 - 2)])
 def test_gradients_of_long_attention_outweigh_those_of_the_feed_forward(
-    attention: str, of_weight: int
+    attention: Attention, of_weight: int
 ) -> None:
-    long = MicroBatchShape(B, 4096, 0, 2, attention)  # type: ignore[arg-type]
+    long = MicroBatchShape(B, 4096, 0, 2, attention)
     freed = 2 * H + 2 * (5 * H + 8) + 2 * H + 2 * 2 * WIDE
     found = layer_workspace(LM, ONE, long, last=False)
     assert found == long.num_tokens * (HEADS * 4096 * of_weight + 4 * H - freed)

@@ -117,7 +117,7 @@ from serving.registry.registry import Registry
 address, writer, changes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 registry = Registry.open(address)
 for number in range(changes):
-    registry.alias("sentiment", f"w{writer}-{number}", "1", why=f"{writer}/{number}")
+    registry.set_alias("sentiment", f"w{writer}-{number}", "1", why=f"{writer}/{number}")
 """
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from trainers.data.files import DataError
 from trainers.data.hub import hub_fingerprint, read_hub_rows
+from trainers.data.splits import SplitName
 
 COLUMNS = {"label": "data.label", "text": "data.text"}
 HEAD = "---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  - name: label\n"
@@ -44,8 +45,9 @@ def test_a_split_is_found_by_any_of_its_names(make: Make, validation: str) -> No
     files = [f"  - {{split: {name}, path: {name}.jsonl}}" for name in (validation, "train")]
     configs = "\n".join(["---", "configs:", "- config_name: default", "  data_files:", *files])
     source = make("several", [validation, "train"], f"{configs}\n---\n")
-    for part, split in (("train", "train"), ("validation", validation)):
-        rows, _ = read_hub_rows(source, None, part, COLUMNS)  # type: ignore[arg-type]
+    splits: dict[SplitName, str] = {"train": "train", "validation": validation}
+    for part, split in splits.items():
+        rows, _ = read_hub_rows(source, None, part, COLUMNS)
         assert [values[1] for _, values in rows] == [split]
     with pytest.raises(DataError, match=rf"no split for test; it has {validation}, train"):
         read_hub_rows(source, None, "test", COLUMNS)

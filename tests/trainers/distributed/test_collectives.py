@@ -53,7 +53,7 @@ def test_the_inputs_of_a_collective_stay_as_they_are() -> None:
     assert x.tolist() == whole().transpose(0, 2).tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_ranks_exchange_what_they_should(tmp_path: Path) -> None:
     spawn_ranks(_exchange, (tmp_path,), nprocs=2)
 

@@ -36,7 +36,7 @@ def test_an_error_of_a_single_rank_is_raised_as_it_is(error: Exception) -> None:
         assert raised.value is error
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_ranks_share_values_and_errors(tmp_path: Path) -> None:
     spawn_ranks(_share, (tmp_path,), nprocs=2)
 

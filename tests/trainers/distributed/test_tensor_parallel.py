@@ -124,7 +124,7 @@ class Block(nn.Module):
         return self.exit(x + self.narrow(torch.tanh(self.wide(self.norm(x)))))
 
 
-@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
     spawn_ranks(_compare, (tmp_path,), nprocs=2)
 
