@@ -171,8 +171,9 @@ class Host:
         )
 
     def matching_processes(self, pattern: str) -> list[str]:
-        """Command lines that match."""
-        return self.run("pgrep", "-a", "-f", pattern).stdout.splitlines()
+        """Command lines that match, of processes that live: a zombie waits for its parent only."""
+        living = ("--runstates", "R,S,D,T,I")
+        return self.run("pgrep", "-a", *living, "-f", pattern).stdout.splitlines()
 
     def destroy(self) -> None:
         """Power off, and throw the disk away."""
