@@ -39,8 +39,10 @@ def checkpoint_layer(
 
     def run_layer(hidden: Tensor, mask: Tensor | None) -> Tensor:
         current, keys.sample_keys = keys.sample_keys, sample_keys
-        output: Tensor = layer(hidden, mask)
-        keys.sample_keys = current
+        try:
+            output: Tensor = layer(hidden, mask)
+        finally:  # a recomputation ends early, by an exception of torch's
+            keys.sample_keys = current
         return output
 
     contexts: dict[str, Any] = {}

@@ -62,9 +62,10 @@ def test_outputs_and_gradients_are_those_of_the_layer(
     expected, found = plain(one, mask), checkpoint_layer(layer, keys, mode, other, mask)
     assert torch.equal(found, expected)
     # A pipeline computes another micro-batch before this one's backward.
-    keys.sample_keys = torch.tensor([1, 2, 3])
+    keys.sample_keys = later = torch.tensor([1, 2, 3])
     expected.sum().backward()
     found.sum().backward()
+    assert keys.sample_keys is later
     assert one.grad is not None and other.grad is not None
     torch.testing.assert_close(other.grad, one.grad)
     torch.testing.assert_close(layer.linear.weight.grad, plain.linear.weight.grad)

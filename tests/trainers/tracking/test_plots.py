@@ -60,8 +60,11 @@ def test_the_loss_is_drawn_as_it_is_and_smoothed_beside_that_of_validation(
     assert drawn["f1.png"].get_ylabel() == "f1"
 
 
-def test_a_metric_that_is_the_loss_is_drawn_once(tmp_path: Path) -> None:
-    assert draw(tmp_path, EVALUATIONS, "loss") == {"loss.png"}
+def test_a_metric_that_is_the_loss_does_not_replace_its_plot(
+    tmp_path: Path, drawn: dict[str, Axes]
+) -> None:
+    assert draw(tmp_path, [*STEPS, *EVALUATIONS], "loss") == {"loss.png"}
+    assert len(lines(drawn["loss.png"])) == 3
 
 
 def test_a_run_without_steps_has_empty_plots(tmp_path: Path, drawn: dict[str, Axes]) -> None:
