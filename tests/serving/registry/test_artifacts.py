@@ -44,9 +44,9 @@ def test_a_number_that_another_claimed_meanwhile_is_passed_over(
     bundle: Path, tmp_path: Path
 ) -> None:
     store = StaleListing(tmp_path)
-    for name in ("1", "2"):
+    for name in ("1", "2", "3"):
         store.create_file(f"numbers/claims/{name}", b"somebody's")
-    assert ArtifactStore(store).add_bundle(bundle, "numbers", b"mine") == "3"
+    assert ArtifactStore(store).add_bundle(bundle, "numbers", b"mine") == "4"
 
 
 def test_the_number_of_a_deleted_bundle_stays_taken(store: Store, bundle: Path) -> None:
