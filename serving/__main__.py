@@ -56,8 +56,8 @@ def run_service(options: argparse.Namespace) -> int:
         from serving.deployment import app  # Ray, which `predict` must not pay for
 
         print(f"starting Ray and loading {name} …", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with app.serve_locally(endpoint):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             client.wait_until_healthy(url)
             print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
             for text in options.ask:

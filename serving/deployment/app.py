@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -49,6 +51,7 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with ExitStack() as ending:
+        on_terminate = signal.getsignal(signal.SIGTERM)
         ray.init(
             address="local",
             include_dashboard=False,
@@ -57,6 +60,9 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
         )
         ending.callback(ray.shutdown)
+        # Ray puts a handler of its own in place, which aborts the process and leaves the servers.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
         _start_application(endpoint, host="127.0.0.1")
         ending.callback(serve.delete, APPLICATION)
         yield

@@ -230,6 +230,7 @@ def test_the_example_from_csv_to_endpoint(place: Path) -> None:
     said = run(f"PORT=8013 bash {script} reviews.csv body stars {SHORT}", place)
     answers = [json.loads(line) for line in said.splitlines() if line.startswith("[{")]
     assert [{each["label"] for each in answer} for answer in answers] == [{"1", "5"}]
+    assert "Aborted" not in said, "the server is ended by a signal, in order"
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda p: p.name)
