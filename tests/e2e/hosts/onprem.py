@@ -80,7 +80,8 @@ class TestOnPrem:
 
     def test_all_nodes_join(self, tunnel: None) -> None:
         USER.wait_for_nodes({host.address for host in NODES}, FILE)
-        assert "3 local.cluster.node" in USER.ray_status(FILE)
+        # The autoscaler counts nodes some seconds after they have joined.
+        wait_until(lambda: "3 local.cluster.node" in USER.ray_status(FILE), 60, "no three nodes")
 
     def test_who_has_no_token_is_refused(self) -> None:
         assert USER.is_refused_without_token()
