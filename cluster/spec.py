@@ -66,6 +66,7 @@ class ClusterSpec:
 
     workers_present: the number of workers after some have left; None for all of them.
     instance_types: EC2 types of the workers, always-on types first; empty for owned machines.
+    mounts: where the nodes have the files that Ray copies to them.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ClusterSpec:
     workers_present: int | None = None
     instance_types: tuple[str, ...] = ()
     region: str = ""
+    mounts: tuple[str, ...] = ()
 
     @property
     def num_workers(self) -> int:
@@ -149,6 +151,7 @@ def parse_cluster_spec(path: Path, settings: dict[str, Any]) -> ClusterSpec:
     provider = settings.get("provider")
     if not isinstance(provider, dict) or "type" not in provider:
         raise SettingsError(f"{path}: provider.type: missing; local, aws, ... as `ray up` reads it")
+    mounts = settings.get("file_mounts")
     cluster = ClusterSpec(
         name=str(settings.get("cluster_name", path.stem)),
         provider=str(provider["type"]),
@@ -156,6 +159,7 @@ def parse_cluster_spec(path: Path, settings: dict[str, Any]) -> ClusterSpec:
         metadata=metadata,
         instance_types=worker_instance_types(settings),
         region=str(provider.get("region") or ""),
+        mounts=tuple(map(str, mounts)) if isinstance(mounts, Mapping) else (),
     )
     _check_consistency(cluster, path)
     return cluster

@@ -16,6 +16,7 @@ from cluster.doctor.node_facts import QUERY_SECONDS
 from cluster.doctor.observations import ClockReading, Node, Observations
 from cluster.doctor.ranks import RankActors, gather_replies, start_actor
 from cluster.errors import BerthaError
+from cluster.ray_token import close_token_file
 from cluster.spec import ClusterSpec
 
 REPLY_SECONDS = 60.0  # an answer may take, including the start of its process
@@ -83,6 +84,7 @@ def _join_ray(cluster: ClusterSpec) -> Iterator[str]:
     )
     if ours and not _is_reachable(address):
         raise not_found
+    close_token_file()
     try:
         context = ray.init(
             address="auto", ignore_reinit_error=True, log_to_driver=False, logging_level="error"

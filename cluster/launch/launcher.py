@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import secrets
 import shlex
 import shutil
 import socket
@@ -24,9 +23,9 @@ from cluster import spec
 from cluster.errors import BerthaError
 from cluster.launch import aws, nat, provision, spot_fallback
 from cluster.launch.aws import AwsAccount
+from cluster.ray_token import ensure_token_file, token_path
 from cluster.settings import SettingsError, read_yaml
 from cluster.validation import check
-from cluster.validation.start_commands import TOKEN_FILE
 
 AUTOSCALER_V2 = "RAY_UP_enable_autoscaler_v2"
 DEFAULT_PORT = 6379
@@ -216,13 +215,8 @@ def _run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 def _ensure_token() -> None:
     """Make the token that nodes and this machine authenticate with, unless there is one."""
-    path = Path.home() / TOKEN_FILE
-    if path.is_file():
-        return
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(secrets.token_hex(32), encoding="utf-8")
-    print(f"token     made in {path}, for this machine's user and the nodes")
+    if ensure_token_file():
+        print(f"token     made in {token_path()}, for this machine's user and the nodes")
 
 
 def _clean_up_aws(settings: Mapping[str, Any], account: AwsAccount) -> None:

@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from cluster.errors import BerthaError
+from cluster.ray_token import close_token_file
 
 METADATA = "http://169.254.169.254"
 VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"  # that AWS's own libraries read, too
@@ -160,6 +161,7 @@ def drain_this_node(message: str, seconds_left: int) -> None:
 
     initialized = ray.is_initialized()
     if not initialized:
+        close_token_file()
         ray.init(address="auto", log_to_driver=False, logging_level="error")
     context = ray.get_runtime_context()
     node, gcs = context.get_node_id(), context.gcs_address

@@ -7,9 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cluster.ray_token import TOKEN_FILE
 from cluster.validation.problem import ConfigProblem, as_mapping
 
-TOKEN_FILE = ".ray/auth_token"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 PINNED = ("ray", "torch", "transformers", "datasets")
 SETUP = ("setup_commands", "head_setup_commands", "worker_setup_commands")
