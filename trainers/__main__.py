@@ -49,6 +49,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.simulate:
         return _simulate(options, recipe)
     cluster = spec.load_cluster_spec(options.cluster or "local.yaml")
+    from trainers.runtime.job_sources import check_job_sources
+
+    check_job_sources(recipe, cluster)
     if options.dry_run:
         from trainers.planning.dry_run import describe_run
 

@@ -5,6 +5,7 @@ RUN/study.journal    every decision
 RUN/trials/0007/     the run directory of a trial, as `python -m trainers` leaves it
 RUN/bundle           the winner        RUN/result.json   the outcome
 RUN/report.html      for people        RUN/report.md
+RUN/lease/           which process goes on with it
 
 RUN is a directory that all nodes see, or a URL such as s3://...
 """
@@ -21,6 +22,7 @@ from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.planning.layout import resolve_shape
+from trainers.runtime.job_sources import check_job_sources
 from trainers.storage.directory import SyncedDirectory
 from trainers.tracking import progress
 from tuning.algorithms import pbt
@@ -36,7 +38,7 @@ from tuning.space.space import Space, extract_point, parse_space
 from tuning.store.budget import parse_budget
 from tuning.store.config import PLAN, SearchConfig
 from tuning.store.journal import Journal
-from tuning.store.lease import StudyLease, open_study_directory
+from tuning.store.lease import hold_search, open_study_directory
 from tuning.store.reader import JournalError
 
 
@@ -93,34 +95,39 @@ def create_search(config: SearchConfig, run: SyncedDirectory) -> PreparedSearch:
 
 @contextmanager
 def open_search(run: SyncedDirectory, prepared: PreparedSearch) -> Iterator[Search]:
-    """Open the search in `run`, locked for this process while the block runs."""
+    """Open the search in `run`, held by this process while the block runs.
+
+    Raises LeaseError where another process goes on with it.
+    """
     config, space = prepared.config, prepared.space
-    journal = Journal(
-        run.path,
-        prepared.scaling_rule.settings_space(space),
-        extract_point(config.recipe, space),
-        config.sign,
-        StudyLease(run),
-    )
-    journal.note_facts(
-        {
-            "sampler": config.sampler,
-            "total_tokens": prepared.schedule.total_tokens,
-            "slots": prepared.capacity.slots,
-        }
-    )
-    journal.set_metric_name(config.recipe.metric)
-    try:
-        yield Search(SearchController(prepared, journal), run)
-    finally:
-        journal.close()
-        shutil.rmtree(run.path / "ray", ignore_errors=True)
+    with hold_search(run) as lease:
+        journal = Journal(
+            run.path,
+            prepared.scaling_rule.settings_space(space),
+            extract_point(config.recipe, space),
+            config.sign,
+            lease.check,
+            lease.publish_journal,
+        )
+        journal.note_facts(
+            {
+                "sampler": config.sampler,
+                "total_tokens": prepared.schedule.total_tokens,
+                "slots": prepared.capacity.slots,
+            }
+        )
+        journal.set_metric_name(config.recipe.metric)
+        try:
+            yield Search(SearchController(prepared, journal), run, lease.check)
+        finally:
+            shutil.rmtree(run.path / "ray", ignore_errors=True)
 
 
 def finish_search(run: SyncedDirectory, prepared: PreparedSearch) -> dict[str, Any]:
     """Search to the end and write the report; return the contents of result.json."""
     with open_search(run, prepared) as search:
         search.run()
+        search.check_lease()
         result = outcome.conclude_search(search, run)
     report.write_report(run)
     return result
@@ -136,6 +143,7 @@ def _measure_data(
     recipe: Recipe, cluster: ClusterSpec, estimate: bool
 ) -> tuple[EvalSchedule, tuple[str, ...], int]:
     """Return the evaluation schedule, the labels, and the features of a linear model."""
+    check_job_sources(recipe, cluster)
     if estimate:
         sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
         lengths, labels, num_train = sketch.lengths, sketch.labels, sketch.num_train

@@ -86,3 +86,17 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(
     for part in ("learning_rate", "global_size", "square root", "f1", "16 by gp", "1 trial(s)"):
         assert part in said
     assert "asha" in said and "tokens" in said and "2h00m" in said and not run.exists()
+
+
+def test_a_search_in_a_job_reads_nothing_that_is_not_shared_with_it(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {}}')
+    for more in ([], ["--dry-run"]):
+        asked = [*words, "data.source=/etc/shadow.csv", "--run", str(tmp_path / "run"), *more]
+        assert main(asked) == 2
+        assert "leads to" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())

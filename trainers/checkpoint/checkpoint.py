@@ -9,6 +9,7 @@ random state to save. A directory that is half-written or altered is skipped wit
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainers.checkpoint import sharded_tensors
-from trainers.checkpoint.sharded_tensors import ShardedTensorReader
+from trainers.checkpoint.sharded_tensors import REMOVE_IT, CheckpointError, ShardedTensorReader
 from trainers.checkpoint.stores import CheckpointStore
 from trainers.distributed.dtensor import to_local
 from trainers.distributed.mesh import Mesh
@@ -32,8 +33,10 @@ from trainers.distributed.object_collectives import (
     run_on_rank0,
 )
 from trainers.storage import atomic, safetensors
+from trainers.storage.filesystem import StoreError
 
 SEAL_FILE, STATE_FILE = "checkpoint.json", "state.json"
+SEALED = re.compile(r"index\.json|state\.json|pieces-\d{5,}\.safetensors")  # what a seal lists
 
 
 class ShardedModel(Protocol):
@@ -56,9 +59,15 @@ class Checkpoint:
     fetch: Callable[[str], None] = field(default=lambda file: None, compare=False)
 
     def load_state(self) -> dict[str, Any]:
-        """Return the `state` that was saved."""
+        """Return the `state` that was saved. Raises CheckpointError where it is no such thing."""
         self.fetch(STATE_FILE)
-        state: dict[str, Any] = json.loads((self.directory / STATE_FILE).read_text())
+        path = self.directory / STATE_FILE
+        try:
+            state = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            state = None
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: is no JSON object; {REMOVE_IT}")
         return state
 
     def restore(self, model: ShardedModel, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -90,28 +99,16 @@ def save_checkpoint(
 
     state: plain values, of rank 0. Raises OSError on every rank where one could not write.
     """
-    name = _step_name(step)
-    staging = run_on_rank0(lambda: store.create_staging(name))
-    tensors = _owned_tensors(model, optimizer)
-    written = gather_from_ranks(lambda: _write_shards(store, staging, tensors))
-
-    def seal_checkpoint() -> dict[str, str]:
-        directory = store.staging_directory(staging)
-        sharded_tensors.write_index(
-            directory, sharded_tensors.merge_indexes([index for index, _ in written])
-        )
-        (directory / STATE_FILE).write_text(json.dumps(state))
-        listed = (sharded_tensors.INDEX_FILE, STATE_FILE)
-        digests = {file: atomic.file_sha256(directory / file) for file in listed}
-        for _, rank_digests in written:
-            digests |= rank_digests
-        (directory / SEAL_FILE).write_text(json.dumps(digests, indent=2))
-        for file in (*listed, SEAL_FILE):  # the seal last: in a remote store it is the commit
-            store.store_file(directory, file)
-        store.commit_staging(staging, name)
-        return digests
-
-    return _make_checkpoint(store, step, run_on_rank0(seal_checkpoint))
+    staging = run_on_rank0(lambda: store.create_staging(_step_name(step)))
+    try:
+        tensors = _owned_tensors(model, optimizer)
+        written = gather_from_ranks(lambda: _write_shards(store, staging, tensors))
+        digests = run_on_rank0(lambda: _seal_checkpoint(store, step, staging, written, state))
+    except (OSError, StoreError):
+        if get_rank() == 0:
+            store.discard_staging(staging)
+        raise
+    return _make_checkpoint(store, step, digests)
 
 
 def find_checkpoint(store: CheckpointStore, step: int) -> Checkpoint | None:
@@ -137,6 +134,10 @@ def find_checkpoint(store: CheckpointStore, step: int) -> Checkpoint | None:
 
 def find_latest(store: CheckpointStore) -> Checkpoint | None:
     """Return the newest complete checkpoint in `store`, or None. Collective."""
+    strangers = run_on_rank0(store.list_strangers)
+    if strangers and get_rank() == 0:
+        what = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        warnings.warn(f"skipping {what} in {store}: no checkpoint", stacklevel=2)
     for step in reversed(run_on_rank0(lambda: _list_steps(store))):
         checkpoint = find_checkpoint(store, step)
         if checkpoint is not None:
@@ -219,6 +220,30 @@ def _write_shards(
     return index, {file: digest}
 
 
+def _seal_checkpoint(
+    store: CheckpointStore,
+    step: int,
+    staging: str,
+    written: list[tuple[sharded_tensors.Index, dict[str, str]]],
+    state: dict[str, Any],
+) -> dict[str, str]:
+    """Write index, state and seal, and make the checkpoint visible; return its SHA-256 by file."""
+    directory = store.staging_directory(staging)
+    sharded_tensors.write_index(
+        directory, sharded_tensors.merge_indexes([index for index, _ in written])
+    )
+    (directory / STATE_FILE).write_text(json.dumps(state))
+    listed = (sharded_tensors.INDEX_FILE, STATE_FILE)
+    digests = {file: atomic.file_sha256(directory / file) for file in listed}
+    for _, rank_digests in written:
+        digests |= rank_digests
+    (directory / SEAL_FILE).write_text(json.dumps(digests, indent=2))
+    for file in (*listed, SEAL_FILE):  # the seal last: in a remote store it is the commit
+        store.store_file(directory, file)
+    store.commit_staging(staging, _step_name(step))
+    return digests
+
+
 def _restore_moments(
     reader: ShardedTensorReader,
     name: str,
@@ -268,10 +293,10 @@ def _read_seal(store: CheckpointStore, name: str) -> dict[str, str] | None:
         return None
     try:
         digests = json.loads(store.read_file(name, SEAL_FILE))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     # Never follow a name that leads out of the directory.
-    is_valid = isinstance(digests, dict) and all(Path(file).name == file for file in digests)
+    is_valid = isinstance(digests, dict) and all(SEALED.fullmatch(file) for file in digests)
     return digests if is_valid else {}
 
 
@@ -280,5 +305,4 @@ def _step_name(step: int) -> str:
 
 
 def _list_steps(store: CheckpointStore) -> list[int]:
-    names = [name for name in store.list_names() if name.startswith("step-")]
-    return sorted(int(name.removeprefix("step-")) for name in names)
+    return sorted(int(name.removeprefix("step-")) for name in store.list_names())

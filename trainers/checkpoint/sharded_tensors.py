@@ -6,7 +6,7 @@ block is empty writes no piece; so a reader intersects blocks and never assumes 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -30,10 +30,11 @@ from trainers.distributed.mesh import MESH_DIMS, Mesh
 from trainers.storage.safetensors import DTYPE_NAMES, DTYPES
 
 INDEX_FILE = "index.json"
+REMOVE_IT = "remove that checkpoint, and --resume goes on from the one before"
 
 
 class CheckpointError(BerthaError):
-    """A checkpoint of another model; the message names the tensor."""
+    """A checkpoint of another model, or none that this code has written; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +110,27 @@ def write_index(directory: Path, index: Index) -> None:
 
 
 def read_index(directory: Path) -> Index:
-    """Read `index.json`."""
-    rows: dict[str, Any] = json.loads((directory / INDEX_FILE).read_text())
-    return {
-        name: TensorMetadata(
-            row["dtype"],
-            tuple(row["shape"]),
-            tuple(
-                (piece["rank"], ShardExtent(tuple(piece["shape"]), tuple(piece["offsets"])))
-                for piece in row["pieces"]
-            ),
-        )
-        for name, row in rows.items()
-    }
+    """Read `index.json`. Raises CheckpointError where it is no index."""
+    path = directory / INDEX_FILE
+    try:
+        rows: dict[str, Any] = json.loads(path.read_bytes())
+        return {name: _parse_metadata(row) for name, row in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path}: is no index of tensors; {REMOVE_IT}") from None
+
+
+def _parse_metadata(row: Mapping[str, Any]) -> TensorMetadata:
+    """Return a row of `index.json`. Raises KeyError, TypeError or ValueError."""
+    DTYPES[row["dtype"]]
+    pieces = (
+        (int(piece["rank"]), ShardExtent(_as_ints(piece["shape"]), _as_ints(piece["offsets"])))
+        for piece in row["pieces"]
+    )
+    return TensorMetadata(row["dtype"], _as_ints(row["shape"]), tuple(pieces))
+
+
+def _as_ints(values: Iterable[object]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)  # type: ignore[call-overload]
 
 
 class ShardedTensorReader:

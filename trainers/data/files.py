@@ -4,16 +4,20 @@ import codecs
 import hashlib
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow
 
 from cluster.errors import BerthaError
 from trainers.storage.filesystem import StoreError, client_errors, resolve_filesystem
+from trainers.untrusted.public_web import BlockedAddress, open_public_session
 
+PROTOCOLS = ("file", "s3", "s3a", "http", "https")
 _UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
 
 
@@ -91,9 +95,32 @@ def _encoding_error(source: str) -> DataError:
     )
 
 
+def local_path(source: str) -> Path | None:
+    """Return the absolute path of a source on this machine; None for a URL of elsewhere."""
+    if source.startswith("file://"):
+        source = source.removeprefix("file://")
+    elif "://" in source:
+        return None
+    return Path(os.path.abspath(os.path.expanduser(source)))
+
+
 def _locate(source: str) -> tuple[Any, str]:
+    protocol, separator, _ = source.partition("://")
+    # fsspec would find more in a name than a path, as in file:/etc/passwd or data:text/csv,
+    path = local_path(source)
+    address = source if path is None else f"file://{path}"
+    if "::" in address:
+        raise DataError(
+            f"{source}: a chain of URLs is not read, nor a name with '::'; name the file itself"
+        )
+    if separator and protocol not in PROTOCOLS:
+        raise DataError(
+            f"{source}: {protocol}:// is not read; give a path, the name of a data set of the hub, "
+            f"or one of {', '.join(f'{each}://' for each in PROTOCOLS)}"
+        )
+    options = {"get_client": open_public_session} if protocol in ("http", "https") else {}
     try:
-        return resolve_filesystem(source)
+        return resolve_filesystem(address, **options)
     except StoreError as error:
         raise DataError(str(error)) from None
 
@@ -102,7 +129,9 @@ def _locate(source: str) -> tuple[Any, str]:
 def _translate_errors(source: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file") from None
+    except FileNotFoundError as error:
+        blocked = BlockedAddress.find_cause(error)
+        raise DataError(f"{source}: {blocked or 'no such file'}") from None
     except (*_UNREADABLE, *client_errors(source)) as error:
-        raise DataError(f"{source}: cannot be read: {error}") from None
+        reason = BlockedAddress.find_cause(error) or f"cannot be read: {error}"
+        raise DataError(f"{source}: {reason}") from None

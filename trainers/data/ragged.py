@@ -43,9 +43,10 @@ class RaggedArray:
 
 
 def ragged_from_rows(rows: Sequence[np.ndarray], dtype: type) -> RaggedArray:
-    """Concatenate the arrays `rows`."""
+    """Concatenate the arrays `rows` as values of `dtype`."""
     lengths = np.array([0, *map(len, rows)], dtype=np.int64)
-    return RaggedArray(np.concatenate([np.empty(0, dtype=dtype), *rows]), np.cumsum(lengths))
+    values: np.ndarray = np.concatenate([np.empty(0, dtype=dtype), *rows], dtype=dtype)
+    return RaggedArray(values, np.cumsum(lengths))
 
 
 def concat_ragged(parts: Sequence[RaggedArray]) -> RaggedArray:

@@ -20,6 +20,7 @@ from trainers.data.packages import resolve_model
 from trainers.data.packing import pack_documents
 from trainers.data.ragged import RaggedArray, concat_ragged, ragged_from_rows
 from trainers.storage.atomic import json_sha256
+from trainers.untrusted.tokenizer_files import check_tokenizer_files
 
 CHUNK_SIZE = 1000  # texts tokenized at a time
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
@@ -68,7 +69,8 @@ class Encoder(Protocol):
 def load_encoder(source: str, cleaning: str, max_length: int) -> Encoder:
     """Load the encoder of a directory, a hub name, `package:NAME`, or `linear`.
 
-    Raises EncodingError where there is none.
+    Raises EncodingError where there is none, and UntrustedFileError for one of a directory that
+    could cost too much or run code.
     """
     if source == "linear":
         return NumberEncoder(cleaning, max_length)
@@ -267,10 +269,17 @@ def _replace_surrogates(text: str) -> str:
 def _load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
+    if "://" in source:
+        raise EncodingError(
+            f"{source}: a tokenizer is not read from a URL; download its directory, and name that "
+            "as model.tokenizer"
+        )
     directory = resolve_model(source)
+    if Path(directory).is_dir():
+        check_tokenizer_files(Path(directory))
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the library in Rust raises no other kind for a broken file
         reason = " ".join(str(error).split())
         raise EncodingError(
             f"{source}: no tokenizer could be loaded ({reason}); name a directory, a hub name "

@@ -31,6 +31,7 @@ from trainers.distributed.dtensor import local_shard, to_local
 from trainers.models.bert import TextModel
 from trainers.models.config import build_config, build_full_config, pretrained_source
 from trainers.models.families import FAMILIES
+from trainers.untrusted.model_files import CONFIG_FILE, check_model_files
 
 
 class LinearModel(nn.Module):
@@ -112,9 +113,13 @@ def materialize(model: Model, seed: int, device: torch.device) -> None:
 
 
 def load_model(directory: Path) -> Model:
-    """Load a saved model, such as a bundle's, in evaluation mode."""
-    config = json.loads((directory / "config.json").read_text())
-    if config["model_type"] == "linear":
+    """Load a saved model, such as a bundle's, in evaluation mode.
+
+    Raises ModelError, and UntrustedFileError where it would cost more than its files hold.
+    """
+    check_model_files(directory)
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    if config.get("model_type") == "linear":
         linear = LinearModel(config["num_features"], config["num_labels"])
         linear.load_state_dict(load_file(directory / "model.safetensors"))
         return linear.eval()

@@ -12,13 +12,15 @@ from pathlib import Path
 from torch import Tensor
 
 from trainers.data import tokenizer
+from trainers.data.cleaning import CLEANINGS
 from trainers.data.tokenizer import Encoder
 from trainers.models.bert import TextModel
 from trainers.models.build import LinearModel, Model
-from trainers.models.card import CARD_FILE, ModelCard, serialize_card
+from trainers.models.card import CARD_FILE, BundleError, ModelCard, serialize_card
 from trainers.models.config import quiet_transformers
 from trainers.storage import safetensors
 from trainers.storage.atomic import atomic_directory, hash_files
+from trainers.untrusted.bounded_json import UntrustedFileError
 
 
 def write_bundle(
@@ -69,7 +71,15 @@ def _strip_prefix(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, 
 
 
 def load_encoder(directory: Path, card: ModelCard) -> Encoder:
-    """Load the encoder that the bundle's model was trained with."""
+    """Load the encoder that the bundle's model was trained with. Raises BundleError."""
+    if card.cleaning not in CLEANINGS:
+        raise BundleError(
+            f"{directory}: {CARD_FILE}: cleaning = {card.cleaning[:80]!r}: there is "
+            f"{', '.join(CLEANINGS)}; fetch the bundle again, or update this software"
+        )
     is_linear = card.recipe["model"]["name"] == "linear"
     source = "linear" if is_linear else str(directory)
-    return tokenizer.load_encoder(source, card.cleaning, card.max_length)
+    try:
+        return tokenizer.load_encoder(source, card.cleaning, card.max_length)
+    except UntrustedFileError as error:
+        raise BundleError(str(error)) from None

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from transformers.utils import logging
 
@@ -13,6 +15,7 @@ from trainers.config.sections import SIZES
 from trainers.data.packages import resolve_model
 from trainers.data.tokenizer import Encoder, TextEncoder, load_encoder
 from trainers.models.families import FAMILIES
+from trainers.untrusted.model_files import CONFIG_FILE, check_model_files
 
 PROBLEM_TYPES: dict[Task, str] = {
     "classification": "single_label_classification",
@@ -114,10 +117,29 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def pretrained_source(name: str) -> Iterator[str]:
-    """Yield where to load `name` from. Turns OSErrors into a ModelError; silences Transformers."""
+    """Yield where to load `name` from, a directory once its files are checked; silence reports.
+
+    Turns what a library raises for a model that is absent or broken into a ModelError.
+    """
+    if "://" in name:
+        raise ModelError(
+            f"model.name = {name!r}: a model is not read from a URL; download its directory, and "
+            "name that"
+        )
+    source = resolve_model(name)
+    if (Path(source) / CONFIG_FILE).exists():
+        check_model_files(Path(source))
     try:
         with quiet_transformers():
-            yield resolve_model(name)
+            yield source
+    except BerthaError:
+        raise
+    except (TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(
+            f"model.name = {name!r}: its files make no model ({reason}); fetch it again, or name "
+            "another one"
+        ) from None
     except OSError as error:
         raise ModelError(
             f"model.name = {name!r}: not a directory with a model, and not loadable from the hub "

@@ -109,11 +109,10 @@ def _data_size(
     assumed: list[str] = []
     source, length, spread = recipe.data.source, recipe.batch.max_length, 1.0
     if run is not None:
-        record = _read_run_record(run)
-        packed = record.get("sequences") or record["rows"]
-        rows = int(packed["train"]) if rows is None else rows
+        recorded = _read_run_record(run)
+        rows = recorded[0] if rows is None else rows
         if tokens is None:
-            tokens, spread = float(record["lengths"]["mean"]), record["lengths"].get("spread", 1.0)
+            _, tokens, spread = recorded
         assumed.append(f"rows and tokens as in {run / 'record.json'}")
     known = _find_dataset(recipe)
     if rows is None and known is not None and known["rows"]:
@@ -159,12 +158,14 @@ def _find_dataset(recipe: Recipe) -> Mapping[str, str] | None:
     return next(iter(exact), None)
 
 
-def _read_run_record(run: Path) -> Mapping[str, Any]:
+def _read_run_record(run: Path) -> tuple[int, float, float]:
+    """Return the training rows of a run, their mean length and its spread."""
     try:
-        data: Mapping[str, Any] = json.loads((run / "record.json").read_text())["data"]
-    except (OSError, ValueError, KeyError):
+        data: dict[str, Any] = json.loads((run / "record.json").read_bytes())["data"]
+        packed, lengths = data.get("sequences") or data["rows"], data["lengths"]
+        return int(packed["train"]), float(lengths["mean"]), float(lengths.get("spread", 1.0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WorkloadError(f"--run {run}: holds no record.json of a run") from None
-    return data
 
 
 def _count_rows(path: Path) -> int:

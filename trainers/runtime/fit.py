@@ -8,9 +8,9 @@ which builds the layout for the workers there are and goes on from the newest ch
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,22 @@ from ray.train.torch import TorchTrainer
 
 from cluster.errors import BerthaError
 from cluster.launch import spot_notice
+from cluster.local_ray import start_local_ray, temporary_env
+from cluster.ray_token import close_token_file
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.dataset_cache import PreparedDataset
 from trainers.distributed.device import DEVICES, Device
+from trainers.distributed.object_collectives import run_on_rank0
+from trainers.models.card import CARD_FILE, BundleError, parse_card, read_card
 from trainers.planning.elastic import ElasticPlanner
 from trainers.planning.layout import resolve_layout, resolve_shape
+from trainers.runtime.job_sources import check_job_sources
 from trainers.runtime.ray_backend import DeviceTorchConfig
 from trainers.runtime.worker import ReportMetrics, WorkerConfig, run_worker
 from trainers.storage.filesystem import StoreError
+from trainers.storage.lease import LeaseError, hold_lease
 from trainers.tracking import provenance
 from trainers.tracking.progress import ProgressPrinter
 from trainers.tracking.run_directory import RunDirectory, RunError
@@ -72,36 +78,70 @@ def fit(
     resumed for just that. report: called by every worker in its own process after each evaluation.
     prepared: the recipe's dataset with its teacher's logits, if the caller has it; default: it is
     prepared here. Raises RunError or StoreError when the directory or the cluster cannot be used,
-    and what a worker raised when it cannot go on.
+    LeaseError when another driver has the run, and what a worker raised when it cannot go on.
     """
     started, recipe = time.monotonic(), recipe.with_absolute_paths()
     directory = run if isinstance(run, RunDirectory) else open_run(run, cluster)
-    directory.acquire(recipe, resume)
-    directory.fetch_files(directory.record_path.name, directory.result_path.name)
-    result = directory.read_result()
-    if result is None or (write_bundle and result["test"] is None):
-        if prepared is None:
-            prepared = prepare.prepare_dataset(recipe, cluster.cache_dir)
-            prepared = distillation.attach_teacher_logits(recipe, prepared, cluster.cache_dir)
-        config = _build_worker_config(recipe, directory, cluster, write_bundle, prepared)
-        init_ray(cluster)
-        directory.error_path.unlink(missing_ok=True)
-        directory.publish_files(directory.error_path.name)
-        price = cluster.metadata.price_usd_per_hour
-        printer = ProgressPrinter(directory, None if price is None else price * cluster.num_nodes)
-        with temporary_env(_ray_train_env(cluster)), printer:
-            _run_trainer(_build_trainer(config, cluster, report, prepared))
-        directory.fetch_files(directory.error_path.name, directory.result_path.name)
-        if directory.error_path.is_file():
-            raise TrainingError(directory.error_path.read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        if directory.lease is None:  # else its caller holds it
+            directory = replace(directory, lease=stack.enter_context(hold_lease(directory)))
+        directory.acquire(recipe, resume)
         result = directory.read_result()
-        if result is None:
-            raise RunError(
-                f"{directory.address}: the workers succeeded, but wrote no result there; "
-                "metadata.storage, or --run, must be a directory that all nodes see, or "
-                "s3://BUCKET/PREFIX"
-            )
+        if result is None or (write_bundle and not _is_concluded(directory, result)):
+            if prepared is None:
+                check_job_sources(recipe, cluster)
+                prepared = prepare.prepare_dataset(recipe, cluster.cache_dir)
+                prepared = distillation.attach_teacher_logits(recipe, prepared, cluster.cache_dir)
+            config = _build_worker_config(recipe, directory, cluster, write_bundle, prepared)
+            result = _train(config, cluster, report, prepared)
     return Outcome(result, time.monotonic() - started)
+
+
+def _train(
+    config: WorkerConfig, cluster: ClusterSpec, report: ReportMetrics, prepared: PreparedDataset
+) -> dict[str, Any]:
+    """Train to the end; return the contents of result.json."""
+    directory, price = config.run, cluster.metadata.price_usd_per_hour
+    init_ray(cluster)
+    directory.check_lease()
+    directory.error_path.unlink(missing_ok=True)
+    directory.publish_files(directory.error_path.name)
+    printer = ProgressPrinter(directory, None if price is None else price * cluster.num_nodes)
+    with temporary_env(_ray_train_env(cluster)), printer:
+        _run_trainer(_build_trainer(config, cluster, report, prepared), directory)
+    directory.check_lease()  # workers that lost it have ended without a word
+    directory.fetch_files(directory.error_path.name, directory.result_path.name)
+    if directory.error_path.is_file():
+        raise TrainingError(directory.error_path.read_text(encoding="utf-8"))
+    result = directory.read_result()
+    if result is None:
+        raise RunError(
+            f"{directory.address}: the workers succeeded, but wrote no result there; "
+            "metadata.storage, or --run, must be a directory that all nodes see, or "
+            "s3://BUCKET/PREFIX"
+        )
+    return result
+
+
+def _is_concluded(run: RunDirectory, result: dict[str, Any]) -> bool:
+    """Return whether a run that has ended was tested, and has its bundle whole."""
+    if result["test"] is None:
+        return False
+    try:
+        if not run.home:
+            read_card(run.bundle_path)
+            return True
+        data = run.read_file(f"{run.bundle_path.name}/{CARD_FILE}")
+        if data is None:
+            raise BundleError(f"{run.address}: no bundle is there")
+        card, there = parse_card(data, f"{run.address}/bundle"), run.store.list_files("bundle")
+        missing = set(card.files) - {path.removeprefix("bundle/") for path in there}
+        if missing:
+            raise BundleError(f"{run.address}/bundle: {min(missing)} is missing")
+    except BundleError as error:
+        warnings.warn(f"writing the bundle again: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _build_worker_config(
@@ -139,31 +179,49 @@ def _build_worker_config(
     )
 
 
-def _run_trainer(trainer: TorchTrainer) -> None:
+def _run_trainer(trainer: TorchTrainer, run: RunDirectory) -> None:
     """Run `trainer`. Raises RunError where a disk or a store has failed once too often."""
     try:
         trainer.fit()
+    except LeaseError:
+        raise
+    except (OSError, StoreError) as error:  # of the loop, where it runs in this process
+        raise _translate(error, run) from error
     except WorkerGroupError as error:
         for cause in error.worker_failures.values():
+            if isinstance(cause, LeaseError):
+                raise cause from error
             if isinstance(cause, (OSError, StoreError)):
-                raise RunError(f"{cause}; fix that, then go on with --resume") from error
+                raise _translate(cause, run) from error
         raise
+
+
+def _translate(error: Exception, run: RunDirectory) -> RunError:
+    """Return the error of a disk or a store as one that names the run and the way out."""
+    where = "" if run.address in str(error) else f"{run.address}: "
+    return RunError(f"{where}{error}; fix that, then go on with --resume")
 
 
 def init_ray(cluster: ClusterSpec, dashboard: bool = False) -> None:
     """Join the Ray cluster this process was submitted to, or start one on this machine.
 
-    dashboard: of a cluster that is started here.
+    dashboard: of a cluster that is started here. Raises RunError where there is none to join.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized() or not cluster.num_workers:
         return
-    ray.init(
-        address=None if _has_removable_nodes(cluster) else "local",
-        log_to_driver=False,
-        logging_level="error",
-        include_dashboard=dashboard,
-    )
+    if not _has_removable_nodes(cluster):
+        start_local_ray(dashboard)
+        return
+    close_token_file()
+    try:
+        # Never a new one: it would listen at every address of this machine.
+        ray.init(address="auto", log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        raise RunError(
+            f"cluster {cluster.name}: no Ray to join; run this on it with `ray job submit`, or "
+            "without --cluster on this machine"
+        ) from error
 
 
 def _ray_train_env(cluster: ClusterSpec) -> dict[str, str]:
@@ -177,18 +235,6 @@ def _ray_train_env(cluster: ClusterSpec) -> dict[str, str]:
         # The preemption watcher takes a tenth of a core, and here no node can be preempted.
         env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return env
-
-
-@contextmanager
-def temporary_env(values: Mapping[str, str]) -> Iterator[None]:
-    """Set the environment variables that the user has not set; remove them at the end."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _has_removable_nodes(cluster: ClusterSpec) -> bool:
@@ -265,9 +311,12 @@ def _train_loop_per_worker(config: dict[str, Any]) -> None:
     To Ray every exception is a failed attempt, of which it makes `max_failures` more. What a retry
     cannot cure, a mistake of the user's or a diverged loss, is therefore written to the run
     directory and the worker returns as if it had succeeded; `fit` finds the file and raises. A
-    store that fails may come back, so its error is left to Ray.
+    store that fails may come back, so its error is left to Ray. Where another driver has taken the
+    run over, all workers return, too, and `fit` raises.
     """
     worker_config: WorkerConfig = config["config"]
+    if not run_on_rank0(lambda: worker_config.run.is_held):
+        return
     if config["is_on_aws"] and ray.train.get_context().get_local_rank() == 0:
         spot_notice.start_watcher()
     try:

@@ -27,7 +27,6 @@ from trainers.models.build import build_on_meta, materialize, meta_model
 from trainers.models.card import CARD_FORMAT, ModelCard
 from trainers.parallel.parallelize import parallelize
 from trainers.planning.elastic import ElasticPlanner
-from trainers.storage.atomic import replace_file
 from trainers.tracking import provenance
 from trainers.tracking.metric_logger import MetricLogger
 from trainers.tracking.run_directory import RunDirectory
@@ -176,8 +175,9 @@ def _take_parity_report(
 ) -> dict[str, Any] | None:
     """Return the parity report of this layout: the one that the run has, or a new one."""
     known = run_on_rank0(lambda: run.read_record().get("parity"))
-    if known is not None and known["layout"] == loop.mesh.layout.model_dump(mode="json"):
-        return dict(known)
+    layout = loop.mesh.layout.model_dump(mode="json")
+    if isinstance(known, dict) and known.get("layout") == layout:
+        return known
     return parity_check.check_parity(loop, encoder, restored)
 
 
@@ -195,8 +195,7 @@ def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, An
         "token_budget": loop.token_budget,
         "parity": parity,
     }
-    replace_file(config.run.record_path, json.dumps(record, indent=2) + "\n")
-    config.run.publish_files(config.run.record_path.name)
+    config.run.write_file(config.run.record_path, json.dumps(record, indent=2) + "\n")
 
 
 def _write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> None:
@@ -215,8 +214,7 @@ def _write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) ->
         "validation": {loop.recipe.metric: progress.best_value},
         "test": test,
     }
-    replace_file(run.result_path, json.dumps(result, indent=2) + "\n")
-    run.publish_files(run.result_path.name)
+    run.write_file(run.result_path, json.dumps(result, indent=2) + "\n")
 
 
 def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
@@ -255,6 +253,7 @@ def _test_and_write_bundle(
         environment=provenance.describe_environment(),
         files={},
     )
+    run.check_lease()
     num_features = int(prepared.train.samples.lengths[0])
     shapes = meta_model(recipe, prepared.labels, num_features, encoder)
     bundle.write_bundle(run.bundle_path, shapes, best.iter_tensors(), encoder, card)

@@ -57,7 +57,10 @@ class Store(ABC):
 
     @abstractmethod
     def put_file(self, source: Path, path: str) -> None:
-        """Copy a file of this machine, which nobody writes to meanwhile, to `path`."""
+        """Copy a file of this machine, which nobody writes to meanwhile, to `path`.
+
+        Raises NotFound where there is no such file here.
+        """
 
     @abstractmethod
     def get_file(self, path: str, target: Path) -> None:
@@ -73,9 +76,21 @@ class Store(ABC):
             self.put_file(path, f"{folder}/{path.relative_to(source).as_posix()}")
 
     def download_directory(self, folder: str, target: Path) -> None:
-        """Copy the files of `folder` into the directory `target` of this machine."""
-        for path in self.list_files(folder):
-            self.get_file(path, target / path.removeprefix(f"{folder}/"))
+        """Copy the files of `folder` into the directory `target` of this machine.
+
+        Raises StoreError for a name that leads out of it, before anything is copied.
+        """
+        prefix = f"{folder}/" if folder else ""
+        names = [path.removeprefix(prefix) for path in self.list_files(folder)]
+        # A key of S3 may be any text, as "../../.bashrc".
+        strange = [n for n in names if n.startswith("/") or ".." in n.split("/") or "\0" in n]
+        if strange:
+            raise StoreError(
+                f"{self.address}/{folder}: holds {strange[0][:80]!r}, which leads out of the "
+                "directory that it is copied to; remove it there"
+            )
+        for name in names:
+            self.get_file(prefix + name, target / name)
 
     def check_access(self) -> None:
         """Raise StoreError where files cannot be written, read and removed."""
@@ -142,6 +157,7 @@ class LocalStore(Store):
 
     def put_file(self, source: Path, path: str) -> None:
         """Copy to a temporary file and rename it."""
+        _require_file(source)
         with self._translate_errors(path, "written"), atomic_file(self.root / path) as temporary:
             shutil.copyfile(source, temporary)
 
@@ -168,12 +184,18 @@ class LocalStore(Store):
                     if entry.name.startswith("."):
                         continue  # being written, or left by a write that was killed
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
+                    # Links are not followed: two that lead upwards would be walked for ever.
+                    if entry.is_dir(follow_symlinks=False):
                         yield from self._walk_files(path)
                     else:
                         yield path
         except FileNotFoundError:
             return
+        except NotADirectoryError:
+            # As in S3, where a path is a prefix: a file is found under its own name.
+            if not (self.root / folder).is_file():
+                raise
+            yield folder
 
     @contextmanager
     def _translate_errors(self, path: str, action: str) -> Iterator[None]:
@@ -243,6 +265,7 @@ class S3Store(Store):
 
     def put_file(self, source: Path, path: str) -> None:
         """Upload a file."""
+        _require_file(source)
         with self._translate_errors(path, writing=True):
             self._filesystem.put_file(str(source), f"{self._root}/{path}")
 
@@ -272,6 +295,12 @@ class S3Store(Store):
             way_out = WAYS_OUT.get(type(error).__name__, PERMISSIONS)
             reason = " ".join(str(error).split())
             raise StoreError(f"{self.address}/{path}: {reason}; {way_out}") from None
+
+
+def _require_file(source: Path) -> None:
+    """Raise NotFound where a file of this machine is absent; that is no fault of the store."""
+    if not source.is_file():
+        raise NotFound(f"{source}: no such file on this machine")
 
 
 def _is_code(error: OSError, code: str) -> bool:

@@ -7,8 +7,10 @@ once before a checkpoint is sealed, so that no checkpoint is ahead of the metric
 
 import contextlib
 import json
+import shutil
 import threading
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,19 @@ class MetricLogger:
     """
 
     def __init__(self, run: RunDirectory, resumed_at: int) -> None:
-        """Open for appending, after dropping the rows of steps after `resumed_at`."""
-        rows = list(run.metric_rows())
+        """Open for appending, after dropping the rows of steps after `resumed_at`.
+
+        What is no row of metrics is kept in a copy of the file.
+        """
+        run.check_lease()
+        rows, has_damage = run.read_rows()
+        if has_damage:
+            copy = run.metrics_path.with_name(f"metrics-damaged-{time.time_ns()}.jsonl")
+            shutil.copyfile(run.metrics_path, copy)
+            run.publish_files(copy.name)
+            warnings.warn(
+                f"skipping damaged lines of {run.metrics_path}: kept in {copy.name}", stacklevel=2
+            )
         kept = [row for row in rows if row["step"] <= resumed_at]
         lost = [row for row in rows if row["kind"] == "step" and row["step"] > resumed_at]
         self.lost_steps = max([0, *(row["step"] - resumed_at for row in lost)])
@@ -96,6 +109,7 @@ class MetricUploader:
         if not self._run.home:
             return
         with self._lock:
+            self._run.check_lease()
             for path in [self._run.metrics_path, *self._run.path.glob("tensorboard/*")]:
                 self._upload_changed(path)
 

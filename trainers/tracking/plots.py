@@ -33,15 +33,16 @@ def _draw_curves(
     axes = figure.add_subplot()
     if steps:
         losses = np.array([row["loss"] for row in steps])
-        numbers = [row["step"] for row in steps]
-        axes.plot(numbers, losses, alpha=0.3, linewidth=0.8, label="training, each step")
-        axes.plot(numbers, _moving_average(losses), label="training, smoothed")
-    if evaluations:
-        values = [row["metrics"][name] for row in evaluations]
-        axes.plot([row["step"] for row in evaluations], values, "o-", label="validation")
+        positions = [row["step"] for row in steps]
+        axes.plot(positions, losses, alpha=0.3, linewidth=0.8, label="training, each step")
+        axes.plot(positions, _moving_average(losses), label="training, smoothed")
+    values = {row["step"]: row["metrics"].get(name) for row in evaluations}
+    numbers = {step: value for step, value in values.items() if isinstance(value, (int, float))}
+    if numbers:
+        axes.plot(list(numbers), list(numbers.values()), "o-", label="validation")
     axes.set(xlabel="optimizer step", ylabel=name)
     axes.grid(alpha=0.3)
-    if steps or evaluations:
+    if steps or numbers:
         axes.legend()
     figure.savefig(path)
 

@@ -5,14 +5,13 @@ in a store, keeps the screen clean and works the same under `ray job submit`.
 """
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
 from trainers.storage.filesystem import StoreError
-from trainers.tracking.run_directory import RunDirectory
+from trainers.tracking.run_directory import Row, RunDirectory, parse_rows
 
 REMOTE_POLL_SECONDS = 2.0  # between reads of a file in a store
 
@@ -20,33 +19,60 @@ REMOTE_POLL_SECONDS = 2.0  # between reads of a file in a store
 class MetricTail:
     """Reads the complete lines that were appended to the metrics of a run since the last read.
 
-    The file is read whole each time: a store knows no offsets, and a restart of the run replaces
-    the file by one with fewer lines.
+    A store knows no offsets, so there the file is read whole each time. A restart of the run
+    replaces the file by one with fewer lines.
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        self._run, self._seen, self._read_at = run, b"", 0.0
+        # _seen: of a store, all that was read; of a disk, the line that ends at _offset.
+        self._run, self._seen, self._offset, self._read_at = run, b"", 0, 0.0
 
-    def read_rows(self, last: bool = False) -> list[dict[str, Any]]:
+    def read_rows(self, last: bool = False) -> list[Row]:
         """Return the new rows; of a file that was replaced, those from its last `start` row on.
 
-        Reads a store only every REMOTE_POLL_SECONDS, unless it is for the last time.
+        Damaged lines are skipped; the next start warns of them. Reads a store only every
+        REMOTE_POLL_SECONDS, unless it is for the last time.
         """
         waited = time.monotonic() - self._read_at
         if self._run.home and not last and waited < REMOTE_POLL_SECONDS:
             return []
         self._read_at = time.monotonic()
+        data, is_continued = self._read_store() if self._run.home else self._read_disk()
+        rows = list(parse_rows(data))
+        return rows if is_continued else _rows_since_start(rows)
+
+    def _read_store(self) -> tuple[bytes, bool]:
+        """Return new complete lines, and whether they continue those that were read before."""
         data = self._run.read_file(self._run.metrics_path.name)
         if data is None:
-            return []
+            return b"", True
         whole = data[: data.rfind(b"\n") + 1]
-        grown = whole.startswith(self._seen)
-        rows = [json.loads(line) for line in whole[len(self._seen) * grown :].splitlines()]
+        is_continued = whole.startswith(self._seen)
+        new = whole[len(self._seen) * is_continued :]
         self._seen = whole
-        return rows if grown else _rows_since_start(rows)
+        return new, is_continued
+
+    def _read_disk(self) -> tuple[bytes, bool]:
+        """Do the same without reading what was read before: a long run has a long file."""
+        try:
+            with self._run.metrics_path.open("rb") as file:
+                file.seek(self._offset - len(self._seen))
+                data = file.read()
+                # Every row has its time, so the last one that was read tells the file from another.
+                is_continued = data.startswith(self._seen)
+                if not is_continued:
+                    file.seek(0)
+                    data, self._seen, self._offset = file.read(), b"", 0
+        except FileNotFoundError:
+            return b"", True
+        new = data[len(self._seen) : data.rfind(b"\n") + 1]
+        if new:
+            self._offset += len(new)
+            self._seen = new[new.rfind(b"\n", 0, -1) + 1 :]
+        return new, is_continued
 
 
-def _rows_since_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows_since_start(rows: list[Row]) -> list[Row]:
     starts = [index for index, row in enumerate(rows) if row["kind"] == "start"]
     return rows[starts[-1] :] if starts else []
 
@@ -68,7 +94,7 @@ class ProgressPrinter:
         self._tail.read_rows()  # skips the rows of earlier starts
         self._say, self._every, self._usd_per_hour = say, every_seconds, usd_per_hour
         self._total_steps = 0
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[Row] = []
         self._printed_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll_rows, daemon=True)
@@ -96,7 +122,7 @@ class ProgressPrinter:
             self._printed_at = now
             self._pending.clear()
 
-    def _handle_row(self, row: dict[str, Any]) -> None:
+    def _handle_row(self, row: Row) -> None:
         if row["kind"] == "start":
             self._total_steps = row["total_steps"]
             self._pending.clear()
@@ -106,7 +132,7 @@ class ProgressPrinter:
             self._pending.append(row)
         elif row["kind"] == "notice":
             self._say(f"a machine is about to be reclaimed; step {row['step']} is saved")
-        else:
+        elif row["kind"] == "evaluation":
             self._say(format_evaluation(row))
 
 
@@ -160,7 +186,7 @@ def format_start(row: dict[str, Any], usd_per_hour: float | None = None) -> str:
 
 def format_evaluation(row: dict[str, Any]) -> str:
     """Format an evaluation row as one line."""
-    best = "  best so far" if row["best"] else ""
+    best = "  best so far" if row.get("best") else ""
     return f"step {row['step']}  validation: {format_metrics(row['metrics'])}{best}"
 
 

@@ -8,15 +8,21 @@
     tensorboard/      the same as events          plots/    the same as plots
     checkpoints/      to resume from              bundle/   the trained model
     result.json       the outcome; there when the run has ended
+    lease/            which process writes all this
 
 All nodes see it, or its home is a prefix in S3 and each node has a directory of its own, from which
 what it writes is uploaded.
+
+Disks fail and people edit files, so what is read here may be anything. A damaged file that the run
+can do without, or write again, is left out with a warning; any other is a RunError that names it.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +31,16 @@ from cluster.settings import SettingsError
 from trainers.checkpoint.stores import CheckpointStore
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
-from trainers.storage.atomic import replace_file
 from trainers.storage.directory import SyncedDirectory
+from trainers.storage.lease import Lease
 
 # May change between a run and its resumption: they change no result.
 CHANGEABLE_KEYS = ("layout", "batch.token_budget", "parity")
+
+FILES = ("recipe.yaml", "record.json", "metrics.jsonl", "result.json", "error.txt")
+FOLDERS = ("checkpoints", "bundle", "plots", "tensorboard", "lease", "ray")
+
+Row = dict[str, Any]  # of metrics.jsonl
 
 
 class RunError(BerthaError):
@@ -38,7 +49,12 @@ class RunError(BerthaError):
 
 @dataclass(frozen=True)
 class RunDirectory(SyncedDirectory):
-    """A run directory and the files in it."""
+    """A run directory and the files in it.
+
+    lease: of the driver that this process belongs to; None for who only reads.
+    """
+
+    lease: Lease | None = field(default=None, compare=False)
 
     @property
     def metrics_path(self) -> Path:
@@ -53,7 +69,8 @@ class RunDirectory(SyncedDirectory):
     @property
     def checkpoints(self) -> CheckpointStore:
         """The store of its checkpoints."""
-        return CheckpointStore(self.path / "checkpoints", self.store if self.home else None)
+        store = self.store if self.home else None
+        return CheckpointStore(self.path / "checkpoints", store, self.check_lease)
 
     @property
     def bundle_path(self) -> Path:
@@ -73,14 +90,22 @@ class RunDirectory(SyncedDirectory):
     def acquire(self, recipe: Recipe, resume: bool) -> None:
         """Write the recipe into a new directory, or check that this run may be resumed.
 
-        Raises RunError when it holds another run, or this one and `resume` is not asked for.
+        Raises RunError when it holds another run, or this one and `resume` is not asked for, or
+        what no run can go on with.
         """
         path = self.path / "recipe.yaml"
-        self.fetch_files(path.name)
+        self.fetch_files(path.name, self.record_path.name, self.result_path.name)
+        self._check_kinds()
         if not path.is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(path, recipe.to_yaml())
-            self.publish_files(path.name)
+            remains = [
+                p for p in (self.metrics_path, self.record_path, self.result_path) if p.exists()
+            ]
+            if remains:
+                raise RunError(
+                    f"{self.address} holds {remains[0].name} of a run, but not its recipe.yaml; "
+                    "put that back, or name another directory with --run"
+                )
+            self.write_file(path, recipe.to_yaml())
             return
         if not resume:
             raise RunError(
@@ -89,8 +114,11 @@ class RunDirectory(SyncedDirectory):
             )
         try:
             before = recipes.load_recipe(path)
-        except SettingsError as error:
-            raise RunError(f"cannot resume {self.address}: {error}") from None
+        except (SettingsError, ValueError, RecursionError) as error:
+            raise RunError(
+                f"cannot resume {self.address}: {' '.join(str(error).split())}; put back the "
+                "recipe.yaml that it began with, or name another directory with --run"
+            ) from None
         differing = _differing_keys(before.model_dump(), recipe.model_dump())
         changed = [key for key in differing if not key.startswith(CHANGEABLE_KEYS)]
         if changed:
@@ -110,39 +138,176 @@ class RunDirectory(SyncedDirectory):
             self.store.remove("checkpoints")
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the driver of this process may still write here."""
+        return self.lease is None or self.lease.is_held
+
+    def check_lease(self) -> None:
+        """Raise LeaseError where another driver has taken the run over."""
+        if self.lease is not None:
+            self.lease.check()
+
+    def write_file(self, path: Path, text: str) -> None:
+        """Replace a file of the run, for all machines to see.
+
+        Raises RunError where it cannot be written, LeaseError where another driver has the run.
+        """
+        self.check_lease()
+        try:
+            self.write_shared(path.name, text)
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written: {error.strerror or error}; make room, or name another "
+                "directory with --run"
+            ) from None
+
     def write_error(self, reason: str) -> None:
         """Write why the run cannot go on."""
-        self.write_shared(self.error_path.name, reason)
+        self.write_file(self.error_path, reason)
 
-    def metric_rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    def read_rows(self) -> tuple[list[Row], bool]:
+        """Return the rows of metrics.jsonl on this machine, and whether there are damaged lines."""
+        if not self.metrics_path.is_file():
+            return [], False
+        skipped: list[int] = []
+        rows = list(parse_rows(self.metrics_path.read_bytes(), skipped.append))
+        return rows, bool(skipped)
+
+    def metric_rows(self, kind: str | None = None) -> Iterator[Row]:
         """Iterate over the rows of metrics.jsonl, of one kind or all; skip a half-written one.
 
         Of a run in a store, those on this machine: all of them on rank 0's.
         """
         if self.metrics_path.is_file():
-            yield from _parse_rows(self.metrics_path.read_bytes(), kind)
+            yield from self._parse_rows(self.metrics_path.read_bytes(), kind)
 
-    def published_rows(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    def published_rows(self, kind: str | None = None) -> Iterator[Row]:
         """Iterate over the same rows as all machines see them."""
-        yield from _parse_rows(self.read_file(self.metrics_path.name) or b"", kind)
+        yield from self._parse_rows(self.read_file(self.metrics_path.name) or b"", kind)
 
     def read_record(self) -> dict[str, Any]:
         """Read the facts that the last start wrote; {} before the first."""
-        return dict(json.loads(self.record_path.read_text())) if self.record_path.is_file() else {}
+        return read_object(self.record_path, "the next start writes it again") or {}
 
     def read_result(self) -> dict[str, Any] | None:
         """Read the outcome; None until the run has ended."""
-        return json.loads(self.result_path.read_text()) if self.result_path.is_file() else None
+        advice = "resuming the run writes it again"
+        return read_object(self.result_path, advice, _is_result)
+
+    def _parse_rows(self, data: bytes, kind: str | None) -> Iterator[Row]:
+        skipped: list[int] = []
+        for row in parse_rows(data, skipped.append):
+            if kind is None or row["kind"] == kind:
+                yield row
+        if skipped:  # of which there may be many
+            others = f" and {len(skipped) - 1:,} others" if len(skipped) > 1 else ""
+            where = f"{self.address}/{self.metrics_path.name}"
+            warnings.warn(
+                f"skipping line {skipped[0]:,}{others} of {where}: no row of metrics", stacklevel=3
+            )
+
+    def _check_kinds(self) -> None:
+        """Raise RunError where a folder lies in the place of a file, or the reverse."""
+        for name in (*FILES, *FOLDERS):
+            path = self.path / name
+            fits = path.is_file() if name in FILES else path.is_dir()
+            if os.path.lexists(path) and not fits:
+                kind = "file" if name in FILES else "directory"
+                raise RunError(
+                    f"{path}: is no {kind}, as it is in a run; move it away, or name another "
+                    "directory with --run"
+                )
 
 
-def _parse_rows(data: bytes, kind: str | None) -> Iterator[dict[str, Any]]:
-    for line in data.decode(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if kind is None or row["kind"] == kind:
+def read_object(
+    path: Path, advice: str, is_valid: Callable[[dict[str, Any]], bool] = lambda value: True
+) -> dict[str, Any] | None:
+    """Read a JSON object; None where there is none, or it is damaged: with a warning."""
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and is_valid(value):
+        return value
+    warnings.warn(f"skipping {path}: it is damaged; {advice}", stacklevel=3)
+    return None
+
+
+def parse_rows(
+    data: bytes, on_damage: Callable[[int], object] = lambda number: None
+) -> Iterator[Row]:
+    """Yield the rows in complete lines of metrics.jsonl.
+
+    on_damage: called with the number of a line that holds none. The last line is half written where
+    it does not end; that is no damage.
+    """
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        row = _parse_row(line)
+        if row is None:
+            on_damage(number)
+        else:
             yield row
+
+
+def _parse_row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        return None
+    # A later version may write other kinds; they need a step, by which a restart drops them.
+    needed = ROW_FIELDS.get(row["kind"], {"step": _is_count})
+    return row if all(is_valid(row.get(name)) for name, is_valid in needed.items()) else None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_number_or_absent(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value > 0  # type: ignore[operator]
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+ROW_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {  # what every reader relies on
+    "start": {
+        "step": _is_count,
+        "total_steps": _is_count,
+        "lost_steps": _is_number_or_absent,
+        "lost_seconds": _is_number_or_absent,
+    },
+    "step": {
+        "step": _is_count,
+        "loss": _is_number,
+        "learning_rate": _is_number,
+        "tokens": _is_count,
+        "computed_tokens": _is_positive,
+        "seconds": _is_positive,
+    },
+    "evaluation": {"step": _is_count, "tokens": _is_count, "metrics": _is_object},
+    "notice": {"step": _is_count},
+}
+
+
+def _is_result(value: dict[str, Any]) -> bool:
+    counts = all(_is_count(value.get(name)) for name in ("steps", "best_step"))
+    tested = value.get("test", 0)
+    return counts and "stopped_early" in value and (tested is None or isinstance(tested, dict))
 
 
 def _differing_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -100,11 +100,23 @@ class TrainingLoop:
         return asdict(self.progress) | scale
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; weights and moments are restored by the caller."""
+        """Continue from `state`; weights and moments are restored by the caller.
+
+        Raises TrainingError where it is not what `state_dict` of this version returns.
+        """
         progress = {key: value for key, value in state.items() if key != "scale"}
-        self.progress = TrainProgress(**progress)
-        if self.loss_scale is not None and "scale" in state:
-            self.loss_scale = LossScale(**state["scale"])
+        try:
+            self.progress = TrainProgress(**progress)
+            is_position = self.progress.step >= 0 and self.progress.tokens >= 0
+            if self.loss_scale is not None and "scale" in state:
+                self.loss_scale = LossScale(**state["scale"])
+        except TypeError:
+            is_position = False
+        if not is_position:
+            raise TrainingError(
+                f"the checkpoint holds {state}, which is no position in this run; remove that "
+                "checkpoint, and --resume goes on from the one before"
+            )
 
     def run(self, is_preempted: Callable[[], bool] | None = None) -> Iterator[Event]:
         """Train to the end, yielding every step, every evaluation, and when to save.

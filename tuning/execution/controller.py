@@ -78,13 +78,19 @@ class SearchController:
         """Seconds that the search has held the cluster."""
         return self._journal.held_seconds()
 
-    def next_trial(self) -> Trial | None:
-        """Return a trial to start or to resume; None while the next one waits for running ones."""
+    def next_trial(
+        self, trained_seconds: Callable[[Trial], float] = lambda trial: 0.0
+    ) -> Trial | None:
+        """Return a trial to start or to resume; None while the next one waits for running ones.
+
+        trained_seconds: that an unfinished trial has taken so far.
+        """
         if self.invalid_reason is not None:
             return None
         while self._unfinished:
             trial = self._unfinished.pop(0)
-            if self._should_continue(trial, trial.seconds):
+            # A search that was killed between an evaluation and its decision decides now.
+            if self._should_continue(trial, max(trial.seconds, trained_seconds(trial))):
                 return self._start(trial)
         while (proposed := self._propose_trial()) is not None:
             self._journal.add_trial(proposed)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from cluster.errors import BerthaError
 from trainers.distributed.object_collectives import run_on_rank0
 from trainers.storage.directory import SyncedDirectory
+from trainers.storage.filesystem import StoreError
 
 DECISION = "verdict.json"
 POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 0.5  # on a disk, and in a store
@@ -23,6 +24,10 @@ POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 0.5  # on a disk, and in a store
 
 class TrialStopped(BerthaError):
     """The search has stopped this trial; its run directory can be resumed all the same."""
+
+
+class StopSignalError(StoreError):
+    """A decision that cannot be read; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,17 @@ def write_decision(run: SyncedDirectory, tokens: int, goes_on: bool) -> None:
 
 
 def read_decision(run: SyncedDirectory) -> tuple[int, bool]:
-    """Return (tokens of the newest evaluation decided on, whether the trial continues)."""
+    """Return (tokens of the newest evaluation decided on, whether the trial continues).
+
+    Raises StopSignalError where the file holds no decision: none would come in its place.
+    """
     data = run.read_file(DECISION)
     if data is None:
         return 0, True
-    decision = json.loads(data)
-    return int(decision["tokens"]), bool(decision["goes_on"])
+    try:
+        decision = json.loads(data)
+        return int(decision["tokens"]), bool(decision["goes_on"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise StopSignalError(
+            f"{run.address}/{DECISION}: is no decision of a search; remove it and resume the search"
+        ) from None

@@ -10,24 +10,26 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray.tune
-from filelock import FileLock, Timeout
 
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 from trainers.checkpoint import checkpoint
 from trainers.config.recipe import Recipe
 from trainers.runtime.fit import fit
-from trainers.tracking.run_directory import RunDirectory, RunError
+from trainers.storage.filesystem import StoreError
+from trainers.storage.lease import hold_lease
+from trainers.tracking.progress import MetricTail
+from trainers.tracking.run_directory import RunDirectory
 from trainers.training.loop import TrainingError
 from tuning.execution.stop_signal import StopSignal
 
-LOCK_SECONDS = 300  # that the last process of a killed search may take to release a trial
-POLL_SECONDS, REMOTE_POLL_SECONDS = 0.5, 2.0  # between reads of what workers wrote: disk, store
+DYING_SECONDS = 300.0  # that a process of a killed search may take to release its trial
+POLL_SECONDS = 0.5  # between reads of what workers wrote
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -69,8 +71,7 @@ def train_trial(spec: TrialSpec, report: Report) -> None:
         report({**facts, "seconds": time.monotonic() - started})
 
     try:
-        with _locked(spec.run):
-            _fit(spec, report_timed)
+        _fit(spec, report_timed)
     except TrainingError as error:
         report_timed({"ended": "failed", "reason": str(error)})
     except BerthaError as error:
@@ -80,32 +81,34 @@ def train_trial(spec: TrialSpec, report: Report) -> None:
 
 
 def _fit(spec: TrialSpec, report: Report) -> None:
-    stop_signal, address = StopSignal(spec.run), spec.run.address
+    spec.run.check_access()
+    # The search has the right to its trials: it waits for a process of an earlier session to die,
+    # and whoever trains this trial on a machine that the search has left, notices.
+    with hold_lease(spec.run, DYING_SECONDS, take_over=True) as lease:
+        _fit_held(replace(spec, run=replace(spec.run, lease=lease)), report)
 
-    def report_evaluation(metrics: Mapping[str, float]) -> None:
-        report({"tokens": int(metrics["tokens"]), "value": metrics[spec.recipe.metric]})
+
+def _fit_held(spec: TrialSpec, report: Report) -> None:
+    stop_signal, tail, metric = StopSignal(spec.run), MetricTail(spec.run), spec.recipe.metric
+
+    def report_written(last: bool = False) -> None:
+        for row in tail.read_rows(last):
+            if row["kind"] == "evaluation" and metric in row["metrics"]:
+                report({"tokens": row["tokens"], "value": row["metrics"][metric]})
 
     def report_and_wait(metrics: Mapping[str, float]) -> None:
-        report_evaluation(metrics)
+        report({"tokens": int(metrics["tokens"]), "value": metrics[metric]})
         stop_signal(metrics)
 
-    for metrics in read_evaluations(spec.run):  # an earlier search may have died before it heard
-        report_evaluation(metrics)
+    report_written(last=True)  # an earlier search may have died before it heard
     if spec.parent is not None:
         copy_parent_checkpoint(spec.run, *spec.parent)
     if spec.cluster.num_workers:
-        with _relaying_evaluations(spec, report_evaluation):
-            fit(spec.recipe, spec.cluster, address, True, False, stop_signal)
+        with _calling_repeatedly(report_written):
+            fit(spec.recipe, spec.cluster, spec.run, True, False, stop_signal)
+        report_written(last=True)
     else:
-        fit(spec.recipe, spec.cluster, address, True, False, report_and_wait)
-    for metrics in read_evaluations(spec.run):  # the workers' last, which nothing relays any more
-        report_evaluation(metrics)
-
-
-def read_evaluations(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return the evaluations in a run directory, as the trainer reports them."""
-    rows = run.published_rows("evaluation")
-    return [{**row["metrics"], "step": row["step"], "tokens": row["tokens"]} for row in rows]
+        fit(spec.recipe, spec.cluster, spec.run, True, False, report_and_wait)
 
 
 def copy_parent_checkpoint(run: RunDirectory, parent: RunDirectory, tokens: int) -> None:
@@ -124,38 +127,19 @@ def copy_parent_checkpoint(run: RunDirectory, parent: RunDirectory, tokens: int)
 
 
 @contextmanager
-def _relaying_evaluations(
-    spec: TrialSpec, report: Callable[[Mapping[str, float]], None]
-) -> Iterator[None]:
-    """Report what workers evaluate while the block runs."""
+def _calling_repeatedly(task: Callable[[], None]) -> Iterator[None]:
+    """Call `task` now and then while the block runs; where a store fails, again later."""
     done = threading.Event()
 
-    def relay() -> None:
-        reported = 0
-        while not done.wait(REMOTE_POLL_SECONDS if spec.run.home else POLL_SECONDS):
-            for metrics in read_evaluations(spec.run):
-                if metrics["tokens"] > reported:
-                    reported = metrics["tokens"]
-                    report(metrics)
+    def repeat() -> None:
+        while not done.wait(POLL_SECONDS):
+            with suppress(StoreError):
+                task()
 
-    thread = threading.Thread(target=relay, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-
-
-@contextmanager
-def _locked(run: RunDirectory) -> Iterator[None]:
-    """Lock the run directory: a trial of a search that was killed may take a moment to die."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run.path / ".lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise RunError(
-            f"{run.address}: another process has trained this trial for {LOCK_SECONDS} seconds; "
-            "end it"
-        ) from None

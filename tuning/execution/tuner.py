@@ -5,25 +5,28 @@ what to try and what to stop. A search that was killed resumes from its journal,
 its own newest checkpoint.
 """
 
-import json
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.tune
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.errors import BerthaError
+from cluster.local_ray import temporary_env
 from trainers.distributed.device import DEVICES
-from trainers.runtime.fit import init_ray, resources_per_worker, temporary_env
+from trainers.runtime.fit import init_ray, resources_per_worker
 from trainers.storage.directory import SyncedDirectory
-from trainers.tracking.run_directory import RunDirectory
+from trainers.tracking.run_directory import RunDirectory, parse_rows
 from tuning.algorithms import repeats
 from tuning.algorithms.pareto import best_of_each_model
 from tuning.algorithms.trial import TrialEvaluation, rank_completed
@@ -82,19 +85,31 @@ class TrainedSeconds:
         data = data[: data.rfind(b"\n") + 1]
         if not data.startswith(self._parsed):  # a restart rewrote the file, without lost steps
             self._parsed, self._total = b"", 0.0
-        for line in data[len(self._parsed) :].splitlines():
-            self._total += float(json.loads(line).get("seconds", 0.0))
+        for row in parse_rows(data[len(self._parsed) :]):
+            seconds = row.get("seconds", 0.0)
+            self._total += seconds if isinstance(seconds, (int, float)) else 0.0
         self._parsed = data
         return self._total
 
 
 class Search:
-    """One session of a search in the directory `run`."""
+    """One session of a search in the directory `run`.
 
-    def __init__(self, controller: SearchController, run: SyncedDirectory) -> None:
+    check_lease: raises LeaseError where another process has taken the search over; called before
+    files of trials are changed.
+    """
+
+    def __init__(
+        self,
+        controller: SearchController,
+        run: SyncedDirectory,
+        check_lease: Callable[[], None] = lambda: None,
+    ) -> None:
         self.controller, self.prepared = controller, controller.prepared
+        self.check_lease = check_lease
         self._run = SyncedDirectory(run.path.resolve(), run.home)  # trials change the directory
         self.clock = SlotClock()
+        self._error: BerthaError | None = None
         self._trained: dict[int, TrainedSeconds] = {}
         self._cleaned: set[int] = set()
 
@@ -117,7 +132,7 @@ class Search:
         per_trial, slots = self._trial_resources()
         self.clock = SlotClock()
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        with temporary_env(QUIET_ENV):
+        with temporary_env(QUIET_ENV), self._raising_own_errors():
             Tuner(
                 ray.tune.with_resources(run_trial, per_trial),
                 tune_config=TuneConfig(
@@ -141,9 +156,28 @@ class Search:
                 f"interrupted; `python -m tuning resume {self._run.address}` goes on with it"
             )
 
+    @contextmanager
+    def _raising_own_errors(self) -> Iterator[None]:
+        """Raise what stopped the search, where Tune raises it as the text of a traceback."""
+        try:
+            yield
+        except TuneError as error:
+            raise (self._error or error) from None
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        """Keep an error of this search that Tune would turn into text."""
+        try:
+            yield
+        except BerthaError as error:
+            self._error = error
+            raise
+
     def next_spec(self) -> TrialSpec | None:
         """Return the next trial to run; None if there is none now."""
-        trial = self.controller.next_trial()
+        trial = self.controller.next_trial(
+            lambda trial: TrainedSeconds(self.trial_directory(trial.number)).update()
+        )
         if trial is None:
             return None
         parent = trial.parent and (self.trial_directory(trial.parent[0]), trial.parent[1])
@@ -157,6 +191,7 @@ class Search:
 
     def on_report(self, attempt: str, number: int, facts: dict[str, Any]) -> None:
         """Handle a report of trial `number`: an evaluation, which it waits on, or its end."""
+        self.check_lease()
         run = self.trial_directory(number)
         self.clock.record_run(attempt, float(facts["seconds"]))
         trained = self._trained.setdefault(number, TrainedSeconds(run)).update()
@@ -240,7 +275,8 @@ class _ControllerSearcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial; None to be asked again, FINISHED at the end."""
-        spec = self._search.next_spec()
+        with self._search.keeping_errors():
+            spec = self._search.next_spec()
         if spec is not None:
             self._numbers[trial_id] = spec.number
             return {"spec": spec}
@@ -251,7 +287,8 @@ class _ControllerSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         """Handle only trials whose process died too often; others report their own end."""
         if error:
-            self._search.on_crash(self._numbers[trial_id])
+            with self._search.keeping_errors():
+                self._search.on_crash(self._numbers[trial_id])
 
     def save(self, checkpoint_path: str) -> None:
         """Write the empty file that Tune expects; the journal has everything."""
@@ -280,5 +317,6 @@ class _ControllerScheduler(FIFOScheduler):  # type: ignore[misc]
         """
         spec: TrialSpec = trial.config["spec"]
         attempt = f"{trial.trial_id} {trial.num_failures}"
-        self._search.on_report(attempt, spec.number, result)
+        with self._search.keeping_errors():
+            self._search.on_report(attempt, spec.number, result)
         return str(self.CONTINUE)

@@ -22,7 +22,7 @@ from tuning.algorithms.trial import Trial, without_repeats
 from tuning.execution.tuner import Search, SearchError
 from tuning.results.deployment import measure_engines, register_winner
 from tuning.store.budget import Spend, estimate_next_improvement
-from tuning.store.reader import RESULT
+from tuning.store.reader import RESULT, read_result
 
 
 def conclude_search(search: Search, run: SyncedDirectory) -> dict[str, Any]:
@@ -30,8 +30,9 @@ def conclude_search(search: Search, run: SyncedDirectory) -> dict[str, Any]:
 
     Raises SearchError if no trial trained to its end.
     """
-    if (run.path / RESULT).is_file() and not search.clock.spans:
-        return dict(json.loads((run.path / RESULT).read_bytes()))  # it had ended before
+    known = None if search.clock.spans else read_result(run.path)
+    if known is not None:
+        return known  # it had ended before
     trials, config = search.controller.trials, search.prepared.config
     verdict = repeats.compare_finalists(trials)
     if verdict is None:

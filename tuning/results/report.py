@@ -4,7 +4,6 @@ Written when a search ends, and again by `python -m tuning report RUN`, from res
 journal alone.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,13 +26,13 @@ HTML, MARKDOWN = "report.html", "report.md"
 def write_report(run: SyncedDirectory) -> tuple[str, str]:
     """Write both files; return their names. Raises JournalError if the search has not ended."""
     where = run.address
-    if not (run.path / RESULT).is_file():
+    result = reader.read_result(run.path)
+    if result is None:
         raise JournalError(
-            f"{where}: holds no {RESULT}, which a search leaves when it ends; go on with it "
-            f"(python -m tuning resume {where}), or look at it as it is (python -m tuning "
+            f"{where}: holds no {RESULT} that is whole, which a search leaves when it ends; go on "
+            f"with it (python -m tuning resume {where}), or look at it as it is (python -m tuning "
             f"dashboard {where})"
         )
-    result: Result = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
     sections = list(build_sections(result, reader.read_snapshot(run.path)))
     title = f"Search {run.path.resolve().name}"
     run.write_shared(HTML, render.render_html(title, sections))

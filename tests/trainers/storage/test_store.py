@@ -121,3 +121,38 @@ class TestConditionalWrites:
     def test_other_failures_are_told(self) -> None:
         with pytest.raises(StoreError, match=r"memory://r/a: .*as s3fs has it; .*s3:ListBucket"):
             self.make("AccessDenied").create_file("a", b"")
+
+
+class TestNamesAndFiles:
+    """What a name in a store may mean on this machine, and whose fault a missing file is."""
+
+    @pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/evil"])
+    def test_a_key_that_leads_out_is_not_downloaded(self, tmp_path: Path, name: str) -> None:
+        store = S3Store(KeyedByText([f"/r/folder/{name}", "/r/folder/fine"]), "/r", "memory://r")
+        target = tmp_path / "deep" / "target"
+        with pytest.raises(StoreError, match=r"memory://r/folder: holds .*evil'.* leads out"):
+            store.download_directory("folder", target)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_is_found_under_its_own_name(self, store: Store) -> None:
+        """As `bundle.json` is looked for at a URL."""
+        store.create_file("run/bundle.json", b"{}")
+        assert store.list_files("run/bundle.json") == ["run/bundle.json"]
+
+    def test_a_file_that_is_missing_here_is_not_the_stores_fault(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        with pytest.raises(NotFound, match=rf"^{tmp_path}/absent: no such file on this machine$"):
+            store.put_file(tmp_path / "absent", "a/1")
+        assert store.list_files("a") == []
+
+
+class KeyedByText(MemoryFileSystem):  # type: ignore[misc]
+    """A file system that lists keys as S3 does: any text."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(global_store=False, skip_instance_cache=True)
+        self.keys = keys
+
+    def find(self, path: str, **_: Any) -> dict[str, dict[str, str]]:
+        return {key: {"type": "file"} for key in self.keys}

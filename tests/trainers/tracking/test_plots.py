@@ -8,13 +8,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tests.support.metric_rows import evaluation_row, step_row
 from trainers.tracking.plots import draw_plots
 from trainers.tracking.run_directory import RunDirectory
 
-STEPS = [{"kind": "step", "step": n, "loss": loss} for n, loss in ((1, 4.0), (2, 2.0))]
-EVALUATIONS = [
-    {"kind": "evaluation", "step": n, "metrics": {"loss": 1 / n, "f1": n / 10}} for n in (1, 2)
-]
+STEPS = [step_row(n, loss=loss) for n, loss in ((1, 4.0), (2, 2.0))]
+EVALUATIONS = [evaluation_row(n, metrics={"loss": 1 / n, "f1": n / 10}) for n in (1, 2)]
 
 
 @pytest.fixture
@@ -58,6 +57,12 @@ def test_the_loss_is_drawn_as_it_is_and_smoothed_beside_that_of_validation(
     }
     assert lines(drawn["f1.png"]) == {"validation": [(1, 0.1), (2, 0.2)]}
     assert drawn["f1.png"].get_ylabel() == "f1"
+
+
+def test_what_an_evaluation_lacks_is_left_out(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    odd = [evaluation_row(3, metrics={"f1": "high"}), evaluation_row(4, metrics={"loss": 0.1})]
+    assert draw(tmp_path, [*STEPS, *EVALUATIONS, *odd]) == {"loss.png", "f1.png"}
+    assert lines(drawn["f1.png"]) == {"validation": [(1, 0.1), (2, 0.2)]}
 
 
 def test_a_metric_that_is_the_loss_does_not_replace_its_plot(

@@ -1,21 +1,26 @@
 """What a run leaves behind, and what a person sees of it meanwhile."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.metric_rows import DAMAGED_LINES, start_row, step_row, to_line
 from trainers.config import recipe as recipes
+from trainers.tracking import progress
 from trainers.tracking.metric_logger import MetricLogger
 from trainers.tracking.progress import (
     MetricTail,
+    ProgressPrinter,
     count_printer,
     format_duration,
     format_start,
     format_steps,
     summarize_run,
 )
-from trainers.tracking.run_directory import RunDirectory, RunError
+from trainers.tracking.run_directory import Row, RunDirectory, RunError
 from trainers.training.events import EvalEvent, StepEvent
 
 
@@ -159,3 +164,166 @@ def test_an_evaluation_is_a_row(tmp_path: Path) -> None:
     recorder.close()
     (row,) = run.metric_rows("evaluation")
     assert row["metrics"]["confusion"] == [[1, 2], [3, 4]] and row["best"]
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+class TestDamagedMetrics:
+    """Rows 1, 2, a damaged line, and row 4."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, line: bytes) -> RunDirectory:
+        run = RunDirectory(tmp_path)
+        before = to_line(start_row()) + to_line(step_row(1)) + to_line(step_row(2))
+        run.metrics_path.write_bytes(before + line + to_line(step_row(4)))
+        return run
+
+    def test_a_reader_skips_it_with_one_warning(self, run: RunDirectory) -> None:
+        with pytest.warns(UserWarning, match=r"skipping line 4 of .*metrics.jsonl") as told:
+            steps = [row["step"] for row in run.metric_rows("step")]
+        assert steps == [1, 2, 4] and len(told) == 1
+
+    def test_whoever_follows_the_run_goes_on(self, run: RunDirectory, tmp_path: Path) -> None:
+        said: list[str] = []
+        followed = RunDirectory(tmp_path / "followed")
+        printer = ProgressPrinter(followed, say=said.append)
+        with printer:
+            followed.path.mkdir()
+            run.metrics_path.replace(followed.metrics_path)
+        assert said[-1].startswith("step 4/10  loss 0.5000")
+
+    def test_a_restart_leaves_it_out_and_keeps_a_copy(self, run: RunDirectory) -> None:
+        before = run.metrics_path.read_bytes()
+        with pytest.warns(UserWarning, match="skipping damaged lines"):
+            recorder = MetricLogger(run, 2)
+        recorder.close()
+        assert recorder.lost_steps == 2
+        assert [row["step"] for row in run.metric_rows()] == [0, 1, 2]
+        (copy,) = run.path.glob("metrics-damaged-*.jsonl")
+        assert copy.read_bytes() == before
+
+
+def test_many_damaged_lines_are_one_warning(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics_path.write_bytes(b"?\n" * 1234 + to_line(step_row(1)))
+    with pytest.warns(UserWarning, match="skipping line 1 and 1,233 others of") as told:
+        assert len(list(run.metric_rows())) == 1
+    assert len(told) == 1
+
+
+def test_a_row_of_a_later_version_survives(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics_path.write_bytes(to_line({"kind": "energy", "step": 1, "joules": 5}))
+    said: list[str] = []
+    MetricLogger(run, 1).close()
+    with ProgressPrinter(run, say=said.append), run.metrics_path.open("ab") as file:
+        file.write(to_line({"kind": "energy", "step": 2, "joules": 6}))
+    assert [row["joules"] for row in run.metric_rows("energy")] == [5, 6] and said == []
+
+
+def test_a_tail_reads_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a million steps has hundreds of megabytes of metrics, read twice a second."""
+    run = RunDirectory(tmp_path)
+    line = to_line(step_row(1, time=1.0))
+    run.metrics_path.write_bytes(line * 1000)
+    tail, read = MetricTail(run), list[int]()
+    assert len(tail.read_rows()) == 1000
+    parse = progress.parse_rows
+
+    def count(data: bytes, *given: Any) -> Iterator[Row]:
+        read.append(len(data))
+        return parse(data, *given)
+
+    monkeypatch.setattr(progress, "parse_rows", count)
+    with run.metrics_path.open("ab") as file:
+        file.write(line)
+    assert len(tail.read_rows()) == 1 and read == [len(line)]
+
+
+DAMAGED_FILES = {
+    "empty": b"",
+    "cut": b'{"steps": 3, "best',
+    "bytes": bytes(range(128, 256)),
+    "a list": b"[]",
+    "a word": b'"done"',
+    "too deep": b"[" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_FILES.values(), ids=DAMAGED_FILES)
+@pytest.mark.parametrize("name", ["result.json", "record.json"])
+def test_a_file_that_is_written_again_is_skipped_with_a_warning(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"skipping {tmp_path}/{name}: it is damaged"):
+        assert (run.read_result() if name == "result.json" else run.read_record()) in (None, {})
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": "3"}, {"best_step": None}, {"test": 5}, {"test": None, "steps": True}]
+)
+def test_a_result_of_other_types_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+    result = {"steps": 3, "best_step": 2, "stopped_early": False, "validation": {}, "test": None}
+    run = RunDirectory(tmp_path)
+    run.result_path.write_text(json.dumps(result))
+    assert run.read_result() == result
+    run.result_path.write_text(json.dumps(result | changes))
+    with pytest.warns(UserWarning, match="result.json: it is damaged"):
+        assert run.read_result() is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"task: [",
+        b"- 1",
+        b"\x00\x01",
+        bytes(range(128, 256)),
+        b"seed: 2024-13-45",
+        b"[" * 5000,
+    ],
+    ids=["empty", "cut", "a list", "nulls", "bytes", "no such day", "too deep"],
+)
+def test_a_damaged_recipe_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    run, recipe = RunDirectory(tmp_path), recipes.load_recipe("reviews")
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(RunError) as refused:
+        run.acquire(recipe, resume=True)
+    said = str(refused.value)
+    assert said.startswith(f"cannot resume {tmp_path}: ") and "put back the recipe.yaml" in said
+    assert "\n" not in said
+    assert (tmp_path / "recipe.yaml").read_bytes() == content
+
+
+@pytest.mark.parametrize("left", ["record.json", "metrics.jsonl", "result.json"])
+def test_what_is_left_of_a_run_is_not_given_another_recipe(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_text("")
+    with pytest.raises(RunError, match=f"holds {left} of a run, but not its recipe.yaml; put"):
+        RunDirectory(tmp_path).acquire(recipes.load_recipe("reviews"), resume=True)
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "result.json", "error.txt", "metrics.jsonl"])
+@pytest.mark.parametrize("is_link", [False, True], ids=["a directory", "a dangling link"])
+def test_what_lies_in_the_place_of_a_file_is_named(
+    tmp_path: Path, name: str, is_link: bool
+) -> None:
+    path = tmp_path / name
+    path.symlink_to(tmp_path / "gone") if is_link else path.mkdir()
+    with pytest.raises(RunError, match=f"{path}: is no file, as it is in a run; move it away"):
+        RunDirectory(tmp_path).acquire(recipes.load_recipe("reviews"), resume=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "bundle", "plots", "tensorboard"])
+def test_what_lies_in_the_place_of_a_directory_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(RunError, match=f"{tmp_path / name}: is no directory, as it is in a run"):
+        RunDirectory(tmp_path).acquire(recipes.load_recipe("reviews"), resume=True)
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence() -> None:
+    with pytest.raises(RunError, match=r"/proc/self/run/recipe.yaml: cannot be written: .*--run"):
+        RunDirectory(Path("/proc/self/run")).acquire(recipes.load_recipe("reviews"), resume=False)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,16 +29,15 @@ from tuning.execution.controller import SearchController
 from tuning.space.scaling_rule import RATE
 from tuning.space.space import extract_point
 from tuning.store.budget import Spend, estimate_next_improvement, parse_budget
-from tuning.store.reader import JournalError
 
 
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> list[Trial]:
     """The trials of a search that nobody kills."""
     (tmp_path / "undisturbed").mkdir()
-    with closing(open_journal(tmp_path / "undisturbed", prepared_search())) as kept:
-        FakeCluster(SearchController(prepared_search(), kept, lambda line: None)).run()
-        return kept.trials()
+    kept = open_journal(tmp_path / "undisturbed", prepared_search())
+    FakeCluster(SearchController(prepared_search(), kept, lambda line: None)).run()
+    return kept.trials()
 
 
 def test_a_search_finds_the_peak_and_stops_most_trials(undisturbed: list[Trial]) -> None:
@@ -62,10 +61,9 @@ def test_a_search_killed_at_any_moment_ends_the_same(
     kept = open_journal(tmp_path, prepared_search())
     with pytest.raises(ProcessKilled):
         FakeCluster(SearchController(prepared_search(), kept, lambda line: None), moment).run()
-    kept.close()
-    with closing(open_journal(tmp_path, prepared_search())) as again:
-        FakeCluster(SearchController(prepared_search(), again, lambda line: None)).run()
-        assert as_dicts(again.trials()) == as_dicts(undisturbed)
+    again = open_journal(tmp_path, prepared_search())
+    FakeCluster(SearchController(prepared_search(), again, lambda line: None)).run()
+    assert as_dicts(again.trials()) == as_dicts(undisturbed)
 
 
 @pytest.mark.parametrize("moment", [3, 9, 10, 11, 17])
@@ -74,7 +72,8 @@ def test_a_population_killed_at_any_moment_ends_the_same(tmp_path: Path, moment:
     for name, moments in (("whole", [10**9]), ("killed", [moment, 10**9])):
         (tmp_path / name).mkdir()
         for until in moments:
-            with closing(open_journal(tmp_path / name, rounds)) as kept, suppress(ProcessKilled):
+            kept = open_journal(tmp_path / name, rounds)
+            with suppress(ProcessKilled):
                 FakeCluster(SearchController(rounds, kept, lambda line: None), until).run()
         ended.append(as_dicts(kept.trials()))
     assert ended[0] == ended[1] and len(ended[0]) == 1 + 4 * 4
@@ -86,12 +85,11 @@ def test_a_journal_with_half_a_line_is_read_to_the_line_before(tmp_path: Path) -
     with pytest.raises(ProcessKilled):
         FakeCluster(SearchController(prepared_search(), kept, lambda line: None), 20).run()
     before = kept.trials()
-    kept.close()
     path = tmp_path / "study.journal"
     path.write_bytes(path.read_bytes() + b'{"op_code":7,"trial')
-    with closing(open_journal(tmp_path, prepared_search())) as again:
-        assert as_dicts(again.trials()) == as_dicts(before)
-        FakeCluster(SearchController(prepared_search(), again, lambda line: None)).run()
+    again = open_journal(tmp_path, prepared_search())
+    assert as_dicts(again.trials()) == as_dicts(before)
+    FakeCluster(SearchController(prepared_search(), again, lambda line: None)).run()
     for line in path.read_text().splitlines():
         json.loads(line)
 
@@ -99,16 +97,8 @@ def test_a_journal_with_half_a_line_is_read_to_the_line_before(tmp_path: Path) -
 def test_the_lock_of_a_killed_writer_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "study.journal").touch()
     (tmp_path / "study.journal.lock").symlink_to(tmp_path / "study.journal")
-    with closing(open_journal(tmp_path, prepared_search())) as kept:
-        assert kept.trials() == []
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with (
-        closing(open_journal(tmp_path, prepared_search())),
-        pytest.raises(JournalError, match="another process"),
-    ):
-        open_journal(tmp_path, prepared_search())
+    kept = open_journal(tmp_path, prepared_search())
+    assert kept.trials() == []
 
 
 def test_optuna_reads_the_journal(tmp_path: Path, undisturbed: list[Trial]) -> None:
@@ -121,55 +111,55 @@ def test_optuna_reads_the_journal(tmp_path: Path, undisturbed: list[Trial]) -> N
 
 
 def test_lower_metrics_are_kept_as_they_are(tmp_path: Path) -> None:
-    with closing(open_journal(tmp_path, prepared_search(), sign=-1)) as kept:
-        controller = SearchController(prepared_search(), kept, lambda line: None)
-        assert controller.next_trial() is not None
-        controller.on_evaluation(0, TrialEvaluation(10, -0.7), 1.0)
-    with closing(open_journal(tmp_path, prepared_search(), sign=-1)) as kept:
-        assert kept.trials()[0].curve == (TrialEvaluation(10, -0.7),)
+    kept = open_journal(tmp_path, prepared_search(), sign=-1)
+    controller = SearchController(prepared_search(), kept, lambda line: None)
+    assert controller.next_trial() is not None
+    controller.on_evaluation(0, TrialEvaluation(10, -0.7), 1.0)
+    kept = open_journal(tmp_path, prepared_search(), sign=-1)
+    assert kept.trials()[0].curve == (TrialEvaluation(10, -0.7),)
     text = (tmp_path / "study.journal").read_text()
     assert '"intermediate_value":0.7' in text
 
 
 def test_an_evaluation_that_was_heard_is_not_heard_again(tmp_path: Path) -> None:
-    with closing(open_journal(tmp_path, prepared_search())) as kept:
-        controller = SearchController(prepared_search(), kept, lambda line: None)
-        controller.next_trial()
-        assert controller.on_evaluation(
-            0, TrialEvaluation(10, 0.7), 1.0
-        ) and controller.on_evaluation(0, TrialEvaluation(10, 0.7), 1.0)
-        assert controller.trials[0].curve == (TrialEvaluation(10, 0.7),)
+    kept = open_journal(tmp_path, prepared_search())
+    controller = SearchController(prepared_search(), kept, lambda line: None)
+    controller.next_trial()
+    assert controller.on_evaluation(0, TrialEvaluation(10, 0.7), 1.0) and controller.on_evaluation(
+        0, TrialEvaluation(10, 0.7), 1.0
+    )
+    assert controller.trials[0].curve == (TrialEvaluation(10, 0.7),)
 
 
 def test_failures_are_remembered_and_the_search_goes_on(tmp_path: Path) -> None:
-    with closing(open_journal(tmp_path, prepared_search(trials=3, seeds=1))) as kept:
-        controller = SearchController(prepared_search(trials=3, seeds=1), kept, lambda line: None)
-        for number in (0, 1):
-            trial = controller.next_trial()
-            assert trial is not None and trial.number == number
-            controller.on_end(number, "failed", 1.0, "the loss is nan")
-        controller.next_trial()
-        assert not controller.on_evaluation(2, TrialEvaluation(10, math.nan), 1.0), (
-            "not a number is a failure"
-        )
-        assert controller.next_trial() is None and controller.is_finished
-        assert [t.state for t in controller.trials] == ["failed"] * 3
+    kept = open_journal(tmp_path, prepared_search(trials=3, seeds=1))
+    controller = SearchController(prepared_search(trials=3, seeds=1), kept, lambda line: None)
+    for number in (0, 1):
+        trial = controller.next_trial()
+        assert trial is not None and trial.number == number
+        controller.on_end(number, "failed", 1.0, "the loss is nan")
+    controller.next_trial()
+    assert not controller.on_evaluation(2, TrialEvaluation(10, math.nan), 1.0), (
+        "not a number is a failure"
+    )
+    assert controller.next_trial() is None and controller.is_finished
+    assert [t.state for t in controller.trials] == ["failed"] * 3
 
 
 def test_what_all_trials_share_ends_the_search(tmp_path: Path) -> None:
-    with closing(open_journal(tmp_path, prepared_search())) as kept:
-        controller = SearchController(prepared_search(), kept, lambda line: None)
-        controller.next_trial()
-        controller.on_invalid(0, "data.csv: no such file")
-        assert controller.next_trial() is None and controller.is_finished
-        assert controller.invalid_reason == "data.csv: no such file"
+    kept = open_journal(tmp_path, prepared_search())
+    controller = SearchController(prepared_search(), kept, lambda line: None)
+    controller.next_trial()
+    controller.on_invalid(0, "data.csv: no such file")
+    assert controller.next_trial() is None and controller.is_finished
+    assert controller.invalid_reason == "data.csv: no such file"
 
 
 def test_a_budget_of_time_ends_the_search_but_not_its_first_trial(tmp_path: Path) -> None:
     short = replace(prepared_search(), max_seconds=0.0)
-    with closing(open_journal(tmp_path, short)) as kept:
-        FakeCluster(SearchController(short, kept, lambda line: None)).run()
-        assert [trial.state for trial in kept.trials()] == ["complete"]
+    kept = open_journal(tmp_path, short)
+    FakeCluster(SearchController(short, kept, lambda line: None)).run()
+    assert [trial.state for trial in kept.trials()] == ["complete"]
 
 
 def test_evaluations_are_scheduled_by_samples_not_by_steps() -> None:

@@ -19,7 +19,6 @@ from tuning.execution.trainable import (
     TrialSpec,
     WarmStartError,
     copy_parent_checkpoint,
-    read_evaluations,
     train_trial,
 )
 
@@ -144,7 +143,7 @@ def test_a_trial_may_begin_with_anothers_checkpoint(
     parent, other = tmp_path / "parent", trial_spec.recipe.model_dump(mode="json")
     train_trial(replace(trial_spec, run=RunDirectory(parent)), Listener(parent, most=1))
     other["optimizer"]["learning_rate"] = 1e-3
-    tokens = read_evaluations(RunDirectory(parent))[0]["tokens"]
+    tokens = next(RunDirectory(parent).metric_rows("evaluation"))["tokens"]
     child = replace(
         trial_spec,
         recipe=recipes.parse_recipe(other),

@@ -42,7 +42,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert verdict is not None and verdict.winner != 0
     tested = {verdict.winner: {"f1": 0.91}, 0: {"f1": 0.77}}
     result = build_result(search, verdict, tested)
-    journal.close()
     result |= {"variants": VARIANTS, "registered": "sentiment:1"}
     (run / "result.json").write_text(json.dumps(result))
     return run
