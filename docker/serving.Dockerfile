@@ -25,4 +25,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
 ENTRYPOINT ["bertha", "serve"]
-CMD ["/bundle", "--host", "0.0.0.0", "--registry", "/tmp/registry"]
+# It listens at every address of the container, and answers to the name under which it is published.
+CMD ["/bundle", "--host", "0.0.0.0", "--allow-host", "localhost", "--registry", "/tmp/registry"]

@@ -20,12 +20,14 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from cluster.errors import BerthaError
 from serving import client, commands
 from serving.deployment.config import machine_memory_gib, suggest_replicas
 from serving.fetch import local_copy, upload_engines
 from serving.http import keys
+from serving.http.messages import Scope
 from serving.registry.model_ref import default_model_name
 from trainers.models.card import read_card
 
@@ -101,7 +103,8 @@ def _open_registry(options: argparse.Namespace) -> Iterator[tuple[str, str, str]
                 f"{options.what}: what runs is the live version; python -m serving deploy "
                 f"{options.what}, and run {state.name}"
             )
-        card = registry.read_card(state.name, state.resolve_version(reference))
+        version = state.resolve_version(reference)
+        card = registry.read_card(state.name, version, state.versions[version].seal)
         if not options.dry_run:
             registry.make_default(state.name)
         yield options.registry, state.name, card.task
@@ -215,7 +218,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     made = subparsers.add_parser("key", help="make an API key")
     made.add_argument("name", help="whose it is")
     made.add_argument("--file", type=Path, default=Path("keys.jsonl"), help="default: %(default)s")
-    made.add_argument("--scope", action="append", choices=("inference", "management"))
+    made.add_argument("--scope", action="append", choices=get_args(Scope))
     made.add_argument("--rate", type=float, help="requests a second, of all replicas together")
     made.set_defaults(command=create_key)
 

@@ -7,6 +7,7 @@ Ray cluster.
 import argparse
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ def endpoint_from_options(options: argparse.Namespace, registry: str) -> Endpoin
         "min_replicas": least,
         "max_replicas": max(least, options.max_replicas or least),
         "memory_gib": options.memory_gib,
-        "keys": options.keys and options.keys.resolve(),
-        "certificate": options.certificate and options.certificate.resolve(),
+        # Behind a link: Kubernetes exchanges what a link of a secret leads to.
+        "keys": options.keys and options.keys.absolute(),
+        "certificate": options.certificate and options.certificate.absolute(),
+        "allowed_hosts": tuple(options.allow_host),
         "log_requests": options.log_requests,
         "traces": options.traces,
     }
@@ -51,6 +54,13 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: int) -
     parser.add_argument("--max-replicas", type=int, help="scale up to as many; default: do not")
     parser.add_argument("--memory-gib", type=float, default=4.0, help="of models, in each replica")
     parser.add_argument("--keys", type=Path, help="file of API keys; without it, none is needed")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this name too; on loopback only to localhost otherwise",
+    )
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")
@@ -89,6 +99,9 @@ def add_commands(commands: Any) -> None:
         parser.set_defaults(command=command)
     lists = commands.add_parser("list", help="names, versions, aliases and canaries")
     lists.add_argument("--registry", default=REGISTRY, help="default: %(default)s")
+    lists.add_argument(
+        "--verify", action="store_true", help="hash every file; fail if anything is damaged"
+    )
     lists.set_defaults(command=list_models)
 
 
@@ -102,6 +115,7 @@ def deploy_version(options: argparse.Namespace) -> int:
     else:
         state, reference = registry.read_snapshot().resolve_reference(options.what)
         name, version = state.name, _resolve_version(state, reference)
+        registry.read_card(name, version, state.versions[version].seal)  # or it is damaged
     rule = validate_settings(
         CanaryRule, dict(pair.partition("=")[::2] for pair in options.rule), "--rule"
     )
@@ -167,33 +181,54 @@ def print_history(options: argparse.Namespace) -> int:
     for state in Registry.open(options.registry).history(options.name):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.when))
         why = f": {state.why}" if state.why else ""
-        print(f"{state.number:4}  {when}  {state.who}  {state.what}{why}")
+        print(_printable(f"{state.number:4}  {when}  {state.who}  {state.what}{why}"))
     return 0
 
 
 def list_models(options: argparse.Namespace) -> int:
-    """Print names, versions, aliases and canaries."""
-    snapshot = Registry.open(options.registry).read_snapshot()
-    for name in sorted(snapshot.states):
-        print(
-            _describe_state(snapshot.states[name])
-            + ("  (default)" if name == snapshot.default_name else "")
-        )
-    if not snapshot.states:
+    """Print names, versions, aliases and canaries, with a mark and the reason if damaged.
+
+    Reads the card of every version; with --verify all files, and then returns 1 for any damage.
+    """
+    registry = Registry.open(options.registry)
+    snapshot = registry.read_snapshot()
+    num_damaged = len(snapshot.damage)
+    for name in sorted({*snapshot.states, *snapshot.damage}):
+        state, damage = snapshot.states.get(name), {}
+        if state is not None:
+            damage = registry.find_damage(state, every_file=options.verify)
+            default = "  (default)" if name == snapshot.default_name else ""
+            print(_describe_state(state, damage) + default)
+        if name in snapshot.damage:
+            print(_printable(f"  {name}: {snapshot.damage[name]}"))
+        for version, reason in damage.items():
+            print(_printable(f"  {name}:{version} is damaged: {reason}"), flush=True)
+        num_damaged += len(damage)
+    if not snapshot.states and not snapshot.damage:
         print(f"{options.registry}: no models; python -m serving deploy BUNDLE makes the first")
-    return 0
+    if options.verify:
+        num_versions = sum(len(state.versions) for state in snapshot.states.values())
+        print(f"{options.registry}: {num_versions} versions verified, {num_damaged} damages")
+    return 1 if options.verify and num_damaged else 0
 
 
 def _resolve_version(state: ModelState, reference: Any) -> str:
     """Return the named version, or the newest of a bare name."""
-    if reference.version is None and reference.alias is None:
+    if reference.version is None and reference.alias is None and state.versions:
         return max(state.versions, key=int)
     return state.resolve_version(reference)
 
 
-def _describe_state(state: ModelState) -> str:
+def _printable(text: str) -> str:
+    """Return one line of text that a file of the registry holds, its control characters escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _describe_state(state: ModelState, damaged: Collection[str] = ()) -> str:
+    """Describe a name in a line; a damaged version has an exclamation mark."""
     versions = [
-        version + "".join(f"@{alias}" for alias in state.aliases_of(version))
+        "".join([version, *(f"@{alias}" for alias in state.aliases_of(version))])
+        + ("!" if version in damaged else "")
         for version in sorted(state.versions, key=int)
     ]
     trial = ""

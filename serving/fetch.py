@@ -1,11 +1,13 @@
 """Bundles by path or URL, on this machine."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.models.card import CARD_FILE, BundleError, read_card
+from trainers.models.card import CARD_FILE, BundleError, parse_card, read_card
 from trainers.storage.directory import SyncedDirectory
+from trainers.storage.filesystem import NotFound
 from trainers.storage.store import is_url, open_store
 
 
@@ -19,10 +21,20 @@ def local_copy(address: str) -> Iterator[Path]:
         yield Path(address)
         return
     with SyncedDirectory.open_temporary(address) as bundle:
-        if not bundle.store.list_files(CARD_FILE):
-            raise BundleError(f"{bundle.home}: no {CARD_FILE}; a training run leaves RUN/bundle")
-        bundle.store.download_directory("", bundle.path)
+        store = bundle.store
         try:
+            data = store.read_bytes(CARD_FILE)
+        except NotFound:
+            raise BundleError(
+                f"{bundle.home}: no {CARD_FILE}; a training run leaves RUN/bundle"
+            ) from None
+        card = parse_card(data, f"{bundle.home}/{CARD_FILE}")
+        try:
+            # Only what the card lists: whatever else lies there may be of any name and size.
+            (bundle.path / CARD_FILE).write_bytes(data)
+            for name in [*card.files, *(name for each in card.engines for name in each.files)]:
+                with contextlib.suppress(NotFound):  # `read_card` tells which one is missing
+                    store.get_file(name, bundle.path / name)
             read_card(bundle.path)
         except BundleError as error:
             raise BundleError(str(error).replace(str(bundle.path), bundle.home)) from None
@@ -33,7 +45,7 @@ def upload_engines(directory: Path, address: str) -> None:
     """Copy the engines that were built in `directory`, and its card, to the bundle at a URL."""
     if not is_url(address):
         return
-    store, card = open_store(address.rstrip("/")), read_card(directory)
+    store, card = open_store(address), read_card(directory)
     for engine in card.engines:
         for file in engine.files:
             store.put_file(directory / file, file)

@@ -205,10 +205,10 @@ class Models(Protocol):
         """Describe a model without loading it."""
 
     def list_models(self) -> Sequence[ModelInfo]:
-        """Return every version of every model, the live one of the default model first."""
+        """Return all versions that are not damaged, the live one of the default model first."""
 
     def get_statistics(self, model: str | None) -> ModelStatistics:
         """Return the statistics of one version."""
 
     async def is_ready(self) -> bool:
-        """Return whether the default model answers."""
+        """Return whether the default model answers, or another where its files are damaged."""

@@ -56,8 +56,10 @@ def admin_protocol(
         Route("GET", "/", _page_handler("index.html"), "The page for people", "open"),
         Route("GET", "/docs", _page_handler("docs.html"), "This documentation", "open"),
         Route("GET", "/openapi.json", get_openapi, "The OpenAPI document", "open"),
-        Route("GET", "/metrics", get_metrics, "Counters for Prometheus, of all replicas", "open"),
-        Route("GET", "/canaries", get_canaries, "Canaries beside their live versions"),
+        Route(
+            "GET", "/metrics", get_metrics, "Counters for Prometheus, of all replicas", "metrics"
+        ),
+        Route("GET", "/canaries", get_canaries, "Canaries beside their live versions", "metrics"),
         Route("GET", READY_PATH, get_readiness, "Whether this replica accepts requests", "open"),
     )
     protocol = WireProtocol("operations", routes, error_json)

@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
+from cluster.local_ray import run_local_ray
 from serving.deployment.config import EndpointConfig, autoscaling_policy
 from serving.deployment.front import Front
 from serving.deployment.replica import Replica
@@ -52,14 +53,7 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with ExitStack() as ending:
         on_terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-        ending.callback(ray.shutdown)
+        ending.enter_context(run_local_ray(OBJECT_STORE_BYTES))
         # Ray puts a handler of its own in place, which aborts the process and leaves the servers.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
@@ -100,7 +94,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
             downscale_delay_s=endpoint.downscale_seconds,
             policy=AutoscalingPolicy(policy_function=autoscaling_policy),
         ),
-        health_check_period_s=5,
+        health_check_period_s=2,  # a replica that is killed is missed at its next check
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=40,
         ray_actor_options={
@@ -109,8 +103,6 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
         },
     )(Replica)
     front_handle = front.bind(
-        # HAProxy's own directory: of this user alone, and short enough for a socket's path.
-        f"/tmp/bertha-{os.getuid()}-{endpoint.port}",
         endpoint.host,
         endpoint.port,
         str(endpoint.certificate) if endpoint.certificate else None,

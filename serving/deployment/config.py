@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.settings import Settings
+from serving.http.hosts import HostNames, is_loopback, parse_host
 from serving.interface import Limits
 
 BYTES_PER_GIB = 1 << 30
@@ -28,6 +29,9 @@ class EndpointConfig(Settings):
     downscale_seconds: float = Field(60.0, ge=0, description="of too little load before one goes")
     memory_gib: float = Field(4.0, gt=0, description="of models, in each replica")
     keys: Path | None = Field(None, description="file of API keys; without it inference is open")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="names beside its own that it answers to, as a proxy before it sends them"
+    )
     certificate: Path | None = Field(None, description="PEM with certificate and key, for TLS")
     cache: Path = Field(
         Path("~/.cache/bertha/models").expanduser(), description="of bundles that come from S3"
@@ -40,6 +44,28 @@ class EndpointConfig(Settings):
     def memory_bytes(self) -> int:
         """Memory for models, in each replica."""
         return int(self.memory_gib * BYTES_PER_GIB)
+
+    @property
+    def host_names(self) -> HostNames | None:
+        """The names that requests may be addressed to; None for any.
+
+        On loopback these are checked, because only pages from elsewhere know it by another name.
+        """
+        own = parse_host(f"[{self.host}]" if ":" in self.host else self.host)
+        if self.allowed_hosts or is_loopback(own):
+            return HostNames([own, *map(parse_host, self.allowed_hosts)])
+        return None
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not name or parse_host(name) != name.lower().removesuffix("."):
+                raise ValueError(
+                    f"{name!r} is no host name; give a name or an address alone, without scheme "
+                    "and port, as in box.lan or [fd00::1]"
+                )
+        return names
 
 
 def suggest_replicas(num_cores: int, memory_gib: float) -> int:

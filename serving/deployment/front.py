@@ -1,12 +1,13 @@
 """The front: HAProxy, the heartbeats of its replicas, and the judge of canaries.
 
 A Serve deployment of one replica on the head node. Replicas send a heartbeat every second and are
-removed without one. If the front itself dies, HAProxy keeps running, and the next front adopts it
-with the replicas it has.
+removed without one. If HAProxy dies, the front starts it again with the same replicas. If the front
+itself dies, HAProxy keeps running, and the next front adopts it with the replicas it has.
 """
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import BerthaError
+from cluster.private_files import private_directory
+from serving.deployment.call_port import close_call_port
 from serving.deployment.haproxy import NUM_SLOTS, HAProxy, HAProxyError, ServerSlot
 from serving.http.metrics import Sample, merge_snapshots
 from serving.registry.canary_metrics import CanaryMetrics, merge_metrics
@@ -22,6 +25,7 @@ from serving.registry.registry import Registry
 from serving.registry.state import ChangeRefused, RegistrySnapshot
 
 HEARTBEAT_TIMEOUT_SECONDS = 5.0
+WATCH_SECONDS = 1.0
 COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 MAX_REMEMBERED = 100  # ended replicas whose canary metrics are kept
 
@@ -51,6 +55,7 @@ class ReplicaTable:
         # Start from what HAProxy itself says: it may have been adopted with replicas in it, which
         # then have a full timeout to send their first heartbeat to this table.
         self._slots = {slot.address: slot.number for slot in haproxy.list_slots()}
+        self._draining: set[str] = set()
         self._last_seen = dict.fromkeys(self._slots, time.monotonic())
         self._heartbeats: dict[str, Heartbeat] = {}
         self._ended_samples: dict[Sample, float] = {}
@@ -71,6 +76,7 @@ class ReplicaTable:
         """Send no new requests to a replica."""
         with self._lock:
             if address in self._slots:
+                self._draining.add(address)
                 self._haproxy.drain_slot(self._slots[address])
 
     def remove_replica(self, address: str) -> None:
@@ -86,6 +92,17 @@ class ReplicaTable:
                 if last_seen < oldest:
                     log.warning("replica %s removed: its heartbeat timed out", address)
                     self._forget_replica(address)
+
+    def restart_haproxy(self) -> None:
+        """Start HAProxy again after its end, with the replicas it had."""
+        with self._lock:
+            self._haproxy.restart(
+                [
+                    ServerSlot(number, address)
+                    for address, number in self._slots.items()
+                    if address not in self._draining
+                ]
+            )
 
     def merge_samples(self) -> dict[Sample, float]:
         """Add up the metrics of all replicas, ended ones included."""
@@ -104,6 +121,7 @@ class ReplicaTable:
     def _forget_replica(self, address: str) -> None:
         """Free the slot of a replica; the caller holds the lock."""
         number = self._slots.pop(address, None)
+        self._draining.discard(address)
         if number is not None:
             self._haproxy.disable_slot(number)
         self._last_seen.pop(address, None)
@@ -155,20 +173,27 @@ class CanaryJudge:
 class Front:
     """The Serve deployment around `ReplicaTable`."""
 
-    def __init__(
-        self, directory: str, host: str, port: int, certificate: str | None, registry: str
-    ) -> None:
-        self._haproxy = HAProxy.start(
-            Path(directory),
+    def __init__(self, host: str, port: int, certificate: str | None, registry: str) -> None:
+        close_call_port()
+        self._ended = threading.Event()
+        self._watches: list[threading.Thread] = []
+        self._haproxy = HAProxy(
+            _haproxy_directory(port),
             host,
             port,
             Path(certificate) if certificate else None,
             while_lives=os.getppid(),  # Ray's: the front itself may be replaced
         )
+        self._haproxy.start()
         self._replicas = ReplicaTable(self._haproxy)
         self._judge = CanaryJudge(Registry.open(registry))
-        self._ended = threading.Event()
-        threading.Thread(target=self._watch_replicas, daemon=True, name="watch").start()
+        # Apart, because a registry that does not answer must not hold up HAProxy.
+        self._watches = [
+            threading.Thread(target=watch, daemon=True, name="watch")
+            for watch in (self._watch_haproxy, self._watch_replicas)
+        ]
+        for thread in self._watches:
+            thread.start()
 
     def heartbeat(self, beat: Heartbeat) -> int:
         """As `ReplicaTable.heartbeat`."""
@@ -191,18 +216,42 @@ class Front:
         return self._judge.merge_running(self._replicas.list_canary_metrics())
 
     def check_health(self) -> None:
-        """Raise if HAProxy does not answer; Serve then replaces the front."""
-        if not self._haproxy.is_alive():
-            raise HAProxyError("HAProxy does not answer")
+        """Raise if the watch over HAProxy or the replicas has ended; Serve replaces the front."""
+        if not all(thread.is_alive() for thread in self._watches):
+            raise RuntimeError("the watch over HAProxy or the replicas has ended")
 
     def __del__(self) -> None:
         self._ended.set()
+        for thread in self._watches[:1]:  # that of HAProxy, lest it starts it again
+            thread.join()
         self._haproxy.stop()
 
+    def _watch_haproxy(self) -> None:
+        while not self._ended.is_set():
+            if not self._haproxy.wait_for_end(WATCH_SECONDS):
+                if not self._haproxy.is_alive():
+                    log.warning("HAProxy does not answer; it is killed")
+                    self._haproxy.kill()
+            elif not self._ended.is_set():
+                log.warning("HAProxy has ended; it is started again")
+                try:
+                    self._replicas.restart_haproxy()
+                except HAProxyError as error:
+                    log.warning("%s", error)
+                    self._ended.wait(WATCH_SECONDS)
+
     def _watch_replicas(self) -> None:
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(WATCH_SECONDS):
             try:
                 self._replicas.evict_silent()
                 self._judge.judge_canaries(self._replicas.list_canary_metrics())
             except (BerthaError, OSError) as error:
                 log.warning("%s", error)
+
+
+def _haproxy_directory(port: int) -> Path:
+    """Return the private directory for HAProxy's files, on this machine."""
+    # Below the home and not in XDG_RUNTIME_DIR, which is deleted when the user who has started the
+    # cluster logs out. Homes may be shared by machines.
+    place = private_directory(Path("~/.cache/bertha/run").expanduser())
+    return private_directory(place / f"serve-{socket.gethostname()}-{port}")

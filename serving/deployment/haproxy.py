@@ -1,31 +1,44 @@
 """HAProxy: its configuration, its process, and the admin socket that changes its servers.
 
-Replicas are put into slots that the configuration reserves, so HAProxy is never reloaded.
+Replicas are put into slots that the configuration reserves, so HAProxy is never reloaded. All its
+files lie in one private directory: whoever could write there would decide what HAProxy runs.
 """
 
 import contextlib
+import hashlib
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
-import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import BerthaError
+from cluster.private_files import private_directory
+from serving.deployment.haproxy_process import (
+    HAProxyProcess,
+    connect_admin,
+    open_fresh,
+    run_guarded,
+)
 
 NUM_SLOTS = 256
 BACKEND = "replicas"
 READY_PATH = "/-/replica"  # what a replica answers for HAProxy alone, and cheaply
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0  # waited for requests under way; they are finished all the same
+ANSWER_SECONDS = 10.0  # one that needs longer to answer at its admin socket hangs
 BUFFER_BYTES = 65536  # only a request that fits can be retried
+BACKLOG = 4096  # connections that wait while HAProxy is started again
 
 # Errors of HAProxy itself; all others are written by the replicas.
 _ERROR_MESSAGES = {
-    400: "the request is not HTTP",
+    400: "the request is not valid HTTP",
+    404: "there is no such path; see /docs",
     408: "the request took too long to arrive",
     500: "an error of the server's own",
     502: "the replica that had the request is gone; send it again",
@@ -33,6 +46,8 @@ _ERROR_MESSAGES = {
     504: "the replica did not answer in time",
 }
 
+# The path is compared as replicas do it, decoded once; one that cannot be decoded is refused, since
+# HAProxy and a replica may read it differently.
 # Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
 # `redispatch`); for that HAProxy takes it whole before it sends it (`http-buffer-request`).
 # Predictions change nothing, so computing twice is harmless; /manage and /v2/repository change the
@@ -40,8 +55,10 @@ _ERROR_MESSAGES = {
 # Draining: a replica that ends is drained through the admin socket; one that is killed is taken out
 # at its first failed connection (`observe layer4`), long before its next readiness check.
 _CONFIG_TEMPLATE = """\
+# listens at {address}
 global
-    stats socket {directory}/admin.sock mode 600 level admin
+    description {identity}
+    stats socket unix@admin.sock mode 600 level admin
     maxconn {max_connections}
     nbthread {num_threads}
     tune.bufsize {buffer_bytes}
@@ -62,11 +79,14 @@ defaults
     retry-on conn-failure empty-response junk-response 503
 {errors}
 frontend http
-    bind {address}{tls}
+    bind fd@3{tls}
     unique-id-format %[uuid()]
     http-request set-header x-request-id %[unique-id] unless {{ req.hdr(x-request-id) -m found }}
-    http-request deny deny_status 404 if {{ path {ready_path} }}
-    http-request disable-l7-retry if {{ path_beg /manage }} or {{ path_beg /v2/repository }}
+    http-request set-var(txn.path) path,url_dec
+    http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
+    http-request deny deny_status 400 if {{ path -m sub '#' }}
+    http-request deny deny_status 404 if {{ var(txn.path) -m sub {ready_prefix} }}
+    http-request disable-l7-retry if {{ var(txn.path) -m beg /manage /v2/repository }}
     default_backend {backend}
 backend {backend}
     balance leastconn
@@ -74,17 +94,10 @@ backend {backend}
     option httpchk GET {ready_path}
     default-server check inter 1s fastinter 200ms downinter 200ms fall 2 rise 1 \
 observe layer4 error-limit 1 on-error mark-down pool-max-conn 64 pool-purge-delay 10s
-    server-template r 1-{num_slots} 127.0.0.1:1 disabled
+{servers}
 """
 
-# Runs HAProxy detached, behind a shell that ends it when the process `while_lives` has ended.
-_GUARD_SCRIPT = """(
-cd "$1"; rm -f ended
-"$0" -f haproxy.cfg -db >log 2>&1 & pid=$!
-echo $pid >pid
-while kill -0 {while_lives} && kill -0 $pid; do sleep 0.2; done
-kill -TERM $pid; wait $pid; touch ended
-) >/dev/null 2>&1 </dev/null &"""
+_IDENTITY = re.compile(r"^description: bertha (?P<digest>\w+) while (?P<while_lives>\d+)$", re.M)
 
 
 class HAProxyError(BerthaError):
@@ -99,72 +112,109 @@ class ServerSlot:
     address: str
 
 
-def render_config(directory: Path, host: str, port: int, certificate: Path | None = None) -> str:
-    """Return the configuration. certificate: PEM with certificate and key, for TLS."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def render_config(
+    address: str,
+    certificate: Path | None = None,
+    slots: Sequence[ServerSlot] = (),
+    identity: str = "",
+) -> str:
+    """Return the configuration.
+
+    certificate: PEM with certificate and key, for TLS. slots: the replicas to begin with.
+    identity: a line that a running HAProxy repeats.
+    """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
         f'\\"{text}\\"}}"' + (' hdr retry-after "1"' if status == 503 else "")
         for status, text in _ERROR_MESSAGES.items()
     ]
+    taken = {slot.number: slot.address for slot in slots}
+    servers = [
+        f"    server r{number} {taken.get(number, '127.0.0.1:1 disabled')}"
+        for number in range(1, NUM_SLOTS + 1)
+    ]
     return _CONFIG_TEMPLATE.format(
-        directory=directory,
+        address=address,
+        identity=identity or "none",
         max_connections=max(100, min(16384, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3)),
         num_threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         buffer_bytes=BUFFER_BYTES,
         errors="\n".join(errors),
-        address=address,
-        tls=f" ssl crt {certificate} alpn h2,http/1.1" if certificate else "",
+        tls=f" ssl crt '{certificate}' alpn h2,http/1.1" if certificate else "",
         ready_path=READY_PATH,
+        ready_prefix=READY_PATH.rpartition("/")[0] + "/",
         backend=BACKEND,
-        num_slots=NUM_SLOTS,
+        servers="\n".join(servers),
     )
 
 
 class HAProxy:
-    """A running HAProxy, started by this process or adopted from one that died."""
+    """HAProxy at host:port, and the replicas in its slots.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    directory: of its files, for it alone. certificate: PEM with certificate and key, for TLS.
+    while_lives: the process it ends with, by default this one: an orphan would hold the port.
+    """
 
-    @classmethod
-    def start(
-        cls,
+    def __init__(
+        self,
         directory: Path,
         host: str,
         port: int,
         certificate: Path | None = None,
         while_lives: int = 0,
-    ) -> "HAProxy":
-        """Start HAProxy, or adopt the one that runs in `directory`.
+    ) -> None:
+        self._directory = directory
+        self._host, self._port, self._certificate = host, port, certificate
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._while_lives = while_lives or os.getpid()
+        text = render_config(self._address, certificate)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._identity = f"bertha {digest} while {self._while_lives}"
+        self._listener: socket.socket | None = None
+        self._process: HAProxyProcess | None = None
 
-        while_lives: the process it ends with, by default this one: an orphan would hold the port.
-        Raises HAProxyError.
+    def start(self) -> None:
+        """Start HAProxy, or adopt the one that runs with this configuration in this directory.
+
+        One of another configuration is replaced. Raises HAProxyError; also where the one that runs
+        is that of another process that lives.
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        running = cls(directory)
-        text = render_config(directory, host, port, certificate)
-        if running.is_alive() and (directory / "haproxy.cfg").read_text() == text:
-            return running
-        running.stop()
-        (directory / "haproxy.cfg").write_text(text)
-        script = _GUARD_SCRIPT.format(while_lives=while_lives or os.getpid())
-        command = ["/bin/sh", "-c", script, _find_binary(), str(directory)]
-        subprocess.run(command, check=True, start_new_session=True)
-        deadline = time.monotonic() + START_SECONDS
-        while not running.is_alive():
-            if (directory / "ended").exists() or time.monotonic() > deadline:
-                output = (directory / "log").read_text(errors="replace").strip()[-500:]
-                raise HAProxyError(f"HAProxy did not start at {host}:{port}: {output}")
-            time.sleep(0.02)
-        return running
+        self._directory = private_directory(self._directory)
+        self._process = self._find_process()
+        if self._process is not None:
+            running = _IDENTITY.search(self._ask_info())
+            if running is not None and running[0] == f"description: {self._identity}":
+                return
+            other = int(running["while_lives"]) if running is not None else self._while_lives
+            if other != self._while_lives and Path(f"/proc/{other}").exists():
+                self._process = None
+                raise HAProxyError(
+                    f"HAProxy did not start at {self._address}: the Ray of process {other} "
+                    "serves there; end it, or choose another port"
+                )
+        self.stop()
+        self.restart()
+
+    def restart(self, slots: Sequence[ServerSlot] = ()) -> None:
+        """Start HAProxy after it has ended, with replicas in `slots`. Raises HAProxyError."""
+        self._process = None
+        try:
+            self._directory = private_directory(self._directory)
+            if self._listener is None:
+                self._listener = _listen(self._host, self._port)
+            self._process = self._run(self._listener, slots)
+        except (OSError, BerthaError) as error:
+            # Nobody should wait at a port behind which nothing answers.
+            self._close_listener()
+            raise HAProxyError(f"HAProxy did not start at {self._address}: {error}") from error
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Return whether HAProxy has ended, or does within `seconds`."""
+        return self._process is None or self._process.wait_for_end(seconds)
 
     def is_alive(self) -> bool:
         """Return whether the admin socket answers."""
-        try:
-            return "Pid" in self._send_command("show info")
-        except HAProxyError:
-            return False
+        return "Pid" in self._ask_info()
 
     def list_slots(self) -> list[ServerSlot]:
         """Ask HAProxy which slots hold a replica."""
@@ -193,31 +243,88 @@ class HAProxy:
         """Free a slot."""
         self._send_command(f"set server {BACKEND}/r{number} state maint")
 
+    def kill(self) -> None:
+        """End HAProxy at once, and the requests under way with it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+
     def stop(self) -> None:
         """Stop HAProxy after the requests under way, and delete its files."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((self._directory / "pid").read_text())
-            if "haproxy" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
-                os.kill(pid, signal.SIGUSR1)
-                deadline = time.monotonic() + STOP_SECONDS
-                while not (self._directory / "ended").exists() and time.monotonic() < deadline:
-                    time.sleep(0.05)
-        for name in ("pid", "ended", "log", "haproxy.cfg", "admin.sock"):
+        self._close_listener()
+        if self._process is None:
+            return
+        number = signal.SIGUSR1 if self.is_alive() else signal.SIGKILL
+        # Before it ends: afterwards they may be those of the next one.
+        for name in ("log", "haproxy.cfg", "admin.sock"):
             (self._directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may hold what is not ours
+            self._directory.rmdir()
+        self._process.send_signal(number)
+        self._process.wait_for_end(STOP_SECONDS)
+        self._process = None
+
+    @property
+    def _command(self) -> list[str]:
+        config = self._directory / "haproxy.cfg"
+        return ["-C", str(self._directory), "-f", str(config), "-db"]
+
+    def _find_process(self) -> HAProxyProcess | None:
+        return HAProxyProcess.find(self._directory, self._command)
+
+    def _run(self, listener: socket.socket, slots: Sequence[ServerSlot]) -> HAProxyProcess:
+        config = render_config(self._address, self._certificate, slots, self._identity)
+        (self._directory / "admin.sock").unlink(missing_ok=True)
+        with open_fresh(self._directory / "haproxy.cfg") as file:
+            file.write(config.encode())
+        log = self._directory / "log"
+        command = [_find_binary(), *self._command]
+        with run_guarded(command, self._while_lives, listener, log) as guard:
+            deadline = time.monotonic() + START_SECONDS
+            while not (guard.wait_for_end(0.01) or time.monotonic() > deadline):
+                process = self._find_process()
+                if process is not None and self.is_alive():
+                    return process
+            raise HAProxyError(log.read_text(errors="replace").strip()[-500:])
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _ask_info(self) -> str:
+        try:
+            return self._send_command("show info")
+        except HAProxyError:
+            return ""
 
     def _send_command(self, text: str) -> str:
-        path = self._directory / "admin.sock"
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-                client.settimeout(5)
-                client.connect(str(path))
+            with connect_admin(self._directory) as client:
+                client.settimeout(ANSWER_SECONDS)
                 client.sendall(text.encode() + b"\n")
                 parts = []
                 while part := client.recv(65536):
                     parts.append(part)
         except OSError as error:
+            path = self._directory / "admin.sock"
             raise HAProxyError(f"HAProxy does not answer at {path}: {error}") from None
         return b"".join(parts).decode(errors="replace")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at host:port. Raises OSError.
+
+    This process keeps it open, so that nobody is refused while HAProxy is started again.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _find_binary() -> str:

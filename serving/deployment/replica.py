@@ -14,6 +14,7 @@ import ray
 import torch
 from ray.serve.handle import DeploymentHandle
 
+from serving.deployment.call_port import close_call_port
 from serving.deployment.config import EndpointConfig
 from serving.deployment.front import Heartbeat
 from serving.deployment.server import ReplicaServer
@@ -32,6 +33,7 @@ class Replica:
 
     def __init__(self, endpoint: dict[str, Any], host: str, front: DeploymentHandle) -> None:
         torch.set_num_threads(1)
+        close_call_port()
         self._front = front
         self._server = ReplicaServer(
             EndpointConfig(**endpoint),
@@ -94,7 +96,8 @@ class Replica:
             server = self._server
             beat = Heartbeat(server.address, server.metric_samples(), server.canary_metrics())
             try:
-                self._front.heartbeat.remote(beat).result(timeout_s=10)
+                num_replicas = self._front.heartbeat.remote(beat).result(timeout_s=10)
+                server.share_rates(num_replicas)
                 self._registered.set()
             except Exception:  # the front is being replaced; HAProxy keeps running meanwhile
                 log.warning("the front does not hear %s", beat.address, exc_info=True)

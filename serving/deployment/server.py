@@ -31,6 +31,7 @@ from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.registry import Registry
 
 T = TypeVar("T")
+MAX_HEAD_BYTES = 65536  # of a request, as HAProxy has it
 KEEP_ALIVE_SECONDS = 150  # longer than HAProxy's, so that HAProxy closes idle connections
 
 
@@ -50,6 +51,9 @@ class ReplicaServer:
     ) -> None:
         self._metrics = Metrics()
         self._endpoint = endpoint
+        # Until their number is known, as many replicas as there may be share the rate of a key.
+        keys = load_keys(endpoint.keys) if endpoint.keys else None
+        self._keys = ApiKeys(keys, endpoint.max_replicas)
         self._socket = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
@@ -95,6 +99,10 @@ class ReplicaServer:
         """Return the metrics of canaries by name."""
         return dict(self._models.canary_router.metrics)
 
+    def share_rates(self, num_replicas: int) -> None:
+        """Allow each key its share of its rate, now that so many replicas answer."""
+        self._keys.num_replicas = num_replicas
+
     def load_totals(self) -> tuple[float, float, float, float]:
         """Return the time, and totals: busy seconds, queueing seconds, requests."""
         executor = self._models.executor
@@ -131,11 +139,11 @@ class ReplicaServer:
             lambda: self._accepting,
             bertha_version(),
         )
-        keys = load_keys(endpoint.keys) if endpoint.keys else None
         return App(
             [*protocols.ALL, admin],
             self._models,
-            keys=ApiKeys(keys, endpoint.max_replicas),
+            keys=self._keys,
+            hosts=endpoint.host_names,
             metrics=self._metrics,
             log_requests=endpoint.log_requests,
             tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,
@@ -192,7 +200,13 @@ class CoalescingTransport:
 
 
 class SingleWriteProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol, with head and body of a response in one write."""
+    """uvicorn's httptools protocol, with head and body of a response in one write.
+
+    A request whose head does not end is refused; httptools itself would keep all of it.
+    """
+
+    _is_in_head = False
+    _head_bytes = 0
 
     # uvicorn writes the head of a response before its body. A replica that is killed between the
     # two has begun a response that no other replica can continue, so HAProxy does not retry and
@@ -201,3 +215,21 @@ class SingleWriteProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wrap the transport."""
         super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
+
+    def data_received(self, data: bytes) -> None:
+        """Parse `data`, and count it if it neither begins nor ends the head of a request."""
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if was_in_head and self._is_in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The head of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        """Begin the head of a request."""
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """End it."""
+        self._is_in_head = False
+        super().on_headers_complete()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.errors import BerthaError
 from serving.engine.backends.backend import Backend
 from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT, LoadContext
 from serving.engine.fill_mask import predict_masks
@@ -20,7 +21,14 @@ from serving.interface import MaskPrediction, Prediction, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
 from trainers.models import bundle
-from trainers.models.card import BundleError, EngineRecord, ModelCard, read_card
+from trainers.models.card import (
+    CARD_FILE,
+    BundleError,
+    EngineRecord,
+    ModelCard,
+    list_bundle_files,
+    read_card,
+)
 from trainers.models.families import position_ids
 from trainers.storage.atomic import find_corruption
 
@@ -169,7 +177,16 @@ def load_backend(directory: Path, card: ModelCard, name: str | None, num_threads
     if spec.directory:
         record = next((each for each in card.engines if each.name == spec.name), None)
         _verify_files(directory, spec.name, record)
-    return spec.load(LoadContext(directory, card, directory / spec.directory, num_threads))
+    try:
+        return spec.load(LoadContext(directory, card, directory / spec.directory, num_threads))
+    except (BerthaError, OSError):
+        raise
+    except Exception as error:  # each library has kinds of its own, some of them no more than this
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(
+            f"{directory}: {spec.name!r} cannot be loaded ({type(error).__name__}: {reason}); "
+            f"build again: python -m serving build {directory}, or name another engine"
+        ) from None
 
 
 def _verify_files(directory: Path, name: str, record: EngineRecord | None) -> None:
@@ -180,6 +197,14 @@ def _verify_files(directory: Path, name: str, record: EngineRecord | None) -> No
         raise BundleError(
             f"{directory}: {name!r} {why}; python -m serving {how}, with --allow where it is to "
             f"serve all the same, or name {REFERENCE!r}"
+        )
+    folder = BACKENDS[name].directory
+    unlisted = set(list_bundle_files(directory, folder)) - set(record.files)
+    if unlisted:
+        raise BundleError(
+            f"{directory}: {CARD_FILE} does not list {min(unlisted)} as a file of {name!r}, so "
+            f"nobody has verified it; build again: python -m serving build {directory}, or name "
+            f"{REFERENCE!r}"
         )
     damage = find_corruption(directory, record.files)
     if damage is not None:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
+from serving.http.hosts import HostNames
 from serving.http.keys import ApiKeys
 from serving.http.messages import (
     HTTPError,
@@ -35,12 +36,19 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+MAX_QUERY_BYTES, MAX_QUERY_FIELDS = 8192, 100
+MAX_GZIP_MEMBERS = 100
+MAX_REQUEST_ID = 128
+
 log = logging.getLogger(__name__)
 access = logging.getLogger("bertha.access")
 
 
 class App:
-    """Serve `models` over HTTP in each of `protocols`."""
+    """Serve `models` over HTTP in each of `protocols`.
+
+    hosts: the names that requests may be addressed to; None for any.
+    """
 
     def __init__(
         self,
@@ -48,13 +56,14 @@ class App:
         models: Models,
         *,
         keys: ApiKeys | None = None,
+        hosts: HostNames | None = None,
         metrics: Metrics | None = None,
         log_requests: bool = False,
         tracer: RequestTracer | None = None,
     ) -> None:
         self._router = Router(protocols)
         self._models = models
-        self._keys = keys or ApiKeys(None)
+        self._keys, self._hosts = keys or ApiKeys(None), hosts
         self._metrics = metrics or Metrics()
         self._log_requests, self._tracer = log_requests, tracer
 
@@ -71,8 +80,10 @@ class App:
         started = time.perf_counter()
         method, path = scope["method"], scope["path"]
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        request_id = headers.get("x-request-id", "")[:128] or f"{random.getrandbits(64):016x}"
+        request_id = _request_id(headers.get("x-request-id", "")[:MAX_REQUEST_ID])
         try:
+            if self._hosts is not None:
+                self._hosts.check_headers(scope["headers"])
             match = self._router.match("GET" if method == "HEAD" else method, path)
         except HTTPError as error:
             protocol, route_path = self._router.protocol_of_path(path), "unknown"
@@ -109,7 +120,7 @@ class App:
     ) -> Response:
         self._keys.authorize(headers, match.route.scope)
         body = await self._read_body(headers, receive)
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        query = _parse_query(scope["query_string"])
         request_deadline.set(parse_deadline(headers))
         request = Request(scope["method"], scope["path"], match.path_params, query, headers, body)
         task = asyncio.current_task()
@@ -148,6 +159,22 @@ class _ClientDisconnected(Exception):
     """The client closed the connection before its response was ready."""
 
 
+def _request_id(given: str) -> str:
+    """Return the client's id, or a new one for none and for one that no header or log may hold."""
+    if given and given.isascii() and given.isprintable():
+        return given
+    return f"{random.getrandbits(64):016x}"
+
+
+def _parse_query(query: bytes) -> dict[str, str]:
+    if query.count(b"&") >= MAX_QUERY_FIELDS or len(query) > MAX_QUERY_BYTES:
+        raise HTTPError(
+            "malformed",
+            f"the query is larger than {MAX_QUERY_BYTES} bytes or {MAX_QUERY_FIELDS} fields",
+        )
+    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
 def _log_request(request_id: str, protocol: str, route: str, status: int, seconds: float) -> None:
     """Write one line of JSON; never a text, a key or an answer."""
     line = {"request_id": request_id, "protocol": protocol, "route": route, "status": status}
@@ -176,16 +203,22 @@ def _decompress(body: bytearray, coding: str, max_bytes: int) -> bytes:
         raise HTTPError(
             "malformed", f"content-encoding {coding[:40]!r}: send gzip, deflate or identity"
         )
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
-    try:
-        plain = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise HTTPError("malformed", f"the body is not {coding}: {error}") from None
-    if len(plain) > max_bytes or inflater.unconsumed_tail:
-        _raise_too_large(max_bytes)
-    if not inflater.eof:
-        raise HTTPError("malformed", f"the {coding} body ends too early")
-    return plain
+    plain, rest = bytearray(), bytes(body)
+    # A gzip file is one member after another, as `cat a.gz b.gz` makes it; zlib reads one of them.
+    for _ in range(MAX_GZIP_MEMBERS if coding == "gzip" else 1):
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
+        try:
+            plain += inflater.decompress(rest, max_bytes + 1 - len(plain))
+        except zlib.error as error:
+            raise HTTPError("malformed", f"the body is not {coding}: {error}") from None
+        if len(plain) > max_bytes or inflater.unconsumed_tail:
+            _raise_too_large(max_bytes)
+        if not inflater.eof:
+            raise HTTPError("malformed", f"the {coding} body ends too early")
+        rest = inflater.unused_data
+        if not rest:
+            return bytes(plain)
+    raise HTTPError("malformed", f"the {coding} body goes on behind its end; send one member")
 
 
 def _raise_too_large(max_bytes: int) -> NoReturn:

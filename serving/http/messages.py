@@ -22,11 +22,15 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 # When the client of the current request stops waiting, on the clock of `time.perf_counter`.
 request_deadline: ContextVar[float | None] = ContextVar("request_deadline", default=None)
 
+# What a key may call: questions to models, changes of the registry, counters of operation.
+Scope = Literal["inference", "management", "metrics"]
+
 ErrorKind = Literal[
     "malformed",  # the body is not what the protocol says
     "empty",  # a text that holds nothing
     "unauthorized",  # no key, or one that is not known
     "forbidden",  # a key that may not do this
+    "misdirected",  # a request to another name than the server answers to
     "no-route",
     "no-method",
     "no-model",
@@ -45,6 +49,7 @@ DEFAULT_STATUSES: dict[ErrorKind, int] = {
     "empty": 400,
     "unauthorized": 401,
     "forbidden": 403,
+    "misdirected": 421,
     "no-route": 404,
     "no-method": 405,
     "no-model": 404,
@@ -112,7 +117,7 @@ class Route:
     path: str
     handler: Handler
     summary: str
-    scope: Literal["open", "inference", "management"] = "inference"
+    scope: Scope | Literal["open"] = "inference"
     body_schema: Mapping[str, Any] | None = None
     response_schema: Mapping[str, Any] | None = None
     media_types: tuple[str, ...] = (JSON,)

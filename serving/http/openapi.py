@@ -19,6 +19,7 @@ _MEANINGS: dict[ErrorKind, str] = {
     "empty": "a text is empty",
     "unauthorized": "no key, or an unknown one",
     "forbidden": "the key may not do this",
+    "misdirected": "the server does not answer to the name in Host",
     "no-model": "there is no such model",
     "no-method": "the endpoint cannot be changed",
     "wrong-task": "the model is for another task",
@@ -30,7 +31,8 @@ _MEANINGS: dict[ErrorKind, str] = {
     "late": "the request's deadline passed",
     "unready": "the model does not answer",
 }
-_ALWAYS: _Kinds = ("malformed", "too-large", "unauthorized", "forbidden", "overloaded")
+_ALWAYS: _Kinds = ("malformed", "too-large", "misdirected")
+_OF_KEYS: _Kinds = ("unauthorized", "forbidden", "overloaded")
 _OF_MODELS: _Kinds = ("no-model", "wrong-task", "unready", "failed", "late")
 _OF_TEXTS: _Kinds = ("empty", "too-long", "unreadable")
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -113,11 +115,15 @@ def _schema_for(media_type: str, of_json: Mapping[str, Any]) -> Mapping[str, Any
 
 def _error_responses(protocol: WireProtocol, route: Route) -> dict[str, Any]:
     """Return the error responses of a route, by status."""
-    kinds = [*_ALWAYS, *(_OF_TEXTS if route.body_schema is not None else ())]
+    kinds = list(_ALWAYS)
     if route.scope == "open":
-        kinds = ["malformed", "too-large", "unready"]
-    elif "{" in route.path or route.body_schema is not None:
-        kinds += _OF_MODELS
+        kinds.append("unready")
+    else:
+        kinds += _OF_KEYS
+        if route.body_schema is not None:
+            kinds += _OF_TEXTS
+        if "{" in route.path or route.body_schema is not None:
+            kinds += _OF_MODELS
     if route.scope == "management":
         kinds.append("no-method")
     by_status: dict[int, list[ErrorKind]] = {}

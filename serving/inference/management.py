@@ -11,6 +11,7 @@ from serving.inference.executor import Executor
 from serving.interface import ModelInfo
 from serving.registry.model_ref import InvalidReference, ModelNotFound, default_model_name
 from serving.registry.registry import Registry
+from trainers.storage.filesystem import StoreError
 
 
 class RegistryAdmin:
@@ -66,7 +67,14 @@ class RegistryAdmin:
             result = await asyncio.to_thread(change, *arguments)
         except (ModelNotFound, InvalidReference) as error:
             raise HTTPError("no-model", str(error)) from None
-        except (BerthaError, OSError) as error:
+        except (StoreError, OSError) as error:
+            raise HTTPError("unready", str(error)) from None
+        except BerthaError as error:
             raise HTTPError("malformed", str(error)) from None
-        await self._refresh()
+        try:
+            await self._refresh()
+        except (BerthaError, OSError) as error:
+            raise HTTPError(
+                "unready", f"the registry was changed, and cannot be read now: {error}"
+            ) from None
         return result

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from serving.engine.engine import Engine
+from trainers.models.card import BundleError
 
 ModelKey = tuple[str, str]  # name and version
 
@@ -24,6 +25,7 @@ class ModelCache:
         self._load, self._budget_bytes = load, budget_bytes
         self._loaded: OrderedDict[ModelKey, Engine] = OrderedDict()  # the least recent first
         self._loading: dict[ModelKey, asyncio.Task[Engine]] = {}
+        self._failures: dict[ModelKey, BundleError] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self.pinned: Collection[ModelKey] = ()  # never put out
 
@@ -46,10 +48,16 @@ class ModelCache:
         return engine
 
     async def get_or_load(self, key: ModelKey) -> Engine:
-        """Return the engine, loading it if needed. Raises what `load` raises."""
+        """Return the engine, loading it if needed. Raises what `load` raises.
+
+        A damaged bundle stays so until `forget_failures`: to find a damaged file means to hash it,
+        and the one thread that loads would do that for every request.
+        """
         engine = self.get_loaded(key)
         if engine is not None:
             return engine
+        if key in self._failures:
+            raise self._failures[key].with_traceback(None)
         loading = self._loading.get(key)
         if loading is None:
             loading = self._loading[key] = asyncio.create_task(self._load_engine(key))
@@ -57,7 +65,12 @@ class ModelCache:
         return await asyncio.shield(loading)  # who asks may leave; others wait for the same
 
     async def _load_engine(self, key: ModelKey) -> Engine:
-        engine = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, key)
+        loop = asyncio.get_running_loop()
+        try:
+            engine = await loop.run_in_executor(self._thread, self._load, key)
+        except BundleError as error:
+            self._failures[key] = error
+            raise
         self._loaded[key] = engine
         self._evict_to_budget(key)
         return engine
@@ -78,6 +91,10 @@ class ModelCache:
         """Evict these engines."""
         for key in keys:
             self._loaded.pop(key, None)
+
+    def forget_failures(self) -> None:
+        """Try again to load what could not be loaded, once it is asked for."""
+        self._failures.clear()
 
     def close(self) -> None:
         """Stop the thread."""

@@ -1,7 +1,7 @@
 """The model server: models of a registry by name, version or alias.
 
-Polls the registry every second, so that a deployment, promotion or rollback needs no restart: the
-previous live version answers until the new one is in memory.
+A deployment, promotion or rollback needs no restart, and a damaged version concerns nobody who does
+not ask for it.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from cluster.errors import BerthaError
 from serving.engine.engine import Engine
 from serving.http.messages import HTTPError
 from serving.inference.attribution import ExplainerPool
-from serving.inference.batcher import BatchFailed
 from serving.inference.canary import CanaryRouter
 from serving.inference.executor import Executor
 from serving.inference.management import RegistryAdmin
 from serving.inference.model_cache import ModelKey
 from serving.inference.model_table import ModelTable
+from serving.inference.registry_watch import RegistryWatch
 from serving.interface import (
     Explanation,
     InferenceResult,
@@ -31,13 +31,18 @@ from serving.interface import (
     Prediction,
     Vector,
 )
-from serving.registry.model_ref import InvalidReference, ModelNotFound, ModelReference
+from serving.registry.model_ref import (
+    InvalidReference,
+    ModelDamaged,
+    ModelNotFound,
+    ModelReference,
+)
 from serving.registry.registry import Registry
 from serving.registry.state import ModelState
+from trainers.models.card import BundleError
 
 LABEL_TASKS = ("classification", "multi-label", "regression")
 EXPLAINABLE_TASKS = ("classification", "multi-label")
-POLL_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +57,23 @@ class ModelServer:
         self.table = ModelTable(registry)
         self.executor = Executor(self._load_engine, self._info_of, limits, budget_bytes)
         self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
-        self._explainers = ExplainerPool(lambda key: registry.fetch_bundle(*key, cache))
-        self._unfit: dict[str, int] = {}  # states whose live version could not be loaded
+        self._explainers = ExplainerPool(self._fetch_bundle)
+        self._watch = RegistryWatch(
+            self.table, self.executor, self.canary_router.record_load_failure
+        )
         self._preloading: set[ModelKey] = set()
         self._background: set[asyncio.Task[Any]] = set()
+        self.refresh = self._watch.refresh
         self.management = RegistryAdmin(registry, self.executor, self.refresh, self.get_info)
 
     async def start(self) -> None:
-        """Read the registry and load the default model. Raises BerthaError."""
-        await asyncio.to_thread(self.table.refresh)
-        self.table.adopt_states(self.table.pending_states())
-        live = self.table.default_key()
-        if live is None:
-            raise ModelNotFound(f"{self._registry.address}: no model is live; deploy one first")
-        await self.executor.preload(live)
-        self._pin_default()
-        self._start_task(self._poll_registry())
+        """Read the registry and load the default model.
+
+        Where that cannot be loaded, another is, so that all the others answer by name. Raises
+        BerthaError if none can be.
+        """
+        await self._watch.start()
+        self._start_task(self._watch.poll())
 
     async def predict(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True
@@ -123,11 +129,13 @@ class ModelServer:
         state, reference = self._resolve_reference(model)
         try:
             return self._info_of((state.name, state.resolve_version(reference)))
+        except ModelDamaged as error:
+            raise HTTPError("unready", str(error)) from None
         except ModelNotFound as error:
             raise HTTPError("no-model", str(error)) from None
 
     def list_models(self) -> Sequence[ModelInfo]:
-        """As `Models.list_models`."""
+        """As `Models.list_models`; damaged versions are left out."""
         return [self._info_of(key) for key in self.table.list_versions()]
 
     def get_statistics(self, model: str | None) -> ModelStatistics:
@@ -137,27 +145,15 @@ class ModelServer:
 
     async def is_ready(self) -> bool:
         """As `Models.is_ready`."""
-        live = self.table.default_key()
-        return live is not None and await self.executor.is_healthy(live)
-
-    async def refresh(self) -> None:
-        """Read the registry and adopt what can be served. Raises BerthaError."""
-        await asyncio.to_thread(self.table.refresh)
-        cache = self.executor.cache
-        for state in self.table.pending_states():
-            if self._unfit.get(state.name) == state.number:
-                continue
-            # A name that is answering must not stop to load its new version: that is loaded first,
-            # and if it does not answer, the state is not adopted and the old version stays live.
-            old = self.table.served_state(state.name)
-            loaded = old and old.live and cache.load_state((old.name, old.live)) == "ready"
-            if loaded and state.live and not await self._preload_version((state.name, state.live)):
-                self._unfit[state.name] = state.number
-            else:
-                self.table.adopt_states([state])
-        served = set(self.table.list_versions())
-        cache.evict_models([key for key in cache.loaded_bytes if key not in served])
-        self._pin_default()
+        live, cache = self.table.default_key(), self.executor.cache
+        if live is not None and await self.executor.is_healthy(live):
+            return True
+        if live is not None and cache.load_state(live) == "ready":
+            return False
+        # A new replica would not heal a default model whose files are damaged, and this one answers
+        # for the other names.
+        others = [await self.executor.is_healthy(key) for key in list(cache.loaded_bytes)]
+        return any(others)
 
     async def close(self) -> None:
         """Answer what waits, and stop."""
@@ -179,43 +175,36 @@ class ModelServer:
     def _resolve_reference(self, model: str | None) -> tuple[ModelState, ModelReference]:
         try:
             return self.table.resolve_reference(model)
+        except ModelDamaged as error:
+            raise HTTPError("unready", str(error)) from None
         except (InvalidReference, ModelNotFound) as error:
             raise HTTPError("no-model", str(error)) from None
 
     def _info_of(self, key: ModelKey) -> ModelInfo:
         return self.table.get_info(key, self.executor.cache.load_state(key))
 
-    def _pin_default(self) -> None:
-        """Keep the default model in memory whatever else is requested."""
-        live = self.table.default_key()
-        self.executor.cache.pinned = [live] if live else []
+    def _fetch_bundle(self, key: ModelKey) -> Path:
+        """Return the directory of a bundle; the registry's state need not be readable for that."""
+        if key in self.table.damage:
+            raise ModelDamaged(self.table.damage[key])
+        entry = self.table.find_version(key)
+        return self._registry.fetch_bundle(*key, self._cache, None if entry is None else entry.seal)
 
     def _load_engine(self, key: ModelKey) -> Engine:
-        return Engine.load(self._registry.fetch_bundle(*key, self._cache))
-
-    async def _preload_version(self, key: ModelKey) -> bool:
-        """Load a version and return whether it answers; count and log a failure."""
+        directory = self._fetch_bundle(key)
         try:
-            await self.executor.preload(key)
-        except (BerthaError, BatchFailed, OSError) as error:
-            log.error("%s:%s cannot be served: %s", *key, error)
-            self.canary_router.record_load_failure(key)
-            return False
-        return True
+            return Engine.load(directory)
+        except (BerthaError, OSError):
+            raise
+        except Exception as error:  # of a library, on files that are as they were registered
+            log.exception("%s:%s", *key)
+            raise BundleError(f"{directory}: {type(error).__name__}: {error}") from error
 
     def _preload_in_background(self, key: ModelKey) -> None:
         if key not in self._preloading:
             self._preloading.add(key)
-            task = self._start_task(self._preload_version(key))
+            task = self._start_task(self._watch.preload(key))
             task.add_done_callback(lambda _: self._preloading.discard(key))
-
-    async def _poll_registry(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                await self.refresh()
-            except (BerthaError, OSError) as error:
-                log.warning("the registry cannot be read; serving what was last read: %s", error)
 
     def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

@@ -6,6 +6,7 @@ import numpy as np
 
 from serving.http.messages import HTTPError
 from serving.interface import Models, Vector
+from serving.protocols.json_bodies import truncate_repr
 from serving.protocols.requests import check_texts
 
 
@@ -25,8 +26,9 @@ def resize_embedding(
     """
     if dimensions is not None:
         if dimensions > len(vector):
+            given = truncate_repr(dimensions)
             raise HTTPError(
-                "malformed", f"dimensions = {dimensions}: this model's vectors have {len(vector)}"
+                "malformed", f"dimensions = {given}: this model's vectors have {len(vector)}"
             )
         vector = vector[:dimensions]
     if not normalize:

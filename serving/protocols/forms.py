@@ -15,6 +15,8 @@ MULTIPART = "multipart/form-data"
 MAX_FIELDS = 100
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n")
+# A parameter of a header (RFC 2183): `; name=value` or `; name="a \"value\""`.
+_PARAMETER = re.compile(r';\s*([^\s;="]+)\s*=\s*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^\s;"]*))\s*')
 
 
 def media_type(content_type: str) -> str:
@@ -46,12 +48,12 @@ def _parse_multipart(content_type: str, body: bytes) -> dict[str, str]:
         )
     fields: dict[str, str] = {}
     delimiter = b"\n--" + boundary.encode("latin-1", "replace")
-    parts = (b"\n" + body).split(delimiter, MAX_FIELDS + 1)
-    if len(parts) > MAX_FIELDS + 1:
-        raise HTTPError("malformed", f"the form holds more than {MAX_FIELDS} fields")
-    for part in parts[1:]:
+    _, *parts = (b"\n" + body).split(delimiter, MAX_FIELDS + 1)
+    for number, part in enumerate(parts):
         if part.startswith(b"--"):
             return fields
+        if number == MAX_FIELDS:
+            raise HTTPError("malformed", f"the form holds more than {MAX_FIELDS} fields")
         blank_line = _BLANK_LINE.search(part)
         if blank_line is None:
             raise HTTPError("malformed", "a part of the form has no empty line after its headers")
@@ -72,5 +74,11 @@ def _field_name(headers: bytes) -> str:
 
 
 def _header_parameter(value: str, name: str) -> str:
-    match = re.search(rf'[;\s]{name}\s*=\s*(?:"([^"]*)"|([^;\s]+))', value, re.IGNORECASE)
-    return (match.group(1) or match.group(2) or "") if match else ""
+    """Return a parameter of a header, "" if there is none before the first that is broken."""
+    position = value.find(";")
+    while match := _PARAMETER.match(value, max(0, position)):
+        key, quoted, bare = match.groups()
+        if key.lower() == name:
+            return bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        position = match.end()
+    return ""

@@ -19,6 +19,7 @@ from serving.protocols.embeddings import format_embeddings, similarity_scores
 from serving.protocols.json_bodies import (
     PLAIN_STATUSES,
     JSONBody,
+    TextList,
     error_json,
     json_response,
     json_schema,
@@ -41,7 +42,7 @@ class HFParameters(JSONBody):
         None, description="what makes scores of logits; by default what the model was trained for"
     )
     top_k: StrictInt | None = Field(None, ge=1, le=MAX_TOP_K, description="how many answers")
-    targets: list[StrictStr] | None = Field(None, description="a list of tokens to choose from")
+    targets: TextList | None = Field(None, description="a list of tokens to choose from")
     truncation: StrictBool | None = Field(None, description="cut texts that are too long (default)")
     candidate_labels: Any = None  # zero-shot classification
 
@@ -49,7 +50,7 @@ class HFParameters(JSONBody):
 class HFInferenceRequest(JSONBody):
     """The body of a request. The options of feature extraction stand beside the inputs."""
 
-    inputs: StrictStr | list[StrictStr] | dict[str, Any] = Field(description=_INPUTS)
+    inputs: StrictStr | TextList | dict[str, Any] = Field(description=_INPUTS)
     parameters: HFParameters | None = Field(None, description="options")
     normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
     truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")

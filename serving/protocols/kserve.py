@@ -13,6 +13,7 @@ from serving.interface import Models
 from serving.protocols import default_format
 from serving.protocols.json_bodies import (
     PLAIN_STATUSES,
+    ClientList,
     JSONBody,
     error_json,
     json_response,
@@ -32,7 +33,7 @@ class KServeInstance(JSONBody):
 class KServePredictRequest(JSONBody):
     """The body of `:predict` and `:explain`."""
 
-    instances: list[StrictStr | KServeInstance] = Field(
+    instances: ClientList[StrictStr | KServeInstance] = Field(
         description='a list of texts, or of {"inputs": text}'
     )
     target: StrictStr | StrictInt | None = Field(

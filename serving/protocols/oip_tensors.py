@@ -14,7 +14,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError, Request, Response
 from serving.interface import Limits
-from serving.protocols.json_bodies import JSONBody, dump_json, parse_body, truncate_repr
+from serving.protocols.json_bodies import ClientList, JSONBody, dump_json, parse_body, truncate_repr
 from serving.protocols.requests import check_texts, decode_utf8
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -68,9 +68,9 @@ class InferParameters(JSONBody):
 class OIPInferRequest(JSONBody):
     """The JSON of a request."""
 
-    inputs: list[InputTensor] = Field(description="a list of one tensor, the texts")
+    inputs: ClientList[InputTensor] = Field(description="a list of one tensor, the texts")
     id: StrictStr | None = None
-    outputs: list[RequestedOutput] | None = Field(None, description="by default all")
+    outputs: ClientList[RequestedOutput] | None = Field(None, description="by default all")
     parameters: InferParameters = InferParameters()
 
 

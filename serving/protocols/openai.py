@@ -17,6 +17,7 @@ from serving.interface import ModelInfo, Models, Vector
 from serving.protocols.embeddings import resize_embedding
 from serving.protocols.json_bodies import (
     JSONBody,
+    TextList,
     dump_json,
     json_response,
     json_schema,
@@ -38,7 +39,7 @@ _ERROR_TYPES = {
 class TextsRequest(JSONBody):
     """What OpenAI's calls about texts have in common."""
 
-    input: StrictStr | list[StrictStr] = Field(
+    input: StrictStr | TextList = Field(
         description="a text or a list of texts; token ids are not read, send the text"
     )
     model: StrictStr | None = Field(None, description="name, name:version or name@alias")

@@ -19,7 +19,9 @@ from serving.protocols import default_format
 from serving.protocols.forms import URL_ENCODED, media_type
 from serving.protocols.json_bodies import (
     PLAIN_STATUSES,
+    ClientList,
     JSONBody,
+    TextList,
     error_json,
     json_response,
     json_schema,
@@ -38,10 +40,8 @@ _JSON_TYPES = (JSON, "", URL_ENCODED)  # the last is what curl says of whatever 
 class InvocationBody(JSONBody):
     """A body in JSON: `inputs` or `instances`."""
 
-    inputs: StrictStr | list[StrictStr] | None = Field(
-        None, description="a text or a list of texts"
-    )
-    instances: list[StrictStr | KServeInstance] | None = Field(
+    inputs: StrictStr | TextList | None = Field(None, description="a text or a list of texts")
+    instances: ClientList[StrictStr | KServeInstance] | None = Field(
         None, description='a list of texts, or of {"inputs": text}'
     )
     raw_scores: StrictBool = Field(False, description="logits instead of probabilities")
@@ -97,18 +97,23 @@ def parse_request(http: Request) -> SageMakerRequest:
 
 def _parse_csv(text: str) -> list[str]:
     """Return the texts of a table of one column. Raises HTTPError if there are more columns."""
+    # One limit for the whole process, so it only ever grows: to the largest body that was let in.
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    texts, line = [], 1
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        for row in rows:
+            if len(row) > 1:
+                raise HTTPError(
+                    "malformed",
+                    f"line {line} has {len(row)} columns: expected one text, in quotes where it "
+                    "holds a comma",
+                )
+            texts += row
+            line = rows.line_num + 1
     except csv.Error as error:
-        raise HTTPError("malformed", f"the body is not CSV: {error}") from None
-    for number, row in enumerate(rows, 1):
-        if len(row) != 1:
-            raise HTTPError(
-                "malformed",
-                f"line {number} has {len(row)} columns: expected one text, in quotes where it "
-                "holds a comma",
-            )
-    return [row[0] for row in rows]
+        raise HTTPError("malformed", f"line {line}: the body is not CSV: {error}") from None
+    return texts
 
 
 PROTOCOL = WireProtocol(

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError
 from serving.interface import Limits
-from serving.protocols.json_bodies import JSONBody, parse_body
+from serving.protocols.json_bodies import ClientList, JSONBody, TextList, parse_body
 from serving.protocols.requests import check_texts
 
 _INPUTS = "a text, a list of texts, or a list of lists of one text"
@@ -26,7 +26,7 @@ class TEIPredictRequest(JSONBody):
         }
     )
 
-    inputs: StrictStr | list[StrictStr] | list[list[StrictStr]] = Field(description=_INPUTS)
+    inputs: StrictStr | TextList | ClientList[TextList] = Field(description=_INPUTS)
     raw_scores: StrictBool = Field(False, description="logits instead of probabilities")
     truncate: StrictBool | None = Field(
         None, description="cut texts that are too long (the default), or refuse them (false)"
@@ -52,7 +52,7 @@ class TEIPredictRequest(JSONBody):
 class TEIEmbedRequest(JSONBody):
     """The body of `/embed`."""
 
-    inputs: StrictStr | list[StrictStr] = Field(
+    inputs: StrictStr | TextList = Field(
         description="a text or a list of texts; token ids are not read"
     )
     normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
@@ -71,7 +71,7 @@ class TEIRerankRequest(JSONBody):
     """The body of `/rerank`."""
 
     query: StrictStr = Field(description="the text that the others are compared with")
-    texts: list[StrictStr] = Field(description="a list of texts")
+    texts: TextList = Field(description="a list of texts")
     raw_scores: StrictBool = Field(False, description="nothing here: the score is a cosine anyway")
     return_text: StrictBool = Field(False, description="put the texts into the answer")
     truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
@@ -82,7 +82,7 @@ class SimilarityInputs(JSONBody):
     """A text, and those to compare with it."""
 
     source_sentence: StrictStr = Field(description="a text")
-    sentences: list[StrictStr] = Field(description="a list of texts")
+    sentences: TextList = Field(description="a list of texts")
 
 
 class SimilarityParameters(JSONBody):

@@ -27,6 +27,7 @@ from serving.protocols import default_format, forms
 from serving.protocols.json_bodies import (
     PLAIN_STATUSES,
     JSONBody,
+    TextList,
     dump_json,
     json_response,
     json_schema,
@@ -56,18 +57,18 @@ _ERROR_TYPES: dict[ErrorKind, str] = {
 class TorchServeObject(JSONBody):
     """Texts in an object. target: the label to explain."""
 
-    data: StrictStr | list[StrictStr] | None = None
-    body: StrictStr | list[StrictStr] | None = None
+    data: StrictStr | TextList | None = None
+    body: StrictStr | TextList | None = None
     target: StrictStr | StrictInt | None = None
 
 
-class TorchServeBody(RootModel[StrictStr | list[StrictStr] | TorchServeObject]):
+class TorchServeBody(RootModel[StrictStr | TextList | TorchServeObject]):
     """A body in JSON."""
 
-    root: StrictStr | list[StrictStr] | TorchServeObject = Field(description=_EXPECTED)
+    root: StrictStr | TextList | TorchServeObject = Field(description=_EXPECTED)
 
 
-class _TextList(RootModel[list[StrictStr]]):
+class _Texts(RootModel[TextList]):
     """A list of texts in JSON."""
 
 
@@ -130,7 +131,7 @@ def _parse_text(text: str) -> TorchServeRequest:
     """Read one text; or several, if it is a list of texts in JSON."""
     if text.lstrip().startswith("["):
         try:
-            texts = _TextList.model_validate_json(text.encode(errors="replace"))
+            texts = _Texts.model_validate_json(text.encode(errors="replace"))
         except ValidationError:
             pass  # a text that begins with a bracket
         else:

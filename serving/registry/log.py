@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from serving.registry.model_ref import is_model_name
 from serving.registry.state import FORMAT, ModelState
-from trainers.storage.filesystem import NotFound
+from trainers.storage.filesystem import NotFound, StoreError
 from trainers.storage.store import Store
 
 STATES_FOLDER = "_states"  # no name of a model begins so
@@ -23,7 +24,7 @@ class StateLog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._warned: set[str] = set()
+        self._damage: dict[str, str] = {}  # by path: why that state was not readable
 
     def list_numbers(self, name: str | None = None) -> dict[str, list[int]]:
         """List the numbers of the states of every name, or of one, rising."""
@@ -32,23 +33,38 @@ class StateLog:
             STATES_FOLDER if name is None else f"{STATES_FOLDER}/{name}"
         ):
             owner, _, file = path.removeprefix(f"{STATES_FOLDER}/").partition("/")
-            if file.removesuffix(".json").isdecimal():
+            if is_model_name(owner) and file.removesuffix(".json").isdecimal():
                 numbers.setdefault(owner, []).append(int(file.removesuffix(".json")))
         return {owner: sorted(of_owner) for owner, of_owner in numbers.items()}
 
     def read_state(self, name: str, number: int) -> ModelState | None:
-        """Read one state; None, and a warning the first time, if it is not readable."""
+        """Read one state; None, and a warning the first time, if it is damaged.
+
+        Raises StoreError, also with a warning the first time, if the store does not give it.
+        """
         path = _state_path(name, number)
         try:
-            return ModelState.model_validate_json(self._store.read_bytes(path))
+            state = ModelState.model_validate_json(self._store.read_bytes(path))
         except ValidationError as error:
-            reason = f"it is no state: {error.errors(include_url=False)[0]['msg']}"
+            self._note_damage(path, f"it is no state: {error.errors(include_url=False)[0]['msg']}")
+            return None
         except NotFound:
-            reason = "it was listed and is gone"
-        if path not in self._warned:
-            logger.warning("%s/%s is skipped: %s", self._store.address, path, reason)
-            self._warned.add(path)
-        return None
+            self._note_damage(path, "it was listed and is gone")
+            return None
+        except StoreError as error:
+            self._note_damage(path, str(error))
+            raise
+        if (state.name, state.number) != (name, number):
+            self._note_damage(path, f"it is state {state.number} of {state.name}")
+            return None
+        self._damage.pop(path, None)
+        return state
+
+    def describe_damage(self, name: str, number: int) -> str | None:
+        """Return why a state was not readable when it was last read; None if it was."""
+        path = _state_path(name, number)
+        reason = self._damage.get(path)
+        return None if reason is None else f"{self._store.address}/{path} is damaged: {reason}"
 
     def read_newest(self, name: str, numbers: Sequence[int]) -> ModelState | None:
         """Read the readable state of the highest number."""
@@ -63,6 +79,12 @@ class StateLog:
             return False
         written = document.get("format") if isinstance(document, dict) else None
         return isinstance(written, int) and written > FORMAT
+
+    def _note_damage(self, path: str, reason: str) -> None:
+        """Warn of a damaged state, once for each reason: it is read again and again."""
+        if self._damage.get(path) != reason:
+            logger.warning("%s/%s is skipped: %s", self._store.address, path, reason)
+            self._damage[path] = reason
 
     def append(self, state: ModelState) -> bool:
         """Write a state under its number; False if another writer has it."""

@@ -27,6 +27,10 @@ class ModelNotFound(BerthaError):
     """A name, version or alias that the registry lacks; the message says what it has."""
 
 
+class ModelDamaged(BerthaError):
+    """A model whose files are damaged or cannot be read now; the message says which, and why."""
+
+
 class ModelReference(NamedTuple):
     """A name, and optionally a version or an alias of it."""
 
@@ -51,9 +55,19 @@ class ModelReference(NamedTuple):
         return f"{self.name}@{self.alias}" if self.alias is not None else self.name
 
 
+def is_model_name(name: str) -> bool:
+    """Return whether `name` can name a model."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_version(version: str) -> bool:
+    """Return whether `version` is the number of one, from 1 on."""
+    return _VERSION.fullmatch(version) is not None
+
+
 def check_model_name(name: str) -> str:
     """Return `name` if it can name a model. Raises InvalidReference."""
-    if _NAME.fullmatch(name):
+    if is_model_name(name):
         return name
     raise InvalidReference(
         f"{name[:80]!r} is no name of a model; take small letters, digits and . _ - after a "

@@ -20,7 +20,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from serving.registry.log import StateLog
 from serving.registry.model_ref import check_alias, check_model_name
 from serving.registry.state import Canary, ModelState, ModelVersion, RegistrySnapshot
 from trainers.models.card import ModelCard
+from trainers.storage.filesystem import StoreError
 from trainers.storage.store import Store, open_store
 
+MOST_SKIPPED = 100  # damaged states of a name that a reader passes over, at every poll
 TRIES = 1000  # of a change that others forestall; each time one of theirs was made
 
 
@@ -70,24 +72,32 @@ class Registry:
     def read_snapshot(self, since: RegistrySnapshot | None = None) -> RegistrySnapshot:
         """Read the newest state of every name; return `since` if nothing changed.
 
-        Costs a listing, and a read for each name that changed; skips unreadable files with a
-        warning.
+        Costs a listing, and a read for each name that changed or whose newest state is damaged.
+        Raises StoreError where the store cannot be listed; what concerns one name is `damage` of
+        the snapshot, and a warning.
         """
         since = since or RegistrySnapshot()
         numbers = self._log.list_numbers()
         newest = {name: of_name[-1] for name, of_name in numbers.items()}
-        if since.newest == newest:
+        if since.newest == newest and not since.damage:
             return since
         states: dict[str, ModelState] = {}
+        damage: dict[str, str] = {}
         for name, of_name in numbers.items():
-            is_current = since.newest.get(name) == of_name[-1]
-            state = since.states.get(name) if is_current else self._log.read_newest(name, of_name)
+            state = since.states.get(name)
+            if since.newest.get(name) != of_name[-1] or name in since.damage:
+                state, reason = self._read_name(name, of_name, state)
+                damage |= {name: reason} if reason else {}
             if state is not None:
                 states[name] = state
-        return RegistrySnapshot(states, newest)
+        latest = RegistrySnapshot(states, newest, damage)
+        return since if latest == since else latest
 
     def read_state(self, name: str) -> ModelState:
-        """Read the newest state of one name. Raises InvalidReference and ModelNotFound."""
+        """Read the newest state of one name.
+
+        Raises InvalidReference, ModelNotFound and ModelDamaged.
+        """
         numbers = self._log.list_numbers(check_model_name(name)).get(name, [])
         state = self._log.read_newest(name, numbers)
         return state if state is not None else self.read_snapshot().state_of(name)
@@ -173,20 +183,56 @@ class Registry:
         self._artifacts.delete_bundle(name, version)
         return state
 
-    def fetch_bundle(self, name: str, version: str, cache: Path) -> Path:
+    def fetch_bundle(self, name: str, version: str, cache: Path, seal: str | None = None) -> Path:
         """Return the directory of a bundle: in the store, or downloaded to `cache`.
 
-        Processes that share a cache download once. Raises ModelNotFound, BundleError and
-        StoreError.
+        seal: of the version, from a state that was read before; without it, the newest is read.
+        Processes that share a cache download once. Raises ModelNotFound, ModelDamaged, BundleError
+        and StoreError.
         """
-        state = self.read_state(name)
-        return self._artifacts.fetch_bundle(
-            name, state.check_version(version), state.versions[version].seal, cache
-        )
+        if seal is None:
+            state = self.read_state(name)
+            seal = state.versions[state.check_version(version)].seal
+        return self._artifacts.fetch_bundle(name, version, seal, cache)
 
-    def read_card(self, name: str, version: str) -> ModelCard:
-        """Read the card of a version; downloads and verifies nothing else."""
-        return self._artifacts.read_card(name, version)
+    def read_card(self, name: str, version: str, seal: str | None = None) -> ModelCard:
+        """Read the card of a version; downloads and verifies nothing else.
+
+        seal: of the version; where it is given, the card must be the one that was registered.
+        """
+        return self._artifacts.read_card(name, version, seal)
+
+    def read_width(self, name: str, version: str, card: ModelCard) -> int:
+        """Return the numbers in a vector of an embedder, 0 for a model of another task."""
+        if card.task != "embedding":
+            return 0
+        return int(self._artifacts.read_config(name, version, card).get("hidden_size", 0))
+
+    def find_damage(self, state: ModelState, every_file: bool = False) -> dict[str, str]:
+        """Return what is wrong with the versions of a name, by version.
+
+        every_file: hash all files, which costs a download where the store is remote; else only the
+        card is read.
+        """
+        check = self._artifacts.verify_bundle if every_file else self._artifacts.read_card
+        damage = {}
+        for version, entry in state.versions.items():
+            try:
+                check(state.name, version, entry.seal)
+            except (BerthaError, OSError) as error:
+                damage[version] = str(error)
+        return damage
+
+    def _read_name(
+        self, name: str, numbers: Sequence[int], known: ModelState | None
+    ) -> tuple[ModelState | None, str | None]:
+        """Read the newest state of a name, and why it is not the one of the highest number."""
+        try:
+            state = self._log.read_newest(name, numbers[-MOST_SKIPPED:])
+        except StoreError as error:
+            # It may be readable in a moment, and an older one would undo what was deployed since.
+            return known, str(error)
+        return state, self._log.describe_damage(name, numbers[-1])
 
     def _apply_change(
         self,

@@ -6,17 +6,27 @@ promote_canary(roll_back(state))
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.errors import BerthaError
 from cluster.settings import Settings
 from serving.registry.canary_rule import CanaryRule
-from serving.registry.model_ref import LIVE, ModelNotFound, ModelReference, suggest_names
+from serving.registry.model_ref import (
+    LIVE,
+    ModelDamaged,
+    ModelNotFound,
+    ModelReference,
+    is_model_name,
+    is_version,
+    suggest_names,
+)
 
 FORMAT: Final = 1
 MOST_BEFORE = 50  # live versions that are remembered for rolling back
+
+Timestamp = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # seconds since 1970, to year 9999
 
 
 class ChangeRefused(BerthaError):
@@ -26,10 +36,12 @@ class ChangeRefused(BerthaError):
 class ModelVersion(Settings):
     """One immutable bundle."""
 
-    created: float = Field(description="seconds since 1970")
+    created: Timestamp
     note: str = ""
     source: str = Field("", description="the directory it was registered from")
-    seal: str = Field(description="SHA-256 of its card, which has those of its files")
+    seal: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 of its card, which has those of its files"
+    )
 
 
 class Canary(Settings):
@@ -43,7 +55,7 @@ class Canary(Settings):
     share: float = Field(ge=0, le=1)
     shadow: bool = False
     rule: CanaryRule = CanaryRule()
-    started: float = Field(description="seconds since 1970")
+    started: Timestamp
 
 
 class ModelState(Settings):
@@ -55,13 +67,24 @@ class ModelState(Settings):
     change: str = Field("", description="of the last one: what only it is called")
     what: str = Field("", description="of the last one: in words")
     who: str = ""
-    when: float = Field(0.0, description="seconds since 1970")
+    when: Timestamp = 0.0
     why: str = ""
     versions: dict[str, ModelVersion] = Field({}, description="by number, oldest first")
     aliases: dict[str, str] = Field({}, description="version by alias, `live` among them")
     before: tuple[str, ...] = Field((), description="versions live before, the latest last")
     canary: Canary | None = None
     default: float | None = Field(None, description="when it was made the default model, if ever")
+
+    @model_validator(mode="after")
+    def _check_versions(self) -> "ModelState":
+        """Refuse what no change leads to: a file that was edited by hand, or is of a program."""
+        if not is_model_name(self.name):
+            raise ValueError(f"{self.name[:80]!r} is no name of a model")
+        canary = () if self.canary is None else (self.canary.version,)
+        for version in (*self.versions, *self.aliases.values(), *self.before, *canary):
+            if not is_version(version) or version not in self.versions:
+                raise ValueError(f"it has no version {version[:20]!r}")
+        return self
 
     @property
     def live(self) -> str | None:
@@ -203,34 +226,56 @@ def _running_canary(state: ModelState, version: str | None) -> Canary:
 class RegistrySnapshot:
     """The newest state of every name at one moment.
 
-    newest: the highest number of each name, readable or not; equal ones mean equal snapshots.
+    newest: the highest number of each name, readable or not. damage: why the newest state of a name
+    cannot be read; an older one stands for it, if any can. Equal ones of both mean equal snapshots.
     """
 
     states: Mapping[str, ModelState] = field(default_factory=dict)
     newest: Mapping[str, int] = field(default_factory=dict)
+    damage: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def default_name(self) -> str | None:
-        """The live name last made the default, or else the first in the alphabet."""
+        """The live name last made the default, or else the first in the alphabet.
+
+        None if there is none, or if it may be one whose state cannot be read.
+        """
         live = [state for state in self.states.values() if state.live is not None]
         chosen = min(live, key=lambda state: (-(state.default or 0.0), state.name), default=None)
-        return None if chosen is None else chosen.name
+        if chosen is None:
+            return None
+        if chosen.default is None and any(name < chosen.name for name in self.unreadable):
+            return None
+        return chosen.name
+
+    @property
+    def unreadable(self) -> list[str]:
+        """The names none of whose states can be read, sorted."""
+        return sorted(self.damage.keys() - self.states.keys())
 
     def state_of(self, name: str) -> ModelState:
-        """Return the state of a name. Raises ModelNotFound."""
+        """Return the state of a name. Raises ModelNotFound and ModelDamaged."""
         if name in self.states:
             return self.states[name]
+        if name in self.damage:
+            raise ModelDamaged(f"{name}: {self.damage[name]}")
         raise ModelNotFound(f"{name}: no such model; {suggest_names(name, self.states)}")
 
     def resolve_reference(self, text: str | None) -> tuple[ModelState, ModelReference]:
         """Return the state and the reference of `text`; None means the default model.
 
-        The version is resolved when the request is routed. Raises InvalidReference and
-        ModelNotFound.
+        The version is resolved when the request is routed. Raises InvalidReference, ModelNotFound
+        and ModelDamaged.
         """
         if text is not None:
             reference = ModelReference.parse(text)
             return self.state_of(reference.name), reference
         if self.default_name is None:
+            if self.unreadable:
+                name = self.unreadable[0]
+                raise ModelDamaged(
+                    f"the default model may be {name}, and {self.damage[name]}; name a model, or "
+                    "make one the default with `bertha serve NAME`"
+                )
             raise ModelNotFound("no model is live; register a bundle and deploy it")
         return self.states[self.default_name], ModelReference(self.default_name)

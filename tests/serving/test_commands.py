@@ -1,13 +1,18 @@
 """The command line of serving, where it starts no Ray."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serving import client
 from serving.__main__ import main
-from tests.support.tiny_bundle import write_tiny_bundle
+from serving.registry.registry import Registry
+from tests.support.paths import ROOT
+from tests.support.tiny_bundle import write_linear_bundle, write_tiny_bundle
 
 TEXTS = ["a warm funny film", "dull"]
 
@@ -128,6 +133,116 @@ def test_what_is_not_there_is_one_line_and_the_way_out(
     assert main([*command, "--registry", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and words in said and said.count("\n") == 1
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A registry of `sums`, version 2 without its card and version 3 with other weights, and of
+    `lost`, whose states are empty files."""
+    bundle, place = write_linear_bundle(tmp_path / "bundle", [1.0, 1.0]), tmp_path / "registry"
+    registry = Registry.open(str(place))
+    for name, num_versions in (("sums", 4), ("lost", 1)):
+        for _ in range(num_versions):
+            registry.register(bundle, name)
+        registry.deploy(name, "1")
+    registry.make_default("sums")
+    (place / "sums" / "versions" / "2" / "bundle.json").unlink()
+    (place / "sums" / "versions" / "3" / "model.safetensors").write_bytes(b"bits")
+    for state in (place / "_states" / "lost").iterdir():
+        state.write_bytes(b"")
+    return place
+
+
+def test_damage_is_listed_with_its_reason(
+    damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    lines = said_by(capsys, "list", "--registry", damaged).splitlines()
+    assert lines[0].startswith(f"  lost: {damaged}/_states/lost/00000002.json is damaged: it is no")
+    assert lines[1] == "sums  live 1  versions 1@live 2! 3 4  (default)"
+    assert lines[2] == (
+        f"  sums:2 is damaged: {damaged}/sums/versions/2 is not the bundle that was registered: "
+        "bundle.json is missing; put its files back, or register the bundle again and deploy that"
+    )
+    assert len(lines) == 3
+
+
+def test_damage_of_any_file_is_found_and_fails_the_command(
+    damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["list", "--verify", "--registry", str(damaged)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "sums  live 1  versions 1@live 2! 3! 4  (default)"
+    assert lines[3].startswith(f"  sums:3 is damaged: {damaged}/sums/versions/3 is not the bundle")
+    assert "model.safetensors" in lines[3]
+    assert lines[-1] == f"{damaged}: 4 versions verified, 3 damages"
+    for name in ("sums/versions/2", "sums/versions/3", "_states/lost"):
+        shutil.rmtree(damaged / name)
+    Registry.open(str(damaged)).remove_version("sums", "2")
+    Registry.open(str(damaged)).remove_version("sums", "3")
+    said = said_by(capsys, "list", "--verify", "--registry", damaged)
+    assert said.endswith(f"{damaged}: 2 versions verified, 0 damages\n")
+
+
+def test_a_damaged_version_is_not_deployed(
+    damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for what in ("sums:2", "lost"):
+        capsys.readouterr()
+        assert main(["deploy", what, "--registry", str(damaged)]) == 2
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
+        assert "is not the bundle that was registered" in line or "is damaged: it is no" in line
+    assert Registry.open(str(damaged)).read_state("sums").live == "1"
+
+
+def test_a_name_without_versions_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry.open(str(tmp_path / "registry"))
+    registry.register(write_linear_bundle(tmp_path / "bundle", [1.0]), "sums")
+    registry.remove_version("sums", "1")
+    capsys.readouterr()
+    assert main(["deploy", "sums", "--registry", registry.address]) == 2
+    assert capsys.readouterr().err.startswith("error: sums: no version is live; deploy one of")
+
+
+def test_a_history_writes_no_control_characters_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry.open(str(tmp_path / "registry"))
+    registry.register(write_linear_bundle(tmp_path / "bundle", [1.0]), "sums")
+    registry.deploy("sums", "1", why="\x1b]0;owned\x07 caf\u00e9\nline")
+    said = said_by(capsys, "history", "sums", "--registry", registry.address)
+    assert said.endswith("deploy 1: \\x1b]0;owned\\x07 caf\u00e9\\nline\n")
+
+
+LIMITED = """
+import resource, sys
+from serving.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_registry_that_is_full_is_one_line_and_holds_no_half_version(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path / "bundle", [1.0] * 20_000)
+    place = tmp_path / "registry"
+    Registry.open(str(place)).register(bundle, "sums")
+    words = ["deploy", str(bundle), "--as", "sums", "--registry", str(place)]
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, "50000", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"error: {place}/sums/versions/2/model.safetensors: cannot be")
+    assert "File too large; a store needs" in run.stderr and run.stderr.count("\n") == 1
+    assert not (place / "sums" / "versions" / "2").exists()
+    state = Registry.open(str(place)).read_state("sums")
+    assert (state.live, list(state.versions)) == (None, ["1"])
+    assert main(words) == 0
+    assert Registry.open(str(place)).read_state("sums").live == "3"
 
 
 def test_a_key_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

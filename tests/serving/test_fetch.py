@@ -1,5 +1,6 @@
 """Bundles by path or URL: a verified copy for as long as it is used, and its engines put back."""
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -73,15 +74,51 @@ def test_a_damaged_file_is_named_at_its_url(url: str) -> None:
         raise AssertionError
 
 
+def test_what_the_card_does_not_list_is_not_fetched(url: str) -> None:
+    store = open_store(url)
+    for name in ("pytorch_model.bin", "added_tokens.json", "deep/er"):
+        store.write_bytes(name, b"of a stranger")
+    with local_copy(url) as directory:
+        assert {path.name for path in directory.iterdir()} == {
+            "bundle.json",
+            "config.json",
+            "model.safetensors",
+        }
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/escaped"])
+def test_a_name_that_leads_out_is_not_fetched(url: str, bundle: Path, name: str) -> None:
+    card = json.loads((bundle / CARD_FILE).read_text())
+    card["files"][name] = "0" * 64
+    open_store(url).write_bytes(CARD_FILE, json.dumps(card).encode())
+    with pytest.raises(BundleError, match=rf"{name}' leads out"), local_copy(url):
+        raise AssertionError
+
+
+def test_a_file_url_is_a_bundle_too(bundle: Path) -> None:
+    with local_copy(f"file://{bundle}") as directory:
+        assert directory != bundle
+        assert read_card(directory) == read_card(bundle)
+
+
+def test_a_file_that_is_missing_at_a_url_is_named(url: str) -> None:
+    open_store(url).remove("model.safetensors")
+    with (
+        pytest.raises(BundleError, match=rf"^{url}: model\.safetensors is missing"),
+        local_copy(url),
+    ):
+        raise AssertionError
+
+
 def test_engines_are_put_back_with_the_card_that_names_them(url: str, bundle: Path) -> None:
     (with_engine(bundle, "onnx/model.onnx") / "onnx").mkdir()
     (bundle / "onnx" / "model.onnx").write_bytes(b"graph")
-    (bundle / "notes.txt").write_text("of nobody")
+    (bundle / "README.md").write_text("for people")
     upload_engines(bundle, f"{url}/")
     store = open_store(url)
     assert store.read_bytes("onnx/model.onnx") == b"graph"
     assert store.read_bytes(CARD_FILE) == (bundle / CARD_FILE).read_bytes()
-    assert store.list_files("notes.txt") == []
+    assert store.list_files("README.md") == []
 
 
 def test_an_upload_that_breaks_off_leaves_the_old_card(url: str, bundle: Path) -> None:

@@ -1,11 +1,12 @@
-"""Canaries judged where everything comes together: tallies of replicas become changes."""
+"""Canaries judged where tallies of replicas come together; replicas when HAProxy is restarted."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from serving.deployment.front import CanaryJudge
+from serving.deployment.front import CanaryJudge, Heartbeat, ReplicaTable
+from serving.deployment.haproxy import ServerSlot
 from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.canary_rule import CanaryRule
 from serving.registry.registry import Registry
@@ -69,3 +70,34 @@ def test_what_was_counted_of_another_trial_does_not_count(registry: Registry) ->
     assert registry.read_snapshot().states["tiny"].canary is not None
     (metrics,) = judge.merge_running([before])
     assert metrics.canary_metrics.requests == 0
+
+
+class Slots:
+    """A HAProxy that only remembers what it was started with."""
+
+    def __init__(self) -> None:
+        self.restarted: list[list[ServerSlot]] = []
+
+    def list_slots(self) -> list[ServerSlot]:
+        return [ServerSlot(5, "10.0.0.5:1")]
+
+    def restart(self, slots: list[ServerSlot]) -> None:
+        self.restarted.append(slots)
+
+    def __getattr__(self, command: str) -> Callable[[object], None]:
+        return lambda _: None
+
+
+def test_haproxy_is_restarted_with_the_replicas_that_take_requests() -> None:
+    haproxy = Slots()
+    replicas = ReplicaTable(haproxy)  # type: ignore[arg-type]
+    for number in range(1, 5):
+        replicas.heartbeat(Heartbeat(f"10.0.0.{number}:1"))
+    replicas.drain_replica("10.0.0.2:1")
+    replicas.remove_replica("10.0.0.3:1")
+    replicas.restart_haproxy()
+    replicas.remove_replica("10.0.0.2:1")
+    replicas.heartbeat(Heartbeat("10.0.0.2:1"))  # another one at its address
+    replicas.restart_haproxy()
+    first = [ServerSlot(5, "10.0.0.5:1"), ServerSlot(1, "10.0.0.1:1"), ServerSlot(4, "10.0.0.4:1")]
+    assert haproxy.restarted == [first, [*first, ServerSlot(2, "10.0.0.2:1")]]

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_a_compressed_body_is_read(registry: Registry, coding: str, pack: object
     assert packed.json() == plain.json()
 
 
+def test_a_gzip_body_of_several_members_is_read_whole(registry: Registry) -> None:
+    parts = (b'{"inputs": ', b'"a warm ', b'film"}')
+    body = b"".join(gzip.compress(part, mtime=0) for part in parts)
+    headers = {"content-encoding": "gzip"}
+    packed = send_request(registry, "POST", "/predict", content=body, headers=headers)
+    plain = send_request(registry, "POST", "/predict", content=b"".join(parts))
+    assert packed.status_code == 200 and packed.json() == plain.json()
+
+
 @pytest.mark.parametrize(
     ("body", "coding", "status", "words"),
     [
@@ -115,6 +125,10 @@ def test_a_compressed_body_is_read(registry: Registry, coding: str, pack: object
         (gzip.compress(b"x" * 100, mtime=0)[:-9], "gzip", 400, "ends too early"),
         (gzip.compress(b" " * 50_000_000, mtime=0), "gzip", 413, "larger than"),
         (b"{}", "br", 400, "'br'"),
+        (gzip.compress(b'{"inputs": "a"}', mtime=0) + b"more", "gzip", 400, "is not gzip"),
+        (gzip.compress(b" " * 2_000_000, mtime=0) * 2, "gzip", 413, "larger than"),
+        (gzip.compress(b"", mtime=0) * 101, "gzip", 400, "goes on behind its end"),
+        (zlib.compress(b'{"inputs": "a"}') * 2, "deflate", 400, "goes on behind its end"),
     ],
 )
 def test_a_body_that_does_not_unpack_is_refused(
@@ -194,6 +208,36 @@ def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(registry: Registr
         assert len(ids) == 5
 
     run_scenario(registry, scenario)
+
+
+@pytest.mark.parametrize(
+    "given", [b"a\r\nset-cookie: b=c", b"\x1b[31m", "ü".encode(), b"a\tb", b"\x7f", b""]
+)
+def test_an_id_that_no_header_or_log_may_hold_is_replaced(given: bytes) -> None:
+    async def scenario() -> str:
+        transport = httpx.ASGITransport(App(protocols.ALL, FakeModels()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            response = await client.get("/info", headers=[(b"x-request-id", given)])
+            return response.headers["x-request-id"]
+
+    assert re.fullmatch("[0-9a-f]{16}", asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("&".join(f"a{number}=1" for number in range(100)), 200),
+        ("&" * 100, 400),
+        ("a=" + "1" * 8190, 200),
+        ("%" * 8193, 400),
+        ("a=%ff&b=%zz&c", 200),
+    ],
+    ids=["fields", "many fields", "long", "too long", "broken escapes"],
+)
+def test_a_query_is_of_bounded_size(registry: Registry, query: str, status: int) -> None:
+    response = send_request(registry, "GET", f"/info?{query}")
+    assert response.status_code == status
+    assert status == 200 or "larger than 8192 bytes or 100 fields" in response.json()["error"]
 
 
 def test_keys_open_what_they_are_for(registry: Registry, tmp_path: Path) -> None:

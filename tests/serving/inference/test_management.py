@@ -12,6 +12,8 @@ from serving.inference.model_server import ModelServer
 from serving.registry.registry import Registry
 from tests.support.model_servers import make_registry, run_scenario
 from tests.support.tiny_bundle import write_linear_bundle
+from trainers.storage.filesystem import StoreError
+from trainers.storage.store import LocalStore
 
 Admin = Callable[[RegistryAdmin, ModelServer], Awaitable[None]]
 
@@ -98,6 +100,40 @@ def test_memory_is_freed_and_taken_again(registry: Registry, other: Path) -> Non
         assert server.get_info("numbers:1").state == "ready"
 
     administer(registry, scenario)
+
+
+class FullDisk(LocalStore):
+    """A directory in which nothing can be created, or read any more, as it is told."""
+
+    full = gone = False
+
+    def create_file(self, path: str, data: bytes) -> bool:
+        if self.full:
+            raise StoreError(f"{path}: cannot be written: No space left on device")
+        return super().create_file(path, data)
+
+    def list_files(self, folder: str) -> list[str]:
+        if self.gone:
+            raise StoreError(f"{folder}: cannot be listed: Stale file handle")
+        return super().list_files(folder)
+
+
+def test_a_registry_that_cannot_be_written_or_read_is_not_the_fault_of_who_asks(
+    registry: Registry, other: Path, tmp_path: Path
+) -> None:
+    store = FullDisk(tmp_path / "registry")
+
+    async def scenario(admin: RegistryAdmin, server: ModelServer) -> None:
+        for fault, words in (("full", "No space left on device"), ("gone", "Stale file handle")):
+            setattr(store, fault, True)
+            with pytest.raises(HTTPError, match=words) as refused:
+                await admin.register(str(other), "numbers")
+            assert refused.value.kind == "unready"
+            assert await answer(server, "numbers") == 7.0
+            setattr(store, fault, False)
+        assert (await admin.register(str(other), "numbers")).name == "numbers"
+
+    administer(Registry(store), scenario)
 
 
 @pytest.mark.parametrize(

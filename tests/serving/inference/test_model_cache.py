@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from serving.inference.model_cache import ModelCache, ModelKey
+from trainers.models.card import BundleError
+from trainers.storage.filesystem import StoreError
 
 A, B, C = ("a", "1"), ("b", "1"), ("c", "1")
 
@@ -80,14 +82,32 @@ def test_those_who_ask_at_once_share_a_load_and_one_who_leaves_stops_it_for_nobo
     run(scenario)
 
 
-def test_a_load_that_fails_is_told_and_tried_again() -> None:
+def test_a_load_that_fails_is_told_to_all_and_tried_again_when_that_is_forgotten() -> None:
     async def scenario(cache: ModelCache, loader: Loader) -> None:
-        loader.error = OSError("the disk is gone")
-        with pytest.raises(OSError, match="the disk is gone"):
-            await cache.get_or_load(A)
-        assert cache.load_state(A) == "cold"
+        loader.error = BundleError("a byte is another one")
+        for _ in range(3):
+            with pytest.raises(BundleError, match="a byte is another one"):
+                await cache.get_or_load(A)
+            assert cache.load_state(A) == "cold"
+        assert loader.keys == [A], "it is not read for every request"
+        loader.error = None
+        assert await cache.get_or_load(B)
+        cache.forget_failures()
+        assert await cache.get_or_load(A)
+        assert loader.keys == [A, B, A]
+
+    run(scenario)
+
+
+def test_a_store_that_fails_is_asked_again_at_once() -> None:
+    async def scenario(cache: ModelCache, loader: Loader) -> None:
+        for error in (OSError("the disk is gone"), StoreError("slow down")):
+            loader.error = error
+            with pytest.raises(type(error), match=str(error)):
+                await cache.get_or_load(A)
         loader.error = None
         assert await cache.get_or_load(A)
+        assert loader.keys == [A, A, A]
 
     run(scenario)
 

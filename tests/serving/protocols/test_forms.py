@@ -48,10 +48,22 @@ def test_lines_may_end_as_unix_has_them() -> None:
     [
         'Content-Type: text/plain\r\nContent-Disposition: form-data; filename="a.txt"; name="data"',
         "CONTENT-DISPOSITION: form-data; NAME = data; filename=a.txt",
+        'Content-Disposition: form-data; filename="a; name=b"; name="data"',
+        'Content-Disposition: form-data; filename="a\\"; name=b"; name="data"',
+        'Content-Disposition: form-data; filename="";name=data ; name=later',
+        'Content-Disposition: form-data; name="d\\ata"; x-name="b"',
     ],
 )
 def test_the_name_is_found_among_other_headers_and_parameters(headers: str) -> None:
     assert parse(f"{part('a film', headers)}--XX--") == {"data": "a film"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['form-data; filename="a; name=data', 'form-data; filename="a" name=data', "name=data", ";"],
+)
+def test_a_name_behind_what_is_broken_is_none(value: str) -> None:
+    assert parse(f"{part('a', f'Content-Disposition: {value}')}--XX--") == {"": "a"}
 
 
 def test_a_boundary_may_be_quoted() -> None:
@@ -64,6 +76,14 @@ def test_as_many_fields_as_there_may_be_are_read() -> None:
     assert len(parse("&".join(fields), URL_ENCODED)) == MAX_FIELDS
     with pytest.raises(HTTPError, match="the form cannot be read: Max number of fields"):
         parse("&".join([*fields, "more=1"]), URL_ENCODED)
+
+
+def test_as_many_parts_as_there_may_be_are_read() -> None:
+    names = [f"Content-Disposition: form-data; name=n{number}" for number in range(MAX_FIELDS)]
+    body = "".join(part(str(number), name) for number, name in enumerate(names))
+    assert parse(f"{body}--XX--") == {f"n{number}": str(number) for number in range(MAX_FIELDS)}
+    with pytest.raises(HTTPError, match=f"the form holds more than {MAX_FIELDS} fields"):
+        parse(f"{body}{part('one more')}--XX--")
 
 
 def test_parts_without_end_are_refused_unread() -> None:

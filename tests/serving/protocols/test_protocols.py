@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from serving import protocols
 from serving.http.messages import (
@@ -18,6 +19,16 @@ from serving.http.messages import (
     WireProtocol,
 )
 from serving.http.openapi import build_openapi
+from serving.protocols import (
+    hf,
+    kserve,
+    oip_tensors,
+    openai,
+    sagemaker,
+    tei_bodies,
+    torchserve,
+    vllm,
+)
 from serving.protocols.json_bodies import dump_json
 from tests.support.fake_models import TASKS, FakeModels
 from tests.support.http_requests import run_coroutine
@@ -186,6 +197,37 @@ def test_a_huge_number_is_no_flaw_of_the_message(num_digits: int) -> None:
         names = {"model": "sentiment", "version": "2"}
         request = Request(route.method, route.path, names, {}, {}, body)
         sound(reply_to(protocol, route, request, FakeModels()))
+
+
+MANY = [7] * 1000  # mistakes
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (tei_bodies.TEIPredictRequest, {"inputs": MANY}),
+        (tei_bodies.TEIPredictRequest, {"inputs": [MANY] * 9}),
+        (tei_bodies.TEIEmbedRequest, {"inputs": MANY}),
+        (tei_bodies.TEIRerankRequest, {"query": "a", "texts": MANY}),
+        (
+            tei_bodies.TEISimilarityRequest,
+            {"inputs": {"source_sentence": "a", "sentences": MANY}},
+        ),
+        (hf.HFInferenceRequest, {"inputs": MANY}),
+        (hf.HFInferenceRequest, {"inputs": "a", "parameters": {"targets": MANY}}),
+        (openai.EmbeddingsRequest, {"input": MANY}),
+        (vllm.ClassifyRequest, {"input": MANY}),
+        (kserve.KServePredictRequest, {"instances": MANY}),
+        (sagemaker.InvocationBody, {"inputs": MANY, "instances": MANY}),
+        (torchserve.TorchServeBody, MANY),
+        (torchserve.TorchServeBody, {"data": MANY, "body": MANY}),
+        (oip_tensors.OIPInferRequest, {"inputs": MANY, "outputs": MANY}),
+    ],
+)
+def test_a_list_is_read_to_its_first_mistake(model: type[BaseModel], body: Any) -> None:
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(body)
+    assert refused.value.error_count() < 10
 
 
 def test_no_address_is_claimed_twice() -> None:

@@ -1,10 +1,12 @@
 """SageMaker's requests in each media type, and the options that JSON has."""
 
+import csv
 from typing import Any
 
 import pytest
 
 from serving.http.messages import HTTPError, Request
+from serving.interface import Limits
 from serving.protocols.sagemaker import SageMakerRequest, parse_request
 from tests.support.fake_models import FakeModels, fake_prediction
 from tests.support.http_requests import json_answer, json_error
@@ -48,6 +50,17 @@ def test_a_request_is_read_by_its_media_type(
     assert parse(body, content_type) == expected
 
 
+def test_a_field_of_csv_may_be_as_long_as_a_body() -> None:
+    body = b"a" * Limits().max_body_bytes
+    assert parse(body, "text/csv") == SageMakerRequest([body.decode()])
+
+
+def test_a_body_of_csv_never_narrows_the_limit_of_others() -> None:
+    before = csv.field_size_limit()
+    parse(b"a\nb", "text/csv")
+    assert csv.field_size_limit() >= before
+
+
 def test_raw_scores_are_logits_by_falling_score() -> None:
     found = json_answer(
         FakeModels(), "POST", "/invocations", {"inputs": "a film", "raw_scores": True}
@@ -69,7 +82,9 @@ def test_texts_are_cut_unless_the_request_forbids_it(given: bool | None, cut: bo
     [
         (b"", "application/x-npy", "'application/x-npy': send application/json, text/plain or"),
         (b"a\nb,c\n", "text/csv", "line 2 has 2 columns: expected one text, in quotes"),
-        (b'"a" b', "text/csv", "the body is not CSV"),
+        (b'"a" b', "text/csv", "line 1: the body is not CSV"),
+        (b'"a\nb"\r\n\r\n"c"\rb,"d\n",e', "text/csv", "line 5 has 3 columns"),
+        (b'a\n"b\nc"\n"d', "text/csv", "line 4: the body is not CSV"),
         (b"\xff", "text/plain", "the body is not UTF-8: byte 0 is 0xff"),
         (b'{"raw_scores": 1}', None, "raw_scores = 1"),
         (b'{"inputs": null}', None, "inputs is missing; expected a text or a list of texts"),

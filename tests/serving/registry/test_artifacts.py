@@ -10,6 +10,7 @@ from tests.support.registries import KINDS, empty_store, memory_s3_store
 from tests.support.tiny_bundle import write_linear_bundle
 from trainers.models.card import CARD_FILE, BundleError, EngineRecord, read_card, serialize_card
 from trainers.storage.atomic import file_sha256
+from trainers.storage.filesystem import StoreError
 from trainers.storage.store import LocalStore, Store
 
 
@@ -75,9 +76,77 @@ def test_a_bundle_of_another_digest_says_to_register_it_again(bundle: Path, tmp_
     with pytest.raises(BundleError) as refused:
         ArtifactStore(store).fetch_bundle("numbers", "1", "0" * 64, tmp_path)
     place = f"{store.address}/numbers/versions/1"
-    assert str(refused.value).startswith(f"{place}: not the bundle that was registered")
-    assert str(refused.value).endswith("register it again")
+    assert str(refused.value) == (
+        f"{place} is not the bundle that was registered: bundle.json has another SHA-256; put its "
+        "files back, or register the bundle again and deploy that"
+    )
     assert not (tmp_path / ("0" * 16)).exists()
+
+
+def test_a_sound_bundle_in_the_place_of_another_is_refused(
+    store: Store, bundle: Path, tmp_path: Path
+) -> None:
+    artifacts, digest = ArtifactStore(store), bundle_digest(bundle)
+    artifacts.add_bundle(bundle, "numbers", b"one")
+    other = write_linear_bundle(tmp_path / "other", [1.0, 1.0])
+    store.upload_directory(other, "numbers/versions/1")
+    for read in (
+        lambda: artifacts.fetch_bundle("numbers", "1", digest, tmp_path / "cache"),
+        lambda: artifacts.read_card("numbers", "1", digest),
+        lambda: artifacts.verify_bundle("numbers", "1", digest),
+    ):
+        with pytest.raises(BundleError, match=r"versions/1 is not .* has another SHA-256; put its"):
+            read()
+    assert artifacts.read_card("numbers", "1", bundle_digest(other)) == read_card(other)
+    store.upload_directory(bundle, "numbers/versions/1")
+    fetched = artifacts.fetch_bundle("numbers", "1", digest, tmp_path / "cache")
+    assert bundle_digest(fetched) == digest
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("model.safetensors", "model.safetensors is not the file that was written"),
+        ("config.json", "config.json is missing"),
+        (CARD_FILE, "bundle.json is missing"),
+        ("", "bundle.json is missing"),
+    ],
+)
+def test_a_version_is_verified_file_by_file(
+    store: Store, bundle: Path, tmp_path: Path, file: str, reason: str
+) -> None:
+    artifacts, digest = ArtifactStore(store), bundle_digest(bundle)
+    artifacts.add_bundle(bundle, "numbers", b"one")
+    artifacts.verify_bundle("numbers", "1", digest)
+    path = f"numbers/versions/1/{file}".rstrip("/")
+    if file == "model.safetensors":
+        weights = store.read_bytes(path)
+        store.write_bytes(path, weights[:-1] + bytes([weights[-1] ^ 1]))
+    else:
+        store.remove(path)
+    with pytest.raises(BundleError) as refused:
+        artifacts.verify_bundle("numbers", "1", digest)
+    place = f"{store.address}/numbers/versions/1"
+    assert str(refused.value).startswith(f"{place} is not the bundle that was registered: {reason}")
+    assert "bertha-" not in str(refused.value), "the place of a copy that is gone"
+
+
+class FullDisk(LocalStore):
+    """A store with space for all but the weights."""
+
+    def put_file(self, source: Path, path: str) -> None:
+        if source.name == "model.safetensors":
+            raise StoreError(f"{path}: cannot be written: No space left on device")
+        super().put_file(source, path)
+
+
+def test_a_copy_that_fails_leaves_nothing_but_its_number(bundle: Path, tmp_path: Path) -> None:
+    full, store = FullDisk(tmp_path), LocalStore(tmp_path)
+    with pytest.raises(StoreError, match="No space left"):
+        ArtifactStore(full).add_bundle(bundle, "numbers", b"one")
+    assert store.list_files("numbers") == ["numbers/claims/1"]
+    assert not (tmp_path / "numbers" / "versions" / "1").exists()
+    assert ArtifactStore(store).add_bundle(bundle, "numbers", b"two") == "2"
 
 
 def test_a_card_that_is_unreadable_is_named_at_its_address(store: Store) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.registry.log import StateLog
-from serving.registry.model_ref import ModelNotFound
+from serving.registry.model_ref import ModelDamaged
 from serving.registry.registry import Registry, RegistryError
 from serving.registry.state import ChangeRefused, ModelState, RegistrySnapshot
 from tests.support.paths import ROOT
@@ -26,6 +26,7 @@ from tests.support.registries import (
 )
 from tests.support.tiny_bundle import write_linear_bundle
 from trainers.models.card import read_card
+from trainers.storage.filesystem import StoreError
 from trainers.storage.store import LocalStore, Store
 
 
@@ -93,9 +94,95 @@ class TestDamage:
 
     def test_a_lone_damaged_state_leaves_no_name(self, registry: Registry, store: Store) -> None:
         store.create_file("_states/sentiment/00000001.json", b"")
-        assert registry.read_snapshot().states == {}
-        with pytest.raises(ModelNotFound):
+        snapshot = registry.read_snapshot()
+        assert (snapshot.states, snapshot.unreadable) == ({}, ["sentiment"])
+        with pytest.raises(ModelDamaged, match=r"00000001\.json is damaged: it is no state"):
             registry.deploy("sentiment", "1")
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"aliases": {"live": "9"}}, "it has no version '9'"),
+            ({"before": ["7"]}, "it has no version '7'"),
+            ({"canary": {"version": "8", "share": 0.5, "started": 1.0}}, "it has no version '8'"),
+            (
+                {"versions": {"../1": {"created": 1.0, "seal": "0" * 64}}},
+                "it has no version '../1'",
+            ),
+            ({"versions": {"1": {"created": 1.0, "seal": "../../.."}}}, "should match pattern"),
+            ({"name": "news"}, "it is state 5 of news"),
+            ({"number": 77}, "it is state 77 of sentiment"),
+            ({"name": "../news"}, "'../news' is no name of a model"),
+            ({"when": 1e300}, "less than 253402300800"),
+        ],
+    )
+    def test_a_state_that_no_change_leads_to_is_skipped(
+        self, filled: Registry, store: Store, changes: dict[str, object], reason: str
+    ) -> None:
+        good = filled.read_state("sentiment")
+        document = json.loads(good.model_dump_json()) | {"number": good.number + 1} | changes
+        path = f"_states/sentiment/{good.number + 1:08d}.json"
+        store.create_file(path, json.dumps(document).encode())
+        snapshot = filled.read_snapshot()
+        assert snapshot.states == {"sentiment": good}
+        assert snapshot.damage["sentiment"].startswith(f"{store.address}/{path} is damaged: ")
+        assert reason in snapshot.damage["sentiment"]
+
+    def test_a_state_that_is_put_back_is_read_again(
+        self, filled: Registry, store: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        newest = filled.read_state("sentiment")
+        path = f"_states/sentiment/{newest.number:08d}.json"
+        whole = store.read_bytes(path)
+        for _ in range(2):
+            store.write_bytes(path, b"")
+            damaged = filled.read_snapshot()
+            assert damaged.states["sentiment"].number == newest.number - 1
+            assert filled.read_snapshot(damaged) is damaged
+            store.write_bytes(path, whole)
+            mended = filled.read_snapshot(damaged)
+            assert (mended.states["sentiment"], mended.damage) == (newest, {})
+        assert len(caplog.records) == 2, "damaged twice"
+
+    def test_a_name_that_cannot_be_read_now_is_neither_lost_nor_put_back(
+        self, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store = Refusing(tmp_path)
+        registry = register_three_versions(registry_with_clock(store), bundle, bundle, bundle)
+        registry.deploy("news", registry.register(bundle, "news"))
+        before = registry.read_snapshot()
+        registry.deploy("sentiment", "2")
+        store.refused = "_states/sentiment/00000005.json"
+        held = registry.read_snapshot(before)
+        for _ in range(3):
+            assert held.states == before.states
+            assert "00000005.json: Permission denied" in held.damage["sentiment"]
+            held = registry.read_snapshot(held)
+        new = registry.read_snapshot()
+        assert list(new.states) == ["news"], "and not an older state"
+        with pytest.raises(ModelDamaged, match=r"sentiment: .*Permission denied"):
+            new.resolve_reference("sentiment:1")
+        with pytest.raises(StoreError, match="Permission denied"):
+            registry.set_alias("sentiment", "best", "1")
+        assert len(caplog.records) == 1
+        store.refused = ""
+        assert registry.read_snapshot(held).states["sentiment"].live == "2"
+
+    def test_the_default_is_not_guessed_while_a_name_before_it_cannot_be_read(
+        self, registry: Registry, store: Store, bundle: Path
+    ) -> None:
+        for name in ("news", "sentiment"):
+            registry.deploy(name, registry.register(bundle, name))
+        states = {number: store.read_bytes(f"_states/news/0000000{number}.json") for number in "12"}
+        for number in states:
+            store.write_bytes(f"_states/news/0000000{number}.json", b"{}")
+        snapshot = registry.read_snapshot()
+        assert snapshot.default_name is None
+        with pytest.raises(ModelDamaged, match=r"the default model may be news, and .*00000002"):
+            snapshot.resolve_reference(None)
+        assert snapshot.resolve_reference("sentiment")[0].live == "1"
+        registry.make_default("sentiment")
+        assert registry.read_snapshot().default_name == "sentiment"
 
     @settings(
         deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -108,6 +195,17 @@ class TestDamage:
         store.create_file("_states/sentiment/00000002.json", data)
         assert registry.read_snapshot().states["sentiment"].number == 1
         assert registry.set_alias("sentiment", "best", "1").number == 3
+
+
+class Refusing(LocalStore):
+    """A store with a file that its user may not read."""
+
+    refused = ""
+
+    def read_bytes(self, path: str) -> bytes:
+        if path == self.refused:
+            raise StoreError(f"{path}: Permission denied")
+        return super().read_bytes(path)
 
 
 WRITER = """
@@ -215,3 +313,12 @@ def test_states_are_found_again_in_their_order(tmp_path: Path) -> None:
     newest = history.read_newest("sentiment", history.list_numbers()["sentiment"])
     assert newest is not None
     assert newest.number == 100_000_000
+
+
+def test_links_in_a_circle_are_no_states(tmp_path: Path, bundle: Path) -> None:
+    registry = Registry.open(str(tmp_path))
+    registry.register(bundle, "sentiment")
+    folder = tmp_path / "_states" / "sentiment"
+    for name, target in (("self", "self"), ("up", ".."), ("also", "..")):
+        (folder / name).symlink_to(target)
+    assert list(registry.read_snapshot().states) == ["sentiment"]

@@ -24,7 +24,6 @@ from tests.support.registries import (
 from tests.support.tiny_bundle import write_linear_bundle
 from trainers.models.card import BundleError, EngineRecord, read_card, serialize_card
 from trainers.storage.atomic import file_sha256
-from trainers.storage.filesystem import NotFound
 from trainers.storage.store import LocalStore, S3Store, Store
 
 
@@ -80,8 +79,20 @@ class TestVersions:
 
     def test_the_card_of_a_version_is_known_without_fetching(self, filled: Registry) -> None:
         assert filled.read_card("sentiment", "2").task == "regression"
-        with pytest.raises(NotFound):
+        with pytest.raises(BundleError, match=r"sentiment/versions/9 is not .*\.json is missing"):
             filled.read_card("sentiment", "9")
+
+    def test_damaged_versions_are_found_and_the_others_are_not(
+        self, filled: Registry, store: Store
+    ) -> None:
+        state = filled.read_state("sentiment")
+        assert filled.find_damage(state) == filled.find_damage(state, every_file=True) == {}
+        store.remove("sentiment/versions/2/bundle.json")
+        store.write_bytes("sentiment/versions/3/model.safetensors", b"bits")
+        by_card = filled.find_damage(state)
+        assert list(by_card) == ["2"] and "bundle.json is missing" in by_card["2"]
+        by_file = filled.find_damage(state, every_file=True)
+        assert list(by_file) == ["2", "3"] and "model.safetensors" in by_file["3"]
 
     def test_a_version_in_use_stays(self, filled: Registry) -> None:
         filled.set_alias("sentiment", "best", "2")

@@ -8,8 +8,12 @@ import pytest
 
 from serving.engine.backends.backend import import_optional
 from serving.engine.backends.openvino import FILE, OpenVinoBackend
+from serving.engine.engine import load_backend
 from serving.engine.packed import PackedBatch
 from tests.support.engine_builds import needs_graphs
+from tests.support.hostile import copy_bundle, seal_bundle
+from trainers.models.card import BundleError, read_card
+from trainers.storage.atomic import file_sha256
 
 pytestmark = needs_graphs
 
@@ -69,3 +73,30 @@ def test_layers_compute_in_float32_unless_bf16_is_asked_for(directory: Path) -> 
     backend = OpenVinoBackend(directory, "openvino fp32", 1)
     (precision,) = settings(backend, "INFERENCE_PRECISION_HINT")
     assert precision.get_type_name() == "f32"
+
+
+@pytest.mark.parametrize(
+    ("written", "changed"),
+    [
+        ('type="Gather"', 'type="Evil"'),
+        ('offset="0"', 'offset="1099511627776"'),
+        ('size="8"', 'size="1099511627776"'),
+        ("</net>", ""),
+    ],
+)
+def test_a_graph_of_a_stranger_that_is_none_is_a_sentence(
+    directory: Path, tiny_classifier: Path, tmp_path: Path, written: str, changed: str
+) -> None:
+    bundle = copy_bundle(tiny_classifier, tmp_path / "bundle")
+    graph = (directory / FILE).read_text()
+    assert written in graph
+    (bundle / "openvino").mkdir()
+    (bundle / "openvino" / FILE).write_text(graph.replace(written, changed))
+    (bundle / "openvino" / "model.bin").write_bytes((directory / "model.bin").read_bytes())
+    names = ("openvino/model.xml", "openvino/model.bin")
+    engine = {"name": "openvino fp32", "agreement": 1, "max_logit_difference": 0, "rows": 1}
+    engine |= {"directory": "openvino"}
+    engine |= {"files": {name: file_sha256(bundle / name) for name in names}}
+    seal_bundle(bundle, engines=[engine])
+    with pytest.raises(BundleError, match=r"^.*'openvino fp32' cannot be loaded .*; build again"):
+        load_backend(bundle, read_card(bundle), "openvino fp32", 1)
