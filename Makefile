@@ -5,7 +5,7 @@ PIP := .venv/torch
 DEMO := .venv/demo
 READY := .venv/ready
 
-.PHONY: demo test test-fast test-cluster check clean
+.PHONY: demo test test-fast test-cluster soak check clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -28,6 +28,11 @@ test-fast: $(READY)
 # skips elsewhere.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -x -v --durations=0 tests/e2e/hosts/onprem.py tests/e2e/hosts/ec2.py
+
+# Training, a search and an endpoint on such hosts for an hour, while 100 things are killed.
+SOAK := --minutes 60 --kills 100 --seed 0
+soak: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/soak.py $(SOAK)
 
 check: $(READY)
 	$(BIN)/ruff check .

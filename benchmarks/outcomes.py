@@ -4,6 +4,7 @@ import resource
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
@@ -58,9 +59,26 @@ def summarize_load(tally: Tally, seconds: float, by_second: bool) -> dict[str, A
             [each.sent - each.due for each in outcomes if each.sent]
         ),
     }
+    results["outage"] = describe_outage(outcomes, seconds)
     if by_second:
         results["by_second"] = _summarize_by_second(outcomes)
     return results
+
+
+def describe_outage(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
+    """Describe when requests failed, and how long nothing was answered.
+
+    seconds_out: from when the first failed request was due to when the last one was, 0 for none or
+    one. longest_gap_seconds: between answers of 200, the start and the end of the load included.
+    """
+    failed = sorted(each.due for each in outcomes if each.status != 200)
+    answered = [each.done for each in outcomes if each.status == 200]
+    moments = sorted([0.0, *answered, seconds])
+    return {
+        "first_failure": round(failed[0], 3) if failed else 0.0,
+        "seconds_out": round(failed[-1] - failed[0], 3) if failed else 0.0,
+        "longest_gap_seconds": round(max(b - a for a, b in pairwise(moments)), 3),
+    }
 
 
 def _summarize_by_second(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -41,17 +41,15 @@ class Server:
         self, command: Sequence[str], port: int, environment: Mapping[str, str], log: Path
     ) -> None:
         self.port, self._log = port, log
+        self._command, self._environment = list(command), dict(environment)
         self._mark = uuid.uuid4().hex
         self._output = log.open("wb")
-        self._process = subprocess.Popen(
-            list(command),
-            env={**os.environ, **environment, MARK: self._mark},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd=log.parent,
-        )
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the command itself."""
+        return self._process.pid
 
     def __enter__(self) -> "Server":
         return self
@@ -65,14 +63,23 @@ class Server:
         while True:
             if self._process.poll() is not None:
                 raise ServerStartError(
-                    f"ended with status {self._process.returncode}: {self._last_lines()}"
+                    f"ended with status {self._process.returncode}: {self.last_lines()}"
                 )
             status = post_body(self.port, path, body)
             if status == 200:
                 return
             if time.monotonic() > give_up:
-                raise ServerStartError(f"no answer (last status {status}): {self._last_lines()}")
+                raise ServerStartError(f"no answer (last status {status}): {self.last_lines()}")
             time.sleep(0.25)
+
+    def exit_status(self) -> int | None:
+        """Return the exit status of the command; None while it runs."""
+        return self._process.poll()
+
+    def restart(self) -> None:
+        """Start a command that has exited again; what it left behind is killed, as systemd does."""
+        self._kill_all()
+        self._process = self._start()
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes of the server, detached ones too."""
@@ -85,21 +92,40 @@ class Server:
 
     def stop(self) -> None:
         """Send SIGTERM, wait, then kill the processes that are left."""
-        processes = self.processes()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
-        for each in {*processes, *self.processes()}:
-            with contextlib.suppress(psutil.Error):
-                each.kill()
-        psutil.wait_procs(processes, timeout=5)
+        self._kill_all()
         self._process.wait(5)
         self._output.close()
 
-    def _last_lines(self) -> str:
+    def last_lines(self, number: int = 6) -> str:
+        """Return the last lines of the log, joined."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return " | ".join(lines[-6:])[-800:]
+        return " | ".join(lines[-number:])[-800:]
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            self._command,
+            env={**os.environ, **self._environment, MARK: self._mark},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=self._log.parent,
+        )
+
+    def _kill_all(self) -> None:
+        """Kill what is left of the tree, and what it starts meanwhile."""
+        for _ in range(10):
+            processes = self.processes()
+            for each in processes:
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
+            psutil.wait_procs(processes, timeout=5)
+            if not processes:
+                return
 
 
 class CpuUsage:

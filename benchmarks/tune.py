@@ -21,7 +21,6 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,10 +127,8 @@ def make_bertha_search(
         prepared = _prepare_search(surface, default(surface), seed, sampler)
         space = prepared.scaling_rule.settings_space(prepared.space)
         settings = extract_point(prepared.config.recipe, prepared.space)
-        with (
-            tempfile.TemporaryDirectory() as directory,
-            closing(Journal(Path(directory), space, settings, 1)) as journal,
-        ):
+        with tempfile.TemporaryDirectory() as directory:
+            journal = Journal(Path(directory), space, settings, 1)
             controller = SearchController(prepared, journal, lambda line: None)
             while (trial := controller.next_trial()) is not None:
                 _train_trial(controller, trial, surface, meter)

@@ -5,7 +5,12 @@ depend on its responses, so every request that waits or fails counts. Meanwhile 
 a new version deployed, a canary promoted and a broken one rolled back automatically; another
 endpoint scales from one replica to two and back; and at last twice the capacity is offered.
 
+Then every fault of `faults.py` happens to `python -m serving run` under an even stream of --rate
+requests a second: its processes are killed one kind after the other, its registry, disk, S3 and
+clock are broken and mended.
+
     python benchmarks/upheaval.py --seconds 60 [--only calm killed] [--bundle runs/reviews/bundle]
+    python benchmarks/upheaval.py --seconds 10 --only haproxy-killed s3-503
 
 Writes benchmarks/results/upheaval.json.
 """
@@ -17,12 +22,23 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import bundles
 from contenders import CORES
+from faults import FAULTS, Fault, format_faults, group_faults, try_fault
+from places import PLACES, NotPossible, Place
+from recovery import is_sound
 from serve import CACHE, RESULTS
-from servers import Server, exit_on_sigterm, find_free_port, finish_load, start_load
+from servers import (
+    Server,
+    ServerStartError,
+    exit_on_sigterm,
+    find_free_port,
+    finish_load,
+    start_load,
+)
 from texts import sample_texts
 from upheavals import (
     NAME,
@@ -33,6 +49,7 @@ from upheavals import (
     do_nothing,
     run_scaling,
     run_under_load,
+    wait_until,
 )
 
 from serving.deployment.config import EndpointConfig
@@ -40,6 +57,7 @@ from serving.registry.registry import Registry
 from trainers.tracking import provenance
 
 DOWNSCALE_SECONDS = 5.0
+FAULTS_BY_NAME = {each.name: each for each in FAULTS}
 
 
 def build_endpoint_config(
@@ -58,11 +76,9 @@ def build_endpoint_config(
 def run_endpoint(options: argparse.Namespace, min_replicas: int, cases: list[str]) -> list[Record]:
     """Start an endpoint of at least `min_replicas` and return the records of `cases`."""
     with tempfile.TemporaryDirectory(prefix="bertha-bench-") as directory:
-        registry = Registry.open(str(Path(directory) / "registry"))
-        registry.deploy(NAME, registry.register(options.bundle, NAME))
+        registry = _deploy_first(str(Path(directory) / "registry"), options.bundle)
         bodies, port = Path(directory) / "bodies.json", find_free_port()
-        texts = [json.dumps({"inputs": text}) for text in sample_texts(options.texts)]
-        bodies.write_text(json.dumps(texts))
+        texts = write_bodies(bodies, options.texts)
         settings = build_endpoint_config(registry, port, min_replicas, CORES).model_dump_json()
         command = [sys.executable, str(Path(__file__).resolve()), "--be-endpoint", settings]
         with Server(command, port, {}, Path(directory) / "log") as server:
@@ -91,6 +107,61 @@ def _run_cases(endpoint: EndpointUnderTest, cases: list[str]) -> list[Record]:
             records.append({"case": case} | load)
         print(f"{records[-1]['case']}: {records[-1]['happened']}", flush=True)
     return records
+
+
+def run_faults(options: argparse.Namespace, faults: list[Fault]) -> list[Record]:
+    """Try faults of one place on an endpoint, one after the other; return their records.
+
+    What cannot be tried has a record that says why.
+    """
+    records: list[Record] = []
+    reason = ""
+    try:
+        with tempfile.TemporaryDirectory(prefix="bertha-bench-") as directory:
+            root = Path(directory, "place")
+            root.mkdir(mode=0o700)
+            with PLACES[faults[0].place](root) as place:
+                _try_faults(options, faults, place, records)
+    except (NotPossible, ServerStartError) as error:
+        reason = str(error)
+    skipped = [each.name for each in faults[len(records) :]]
+    return records + [{"case": name, "skipped": reason} for name in skipped]
+
+
+def _try_faults(
+    options: argparse.Namespace, faults: list[Fault], place: Place, records: list[Record]
+) -> None:
+    """Append a record to `records` for each fault."""
+    registry = _deploy_first(place.registry, options.bundle)
+    bodies, port, number = place.root.parent / "bodies.json", find_free_port(), str(CORES)
+    texts = write_bodies(bodies, options.texts)
+    command = [sys.executable, "-m", "serving", "run", NAME, "--registry", place.registry]
+    command += ["--port", str(port), "--replicas", number, "--max-replicas", number]
+    with Server(command, port, place.environment, place.root.parent / "log") as server:
+        server.wait_until_ready(PATH, texts[0])
+        endpoint = EndpointUnderTest(
+            server, registry, options.bundle, bodies, options.seconds, options.rate
+        )
+        for fault in faults:
+            if not wait_until(lambda: is_sound(endpoint)):  # the fault before has ended it
+                server.restart()
+                server.wait_until_ready(PATH, texts[0])
+            records.append(try_fault(endpoint, place, fault, options.rate))
+            print(f"{fault.name}: {records[-1]['happened']}", flush=True)
+
+
+def _deploy_first(address: str, bundle: Path) -> Registry:
+    """Return a registry at `address` in which `bundle` is live."""
+    registry = Registry.open(address)
+    registry.deploy(NAME, registry.register(bundle, NAME))
+    return registry
+
+
+def write_bodies(path: Path, kind: str) -> list[str]:
+    """Write the bodies of requests to a file, and return them."""
+    texts = [json.dumps({"inputs": text}) for text in sample_texts(kind)]
+    path.write_text(json.dumps(texts))
+    return texts
 
 
 def format_table(records: list[Record]) -> str:
@@ -131,17 +202,23 @@ def serve_endpoint(settings: str) -> None:
         return
 
 
-def main() -> None:
-    """Run the cases, print the table and store the records."""
-    cases = [*UPHEAVALS, "flooded", "scaled"]
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    cases = [*UPHEAVALS, "flooded", "scaled", *FAULTS_BY_NAME]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each case")
-    parser.add_argument("--only", nargs="+", choices=cases, default=cases)
+    parser.add_argument("--only", nargs="+", choices=cases, default=cases, metavar="CASE")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second, of a fault")
     parser.add_argument("--texts", choices=("short", "long"), default="short")
     parser.add_argument("--bundle", type=Path, help="default: the one serve.py measures")
     parser.add_argument("--out", type=Path, default=RESULTS / "upheaval.json")
     parser.add_argument("--be-endpoint", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run the cases, print the tables and store the records."""
+    options = parse_arguments()
     if options.be_endpoint:
         serve_endpoint(options.be_endpoint)
         return
@@ -150,12 +227,26 @@ def main() -> None:
     if options.bundle is None:
         run = bundles.RUN_BUNDLE if bundles.RUN_BUNDLE.exists() else None
         options.bundle = bundles.copy_without_engines(run, CACHE / "plain")
-    common = [case for case in options.only if case != "scaled"]
-    records = run_endpoint(options, CORES, common) if common else []
-    records += run_endpoint(options, 1, ["scaled"]) if "scaled" in options.only else []
-    print("\n" + format_table(records))
     stored = {"environment": provenance.describe_environment(), "seconds": options.seconds}
-    options.out.write_text(json.dumps(stored | {"records": records}, indent=1) + "\n")
+    records: list[Record] = []
+    fault_records: list[Record] = []
+
+    def store() -> None:
+        found = {"records": records, "rate": options.rate, "faults": fault_records}
+        options.out.write_text(json.dumps(stored | found, indent=1) + "\n")
+
+    common = [case for case in options.only if case in UPHEAVALS or case == "flooded"]
+    records += run_endpoint(options, CORES, common) if common else []
+    records += run_endpoint(options, 1, ["scaled"]) if "scaled" in options.only else []
+    store()
+    faults = [FAULTS_BY_NAME[case] for case in options.only if case in FAULTS_BY_NAME]
+    for group in group_faults(faults):
+        fault_records += run_faults(options, group)
+        store()  # what was measured stays, should a later fault end this process
+    if records:
+        print("\n" + format_table(records))
+    if fault_records:
+        print("\n" + format_faults(fault_records))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ An upheaval is a function that disturbs the endpoint, waits until that has taken
 describes it. It observes the endpoint from outside: its processes, metrics and registry.
 """
 
+import contextlib
 import json
+import re
 import signal
 import tempfile
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bundles
+import psutil
 from contenders import CORES
 from report import count_failed
 from servers import Server, finish_load, memory_megabytes, start_load
@@ -27,6 +30,7 @@ from serving.registry.registry import Registry
 NAME, PATH = "reviews", "/predict"
 MAX_WAIT_SECONDS = 90.0  # for something to take effect
 CONNECTIONS = 8
+REPLICA = "ServeReplica:bertha:replica"  # in its command line
 LENIENT = CanaryRule(min_requests=20, max_error_rate=0.2, max_p95_ratio=None)
 
 Record = dict[str, Any]
@@ -34,7 +38,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class EndpointUnderTest:
-    """An endpoint under test. capacity: requests a second in a closed loop."""
+    """An endpoint under test. capacity: requests a second, by which a load is chosen."""
 
     server: Server
     registry: Registry
@@ -43,10 +47,18 @@ class EndpointUnderTest:
     seconds: float
     capacity: float
 
-    def replicas(self) -> list[Any]:
+    def find_processes(self, pattern: str) -> list[psutil.Process]:
+        """Return its processes whose command line has a match of `pattern`."""
+        found = []
+        for each in self.server.processes():
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                if re.search(pattern, " ".join(each.cmdline())):
+                    found.append(each)
+        return found
+
+    def replicas(self) -> list[psutil.Process]:
         """Return the processes of its replicas."""
-        mark = "ServeReplica:bertha:replica"
-        return [each for each in self.server.processes() if mark in " ".join(each.cmdline())]
+        return self.find_processes(REPLICA)
 
 
 Upheaval = Callable[[EndpointUnderTest], str]
