@@ -242,6 +242,33 @@ def test_two_ray_workers_one_killed_end_with_the_losses_of_one_process(
 
 
 @pytest.mark.ray
+def test_two_ray_workers_whose_run_was_taken_over_stop_with_one_sentence(
+    place: Path,
+    settings: list[str],
+    tmp_path: Path,
+    ray_here: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+
+    def take_over() -> None:
+        while len(losses(run)) < 8:
+            time.sleep(0.002)
+        (run.path / "lease" / "holder").write_text("another machine's")
+
+    taker = threading.Thread(target=take_over)
+    taker.start()
+    cluster = str(cluster_file(place, 2))
+    status = main(["csv", *settings, "--cluster", cluster, "--run", str(run.path)])
+    taker.join()
+    assert status == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {run.path}: another process has taken it over from this")
+    assert not run.error_path.exists() and not run.result_path.exists()
+    assert [row["step"] for row in run.metric_rows("start")] == [0], "no worker began again"
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("degrees", [{"dp_shard": 2, "tp": 2}, {"pp": 2}], ids=str)
 def test_four_ray_workers_in_a_hybrid_layout_end_with_the_losses_of_one_process(
     place: Path,

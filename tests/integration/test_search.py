@@ -214,6 +214,28 @@ def test_a_search_whose_driver_is_killed_ends_the_same(
     assert resumed["step"] in (0, *looks) and resumed["lost_steps"] <= looks[0]
 
 
+def test_a_search_that_was_taken_over_stops_with_one_sentence(
+    place: Path, tmp_path: Path, ray_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, written = tmp_path / "search", list[bytes]()
+
+    def take_over() -> None:
+        until(lambda: len(steps(trial(run, 0))) > 6)
+        (run / "lease" / "holder").write_text("another machine's")
+        written.append((run / "study.journal").read_bytes())
+
+    taker = threading.Thread(target=take_over)
+    taker.start()
+    status = main(words(place, run, 1, "--trials", "2", "--seeds", "1"))
+    taker.join()
+    assert status == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {run}: another process has taken")
+    # A line that was on its way when the other came may stand there; none that came later.
+    after = (run / "study.journal").read_bytes()
+    assert after.startswith(written[0]) and after.count(b"\n") <= written[0].count(b"\n") + 1
+
+
 def test_a_stopped_trial_of_two_workers_leaves_none_behind(
     place: Path, tmp_path: Path, ray_here: None
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,15 @@ import pytest
 import ray
 
 from cluster.spec import ClusterMetadata, ClusterSpec
+from tests.support.metric_rows import DAMAGED_LINES
 from tests.support.s3 import emulated_s3
 from tests.support.worker_processes import run_workers, with_disk, worker_config
 from trainers.__main__ import main
 from trainers.config import recipe as recipes
 from trainers.models import card
 from trainers.runtime import fit
-from trainers.storage.store import S3Store, open_store
+from trainers.storage import lease
+from trainers.storage.store import S3Store, Store, open_store
 from trainers.tracking.progress import MetricTail
 from trainers.tracking.run_directory import RunDirectory, RunError
 
@@ -54,6 +56,20 @@ def half(store, source, path):
 S3Store.put_file = half
 from trainers.__main__ import main
 main(sys.argv[2:])
+"""
+
+# A process that stops, as a laptop that is shut, when the index of a checkpoint is next.
+PAUSE_SAVING = """
+import os, signal, sys
+from trainers.checkpoint import sharded_tensors
+whole = sharded_tensors.write_index
+def pause(directory, index):
+    if directory.name == "step-00000006":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    whole(directory, index)
+sharded_tensors.write_index = pause
+from trainers.__main__ import main
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -191,6 +207,92 @@ class TestOneProcess:
         with pytest.raises(fit.TrainingError, match="the loss of step"):
             fit.fit(recipe, machine(tmp_path), f"{bucket}/hopeless")
         assert b"the loss of step" in open_store(f"{bucket}/hopeless").read_bytes("error.txt")
+
+    @pytest.mark.parametrize(
+        ("damage", "told_of"),
+        [
+            (lambda store: store.write_bytes("result.json", b'{"steps'), "result.json: it is dam"),
+            (lambda store: store.write_bytes("record.json", b"[]"), "record.json: it is damaged"),
+            (lambda store: store.remove("bundle/config.json"), "bundle: config.json is missing"),
+            (lambda store: store.remove("bundle"), "no bundle is there"),
+            (lambda store: store.write_bytes("bundle/bundle.json", b"\xff"), "bundle is not JSON"),
+        ],
+        ids=["half a result", "a record that is none", "a file less", "no bundle", "no card"],
+    )
+    def test_what_can_be_written_again_is(
+        self,
+        finished: str,
+        settings: list[str],
+        undisturbed: RunDirectory,
+        tmp_path: Path,
+        request: pytest.FixtureRequest,
+        damage: Callable[[Store], None],
+        told_of: str,
+    ) -> None:
+        run = copied(finished, request.node.callspec.id.replace(" ", "-"), tmp_path / "copy")
+        store = open_store(run)
+        damage(store)
+        if "record" in told_of:
+            store.remove("result.json")
+        with pytest.warns(UserWarning, match=told_of):
+            fit.fit(recipes.load_recipe("csv", settings), machine(tmp_path), run, resume=True)
+        assert losses(run) == told(undisturbed)
+        assert json.loads(store.read_bytes("result.json")) == undisturbed.read_result()
+        assert json.loads(store.read_bytes("record.json"))["data_fingerprint"]
+        store.download_directory("bundle", tmp_path / "bundle")
+        assert card.read_card(tmp_path / "bundle").metrics
+
+    def test_damaged_rows_are_left_out_and_kept_aside(
+        self, finished: str, settings: list[str], undisturbed: RunDirectory, tmp_path: Path
+    ) -> None:
+        run = copied(finished, "rows", tmp_path / "copy")
+        store = open_store(run)
+        store.remove("result.json")
+        damaged = store.read_bytes("metrics.jsonl") + b"".join(DAMAGED_LINES.values())
+        store.write_bytes("metrics.jsonl", damaged)
+        with pytest.warns(UserWarning, match="skipping damaged lines of"):
+            fit.fit(recipes.load_recipe("csv", settings), machine(tmp_path), run, resume=True)
+        assert losses(run) == told(undisturbed)
+        (kept,) = [name for name in store.list_files("") if name.startswith("metrics-damaged-")]
+        assert store.read_bytes(kept) == damaged
+
+    def test_a_driver_that_was_only_paused_writes_nothing_after_another_went_on(
+        self,
+        bucket: str,
+        settings: list[str],
+        undisturbed: RunDirectory,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """On another machine, which cannot see whether it lives, but for its silence."""
+        run, cluster = f"{bucket}/paused", tmp_path / "cluster.yaml"
+        metadata = {"devices_per_node": 0, "cache": str(tmp_path / "first")}
+        cluster.write_text(json.dumps({"provider": {"type": "local"}, "metadata": metadata}))
+        command = [sys.executable, "-c", PAUSE_SAVING, "csv", *settings]
+        first = subprocess.Popen(
+            [*command, "--cluster", str(cluster), "--run", run], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+            monkeypatch.setattr(lease, "TERM_SECONDS", 1.0)
+            with pytest.warns(UserWarning, match="step-00000006: checkpoint.json is missing"):
+                fit.fit(recipes.load_recipe("csv", settings), machine(tmp_path), run, resume=True)
+            said = capsys.readouterr().out
+            assert f"{run}: waiting 1s for a sign of life of" in said
+            assert f"process {first.pid}, since" in said
+            assert losses(run) == told(undisturbed)
+            store = open_store(run)
+            before = {path: store.read_bytes(path) for path in store.list_files("")}
+            first.send_signal(signal.SIGCONT)
+            _, errors = first.communicate(timeout=120)
+        finally:
+            first.kill()
+            first.communicate()
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert first.returncode == 2 and len(lines) == 1 and "Traceback" not in errors
+        assert f"{run}: " in lines[0] and "has taken it over from this process" in lines[0]
+        assert {path: store.read_bytes(path) for path in store.list_files("")} == before
 
 
 class TestMachinesThatShareNothing:

@@ -1,6 +1,7 @@
 """Searches that live in S3: the same trials, whatever is killed, on whatever machine they go on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from tests.support.s3 import emulated_s3
 from tests.support.searches import open_journal, prepared_search
 from trainers.config import recipe as recipes
 from trainers.models import card
+from trainers.storage import lease
+from trainers.storage.lease import LeaseError
 from trainers.storage.store import open_store
 from trainers.tracking.run_directory import RunDirectory
 from tuning.__main__ import main
@@ -28,12 +31,11 @@ from tuning.execution.trainable import (
     TrialSpec,
     WarmStartError,
     copy_parent_checkpoint,
-    read_evaluations,
     train_trial,
 )
 from tuning.store.journal import Journal
-from tuning.store.lease import StudyLease, open_study_directory
-from tuning.store.reader import JOURNAL, JournalError
+from tuning.store.lease import hold_search, open_study_directory
+from tuning.store.reader import JOURNAL
 
 pytestmark = pytest.mark.ray
 
@@ -121,8 +123,8 @@ def test_a_search_whose_driver_is_killed_goes_on_on_another_machine(
     assert list(far(run, 0).published_rows("step")) == first, "not one step, by the clock, is new"
     for number in range(3):
         assert steps(far(run, number)) == steps(RunDirectory(near / "trials" / f"{number:04d}"))
-    names = {path.split("/")[0] for path in store.list_files("")} - {"holder"}
-    assert names == {each.name for each in near.iterdir()} - {"lock"}
+    names = {path.split("/")[0] for path in store.list_files("")}
+    assert names == {each.name for each in near.iterdir()}
     store.download_directory("bundle", tmp_path / "bundle")
     winner = json.loads(store.read_bytes("result.json"))["winner"]
     assert (
@@ -155,13 +157,13 @@ def test_mistakes_are_one_line(
 @contextmanager
 def opened(run: str) -> Iterator[Journal]:
     """The journal of a search, on a machine of its own."""
-    of = prepared_search()
-    with open_study_directory(run) as directory:
-        kept = open_journal(directory.path, of, on_append=StudyLease(directory))
-        try:
-            yield kept
-        finally:
-            kept.close()
+    with open_study_directory(run) as directory, hold_search(directory) as held:
+        yield open_journal(
+            directory.path,
+            prepared_search(),
+            before_append=held.check,
+            after_append=held.publish_journal,
+        )
 
 
 class TestJournal:
@@ -176,14 +178,28 @@ class TestJournal:
                 "another machine goes on with the same"
             )
 
-    def test_who_opened_it_last_holds_it(self, bucket: str) -> None:
+    def test_who_lives_holds_it(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = f"{bucket}/living"
+        monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+        with opened(run) as early:
+            with pytest.raises(LeaseError, match=f"{run}: .*process {os.getpid()}, .* goes on"):
+                opened(run).__enter__()
+            early.note_facts({"by": "early"})
+        assert b"early" in open_store(run).read_bytes(JOURNAL)
+
+    def test_who_was_thought_dead_writes_no_line(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         run = f"{bucket}/held"
+        monkeypatch.setattr(lease, "BEAT_SECONDS", 1000.0)
+        monkeypatch.setattr(lease, "TERM_SECONDS", 0.5)
         with opened(run) as early, opened(run) as late:
             late.note_facts({"by": "late"})
-            with pytest.raises(JournalError, match=f"{run}: another process goes on"):
+            with pytest.raises(LeaseError, match=f"{run}: .* has taken it over"):
                 early.note_facts({"by": "early"})
+            late.note_facts({"by": "late, again"})
         held = open_store(run).read_bytes(JOURNAL)
-        assert b"late" in held and b"early" not in held
+        assert b"late, again" in held and b"early" not in held
 
 
 class TestTrial:
@@ -218,7 +234,7 @@ class TestTrial:
         trial_spec = TrialSpec(0, recipe, cluster, parent)
         train_trial(trial_spec, self.listening(parent, most=1))
         assert steps(parent) == list(range(1, 7))
-        tokens = read_evaluations(parent)[0]["tokens"]
+        tokens = next(parent.published_rows("evaluation"))["tokens"]
         child = RunDirectory.from_address(f"{bucket}/child", tmp_path / "second")
         train_trial(
             replace(trial_spec, run=child, parent=(parent, tokens)), self.listening(child, most=9)

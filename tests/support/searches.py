@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,19 @@ def prepared_search(space: Space = SPACE, **asked: Any) -> PreparedSearch:
 
 
 def open_journal(
-    run: Path, prepared: PreparedSearch, sign: int = 1, on_append: Callable[[], None] = lambda: None
+    run: Path,
+    prepared: PreparedSearch,
+    sign: int = 1,
+    before_append: Callable[[], None] = lambda: None,
+    after_append: Callable[[], None] = lambda: None,
 ) -> Journal:
     return Journal(
         run,
         prepared.scaling_rule.settings_space(prepared.space),
         extract_point(RECIPE, prepared.space),
         sign,
-        on_append,
+        before_append,
+        after_append,
     )
 
 
@@ -73,7 +78,7 @@ class FakeCluster:
     num_evals: int = 0
 
     def run(self) -> None:
-        while (trial := self.controller.next_trial()) is not None:
+        while (trial := self.controller.next_trial(lambda t: len(t.curve))) is not None:
             self._train(trial)
 
     def _train(self, trial: Trial) -> None:
@@ -102,11 +107,11 @@ def write_search(run: Path, prepared: PreparedSearch, max_evals: int = 10**9) ->
     """Search until the end, or for so many evaluations, and leave the files of it in `run`."""
     run.mkdir(parents=True, exist_ok=True)
     prepared.config.save(run)
-    with closing(open_journal(run, prepared)) as kept:
-        kept.set_metric_name("f1")
-        kept.note_facts(
-            {"total_tokens": prepared.schedule.total_tokens, "slots": prepared.capacity.slots}
-        )
-        with suppress(ProcessKilled):
-            FakeCluster(SearchController(prepared, kept, lambda line: None), max_evals).run()
-        return kept.trials()
+    kept = open_journal(run, prepared)
+    kept.set_metric_name("f1")
+    kept.note_facts(
+        {"total_tokens": prepared.schedule.total_tokens, "slots": prepared.capacity.slots}
+    )
+    with suppress(ProcessKilled):
+        FakeCluster(SearchController(prepared, kept, lambda line: None), max_evals).run()
+    return kept.trials()

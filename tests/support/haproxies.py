@@ -1,0 +1,97 @@
+"""Running HAProxies, and replicas that are bare sockets and remember what reaches them."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from serving.deployment.haproxy import HAProxy
+
+
+def free_port() -> int:
+    """Return a port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_haproxy(directory: Path) -> psutil.Process:
+    """Return the HAProxy that runs with the configuration in `directory`."""
+    config = str(directory / "haproxy.cfg")
+    (found,) = (
+        each
+        for each in psutil.process_iter(["name", "cmdline"])
+        if each.info["name"] == "haproxy" and config in (each.info["cmdline"] or ())
+    )
+    return found
+
+
+@contextmanager
+def balanced(directory: Path) -> Iterator[tuple[HAProxy, str, int]]:
+    """HAProxy in a directory, and where it listens."""
+    port = free_port()
+    haproxy = HAProxy(directory, "127.0.0.1", port)
+    haproxy.start()
+    try:
+        yield haproxy, f"http://127.0.0.1:{port}", port
+    finally:
+        haproxy.stop()
+
+
+def send_raw(port: int, request: bytes) -> bytes:
+    """Send bytes to a port of this machine and return all that comes back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(request)
+        parts = []
+        while part := client.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+class RawReplica:
+    """A replica whose answer is given; remembers the targets of the requests that reached it.
+
+    answer: sent to each request; if empty, the connection is closed instead. Readiness checks are
+    answered, and not remembered.
+    """
+
+    def __init__(self, answer: bytes) -> None:
+        self.targets: list[str] = []
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __enter__(self) -> "RawReplica":
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer_requests, args=(connection,), daemon=True).start()
+
+    def _answer_requests(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            data = b""
+            while b"\r\n\r\n" not in data:
+                part = connection.recv(65536)
+                if not part:
+                    return
+                data += part
+            head = data.partition(b"\r\n")[0].decode()
+            if head == "GET /-/replica HTTP/1.0":  # of HAProxy itself, without a host
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+                return
+            self.targets.append(head.split(" ")[1])
+            if self._answer:
+                connection.sendall(self._answer)
