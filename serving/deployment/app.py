@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
 from cluster.local_ray import run_local_ray
+from cluster.ray_token import close_token_file
 from serving.deployment.config import EndpointConfig, autoscaling_policy
 from serving.deployment.front import Front
 from serving.deployment.replica import Replica
@@ -64,6 +65,7 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
 
 def deploy_endpoint(endpoint: EndpointConfig, address: str) -> None:
     """Serve on the Ray cluster at `address`, and leave it running. Raises ReplicaStartError."""
+    close_token_file()
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     _start_application(endpoint)
 

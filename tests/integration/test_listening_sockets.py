@@ -35,9 +35,10 @@ DATA_PATHS = ("/metrics", "/nodes?view=summary", "/api/jobs/", "/logs")
 # These speak to each other, and would wait for the rest of what an HTTP client sends; and these
 # are our own servers, whose answers other tests are about.
 NOT_ASKED = ("RayTrainWorker", "ServeReplica", "haproxy")
+ONE = ("--trials", "1", "--seeds", "1")
 SETTINGS = {
     "batch": {"global_size": 16, "max_length": 32, "token_budget": 128},
-    "stopping": {"epochs": 2},
+    "stopping": {"epochs": 1},
     "precision": "fp32",
     "tune": {"optimizer.learning_rate": "log 1e-4..3e-2"},
 }
@@ -76,20 +77,23 @@ class Watched:
         except psutil.NoSuchProcess:
             return
         self.exposed |= {each for each in found if not each.is_private}
-        for each in found - self.seen:
-            if each.kind.startswith("tcp") and not any(n in each.command for n in NOT_ASKED):
-                self.answered += [f"{each}: {path}" for path in DATA_PATHS if answers(each, path)]
+        asked = {each.port for each in self.seen}
+        for each in found:
+            is_ours = any(name in each.command for name in NOT_ASKED)
+            if each.kind.startswith("tcp") and each.port not in asked and not is_ours:
+                self.answered += [f"{each}: {path}" for path in list_answered(each)]
+                asked.add(each.port)
         self.seen |= found
 
 
-def answers(opened: OpenSocket, path: str) -> bool:
-    """Whether a server gives `path` to one without a token."""
+def list_answered(opened: OpenSocket) -> list[str]:
+    """List the paths that a server gives to one without a token; none if it speaks no HTTP."""
     host = f"[{opened.address}]" if ":" in opened.address else opened.address
     try:
-        with httpx.Client(trust_env=False, timeout=2) as client:
-            return client.get(f"http://{host}:{opened.port}{path}").status_code == 200
+        with httpx.Client(base_url=f"http://{host}:{opened.port}", trust_env=False) as client:
+            return [path for path in DATA_PATHS if client.get(path).status_code == 200]
     except httpx.HTTPError:
-        return False
+        return []
 
 
 @contextmanager
@@ -144,7 +148,7 @@ def test_training_with_workers(words: list[str], tmp_path: Path) -> None:
 
 def test_a_search_and_its_pages(words: list[str], tmp_path: Path) -> None:
     run = tmp_path / "search"
-    with watched("tuning", *words, "layout.tp=2", "--run", str(run), "--trials", "1") as command:
+    with watched("tuning", *words, "layout.tp=2", "--run", str(run), *ONE) as command:
         command.watch(is_over=lambda: False)
         assert command.process.returncode == 0, command.output.read_text()
         assert command.exposed == set() and command.answered == []

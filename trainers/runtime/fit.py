@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._private.services import canonicalize_bootstrap_address
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
@@ -213,15 +214,15 @@ def init_ray(cluster: ClusterSpec, dashboard: bool = False) -> None:
     if not _has_removable_nodes(cluster):
         start_local_ray(dashboard)
         return
-    close_token_file()
-    try:
-        # Never a new one: it would listen at every address of this machine.
-        ray.init(address="auto", log_to_driver=False, logging_level="error")
-    except ConnectionError as error:
+    if canonicalize_bootstrap_address(None) is None:
+        # Ray would start a new one, which listens at every address of this machine. Nor may it look
+        # for any other that runs here, as for "auto": whoever runs that would be sent the token.
         raise RunError(
-            f"cluster {cluster.name}: no Ray to join; run this on it with `ray job submit`, or "
-            "without --cluster on this machine"
-        ) from error
+            f"cluster {cluster.name}: no Ray to join here; run this on it with `ray job submit`, "
+            "or without --cluster on this machine"
+        )
+    close_token_file()
+    ray.init(log_to_driver=False, logging_level="error")
 
 
 def _ray_train_env(cluster: ClusterSpec) -> dict[str, str]:
@@ -239,7 +240,8 @@ def _ray_train_env(cluster: ClusterSpec) -> dict[str, str]:
 
 def _has_removable_nodes(cluster: ClusterSpec) -> bool:
     """Return whether the run is on a cluster, whose nodes can be lost or reclaimed one by one."""
-    is_local = cluster.is_this_machine and "RAY_ADDRESS" not in os.environ
+    is_submitted = os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+    is_local = cluster.is_this_machine and not is_submitted
     return bool(cluster.num_workers) and not is_local
 
 
