@@ -123,6 +123,8 @@ class KilledSearch:
             "stopping": {"epochs": 30, "patience": None},
             "tune": {"optimizer.learning_rate": "log 1e-3..1e-1"},
         }
+        if devices > 1:  # all of them for each trial: trials side by side decide by the clock
+            recipe["layout"] = {"dp_replicate": devices}
         (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         metadata = {
             "devices_per_node": devices,
