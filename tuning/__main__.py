@@ -19,7 +19,6 @@ from trainers.storage.directory import SyncedDirectory
 from tuning.algorithms.sampler import Sampler
 from tuning.algorithms.scheduler import Scheduler
 from tuning.store.config import (
-    PLAN,
     SearchConfig,
     build_search_config,
     load_search_config,
@@ -71,10 +70,7 @@ def _resume_search(options: argparse.Namespace) -> int:
         config = load_search_config(run.path, run.address)
         if options.cluster:
             config = config.model_copy(update={"cluster": resolve_cluster(options.cluster)})
-        prepared = study.prepare_search(config)
-        config.save(run.path)
-        run.publish_files(PLAN)
-        return _run_search(run, prepared)
+        return _run_search(run, study.prepare_search(config))
 
 
 def _show_dashboard(options: argparse.Namespace) -> int:

@@ -101,12 +101,14 @@ def open_search(run: SyncedDirectory, prepared: PreparedSearch) -> Iterator[Sear
     """
     config, space = prepared.config, prepared.space
     with hold_search(run) as lease:
+        config.save(run.path)  # it may be resumed on another cluster than before
+        run.publish_files(PLAN)
         journal = Journal(
             run.path,
             prepared.scaling_rule.settings_space(space),
             extract_point(config.recipe, space),
             config.sign,
-            lease.check,
+            lease.check_held,
             lease.publish_journal,
         )
         journal.note_facts(
@@ -118,7 +120,7 @@ def open_search(run: SyncedDirectory, prepared: PreparedSearch) -> Iterator[Sear
         )
         journal.set_metric_name(config.recipe.metric)
         try:
-            yield Search(SearchController(prepared, journal), run, lease.check)
+            yield Search(SearchController(prepared, journal), run, lease.check_held)
         finally:
             shutil.rmtree(run.path / "ray", ignore_errors=True)
 

@@ -161,7 +161,7 @@ def opened(run: str) -> Iterator[Journal]:
         yield open_journal(
             directory.path,
             prepared_search(),
-            before_append=held.check,
+            before_append=held.check_held,
             after_append=held.publish_journal,
         )
 

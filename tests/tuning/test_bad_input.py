@@ -1,11 +1,16 @@
 """What a user can get wrong is one clear error, before any trial starts."""
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
+from trainers.storage.directory import SyncedDirectory
 from tuning.__main__ import main
+from tuning.store.config import build_search_config, load_search_config
+from tuning.store.lease import hold_search
+from tuning.study import create_search
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +105,18 @@ def test_a_search_in_a_job_reads_nothing_that_is_not_shared_with_it(
         assert main(asked) == 2
         assert "leads to" in capsys.readouterr().err
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_a_search_that_another_process_holds_keeps_its_plan(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, *overrides, _, cluster = words
+    config = build_search_config(recipe, overrides, cluster=cluster, trials=2)
+    run = SyncedDirectory(tmp_path / "search")
+    create_search(config, run)
+    (tmp_path / "other.yaml").write_text(Path(cluster).read_text())
+    with hold_search(run):
+        command = ["resume", str(run.path), "--cluster", str(tmp_path / "other.yaml")]
+        assert main(command) == 2
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert load_search_config(run.path, run.address).cluster == cluster

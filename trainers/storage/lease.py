@@ -1,7 +1,7 @@
 """Leases: one process at a time writes a directory, wherever the directory is kept.
 
     with hold_lease(directory) as lease:
-        lease.check()  # before each write that others will see
+        lease.check_held()  # before each write that others will see
         ...
 
 Two guards, because each is blind where the other sees. A kernel lock on `lease/lock` refuses a
@@ -101,7 +101,7 @@ class Lease:
         holder = _read_holder(self.directory)
         return holder is not None and holder.owner == self.owner
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Raise LeaseError where another process has taken the lease."""
         if self.is_held:
             return

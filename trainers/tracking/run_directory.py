@@ -146,7 +146,7 @@ class RunDirectory(SyncedDirectory):
     def check_lease(self) -> None:
         """Raise LeaseError where another driver has taken the run over."""
         if self.lease is not None:
-            self.lease.check()
+            self.lease.check_held()
 
     def write_file(self, path: Path, text: str) -> None:
         """Replace a file of the run, for all machines to see.

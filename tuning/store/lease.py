@@ -35,9 +35,9 @@ class SearchLease:
     run: SyncedDirectory
     lease: Lease
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Raise LeaseError where another process has taken the search over."""
-        self.lease.check()
+        self.lease.check_held()
 
     def publish_journal(self) -> None:
         """Copy the journal to the store, if the search is in one."""

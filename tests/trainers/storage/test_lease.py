@@ -159,7 +159,7 @@ class TestOneMachine:
             assert lease.is_held
             (tmp_path / HOLDER).write_bytes(content)
             with pytest.raises(LeaseError, match="another process has taken it over"):
-                lease.check()
+                lease.check_held()
 
 
 class TestTwoMachines:
@@ -176,7 +176,7 @@ class TestTwoMachines:
                 hold_lease(SyncedDirectory(tmp_path / "second", home), say=said.append),
             ):
                 raise AssertionError("two hold it")
-            lease.check()
+            lease.check_held()
         assert len(said) == 1 and said[0].startswith(f"{home}: waiting 30s for a sign of life of")
 
     def test_one_that_is_silent_loses_it_and_notices(
@@ -186,21 +186,21 @@ class TestTwoMachines:
         monkeypatch.setattr(leases, "TERM_SECONDS", 0.3)
         first, second = (SyncedDirectory(tmp_path / name, home) for name in ("first", "second"))
         with hold_lease(first, say=nobody) as early:
-            early.check()
+            early.check_held()
             with hold_lease(second, say=lambda line: None) as late:
-                late.check()
+                late.check_held()
                 with pytest.raises(LeaseError, match=rf"{home}: .* has taken it over from this"):
-                    early.check()
+                    early.check_held()
                 assert not early.is_held
             with pytest.raises(LeaseError):
-                early.check()  # nor does it come back when the second has ended
+                early.check_held()  # nor does it come back when the second has ended
         with hold_lease(first, say=nobody) as again:
-            again.check()
+            again.check_held()
 
     def test_one_that_has_ended_is_not_waited_for(self, home: str, tmp_path: Path) -> None:
         for name in ("first", "second"):
             with hold_lease(SyncedDirectory(tmp_path / name, home), say=nobody) as lease:
-                lease.check()
+                lease.check_held()
 
     def test_the_dead_of_another_machine_are_waited_for_one_term(
         self, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -211,13 +211,13 @@ class TestTwoMachines:
         directory.write_shared(dead.beat_file, "7\n")
         directory.write_shared(HOLDER, json.dumps(asdict(dead)))
         with hold_lease(directory, say=said.append) as lease:
-            lease.check()
+            lease.check_held()
         assert len(said) == 1 and f"@gone, process {1 << 22}, since" in said[0]
         assert directory.store.list_files("lease") == [HOLDER]
 
     def test_who_has_the_right_takes_it_at_once(self, home: str, tmp_path: Path) -> None:
         first, second = (SyncedDirectory(tmp_path / name, home) for name in ("first", "second"))
         with hold_lease(first) as early, hold_lease(second, say=nobody, take_over=True) as late:
-            late.check()
+            late.check_held()
             with pytest.raises(LeaseError):
-                early.check()
+                early.check_held()
