@@ -51,5 +51,6 @@ def _check_parent(path: Path, parent: Path) -> None:
         )
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise UnsafePathError(
-            f"{path}: everybody may write to {parent}; take that right away with chmod o-w {parent}"
+            f"{path}: everybody may write to {parent}; set another HOME or TMPDIR, or take "
+            f"that right away with chmod o-w {parent}"
         )

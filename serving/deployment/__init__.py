@@ -1,1 +1,4 @@
-"""Endpoints: HAProxy in front, and replicas behind it. Only `app` and `replica` import Ray."""
+"""Endpoints: HAProxy in front, and replicas behind it.
+
+Ray is imported by `app`, `replica` and `call_port` alone.
+"""
