@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +29,12 @@ NO_EXPORTERS = {"AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # of an AF_UNIX address
 LONGEST_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"
 PREFIX = "bertha-"
+WATCH_SECONDS = 0.5
 REMOVAL_ATTEMPTS = 3  # processes that are ending may still write
 
 
 class LocalRayError(BerthaError):
-    """A Ray that cannot be started here; the message says the way out."""
+    """A Ray that cannot be started here, or has ended; the message says the way out."""
 
 
 class LocalRay:
@@ -41,9 +43,26 @@ class LocalRay:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._process = os.getpid()
-        self._has_ended = False
+        self._has_ended = self._has_died = False
         # Called before Ray's own, which was registered first.
         atexit.register(self._end_at_exit)
+
+    def find_dead_server(self) -> str | None:
+        """Return the name of one of its servers that has ended by itself, as "raylet".
+
+        Asking is also what lets the others see it: until it is waited for, it keeps its number.
+        """
+        import ray
+
+        node = ray._private.worker._global_node
+        dead = [] if self._has_ended or node is None else node.dead_processes()
+        return str(dead[0][0]) if dead else None
+
+    def watch(self) -> None:
+        """Wait as long as all its servers run. Raises LocalRayError once one has ended."""
+        while (dead := self.find_dead_server()) is None:
+            time.sleep(WATCH_SECONDS)
+        raise LocalRayError(f"Ray's {dead} has ended, and all that ran on it; start it again")
 
     def end(self, keep_logs: bool = False) -> None:
         """End it, once, and remove its directory, or say where its logs are."""
@@ -51,8 +70,14 @@ class LocalRay:
 
         if self._has_ended or os.getpid() != self._process:
             return
+        self._has_died = self.find_dead_server() is not None
         self._has_ended = True
-        ray.shutdown()
+        if self._has_died:  # what would be asked to end no longer answers
+            node = ray._private.worker._global_node
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            sys.excepthook = sys.__excepthook__  # Ray's reports to the dead
+        else:
+            ray.shutdown()
         if keep_logs:
             logs = self.directory / "ray" / "session_latest" / "logs"
             print(f"Ray's logs are kept in {logs}", file=sys.stderr, flush=True)
@@ -63,6 +88,10 @@ class LocalRay:
     def _end_at_exit(self) -> None:
         uncaught = getattr(sys, "last_value", None)
         self.end(keep_logs=isinstance(uncaught, Exception))  # which Ctrl-C is not
+        if self._has_died and os.getpid() == self._process:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # before Ray's own end, which waits for the dead
 
 
 def start_local_ray(dashboard: bool = False, object_store_bytes: int | None = None) -> LocalRay:
@@ -89,11 +118,11 @@ def start_local_ray(dashboard: bool = False, object_store_bytes: int | None = No
 
 
 @contextmanager
-def run_local_ray(object_store_bytes: int | None = None) -> Iterator[None]:
+def run_local_ray(object_store_bytes: int | None = None) -> Iterator[LocalRay]:
     """Start a Ray for the block. Its logs are kept where the block fails."""
     local_ray, has_failed = start_local_ray(object_store_bytes=object_store_bytes), False
     try:
-        yield
+        yield local_ray
     except Exception:
         has_failed = True
         raise

@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
@@ -59,7 +58,7 @@ def run_service(options: argparse.Namespace) -> int:
 
         print(f"starting Ray and loading {name} …", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with app.serve_locally(endpoint):
+        with app.serve_locally(endpoint) as local_ray:
             client.wait_until_healthy(url)
             print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
             for text in options.ask:
@@ -67,7 +66,10 @@ def run_service(options: argparse.Namespace) -> int:
             if options.ask and not sys.stdin.isatty():
                 print(f"To serve it again: python -m serving run {options.what}")
             else:
-                _wait_for_interrupt()
+                print("Ctrl-C ends it.", flush=True)
+                with contextlib.suppress(KeyboardInterrupt):
+                    local_ray.watch()
+                print("ending …", flush=True)
     return 0
 
 
@@ -172,13 +174,6 @@ def build_engines(options: argparse.Namespace) -> int:
         if not options.dry_run:
             upload_engines(directory, options.bundle)
     return status
-
-
-def _wait_for_interrupt() -> None:
-    print("Ctrl-C ends it.", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
-    print("ending …", flush=True)
 
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:

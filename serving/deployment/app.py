@@ -15,9 +15,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
-from cluster.local_ray import run_local_ray
+from cluster.local_ray import LocalRay, run_local_ray
 from cluster.ray_token import close_token_file
-from serving.deployment.config import EndpointConfig, autoscaling_policy
+from serving.deployment.config import EndpointConfig, autoscaling_policy, limit_per_node
 from serving.deployment.front import Front
 from serving.deployment.replica import Replica
 
@@ -42,8 +42,8 @@ class ReplicaStartError(BerthaError):
 
 
 @contextmanager
-def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
-    """Serve on a Ray of its own, on this machine.
+def serve_locally(endpoint: EndpointConfig) -> Iterator[LocalRay]:
+    """Serve on a Ray of its own, on this machine; yield that Ray.
 
     Enters when a replica answers; leaves when waiting requests are answered. Raises PortUnavailable
     before anything starts, and ReplicaStartError.
@@ -54,13 +54,18 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with ExitStack() as ending:
         on_terminate = signal.getsignal(signal.SIGTERM)
-        ending.enter_context(run_local_ray(OBJECT_STORE_BYTES))
+        local_ray = ending.enter_context(run_local_ray(OBJECT_STORE_BYTES))
         # Ray puts a handler of its own in place, which aborts the process and leaves the servers.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
         _start_application(endpoint, host="127.0.0.1")
-        ending.callback(serve.delete, APPLICATION)
-        yield
+        ending.callback(_delete_application, local_ray)
+        yield local_ray
+
+
+def _delete_application(local_ray: LocalRay) -> None:
+    if local_ray.find_dead_server() is None:
+        serve.delete(APPLICATION)
 
 
 def deploy_endpoint(endpoint: EndpointConfig, address: str) -> None:
@@ -87,6 +92,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
     replica = serve.deployment(
         name="replica",
         max_ongoing_requests=1000,
+        max_replicas_per_node=limit_per_node(endpoint.max_replicas, _count_nodes()),
         autoscaling_config=AutoscalingConfig(
             min_replicas=endpoint.min_replicas,
             max_replicas=endpoint.max_replicas,
@@ -119,6 +125,11 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
         )
     except RuntimeError as error:
         raise ReplicaStartError(f"{endpoint.registry}: no replica started: {error}") from error
+
+
+def _count_nodes() -> int:
+    """Return the nodes that can hold a replica."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
 
 
 def _check_port(host: str, port: int) -> None:

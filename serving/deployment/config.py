@@ -82,6 +82,15 @@ def machine_memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB
 
 
+def limit_per_node(num_replicas: int, num_nodes: int) -> int:
+    """Return how many of the replicas one node may hold.
+
+    As many as must fit where one node is missing, spread evenly: so whichever node dies takes no
+    more than its share, also after another has died and come back.
+    """
+    return math.ceil(num_replicas / max(1, num_nodes - 1))
+
+
 def autoscaling_policy(context: Any) -> tuple[int, dict[str, Any]]:
     """Return the wanted number of replicas, and no state; called by Serve every few seconds.
 

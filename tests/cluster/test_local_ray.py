@@ -3,10 +3,14 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import local_ray
@@ -74,6 +78,20 @@ class TestTemporaryEnv:
         assert os.environ["BERTHA_SET"] == "the user's" and "BERTHA_UNSET" not in os.environ
 
 
+def find_processes(argument: str, seconds: float) -> list[psutil.Process]:
+    """Return the processes that have this in their command line still after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(argument in each for each in process.info["cmdline"] or [])
+        ]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
 @pytest.mark.ray
 def test_it_is_on_loopback_and_keeps_its_logs_where_the_block_fails(
     place: Path, capfd: pytest.CaptureFixture[str]
@@ -94,3 +112,26 @@ def test_it_is_on_loopback_and_keeps_its_logs_where_the_block_fails(
     assert f"Ray's logs are kept in {logs}" in capfd.readouterr().err
     assert (logs / "raylet.out").is_file()
     shutil.rmtree(directory)
+
+
+WATCHING = """
+import ray, sys
+from cluster.local_ray import run_local_ray
+with run_local_ray(object_store_bytes=128 << 20) as local_ray:
+    (server,) = ray._private.worker._global_node.all_processes[sys.argv[1]]
+    server.process.kill()
+    local_ray.watch()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
+def test_the_end_of_a_server_ends_it_with_one_sentence(place: Path, server: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", WATCHING, server], capture_output=True, text=True, timeout=90
+    )
+    assert ended.returncode == 1
+    assert f"LocalRayError: Ray's {server} has ended" in ended.stderr.splitlines()[-1]
+    (directory,) = place.iterdir()
+    assert f"Ray's logs are kept in {directory}/ray" in ended.stderr
+    assert find_processes(str(directory), seconds=30) == []

@@ -7,7 +7,12 @@ import pytest
 
 from cluster.settings import SettingsError, validate_settings
 from serving import commands
-from serving.deployment.config import EndpointConfig, desired_replicas, suggest_replicas
+from serving.deployment.config import (
+    EndpointConfig,
+    desired_replicas,
+    limit_per_node,
+    suggest_replicas,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +31,15 @@ from serving.deployment.config import EndpointConfig, desired_replicas, suggest_
 )
 def test_replicas_follow_the_load(replicas: int, busy: float, waited: float, expected: int) -> None:
     assert desired_replicas(replicas, busy, waited) == expected
+
+
+@pytest.mark.parametrize(
+    ("replicas", "nodes", "expected"),
+    [(2, 1, 2), (2, 2, 2), (2, 3, 1), (4, 3, 2), (7, 3, 4), (1, 9, 1), (3, 0, 3)],
+)
+def test_a_lost_node_takes_no_more_than_its_share(replicas: int, nodes: int, expected: int) -> None:
+    assert limit_per_node(replicas, nodes) == expected
+    assert expected * max(1, nodes - 1) >= replicas  # there is room for all without one
 
 
 @pytest.mark.parametrize(
