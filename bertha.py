@@ -4,8 +4,10 @@
 
     outcome = bertha.train("csv.yaml", ["data.source=reviews.csv", "data.text=body",
                                         "data.label=stars"], run="runs/mine")
-    bertha.predict("runs/mine/bundle", ["A wonderful film."])     # [{"5": 0.98, "1": 0.02}]
-    with bertha.serve("runs/mine/bundle", port=8000) as address:
+    bertha.predict("runs/mine", ["A wonderful film."])            # [{"5": 0.98, "1": 0.02}]
+    bertha.predict_file("runs/mine", "rows.csv", "answers.csv")
+    bertha.evaluate("runs/mine", "labelled.csv").figures["f1"]    # its value, and its interval
+    with bertha.serve("runs/mine", port=8000) as address:
         ...
 
 Importing this module imports neither torch nor Ray; each function imports what it needs. A mistake
@@ -29,10 +31,26 @@ from cluster.errors import BerthaError
 
 if TYPE_CHECKING:
     from cluster.planning.plan import HardwarePlan, Objective
+    from serving.batch.evaluate import Evaluation
+    from serving.batch.predict import Summary
     from serving.engine.engine import Engine
+    from serving.publish.export import ExportFormat
     from trainers.runtime.fit import Outcome
 
-__all__ = ["BerthaError", "load", "main", "plan", "predict", "serve", "train", "tune"]
+__all__ = [
+    "BerthaError",
+    "evaluate",
+    "export",
+    "load",
+    "main",
+    "plan",
+    "predict",
+    "predict_file",
+    "push",
+    "serve",
+    "train",
+    "tune",
+]
 
 
 def train(
@@ -50,8 +68,8 @@ def train(
     one below the cluster's storage. resume: continue a run that was interrupted.
 
     Returns an `Outcome`: `result` holds the contents of result.json (metrics of the held-out rows
-    under "test"), `seconds` the duration of this call. The bundle is at RUN/bundle. Raises
-    BerthaError.
+    under "test", how good they are under "verdict"), `seconds` the duration of this call. The
+    bundle is at RUN/bundle. Raises BerthaError.
     """
     from cluster.spec import load_cluster_spec
     from trainers.config.recipe import load_recipe
@@ -145,6 +163,112 @@ def predict(bundle: str | Path | Engine, texts: Sequence[str]) -> list[dict[str,
     return answers
 
 
+def predict_file(
+    bundle: str | Path | Engine,
+    path: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    text: str | Sequence[str] = (),
+    prefix: str = "",
+    overwrite: bool = False,
+) -> Summary:
+    """Predict the rows of files and write them, in their order, with the answers behind.
+
+    bundle: what `load` takes, or what it returned. path: CSV, TSV, JSONL and Parquet files, their
+    directories, local or s3://; any size, in flat memory. out: one file, in the format of its
+    suffix, which appears when it is whole. New columns: `label` and `probability_LABEL` of each
+    label, of a regression `score`, of an embedder `embedding`; prefix goes before their names.
+    text: the columns that make a text; default: those of the bundle's recipe. overwrite: replace an
+    older file.
+
+    Returns a `Summary`: how many `rows`, and of them `empty` (no text, no answer) and `cut`. Raises
+    BerthaError.
+    """
+    from serving.batch.predict import predict_files
+
+    return predict_files(
+        _load_on_all_cores(bundle),
+        _list_names(path),
+        str(out),
+        text=_list_names(text),
+        prefix=prefix,
+        overwrite=overwrite,
+    )
+
+
+def evaluate(
+    bundle: str | Path | Engine,
+    path: str | Path | Sequence[str | Path],
+    *,
+    text: str | Sequence[str] = (),
+    label: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Evaluation:
+    """Measure a bundle on labelled rows.
+
+    bundle, path, text: as of `predict_file`. label: the column of the truth; default: that of the
+    bundle's recipe. out: a file for the rows that are answered wrongly, the worst first.
+
+    Returns an `Evaluation`: `figures` by name, each with `value`, `low` and `high` (95%), the
+    figures of each label in `per_class`, `confusion`, and what was left out in `skipped`. Raises
+    BerthaError, as for labels that the bundle does not know.
+    """
+    from serving.batch.evaluate import evaluate_files
+
+    return evaluate_files(
+        _load_on_all_cores(bundle),
+        _list_names(path),
+        text=_list_names(text),
+        label=label,
+        out=None if out is None else str(out),
+        overwrite=overwrite,
+    )
+
+
+def export(
+    bundle: str | Path, directory: str | Path, format: ExportFormat = "transformers"
+) -> None:
+    """Write a bundle to a new directory for other libraries, with a README.md that says its use.
+
+    format: "transformers" (`from_pretrained` and `pipeline` load it), "onnx" or "openvino" (a graph
+    of input_ids and attention_mask, compared with torch before it is kept). Raises BerthaError.
+    """
+    from serving.fetch import local_copy
+    from serving.publish.export import export_bundle
+
+    with local_copy(str(bundle)) as source:
+        export_bundle(source, Path(directory), format)
+
+
+def push(bundle: str | Path, name: str, *, private: bool = False) -> str:
+    """Publish a bundle as the model `name` ("user/name") of the Hugging Face hub; return its URL.
+
+    The token is that of `hf auth login`, or HF_TOKEN. Held-out example texts and the directories in
+    its recipe stay here. Raises BerthaError, as where the hub cannot be reached.
+    """
+    from serving.fetch import local_copy
+    from serving.publish.push import push_bundle
+
+    with local_copy(str(bundle)) as source:
+        return push_bundle(source, name, private=private)
+
+
+def _load_on_all_cores(bundle: str | Path | Engine) -> Engine:
+    from serving.batch.predict import load_on_all_cores
+    from serving.fetch import local_copy
+
+    if not isinstance(bundle, str | Path):
+        return bundle
+    with local_copy(str(bundle)) as directory:
+        return load_on_all_cores(directory)
+
+
+def _list_names(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Return one name or several as texts."""
+    return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+
+
 @contextlib.contextmanager
 def serve(
     bundle: str | Path, *, port: int = 8000, host: str = "127.0.0.1", replicas: int = 1
@@ -181,18 +305,22 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Train": {
         "train": Command("trainers", (), "train a recipe: text to a bundle"),
         "recipes": Command("trainers", ("recipes",), "list the shipped recipes"),
+        "compare": Command("trainers", ("compare",), "tell which of two runs or more is better"),
         "probe": Command("trainers", ("probe",), "time real steps on this machine"),
         "tune": Command("tuning", (), "search settings; also: resume, dashboard, report"),
     },
     "Serve": {
-        "serve": Command("serving", ("run",), "serve a bundle on this machine"),
+        "serve": Command("serving", ("serve",), "answer over HTTP: bertha serve runs/mine"),
         **_commands(
             "serving",
-            predict="answer texts in this process",
+            predict="answer texts, or files of them",
+            evaluate="measure a bundle on labelled files",
+            export="write a bundle for Transformers, ONNX or OpenVINO",
+            push="publish a bundle on the Hugging Face hub",
             build="measure engines of a bundle and choose one",
             embedder="make a bundle of embeddings from an encoder",
-            register="keep a bundle in a registry under a name",
-            deploy="make a bundle or a version the one that answers",
+            register="keep for later: bertha register runs/mine --as sentiment",
+            deploy="make it live: bertha deploy sentiment",
             promote="make the canary live",
             rollback="end the canary, or go back to the version before",
             list="list names, versions, aliases and canaries",
@@ -212,6 +340,29 @@ GROUPS: dict[str, dict[str, Command]] = {
     ),
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+HELP_HINT = "`bertha --help` lists the commands"
+# What people call a command elsewhere.
+OTHER_WORDS = {
+    "run": "serve train",
+    "start": "serve up",
+    "stop": "down",
+    "fit": "train",
+    "finetune": "train",
+    "fine-tune": "train",
+    "search": "tune",
+    "sweep": "tune",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "classify": "predict",
+    "infer": "predict",
+    "ask": "predict",
+    "models": "list",
+    "ls": "list",
+    "init": "recipes",
+    "new": "recipes",
+    "launch": "up",
+    "price": "plan",
+}
 EXTRAS = {"trainers": "train", "tuning": "tune", "serving": "serve", "cluster": "aws"}
 
 
@@ -228,7 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`bertha --help` lists the commands"
+        known = near or [name for name in OTHER_WORDS.get(words[0], "").split() if name in COMMANDS]
+        hint = f"did you mean {' or '.join(known)}?" if known else HELP_HINT
         print(f"error: no command {words[0]!r}; {hint}", file=sys.stderr)
         return 2
     package, before, _ = COMMANDS[words[0]]

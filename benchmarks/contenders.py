@@ -86,7 +86,7 @@ CONTENDERS = {
             _bertha,
             "/predict",
             _INPUTS,
-            f"python -m serving serve, {CORES} replicas, the engine that `build` chose",
+            f"bertha serve, {CORES} replicas, the engine that `build` chose",
             uses_chosen_engine=True,
         ),
         Contender(
@@ -95,7 +95,7 @@ CONTENDERS = {
             _bertha,
             "/predict",
             _INPUTS,
-            f"python -m serving serve, {CORES} replicas",
+            f"bertha serve, {CORES} replicas",
         ),
         Contender(
             "ray-serve",

@@ -25,6 +25,7 @@ from cluster.costmodel.layout import Layout
 from cluster.costmodel.memory import TrainingSetup, attention_storage, memory_by_rank, moment_kind
 from cluster.planning.probe import ProbeCase
 from trainers.config import recipe as recipes
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.microbatch import CutCost, cut_batch, epoch_order, global_batch_rows
@@ -90,13 +91,15 @@ class _RecipeRunner:
     """A recipe with its data loaded, which can make any number of training loops."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._device = recipe, DEVICES["cpu"]
+        self._device = DEVICES["cpu"]
         cache = spec.load_cluster_spec("local.yaml").cache_dir
         self._data, self._encoder = (
             prepare.prepare_dataset(recipe, cache),
             prepare.load_recipe_encoder(recipe, cache),
         )
         self._shape = resolve_shape(recipe, self._data.labels, 0, cache)
+        rows, width = len(self._data.train), self._shape.hidden_size
+        self._recipe = choose_settings(recipe, rows, width).recipe
 
     def time_steps(self, steps: int) -> tuple[list[float], float]:
         """Run steps and return (seconds of each, most resident bytes)."""
@@ -127,7 +130,7 @@ class _RecipeRunner:
         layout, masks = loop.mesh.layout, recipe.task == "masked-lm"
         cost = CutCost(self._device.overhead_tokens, self._shape.hidden_size)
         for step in TRACKED:
-            rows = global_batch_rows(ordered, step, recipe.batch.global_size)
+            rows = global_batch_rows(ordered, step, recipe.global_batch_size)
             shares = cut_batch(rows, lengths[rows], layout.dp, loop.token_budget, cost)
             share = shares[loop.mesh.dp_rank]
             for number, micro_batch in enumerate(share):

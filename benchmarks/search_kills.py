@@ -95,7 +95,7 @@ def draw_kills(number: int, victims: Sequence[Victim], seed: int) -> list[Kill]:
 class KilledSearch:
     """A small search in `place`, driven by processes that may be killed.
 
-    devices: of each trial. driver: the command that takes the arguments of `python -m tuning`.
+    devices: of each trial. driver: the command that takes the arguments of `bertha tune`.
     trials, seeds: of the search.
     """
 

@@ -3,7 +3,7 @@
 The same bundle, texts and client for all; servers are started one at a time, warmed up, measured
 and stopped, round after round, so what disturbs the machine disturbs all. Two more rows are not
 servers: the ceiling, the throughput of a process a core in batches of the same budget
-(`ceiling.py`), for the engine that `python -m serving build` chooses and for torch fp32.
+(`ceiling.py`), for the engine that `bertha build` chooses and for torch fp32.
 
     python benchmarks/serve.py --install                          # the rivals' environments, once
     python benchmarks/serve.py --rounds 3 --seconds 20 [--rows bertha mosec] [--open-loop]

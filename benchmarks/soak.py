@@ -1,6 +1,6 @@
 """Train, search and serve at once on three hosts while anything is killed, and count what is lost.
 
-The hosts are namespaces of this machine (tests/e2e/hosts), raised with `python -m cluster up` from
+The hosts are namespaces of this machine (tests/e2e/hosts), raised with `bertha up` from
 the shipped onprem.yaml. A small model is trained by two workers, elastically and with checkpoints,
 a search runs trial after trial, and two replicas answer an even stream of requests; ended runs and
 searches begin anew. Meanwhile replicas, front, HAProxy, workers, trials, drivers, raylets and whole

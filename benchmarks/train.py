@@ -127,9 +127,9 @@ def build_training_arguments(recipe: Recipe, directory: str, **more: Any) -> Tra
     """Return arguments of the recipe's optimizer and schedule, without logs or checkpoints."""
     return TrainingArguments(
         output_dir=directory,
-        per_device_train_batch_size=recipe.batch.global_size,
+        per_device_train_batch_size=recipe.global_batch_size,
         per_device_eval_batch_size=64,
-        learning_rate=recipe.optimizer.learning_rate,
+        learning_rate=recipe.learning_rate,
         weight_decay=recipe.optimizer.weight_decay,
         warmup_steps=recipe.schedule.warmup,
         max_grad_norm=recipe.optimizer.max_grad_norm or 0.0,
@@ -149,7 +149,7 @@ def make_trainer_run(
     """Return a run of Trainer that pads to max_length, or to the longest of its batch."""
 
     def train(recipe: Recipe, prepared: PreparedDataset, steps: int) -> Turn:
-        split, size = prepared.train, recipe.batch.global_size
+        split, size = prepared.train, recipe.global_batch_size
         rows = epoch_order(recipe.seed, 0, len(split))[: (WARMUP + steps) * size]
         pad_to = recipe.batch.max_length if pad else None
         clock = StepClock()
@@ -292,9 +292,7 @@ def measure_trainer_accuracy(recipe: Recipe, prepared: PreparedDataset) -> float
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             model=load_trainer_model(recipe, len(prepared.labels), 0.1),
-            args=build_training_arguments(
-                recipe, directory, num_train_epochs=recipe.stopping.epochs
-            ),
+            args=build_training_arguments(recipe, directory, num_train_epochs=recipe.epochs),
             train_dataset=train,
             data_collator=build_collator(recipe),
         )

@@ -121,7 +121,7 @@ def search_with_tpe(surface: Surface, meter: WorkMeter, seed: int) -> None:
 def make_bertha_search(
     default: Callable[[Surface], tuple[float, int]], sampler: Sampler = "gp"
 ) -> Search:
-    """Return the search of `python -m tuning`, one trial at a time, starting at `default`."""
+    """Return the search of `bertha tune`, one trial at a time, starting at `default`."""
 
     def search(surface: Surface, meter: WorkMeter, seed: int) -> None:
         prepared = _prepare_search(surface, default(surface), seed, sampler)
@@ -188,8 +188,8 @@ def _draw_point(surface: Surface, rng: random.Random) -> tuple[float, int]:
 def _default_point(surface: Surface) -> tuple[float, int]:
     """Return the recipe's rate and batch size, or the grid's smallest size if it lacks it."""
     recipe = recipes.load_recipe("reviews")
-    size = recipe.batch.global_size
-    return recipe.optimizer.learning_rate, size if size in surface.sizes else surface.sizes[0]
+    size = recipe.global_batch_size
+    return recipe.learning_rate, size if size in surface.sizes else surface.sizes[0]
 
 
 def _worst_corner(surface: Surface) -> tuple[float, int]:

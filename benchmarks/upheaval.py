@@ -5,7 +5,7 @@ depend on its responses, so every request that waits or fails counts. Meanwhile 
 a new version deployed, a canary promoted and a broken one rolled back automatically; another
 endpoint scales from one replica to two and back; and at last twice the capacity is offered.
 
-Then every fault of `faults.py` happens to `python -m serving run` under an even stream of --rate
+Then every fault of `faults.py` happens to `bertha serve` under an even stream of --rate
 requests a second: its processes are killed one kind after the other, its registry, disk, S3 and
 clock are broken and mended.
 

@@ -1,4 +1,4 @@
-"""Hardware before, during and after: `python -m cluster plan|check|up|down|doctor|...`.
+"""Hardware before, during and after: `bertha plan|check|up|down|doctor|...`.
 
 Each module of COMMANDS has `add_parser(subparsers)`, which adds one or more parsers and names with
 `set_defaults(run=...)` the function that runs the command: parsed options in, exit status out. A
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from cluster import choices
 from cluster.doctor import doctor
 from cluster.errors import BerthaError
 from cluster.launch import cost_commands, launcher, spot_notice
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster"
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["plan"]:
         return int(_plan_command().main(words[1:], f"{prog} plan"))
+    if len(words) == 1 and words[0] in choices.EXAMPLES:
+        print(choices.describe_choices(words[0], prog))
+        return 2
     options = parse_arguments(words, prog)
     try:
         status: int = options.run(options)

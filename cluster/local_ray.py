@@ -37,6 +37,11 @@ class LocalRayError(BerthaError):
     """A Ray that cannot be started here, or has ended; the message says the way out."""
 
 
+def is_submitted() -> bool:
+    """Return whether this process was submitted to a Ray that runs already."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
 class LocalRay:
     """A Ray of this process, in the private `directory`; it ends with the process at the latest."""
 

@@ -6,7 +6,7 @@ Recipes and cluster files are both read through here.
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +20,12 @@ class SettingsError(BerthaError):
 
 
 class Settings(BaseModel):
-    """Base class of a frozen group of settings; an unknown key is an error."""
+    """Base class of a frozen group of settings; an unknown key is an error.
+
+    other_names: what other programs call a setting, and its dotted key here, for error messages.
+    """
+
+    other_names: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +54,7 @@ def apply_override(settings: dict[str, Any], assignment: str) -> None:
     key, separator, text = assignment.partition("=")
     if not separator or not key:
         raise SettingsError(
-            f"{assignment!r} is not an override; write key=value, as in batch.global_size=64"
+            f"{assignment!r} is not an override; write key=value, as in {_example_of(assignment)}"
         )
     try:
         value = yaml.safe_load(text)
@@ -73,10 +78,26 @@ def validate_settings(kind: type[Group], settings: Mapping[str, Any], origin: st
     try:
         value = kind.model_validate(settings)
     except ValidationError as error:
-        mistakes += [_explain_error(kind, detail) for detail in error.errors(include_url=False)]
+        mistakes += _explain_errors(kind, error.errors(include_url=False))
     if mistakes:
         raise SettingsError("\n  ".join([f"{origin}:", *dict.fromkeys(mistakes)]))
     return value
+
+
+def find_settings(kind: type[Settings], name: str) -> list[str]:
+    """Return the dotted keys of the settings called `name` in `kind` and its groups.
+
+    Where there is none, the setting that another program calls so, or those of the nearest name;
+    [] where no name is near.
+    """
+    keys: dict[str, list[str]] = {}
+    for key in _list_keys(kind):
+        keys.setdefault(key.rpartition(".")[2], []).append(key)
+    names = {**{other: [key] for other, key in kind.other_names.items()}, **keys}
+    if name in names:
+        return names[name]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    return names[close[0]] if close else []
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -113,24 +134,74 @@ def _find_booleans(
             yield from _find_booleans(inner, value, f"{prefix}{name}.")
 
 
-def _explain_error(kind: type[Settings], detail: ErrorDetails) -> str:
-    """Describe one pydantic error in a sentence: key, value, what is wrong, how to fix it."""
+def _explain_errors(kind: type[Settings], details: Sequence[ErrorDetails]) -> list[str]:
+    """Describe each setting at fault in a sentence; one that may be of several kinds in one."""
+    by_key: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for number, detail in enumerate(details):
+        key, *_ = _locate_setting(kind, [str(part) for part in detail["loc"]])
+        is_choice = "input should be" in detail["msg"].lower()
+        alone = (repr(detail["input"]),) if is_choice else (str(number),)
+        by_key.setdefault((*key, *alone), []).append(detail)
+    return [_explain_error(kind, each) for each in by_key.values()]
+
+
+def _explain_error(kind: type[Settings], details: Sequence[ErrorDetails]) -> str:
+    """Describe the errors of one setting: its key, its value, what is wrong, how to fix it."""
+    detail = details[-1]
     path, description, siblings = _locate_setting(kind, [str(part) for part in detail["loc"]])
     key = ".".join(path)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
-        if close:
-            return f"{key}: no such setting; did you mean {'.'.join([*path[:-1], *close])}?"
-        return f"{key}: no such setting; {'.'.join(path[:-1]) or 'there'} has {', '.join(siblings)}"
+        group = ".".join(path[:-1])
+        is_group = isinstance(detail["input"], Mapping)
+        keys = _meant_settings(kind, path, siblings, is_group)
+        if keys:
+            return f"{key}: no such setting; did you mean {' or '.join(keys)}?"
+        return f"{key}: no such setting; {group or 'there'} has {', '.join(siblings)}"
+    if detail["type"] == "model_type":
+        inside = [each for each in _list_keys(kind) if each.startswith(f"{key}.")]
+        likely = kind.other_names.get(key) or next(iter(inside), key)
+        return f"{key} = {detail['input']!r}: a group of settings; did you mean {likely}?"
     if detail["type"] == "missing":
         return f"{key}: missing{description and f'; {description}'}"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    choices = str(detail.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
-    meant = did_you_mean(str(detail["input"]), [choice.strip("'") for choice in choices])
+    expected = " or ".join(str(each.get("ctx", {}).get("expected", "")) for each in details)
+    choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+    meant = did_you_mean(str(detail["input"]), filter(None, choices))
     hint = f" ({description})" if description else ""
-    return f"{key} = {detail['input']!r}: {message[0].lower()}{message[1:]}{meant}{hint}"
+    others = [each["msg"].removeprefix("Input should be ") for each in details[:-1]]
+    wrong = " or ".join(dict.fromkeys([f"{message[0].lower()}{message[1:]}", *others]))
+    return f"{key} = {detail['input']!r}: {wrong}{meant}{hint}"
+
+
+def _meant_settings(
+    kind: type[Settings], path: list[str], siblings: list[str], is_group: bool
+) -> list[str]:
+    """Return the dotted keys that an unknown one may stand for, those of its own group first."""
+    group = "".join(f"{part}." for part in path[:-1])
+    found = [] if is_group else find_settings(kind, path[-1])
+    here = [key for key in found if key.rpartition(".")[0] == group.rstrip(".")]
+    if found:
+        return here or found
+    close = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
+    return [f"{group}{name}" for name in close]
+
+
+def _list_keys(kind: type[Settings], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every setting that is no group."""
+    for name, info in kind.model_fields.items():
+        inner = _nested_group(info.annotation)
+        if inner is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from _list_keys(inner, f"{prefix}{name}.")
+
+
+def _example_of(word: str) -> str:
+    """Return an assignment that may have been meant by a word without `=`."""
+    is_table = any(end in Path(word).suffixes for end in (".csv", ".tsv", ".jsonl", ".parquet"))
+    return f"data.source={word}" if is_table else "batch.global_size=64"
 
 
 def _locate_setting(

@@ -37,6 +37,11 @@ class ClusterMetadata(Settings):
     )
     cache: str = Field("~/.cache/bertha", description="a directory of each node, for prepared data")
     max_failures: int = Field(3, ge=0, description="how often a run restarts by itself")
+    small_runs_in_process: bool = Field(
+        False,
+        description="of this machine: whether a run that is shorter than starting Ray trains in "
+        "the process that was asked for it, without workers",
+    )
     min_workers: int | None = Field(
         None,
         ge=1,

@@ -1,13 +1,17 @@
 """The command line of serving.
 
-python -m serving run BUNDLE [--port 8000] [--ask TEXT ...]     on this machine, until Ctrl-C
-python -m serving predict BUNDLE TEXT...                        in this process
-python -m serving build BUNDLE                                  benchmark and choose an engine
-python -m serving deploy BUNDLE|NAME[:VERSION] [--canary 0.1]   in a registry, and on a cluster
-python -m serving register BUNDLE --as NAME                     in a registry, without deploying
-python -m serving promote|rollback|list|history ...             in a registry
-python -m serving key NAME                                      create an API key
-python -m serving embedder MODEL OUT                            export a bundle of embeddings
+bertha serve BUNDLE [--port 8000] [--ask TEXT ...]     on this machine, until Ctrl-C
+bertha predict BUNDLE TEXT...                        in this process
+bertha predict BUNDLE rows.csv --out answers.csv     the same rows, answered
+bertha evaluate BUNDLE labelled.csv                  how good it is on them
+bertha export BUNDLE DIR [--format onnx]             for other libraries
+bertha push BUNDLE USER/NAME                         on the Hugging Face hub
+bertha build BUNDLE                                  benchmark and choose an engine
+bertha deploy BUNDLE|NAME[:VERSION] [--canary 0.1]   in a registry, and on a cluster
+bertha register BUNDLE --as NAME                     in a registry, without deploying
+bertha promote|rollback|list|history ...             in a registry
+bertha key NAME                                      create an API key
+bertha embedder MODEL OUT                            export a bundle of embeddings
 """
 
 import argparse
@@ -22,18 +26,26 @@ from pathlib import Path
 from typing import get_args
 
 from cluster.errors import BerthaError
-from serving import client, commands
+from serving import choices, client, commands
+from serving.batch import commands as batch_commands
 from serving.deployment.config import machine_memory_gib, suggest_replicas
 from serving.fetch import local_copy, upload_engines
 from serving.http import keys
 from serving.http.messages import Scope
+from serving.protocols.labels import choose_labels
+from serving.publish import commands as publish_commands
 from serving.registry.model_ref import default_model_name
-from trainers.models.card import read_card
+from trainers.models.card import ModelCard, find_bundle, read_card
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m serving") -> int:
     """Run one command and return the exit status: 0, or 2 for an error of the user."""
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments, prog)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = "serve" if words[:1] == ["run"] else words[0] if words else ""
+    if len(words) == 1 and command in choices.USAGES:
+        print(choices.describe_choices(command, prog))
+        return 2
+    options = parse_arguments(words, prog)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         return int(options.command(options))
@@ -47,7 +59,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m serving"
 def run_service(options: argparse.Namespace) -> int:
     """Serve a bundle, or what is live in a registry, until Ctrl-C."""
     url = client.service_url(options.host, options.port)
-    with _open_registry(options) as (registry, name, task):
+    with _open_registry(options) as (registry, name, card):
         endpoint = commands.endpoint_from_options(options, registry)
         if options.dry_run:
             number = endpoint.min_replicas
@@ -62,15 +74,23 @@ def run_service(options: argparse.Namespace) -> int:
             client.wait_until_healthy(url)
             print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
             for text in options.ask:
-                print(client.format_labels(client.predict_text(url, text), task, text), flush=True)
+                print(_format_answer(client.predict_text(url, text), card, text), flush=True)
             if options.ask and not sys.stdin.isatty():
-                print(f"To serve it again: python -m serving run {options.what}")
+                print(f"To serve it again: bertha serve {options.what}")
             else:
                 print("Ctrl-C ends it.", flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
                     local_ray.watch()
                 print("ending …", flush=True)
     return 0
+
+
+def _format_answer(labels: client.LabelScores, card: ModelCard, text: str) -> str:
+    """Format what the service says of a text, by the thresholds of the card."""
+    by_name = {each["label"]: each["score"] for each in labels}
+    scores = [by_name[label] for label in card.labels]
+    chosen = choose_labels(scores, card.labels, card.task, card.thresholds)
+    return client.format_labels(labels, card.task, text, chosen)
 
 
 @contextlib.contextmanager
@@ -92,24 +112,32 @@ def serve_bundle(
 
 
 @contextlib.contextmanager
-def _open_registry(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """Yield the registry to serve, a name in it, and its task; a bundle gets its own."""
+def _open_registry(options: argparse.Namespace) -> Iterator[tuple[str, str, ModelCard]]:
+    """Yield the registry to serve, a name in it, and its card; a bundle gets its own."""
     from serving.registry.model_ref import ModelReference
     from serving.registry.registry import Registry
 
     if not (Path(options.what).exists() or "/" in options.what):
         registry = Registry.open(options.registry)
-        state, reference = registry.read_snapshot().resolve_reference(options.what)
+        state, reference = commands.find_name(registry, options.registry, options.what)
         if reference != ModelReference(state.name):
             raise BerthaError(
-                f"{options.what}: what runs is the live version; python -m serving deploy "
-                f"{options.what}, and run {state.name}"
+                f"{options.what}: what is served is the live version: `bertha deploy "
+                f"{options.what}` makes it that, and `bertha serve {state.name}` answers"
+            )
+        if state.live is None:
+            place = options.registry
+            where = "" if place == commands.REGISTRY else f" --registry {place}"
+            raise BerthaError(
+                f"{state.name} is registered, as {commands.describe_versions(state)}, and not "
+                f"deployed: `bertha deploy {state.name}{where}` makes the newest version live, "
+                f"then `bertha serve {state.name}{where}` answers"
             )
         version = state.resolve_version(reference)
         card = registry.read_card(state.name, version, state.versions[version].seal)
         if not options.dry_run:
             registry.make_default(state.name)
-        yield options.registry, state.name, card.task
+        yield options.registry, state.name, card
         return
     with (
         local_copy(options.what) as directory,
@@ -119,31 +147,11 @@ def _open_registry(options: argparse.Namespace) -> Iterator[tuple[str, str, str]
         labels = ", ".join(card.labels) or "a number"
         if options.dry_run:
             print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
-            yield options.registry, name, card.task
+            yield options.registry, name, card
             return
         own = Registry.open(place)
         own.deploy(name, own.register(directory, name))
-        yield place, name, card.task
-
-
-def predict_texts(options: argparse.Namespace) -> int:
-    """Answer texts in this process."""
-    from serving.engine.engine import Engine
-    from serving.interface import Prediction
-    from serving.protocols.labels import rank_labels
-
-    with local_copy(options.bundle) as directory:
-        engine = Engine.load(directory, options.engine)
-        answers = engine.predict(options.text)
-    card = engine.card
-    for text, answer in zip(options.text, answers, strict=True):
-        if not isinstance(answer, Prediction):
-            raise BerthaError(
-                f"{options.bundle}: a model for {card.task}; serve it and ask over HTTP: "
-                f"python -m serving run {options.bundle}"
-            )
-        print(client.format_labels(rank_labels(answer.scores, card.labels), card.task, text))
-    return 0
+        yield place, name, card
 
 
 def create_key(options: argparse.Namespace) -> int:
@@ -169,6 +177,8 @@ def build_engines(options: argparse.Namespace) -> int:
     """Benchmark engines and choose one."""
     from serving.optimize.optimize import run_build_command
 
+    if options.student is not None:
+        options.student = find_bundle(options.student)
     with local_copy(options.bundle) as directory:
         status = run_build_command(options, directory)
         if not options.dry_run:
@@ -178,7 +188,12 @@ def build_engines(options: argparse.Namespace) -> int:
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     """Parse a command line; exit as argparse does on a mistake."""
-    parser = argparse.ArgumentParser(prog=prog, description="Serve bundles.")
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve bundles.",
+        epilog=choices.help_epilog(prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     subparsers = parser.add_subparsers(required=True, metavar="command")
 
     runs = subparsers.add_parser(
@@ -191,11 +206,8 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     commands.add_endpoint_arguments(runs, suggest_replicas(num_cores, machine_memory_gib()))
     runs.set_defaults(command=run_service)
 
-    predicts = subparsers.add_parser("predict", help="answer texts in this process")
-    predicts.add_argument("bundle", help="directory of a bundle, or s3://")
-    predicts.add_argument("text", nargs="+", help="what to answer")
-    predicts.add_argument("--engine", help="as 'onnxruntime int8'; default: the chosen one")
-    predicts.set_defaults(command=predict_texts)
+    batch_commands.add_commands(subparsers)
+    publish_commands.add_commands(subparsers)
 
     builds = subparsers.add_parser("build", help="measure engines of a bundle and choose one")
     builds.add_argument("bundle", help="directory of a bundle, or s3://")
@@ -225,6 +237,8 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     embeds.set_defaults(command=export_embedder_bundle)
 
     commands.add_commands(subparsers)
+    for name, usage in choices.USAGES.items():
+        subparsers.choices[name].epilog = f"as in: {prog} {name} {usage.example}"
     return parser.parse_args(arguments)
 
 

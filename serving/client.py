@@ -5,7 +5,7 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import BerthaError
@@ -59,11 +59,23 @@ def wait_until_healthy(address: str) -> None:
             time.sleep(0.1)
 
 
-def format_labels(labels: LabelScores, task: str, text: str) -> str:
-    """Format the answer to `text` in one line."""
+def format_labels(
+    labels: LabelScores, task: str, text: str, chosen: Collection[str] | None = None
+) -> str:
+    """Format the answer to `text` in one line.
+
+    chosen: the labels that are the answer; default: the likeliest, of a multi-label model all from
+    one half up.
+    """
     shown = json.dumps(textwrap.shorten(text, 72, placeholder=" …"), ensure_ascii=False)
     if task == "regression":
         return f"{labels[0]['score']:.6g}  {shown}"
-    chosen = [each for each in labels if task == "multi-label" and each["score"] >= 0.5]
-    named = ", ".join(f"{each['label']} {each['score']:.1%}" for each in chosen or labels[:1])
-    return f"{named}  {shown}"
+    if chosen is None:
+        likely = [each["label"] for each in labels if each["score"] >= 0.5]
+        chosen = likely if task == "multi-label" else [labels[0]["label"]]
+    named = ", ".join(_format_share(each) for each in labels if each["label"] in chosen)
+    return f"{named or f'none (likeliest: {_format_share(labels[0])})'}  {shown}"
+
+
+def _format_share(label: Mapping[str, Any]) -> str:
+    return f"{label['label']} {label['score']:.1%}"

@@ -11,11 +11,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import BerthaError
 from cluster.settings import validate_settings
 from serving.deployment.config import EndpointConfig
 from serving.fetch import local_copy
 from serving.registry.canary_rule import CanaryRule
-from serving.registry.model_ref import check_alias, check_model_name, default_model_name
+from serving.registry.model_ref import (
+    InvalidReference,
+    ModelNotFound,
+    ModelReference,
+    check_alias,
+    check_model_name,
+    default_model_name,
+)
 from serving.registry.registry import Registry, RegistryError
 from serving.registry.state import ModelState
 from trainers.storage.store import is_url
@@ -113,7 +121,7 @@ def deploy_version(options: argparse.Namespace) -> int:
         with local_copy(options.what) as bundle:
             version = registry.register(bundle, name, options.note)
     else:
-        state, reference = registry.read_snapshot().resolve_reference(options.what)
+        state, reference = find_name(registry, options.registry, options.what)
         name, version = state.name, _resolve_version(state, reference)
         registry.read_card(name, version, state.versions[version].seal)  # or it is damaged
     rule = validate_settings(
@@ -127,6 +135,20 @@ def deploy_version(options: argparse.Namespace) -> int:
         app.deploy_endpoint(endpoint_from_options(options, options.registry), options.address)
         print(f"served at {options.host}:{options.port} of the cluster's head node")
     return 0
+
+
+def find_name(registry: Registry, address: str, what: str) -> tuple[ModelState, ModelReference]:
+    """Return the state and the reference of a name. Raises BerthaError where there is none.
+
+    address: of the registry, as the user gave it. what: no path of a bundle, else a name.
+    """
+    try:
+        return registry.read_snapshot().resolve_reference(what)
+    except (InvalidReference, ModelNotFound) as error:
+        raise BerthaError(
+            f"{what}: no run or bundle here, and no name in {address}: {error}; `bertha serve` "
+            "lists what there is"
+        ) from None
 
 
 def register_bundle(options: argparse.Namespace) -> int:
@@ -205,7 +227,7 @@ def list_models(options: argparse.Namespace) -> int:
             print(_printable(f"  {name}:{version} is damaged: {reason}"), flush=True)
         num_damaged += len(damage)
     if not snapshot.states and not snapshot.damage:
-        print(f"{options.registry}: no models; python -m serving deploy BUNDLE makes the first")
+        print(f"{options.registry}: no models; `bertha deploy BUNDLE` makes the first")
     if options.verify:
         num_versions = sum(len(state.versions) for state in snapshot.states.values())
         print(f"{options.registry}: {num_versions} versions verified, {num_damaged} damages")
@@ -217,6 +239,11 @@ def _resolve_version(state: ModelState, reference: Any) -> str:
     if reference.version is None and reference.alias is None and state.versions:
         return max(state.versions, key=int)
     return state.resolve_version(reference)
+
+
+def describe_versions(state: ModelState) -> str:
+    """Return the versions of a name, as `sentiment:1, sentiment:2`."""
+    return ", ".join(f"{state.name}:{version}" for version in sorted(state.versions, key=int))
 
 
 def _printable(text: str) -> str:

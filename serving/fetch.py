@@ -1,11 +1,18 @@
-"""Bundles by path or URL, on this machine."""
+"""Bundles by path or URL, of themselves or of their run, on this machine."""
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.models.card import CARD_FILE, BundleError, parse_card, read_card
+from trainers.models.card import (
+    CARD_FILE,
+    IN_RUN,
+    BundleError,
+    find_bundle,
+    parse_card,
+    read_card,
+)
 from trainers.storage.directory import SyncedDirectory
 from trainers.storage.filesystem import NotFound
 from trainers.storage.store import is_url, open_store
@@ -15,18 +22,19 @@ from trainers.storage.store import is_url, open_store
 def local_copy(address: str) -> Iterator[Path]:
     """Yield the directory of the bundle at a path, or a verified temporary copy of that at a URL.
 
-    Raises BundleError, for a URL where a file is missing or altered, and StoreError.
+    address: of a bundle, or of a run, whose bundle is meant. Raises BundleError, for a URL where a
+    file is missing or altered, and StoreError.
     """
     if not is_url(address):
-        yield Path(address)
+        yield find_bundle(Path(address))
         return
-    with SyncedDirectory.open_temporary(address) as bundle:
+    with SyncedDirectory.open_temporary(resolve_bundle(address)) as bundle:
         store = bundle.store
         try:
             data = store.read_bytes(CARD_FILE)
         except NotFound:
             raise BundleError(
-                f"{bundle.home}: no {CARD_FILE}; a training run leaves RUN/bundle"
+                f"{bundle.home}: no {CARD_FILE}; a training run leaves RUN/{IN_RUN}"
             ) from None
         card = parse_card(data, f"{bundle.home}/{CARD_FILE}")
         try:
@@ -41,11 +49,29 @@ def local_copy(address: str) -> Iterator[Path]:
         yield bundle.path
 
 
+def resolve_bundle(address: str) -> str:
+    """Return the address of the bundle that is meant by that of a bundle or of a run.
+
+    Raises BundleError for a run that has left none yet, and StoreError.
+    """
+    if not is_url(address):
+        return str(find_bundle(Path(address)))
+    home = address.rstrip("/")
+    store = open_store(home)
+    try:
+        store.read_bytes(CARD_FILE)
+    except NotFound:
+        with contextlib.suppress(NotFound):
+            store.read_bytes(f"{IN_RUN}/{CARD_FILE}")
+            return f"{home}/{IN_RUN}"
+    return home
+
+
 def upload_engines(directory: Path, address: str) -> None:
     """Copy the engines that were built in `directory`, and its card, to the bundle at a URL."""
     if not is_url(address):
         return
-    store, card = open_store(address), read_card(directory)
+    store, card = open_store(resolve_bundle(address)), read_card(directory)
     for engine in card.engines:
         for file in engine.files:
             store.put_file(directory / file, file)

@@ -4,7 +4,7 @@ The interface between the protocols and the models; both import it, and it impor
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -69,6 +69,7 @@ class ModelInfo:
     embedding, else 0. engine: the backend, as "onnxruntime int8". metrics: measured on held-out
     texts. created: seconds since 1970. state: "ready", "loading" or "cold" (loaded on first use).
     pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
+    thresholds, verdict, target, examples: as in the card of the bundle.
     """
 
     name: str
@@ -87,11 +88,35 @@ class ModelInfo:
     state: str = "ready"
     pooling: str = ""
     batch_tokens: int = 0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, float] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """The labels, or the one name of a regression's value."""
         return self.labels or ("value",)
+
+
+def choose_labels(
+    scores: Sequence[float], labels: Sequence[str], task: str, thresholds: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Return the labels that are the answer to a text, in the order of the card.
+
+    scores: a probability for each of `labels`. thresholds: of the card. classification: one label,
+    the likeliest; of exactly two the second where its probability reaches its threshold, else the
+    first. multi-label: each whose probability reaches its threshold, by default 0.5; perhaps none.
+    Other tasks have no labels: ().
+    """
+    if task == "multi-label":
+        pairs = zip(labels, scores, strict=True)
+        return tuple(label for label, score in pairs if score >= thresholds.get(label, 0.5))
+    if task != "classification":
+        return ()
+    if len(labels) == 2 and labels[1] in thresholds:
+        return (labels[int(scores[1] >= thresholds[labels[1]])],)
+    return (labels[max(range(len(labels)), key=scores.__getitem__)],)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +224,13 @@ class Models(Protocol):
     async def explain(
         self, model: str | None, texts: Sequence[str], *, label: str | None = None
     ) -> InferenceResult[Explanation]:
-        """Attribute a label, by default the likeliest, to words: classification, multi-label."""
+        """Attribute a label, by default the answer, to words: classification, multi-label."""
+
+    async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text before it is cut at the model's max_length.
+
+        Of a very long text, at least so many.
+        """
 
     def get_info(self, model: str | None) -> ModelInfo:
         """Describe a model without loading it."""

@@ -1,5 +1,7 @@
 """The front door: one command line, and the Python API."""
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +43,42 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "error: no command 'trian'; did you mean train?\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("run", "serve or train"), ("fit", "train"), ("eval", "evaluate"), ("stop", "down")],
+)
+def test_a_word_of_other_programs_names_the_command(
+    word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bertha.main([word]) == 2
+    assert capsys.readouterr().err == f"error: no command {word!r}; did you mean {said}?\n"
+
+
+def test_words_of_other_programs_stand_for_commands_that_exist() -> None:
+    assert not bertha.OTHER_WORDS.keys() & bertha.COMMANDS.keys()
+    named = {name for names in bertha.OTHER_WORDS.values() for name in names.split()}
+    assert named <= bertha.COMMANDS.keys()
+
+
+# What stays in the older form: the forms themselves, and a command that `bertha` does not have.
+OLDER = re.compile(r"python -m (trainers|tuning|serving|cluster)\b")
+STAYS = re.compile(r'prog: str = "|python -m cluster watch|trainers\|tuning\|serving\|cluster')
+
+
+def test_what_people_read_says_bertha_and_a_command() -> None:
+    kinds = ("*.py", "*.md", "*.yaml", "*.html", "*.csv")
+    folders = [*bertha.EXTRAS, "docs", "examples", "benchmarks"]
+    paths = [path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(kind)]
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in [*paths, ROOT / "README.md", ROOT / "bertha.py"]
+        if path.relative_to(ROOT).parts[:2] != ("benchmarks", "results")
+        for line in path.read_text("utf-8").splitlines()
+        if OLDER.search(line) and not STAYS.search(line) and "USER.check_command" not in line
+    ]
+    assert found == []
+
+
 def test_a_role_that_is_not_installed_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +118,29 @@ def test_predictions_from_python(tiny_classifier: Path) -> None:
     assert list(first.values()) == sorted(first.values(), reverse=True)
     engine = bertha.load(tiny_classifier)
     assert bertha.predict(engine, ["a warm film"]) == [first]
+
+
+def test_files_from_python(tiny_classifier: Path, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "answers.jsonl"
+    rows.write_text("text,truth\na warm film,positive\n,negative\na dull film,negative\n")
+    done = bertha.predict_file(tiny_classifier, rows, out)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (done.rows, done.empty, len(answers)) == (3, 1, 3)
+    (alone,) = bertha.predict(tiny_classifier, ["a dull film"])
+    assert answers[2]["label"] == next(iter(alone))
+    assert answers[2]["probability_positive"] == pytest.approx(alone["positive"], abs=1e-6)
+    engine = bertha.load(tiny_classifier)
+    with pytest.raises(bertha.BerthaError, match="exists; add --overwrite"):
+        bertha.predict_file(engine, rows, out)
+    found = bertha.evaluate(engine, [rows], label="truth", out=tmp_path / "errors.csv")
+    assert found.rows == 2 and found.figures["accuracy"].low < found.figures["accuracy"].high
+
+
+def test_a_bundle_goes_out_from_python(tiny_classifier: Path, tmp_path: Path) -> None:
+    bertha.export(tiny_classifier, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").is_file()
+    with pytest.raises(bertha.BerthaError, match="the hub cannot be reached"):
+        bertha.push(tiny_classifier, "acme/reviews")
 
 
 def test_a_missing_bundle_is_one_error(tmp_path: Path) -> None:

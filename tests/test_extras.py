@@ -84,9 +84,17 @@ def third_party(*names: str) -> dict[str, str]:
             (),
             "bertha cluster.__main__ trainers.__main__ cluster.planning.plan",
         ),
-        (("train",), "trainers.runtime.fit trainers.runtime.worker trainers.planning.dry_run"),
+        (
+            ("train",),
+            "trainers.runtime.fit trainers.runtime.ray_trainer trainers.planning.dry_run "
+            "trainers.tracking.sinks.tensorboard_sink",
+        ),
         (("tune",), "tuning.study tuning.results.dashboard tuning.execution.tuner"),
-        (("serve",), "serving.deployment.app serving.deployment.server serving.optimize.optimize"),
+        (
+            ("serve",),
+            "serving.deployment.app serving.deployment.server serving.optimize.optimize "
+            "serving.batch.cluster serving.batch.evaluate serving.publish.push",
+        ),
         (("aws",), "cluster.launch.aws"),
         (("demo",), "trainers.runtime.fit serving.deployment.app serving.inference.attribution"),
     ],
@@ -102,13 +110,15 @@ def test_a_role_installs_what_it_imports(extras: tuple[str, ...], names: str) ->
 
 
 def test_a_missing_requirement_is_seen() -> None:
-    assert third_party("trainers.runtime.fit").keys() >= {"ray", "torch", "numpy"}
+    assert third_party("trainers.runtime.ray_trainer").keys() >= {"ray", "torch", "numpy"}
+    assert "ray" not in third_party("trainers.runtime.fit")  # a small run does not pay for it
     assert "torch" not in installed_by() and "torch" in installed_by("train")
 
 
 def test_a_serving_machine_and_a_planning_laptop_stay_light() -> None:
     assert not {"torch", "ray", "transformers", "matplotlib"} & installed_by()
     assert not {"optuna-dashboard", "captum", "matplotlib", "datasets"} & installed_by("serve")
+    assert {"scipy", "pandas"} <= installed_by("serve")  # of `evaluate`, and of Ray Data
     assert not {"moto", "schemathesis", "optuna-dashboard", "mypy"} & installed_by("demo")
 
 

@@ -35,7 +35,8 @@ ROOMS: dict[str, dict[str, str]] = {
         "doctor": "errors ray_token settings hardware spec costmodel",
         "launch": "errors ray_token settings hardware spec validation",
         "planning": "errors settings hardware spec costmodel",
-        "__main__": "errors validation doctor launch",
+        "choices": "errors settings hardware spec",
+        "__main__": "errors validation doctor launch choices",
     },
     "trainers": {
         "config": "",
@@ -49,9 +50,10 @@ ROOMS: dict[str, dict[str, str]] = {
         "training": "config storage data distributed checkpoint models parallel",
         "planning": "config data distributed models parallel training",
         "tracking": "config storage checkpoint training",
+        "evaluation": "config storage data distributed training tracking",
         "runtime": "config storage data distributed checkpoint models parallel training planning "
-        "tracking",
-        "__main__": "config data training planning tracking runtime",
+        "tracking evaluation",
+        "__main__": "config data training planning tracking evaluation runtime",
         "probe": "__main__",
     },
     "serving": {
@@ -65,9 +67,12 @@ ROOMS: dict[str, dict[str, str]] = {
         "optimize": "interface engine",
         "protocols": "interface http",
         "deployment": "interface registry http inference protocols",
+        "batch": "client fetch interface engine protocols",
+        "publish": "fetch engine optimize",
         "commands": "fetch registry deployment",
-        "__main__": "client fetch interface registry engine http optimize protocols deployment "
-        "commands",
+        "choices": "registry",
+        "__main__": "client fetch registry http optimize protocols deployment batch publish "
+        "commands choices",
     },
     "tuning": {
         "space": "",
@@ -82,7 +87,7 @@ ROOMS: dict[str, dict[str, str]] = {
     },
 }
 
-# The only import of a higher package, by name and when it is called: `python -m cluster plan`.
+# The only import of a higher package, by name and when it is called: `bertha plan`.
 LAZY = {("cluster.__main__", "trainers.planning.plan_command")}
 
 

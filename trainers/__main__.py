@@ -1,25 +1,36 @@
-"""Train a recipe: `python -m trainers reviews.yaml batch.global_size=64 --run runs/mine`.
+"""Train a recipe: `bertha train reviews.yaml batch.global_size=64 --run runs/mine`.
 
-Two other commands: `recipes` lists the shipped recipes, `probe` times real steps on this machine.
+Other commands: `recipes` lists the shipped recipes, `probe` times real steps on this machine,
+`compare` compares runs.
 """
 
 import argparse
-import itertools
+import signal
 import sys
-import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster import spec
 from cluster.errors import BerthaError
 from cluster.settings import SettingsError
+from trainers.config import command_line
 from trainers.config import recipe as recipes
+from trainers.tracking.wait import Wait
+
+INTERRUPTED = 128 + signal.SIGINT  # as a shell says it
+IMPORTS = "loading torch and Transformers"
+MAX_SHOWN = 10  # runs
+EXAMPLE = "csv.yaml data.source=reviews.csv data.text=body data.label=stars --run runs/mine"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m trainers") -> int:
     """Run the command line and return the exit status; a user's mistake is one line on stderr."""
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments, prog)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["compare"]:
+        print("\n".join(_run_lines(prog)))
+        return 2
+    options = parse_arguments(words, prog)
     try:
         return int(options.command(options))
     except BerthaError as error:
@@ -28,8 +39,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m trainers
 
 
 def _list_recipes(options: argparse.Namespace) -> int:
-    for path in sorted(recipes.SHIPPED.glob("*.yaml")):
-        print(f"{path.stem:<20}{_summary(path)}")
+    for line in command_line.recipe_lines():
+        print(line)
     return 0
 
 
@@ -39,34 +50,58 @@ def _measure(options: argparse.Namespace) -> int:
     return measure_to_file(options)
 
 
+def _run_lines(prog: str) -> Iterator[str]:
+    """Yield how runs are compared, and those below ./runs that have ended, the newest first."""
+    yield f"usage: {prog} compare RUN RUN ..."
+    yield ""
+    yield "A RUN is the directory that training leaves. Ended, in ./runs:"
+    results = sorted(Path("runs").glob("*/result.json"), key=lambda path: -path.stat().st_mtime)
+    yield from [f"  {path.parent}" for path in results[:MAX_SHOWN]] or ["  none yet"]
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from trainers.evaluation.compare import compare_runs
+
+    cluster = spec.load_cluster_spec(options.cluster or "local.yaml")
+    for line in compare_runs(options.runs, cluster.cache_dir, options.metric):
+        print(line)
+    return 0
+
+
 def _train(options: argparse.Namespace) -> int:
     if options.schema:
         print(recipes.recipe_schema())
         return 0
     if options.recipe is None:
-        raise SettingsError("name a recipe: a file, or a shipped one such as reviews.yaml")
+        print(command_line.describe_recipes(options.called, EXAMPLE))
+        return 2
     recipe = recipes.load_recipe(options.recipe, options.overrides)
     if options.simulate:
         return _simulate(options, recipe)
     cluster = spec.load_cluster_spec(options.cluster or "local.yaml")
-    from trainers.runtime.job_sources import check_job_sources
-
-    check_job_sources(recipe, cluster)
     if options.dry_run:
-        from trainers.planning.dry_run import describe_run
+        from trainers.runtime.early_checks import check_settings
+
+        check_settings(recipe, cluster)
+        with Wait(IMPORTS):
+            from trainers.planning.dry_run import describe_run
 
         for line in describe_run(recipe, cluster):
             print(line)
         return 0
-    from trainers.data import prepare
-    from trainers.runtime import fit
-    from trainers.tracking import progress
-    from trainers.training import distillation
-
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = (options.run or cluster.run_path(f"{Path(options.recipe).stem}-{stamp}")).rstrip("/")
-    directory = fit.open_run(run, cluster)
-    print(f"run: {run}")
+    print(f"run: {run}", flush=True)
+    from trainers.runtime.early_checks import check_run, open_run
+
+    directory = open_run(run, cluster)
+    check_run(recipe, cluster, directory, options.resume)
+    with Wait(IMPORTS):
+        from trainers.data import prepare
+        from trainers.runtime import fit
+        from trainers.tracking import progress
+        from trainers.training import distillation
+
     prepared = prepare.prepare_dataset(
         recipe, cluster.cache_dir, progress.count_printer("encoding texts")
     )
@@ -75,16 +110,14 @@ def _train(options: argparse.Namespace) -> int:
     prepared = distillation.attach_teacher_logits(
         recipe, prepared, cluster.cache_dir, progress.count_printer("asking the teacher")
     )
-    outcome = fit.fit(recipe, cluster, directory, options.resume, prepared=prepared)
+    try:
+        outcome = fit.fit(recipe, cluster, directory, options.resume, prepared=prepared)
+    except KeyboardInterrupt:
+        print(f"interrupted: {run}: what is saved is kept; go on with --resume", file=sys.stderr)
+        return INTERRUPTED
     for line in progress.summarize_run(outcome.result, outcome.seconds, run):
         print(line)
     return 0
-
-
-def _summary(path: Path) -> str:
-    """Return the beginning of the comment at the top of a recipe file."""
-    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines())
-    return textwrap.shorten(" ".join(line[2:] for line in lines), 80, placeholder=" ...")
 
 
 def _simulate(options: argparse.Namespace, recipe: recipes.Recipe) -> int:
@@ -116,11 +149,11 @@ def _parse_gib(size: str) -> float:
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     """Parse a command line; exit as argparse does on a mistake."""
-    if arguments and arguments[0] in ("recipes", "probe"):
+    if arguments and arguments[0] in ("recipes", "probe", "compare"):
         return _parse_side_command(arguments, prog)
     name = prog if prog.startswith("python") else f"{prog} train"
-    parser = argparse.ArgumentParser(prog=name, description=__doc__)
-    parser.set_defaults(command=_train)
+    parser = argparse.ArgumentParser(prog=name, description=__doc__, allow_abbrev=False)
+    parser.set_defaults(command=_train, called=name)
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--cluster", help="a Ray cluster YAML; default: local.yaml")
@@ -144,7 +177,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         help="of a `random` model; default: its tokenizer's if that is here, else BERT's 30522",
     )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
-    return parser.parse_intermixed_args(arguments)
+    return command_line.parse_with_settings(parser, arguments)
 
 
 def _parse_side_command(arguments: Sequence[str], prog: str) -> argparse.Namespace:
@@ -159,6 +192,15 @@ def _parse_side_command(arguments: Sequence[str], prog: str) -> argparse.Namespa
     probes.add_argument("--seconds", type=float, default=60.0, help="in all, for steps")
     probes.add_argument("--out", type=Path, required=True, metavar="FILE")
     probes.set_defaults(command=_measure)
+    compares = subparsers.add_parser(
+        "compare",
+        description="Compare runs on the test rows that they share: figures, whether a difference "
+        "is more than chance, and the settings that differ.",
+    )
+    compares.add_argument("runs", nargs="+", metavar="RUN", help="a directory, or s3://...")
+    compares.add_argument("--metric", help="default: that of the first run")
+    compares.add_argument("--cluster", help="for its cache; default: local.yaml")
+    compares.set_defaults(command=_compare)
     return parser.parse_args(arguments)
 
 

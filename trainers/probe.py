@@ -1,4 +1,4 @@
-"""The old spelling of `python -m trainers probe`."""
+"""The old spelling of `bertha probe`."""
 
 import sys
 

@@ -1,24 +1,26 @@
-"""Search the best settings of a recipe: `python -m tuning reviews.yaml --trials 16`.
+"""Search the best settings of a recipe: `bertha tune reviews.yaml --trials 16`.
 
-python -m tuning reviews.yaml data.max_rows=2000 'tune.optimizer.learning_rate=log 1e-5..1e-3'
-python -m tuning resume runs/tuning-reviews
-python -m tuning dashboard runs/tuning-reviews
-python -m tuning report runs/tuning-reviews
+bertha tune reviews.yaml data.max_rows=2000 'tune.optimizer.learning_rate=log 1e-5..1e-3'
+bertha tune resume runs/tuning-reviews
+bertha tune dashboard runs/tuning-reviews
+bertha tune report runs/tuning-reviews
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cluster import spec
 from cluster.errors import BerthaError
+from trainers.config.command_line import describe_recipes, parse_with_settings
 from trainers.storage.directory import SyncedDirectory
 from tuning.algorithms.sampler import Sampler
 from tuning.algorithms.scheduler import Scheduler
 from tuning.store.config import (
+    PLAN,
     SearchConfig,
     build_search_config,
     load_search_config,
@@ -30,9 +32,19 @@ if TYPE_CHECKING:
     from tuning.execution.controller import PreparedSearch
 
 
+FOLLOW_UPS = ("resume", "dashboard", "report")
+RUNS = Path("runs")
+MAX_SHOWN = 10
+
+
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m tuning") -> int:
     """Run the command line and return the exit status. A user's mistake ends in one line."""
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments, prog)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = _command_name(prog)
+    if len(words) == 1 and words[0] in FOLLOW_UPS:
+        print("\n".join([f"usage: {name} {words[0]} RUN", *_search_lines(name)]))
+        return 2
+    options = parse_arguments(words, prog)
     try:
         return int(options.command(options))
     except BerthaError as error:
@@ -41,6 +53,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m tuning")
 
 
 def _start_search(options: argparse.Namespace) -> int:
+    if options.recipe is None:
+        print(describe_recipes(options.called, "csv.yaml data.source=reviews.csv --trials 16"))
+        print("\n".join(_search_lines(options.called)))
+        return 2
     given = vars(options)
     fields = {
         name: given[name] for name in given.keys() & (SearchConfig.model_fields.keys() - {"recipe"})
@@ -94,7 +110,7 @@ def _run_search(run: SyncedDirectory, prepared: "PreparedSearch") -> int:
     from tuning.results import report
 
     if not run.home:
-        print(f"look at it: python -m tuning dashboard {run.address}", flush=True)
+        print(f"look at it: bertha tune dashboard {run.address}", flush=True)
     result = study.finish_search(run, prepared)
     for line in report.summary_lines(result, prepared.cluster):
         print(line)
@@ -104,14 +120,17 @@ def _run_search(run: SyncedDirectory, prepared: "PreparedSearch") -> int:
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     """Parse a command line; exit as argparse does on a mistake."""
-    name = prog if prog.startswith("python") else f"{prog} tune"
-    if arguments and arguments[0] in ("resume", "dashboard", "report"):
+    name = _command_name(prog)
+    if arguments and arguments[0] in FOLLOW_UPS:
         return _parse_follow_up(arguments, name)
     parser = argparse.ArgumentParser(
-        prog=name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=name,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.set_defaults(command=_start_search)
-    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
+    parser.set_defaults(command=_start_search, called=name)
+    parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--trials", type=int, default=16, help="of the search (16)")
     parser.add_argument("--run", help="the search: a directory, or s3://...; default: a new one")
@@ -140,9 +159,25 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         "--probed",
         metavar="FILE",
         type=Path,
-        help="what `python -m trainers probe --out FILE` measured, for a dry run's time",
+        help="what `bertha probe --out FILE` measured, for a dry run's time",
     )
-    return parser.parse_intermixed_args(arguments)
+    return parse_with_settings(parser, arguments)
+
+
+def _command_name(prog: str) -> str:
+    return prog if prog.startswith("python") else f"{prog} tune"
+
+
+def _search_lines(name: str) -> Iterator[str]:
+    """Yield the searches below ./runs, the newest first, with what can be done with them."""
+    yield ""
+    yield f"RUN of `{name} {'|'.join(FOLLOW_UPS)} RUN` is the directory of a search. In ./{RUNS}:"
+    plans = sorted(RUNS.glob(f"*/{PLAN}"), key=lambda path: -path.stat().st_mtime)
+    for search in (path.parent for path in plans[:MAX_SHOWN]):
+        ended = (search / "result.json").is_file()
+        yield f"  {search!s:<30}{'ended' if ended else f'not ended: {name} resume {search}'}"
+    if not plans:
+        yield "  none yet"
 
 
 def _parse_follow_up(arguments: Sequence[str], name: str) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What a search would do, without starting anything: `python -m tuning reviews.yaml --dry-run`."""
+"""What a search would do, without starting anything: `bertha tune reviews.yaml --dry-run`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,22 +77,24 @@ def _scheduler_lines(prepared: PreparedSearch) -> Iterator[str]:
 
 
 def _forecast_lines(prepared: PreparedSearch, probed: Path | None) -> Iterator[str]:
-    """Yield the expected time and dollars, with their interval of nine in ten."""
+    """Yield the expected time and dollars of the search, with the interval of nine in ten.
+
+    It ends where no trial is stopped early.
+    """
     try:
         forecast = forecast_search(prepared, probed)
     except (ForecastError, CatalogError) as error:
         yield f"time      not known: {error}"
         return
 
-    def with_interval(seconds: float) -> str:
+    def format_interval(expected: float, most: float) -> str:
         low, middle, high = (
-            Spend.for_seconds(seconds * factor, prepared.cluster)
-            for factor in (1 / NINE_IN_TEN, 1, NINE_IN_TEN)
+            Spend.for_seconds(seconds, prepared.cluster)
+            for seconds in (expected / NINE_IN_TEN, expected, most * NINE_IN_TEN)
         )
         return f"{middle} (nine in ten: {low} to {high})"
 
-    slots = f"on {prepared.capacity.slots} trial(s) at once"
-    expected = with_interval(forecast.expected_seconds)
-    yield f"time      a trial {with_interval(forecast.trial_seconds)}, by {forecast.origin}"
-    yield f"          the search, {slots}, {expected} as trials are stopped"
-    yield f"          at most {with_interval(forecast.search_seconds)}, if none is"
+    yield (
+        f"time      {format_interval(forecast.expected_seconds, forecast.search_seconds)}: the "
+        f"whole search, by {forecast.origin}"
+    )

@@ -1,7 +1,7 @@
 """How long a trial and a search will take, by the cluster's cost model.
 
 The hardware is that of the cluster file, as the catalog describes it, or what a probe has
-measured (python -m trainers probe --out FILE).
+measured (bertha probe --out FILE).
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from cluster.costmodel.microbatches import Lengths
 from cluster.errors import BerthaError
 from cluster.planning import devices, probe
 from cluster.planning.workload import Workload
+from trainers.data.microbatch import steps_per_epoch
 from trainers.planning.workload import RunLength, make_workload
 from tuning.algorithms import repeats, scheduler
 from tuning.execution.controller import PreparedSearch
@@ -72,8 +73,9 @@ def expected_work_share(prepared: PreparedSearch) -> float:
 def _trial_workload(prepared: PreparedSearch) -> Workload:
     """Return the work of trial 0; trials with other settings train as many samples."""
     schedule, recipe = prepared.schedule, prepared.config.recipe
-    size = recipe.batch.global_size
-    steps = max(1, round(schedule.total_samples / size))
+    size = recipe.global_batch_size
+    whole = steps_per_epoch(schedule.train_samples, size) * recipe.epochs
+    steps = min(whole, recipe.stopping.max_steps or whole)
     length = RunLength(
         steps=steps,
         lengths=Lengths.assume_even(
@@ -100,7 +102,7 @@ def _predict_from_catalog(prepared: PreparedSearch, workload: Workload) -> tuple
         rented = ", ".join(prepared.cluster.instance_types) or "no kind of machine"
         raise ForecastError(
             f"cluster {prepared.cluster.name} names {rented}, which the catalog does not have: "
-            "measure one for a minute (python -m trainers probe --out FILE), "
+            "measure one for a minute (bertha probe --out FILE), "
             "and give --probed FILE"
         )
     per_node = min(prepared.capacity.devices, hardware.topology.devices_per_node)

@@ -2,7 +2,7 @@
 
 RUN/plan.yaml        the configuration
 RUN/study.journal    every decision
-RUN/trials/0007/     the run directory of a trial, as `python -m trainers` leaves it
+RUN/trials/0007/     the run directory of a trial, as `bertha train` leaves it
 RUN/bundle           the winner        RUN/result.json   the outcome
 RUN/report.html      for people        RUN/report.md
 RUN/lease/           which process goes on with it
@@ -13,18 +13,21 @@ RUN is a directory that all nodes see, or a URL such as s3://...
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from cluster import spec
 from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
 from trainers.config import recipe as recipes
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.planning.layout import resolve_shape
 from trainers.runtime.job_sources import check_job_sources
 from trainers.storage.directory import SyncedDirectory
 from trainers.tracking import progress
+from trainers.tracking.sinks.trackers import check_trackers
 from tuning.algorithms import pbt
 from tuning.algorithms.eval_schedule import EvalSchedule
 from tuning.algorithms.sampler import grid_points
@@ -56,12 +59,15 @@ def prepare_search(config: SearchConfig, estimate: bool = False) -> PreparedSear
         raise SettingsError(
             "data.validation is 0, but a search decides by validation rows; hold some out"
         )
-    schedule, labels, num_features = _measure_data(recipe, cluster, estimate)
-    shape = resolve_shape(recipe, labels, num_features, cluster.cache_dir)
+    data = _measure_data(recipe, cluster, estimate)
+    shape = resolve_shape(recipe, data.labels, data.num_features, cluster.cache_dir)
+    recipe = choose_settings(recipe, data.num_train, shape.hidden_size).recipe
+    config = config.model_copy(update={"recipe": recipe})
+    schedule = EvalSchedule.for_recipe(recipe, data.num_train, data.num_tokens, data.num_validation)
     settings = recipe.model_dump(mode="json") | {recipes.SEARCH_KEY: config.ranges}
     space = parse_space(settings, recipe, shape.num_parameters, "recipe")
     _check_num_trials(config, space)
-    batch_size, optimizer = recipe.batch.global_size, recipe.optimizer.name
+    batch_size, optimizer = recipe.global_batch_size, recipe.optimizer.name
     return PreparedSearch(
         config=config,
         cluster=cluster,
@@ -78,13 +84,13 @@ def create_search(config: SearchConfig, run: SyncedDirectory) -> PreparedSearch:
     """Create the search `run`. Raises BerthaError for any mistake, and then leaves no files."""
     if (run.path / PLAN).exists():
         raise JournalError(
-            f"{run.address} holds a search already; `python -m tuning resume {run.address}` goes "
+            f"{run.address} holds a search already; `bertha tune resume {run.address}` goes "
             "on with it, --run names another"
         )
     prepared = prepare_search(config)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        config.save(run.path)
+        prepared.config.save(run.path)
     except OSError as error:
         raise JournalError(
             f"{run.address}: cannot be written: {error}; name another with --run"
@@ -141,11 +147,20 @@ def run_new_search(config: SearchConfig, run: str) -> dict[str, Any]:
         return finish_search(directory, create_search(config, directory))
 
 
-def _measure_data(
-    recipe: Recipe, cluster: ClusterSpec, estimate: bool
-) -> tuple[EvalSchedule, tuple[str, ...], int]:
-    """Return the evaluation schedule, the labels, and the features of a linear model."""
+@dataclass(frozen=True)
+class DataSizes:
+    """The sizes of the data. num_features: of a linear model."""
+
+    labels: tuple[str, ...]
+    num_features: int
+    num_train: int
+    num_tokens: int
+    num_validation: int
+
+
+def _measure_data(recipe: Recipe, cluster: ClusterSpec, estimate: bool) -> DataSizes:
     check_job_sources(recipe, cluster)
+    check_trackers(recipe.tracking)
     if estimate:
         sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
         lengths, labels, num_train = sketch.lengths, sketch.labels, sketch.num_train
@@ -157,8 +172,7 @@ def _measure_data(
         )
         lengths, labels, num_train = data.train.samples.lengths, data.labels, len(data.train)
         num_tokens, num_validation = int(lengths.sum()), len(data.validation)
-    schedule = EvalSchedule.for_recipe(recipe, num_train, num_tokens, num_validation)
-    return schedule, labels, int(lengths[0])
+    return DataSizes(labels, int(lengths[0]), num_train, num_tokens, num_validation)
 
 
 def _check_num_trials(config: SearchConfig, space: Space) -> None:

@@ -4,7 +4,7 @@ The peak is the largest of four moments of a step: the loss, the backward of the
 of a backward, and the optimizer's step. After a first backward, activations meet whole gradients;
 in a step whose micro-batches are all in flight, gradients grow while activations are freed.
 Fragmentation and the device's libraries are not counted: leave a tenth free. What a step really
-takes, `python -m trainers --rehearse` plays through (docs/simulation.md).
+takes, `bertha train --rehearse` plays through (docs/simulation.md).
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def training_nodes(expected: ExpectedCluster, seen: Observations) -> list[Node]:
 def _check_nodes(expected: ExpectedCluster, seen: Observations) -> Iterator[RawFinding]:
     alive = {node.address for node in seen.nodes}
     dead = {node.address for node in seen.dead_nodes}
-    restart = f"python -m cluster up {expected.file} starts it again; {LOG} there says why it ended"
+    restart = f"bertha up {expected.file} starts it again; {LOG} there says why it ended"
     for address in expected.addresses:
         if address not in alive:
             why = "Ray has declared it dead" if address in dead else "it never joined"
@@ -86,7 +86,7 @@ def _check_nodes(expected: ExpectedCluster, seen: Observations) -> Iterator[RawF
 
 
 def _check_versions(expected: ExpectedCluster, seen: Observations) -> Iterator[RawFinding]:
-    fix = f"python -m cluster up {expected.file} runs setup_commands on every node again"
+    fix = f"bertha up {expected.file} runs setup_commands on every node again"
     installed = [facts.versions for facts in seen.facts.values()]
     packages = dict.fromkeys(package for versions in installed for package in versions)
     usual = {  # on a tie, the first node's

@@ -1,7 +1,7 @@
-"""`python -m cluster doctor FILE`: find what keeps a live cluster from training, and its fix.
+"""`bertha doctor FILE`: find what keeps a live cluster from training, and its fix.
 
-    ray job submit --working-dir . -- python -m cluster doctor FILE     # see docs/doctor.md
-    python -m cluster doctor FILE --json                               # on a node of the cluster
+    ray job submit --working-dir . -- python -m bertha doctor FILE     # see docs/doctor.md
+    bertha doctor FILE --json                               # on a node of the cluster
 
 Takes a minute or two; the devices should be idle. Exit status: 0 nothing found, 1 something is
 wrong, 2 the cluster could not be probed.
@@ -24,6 +24,8 @@ from cluster.doctor.observations import Node, Observations
 from cluster.hardware import catalog
 from cluster.settings import read_yaml
 
+LOOPBACK = "127.0.0.1"
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command `doctor`."""
@@ -40,7 +42,10 @@ def run(options: argparse.Namespace) -> int:
     expected = load_expected(options.file)
     find_suspects = functools.partial(bandwidth.find_suspects, machine=expected.machine)
     seen = observe_cluster(
-        expected.cluster, find_suspects, lambda line: print(line, file=sys.stderr)
+        expected.cluster,
+        find_suspects,
+        lambda line: print(line, file=sys.stderr),
+        expected.addresses,
     )
     findings = diagnosis.run_checks(expected, seen)
     if options.json:
@@ -55,7 +60,8 @@ def load_expected(file: str) -> ExpectedCluster:
     cluster = spec.load_cluster_spec(file)
     provider = read_yaml(spec.find_cluster_file(file))["provider"]
     listed = [provider.get("head_ip"), *(provider.get("worker_ips") or [])]
-    addresses = tuple(str(address) for address in listed if address)
+    # This machine's loopback is no address by which Ray knows it.
+    addresses = tuple(str(each) for each in listed if each and each != LOOPBACK)
     types = cluster.instance_types
     machine = catalog.load_catalog().find_machine(types[0]) if len(types) == 1 else None
     return ExpectedCluster(file, cluster, addresses, machine)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 
-from cluster.doctor import node_facts
+from cluster.doctor import identity, node_facts
 from cluster.hardware.types import Kind
 
 CONNECT_SECONDS = 5.0
@@ -26,6 +26,10 @@ class NodeAgent:
     def collect_facts(self, kind: Kind, directories: Mapping[str, str]) -> node_facts.NodeFacts:
         """Collect this node's facts; see `collect_node_facts`."""
         return node_facts.collect_node_facts(kind, directories)
+
+    def read_cluster_name(self, gcs_address: str) -> str | None:
+        """Return the name in the file that this Ray was brought up with; see there."""
+        return identity.read_cluster_name(gcs_address)
 
     def read_clock(self) -> float:
         """Return seconds since the epoch by this node's clock."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.doctor.allreduce import Link, schedule_rounds
+from cluster.doctor.identity import ClusterNotFoundError, check_identity
 from cluster.doctor.node_agent import CONNECT_SECONDS, VISIBLE_SECONDS, NodeAgent
 from cluster.doctor.node_facts import QUERY_SECONDS
 from cluster.doctor.observations import ClockReading, Node, Observations
 from cluster.doctor.ranks import RankActors, gather_replies, start_actor
-from cluster.errors import BerthaError
 from cluster.ray_token import close_token_file
 from cluster.spec import ClusterSpec
 
@@ -28,20 +28,22 @@ Log = Callable[[str], None]
 FindSuspects = Callable[[Observations], Sequence[Link]]
 
 
-class ClusterNotFoundError(BerthaError):
-    """There is no live cluster to probe; the message says how to reach one."""
-
-
-def observe_cluster(cluster: ClusterSpec, find_suspects: FindSuspects, log: Log) -> Observations:
+def observe_cluster(
+    cluster: ClusterSpec, find_suspects: FindSuspects, log: Log, addresses: Sequence[str] = ()
+) -> Observations:
     """Probe the live cluster of this process, or of the node that it runs on.
 
     find_suspects: the links that may be slow only from other pairs' traffic; they are timed again
-    alone. Raises ClusterNotFoundError.
+    alone. addresses: of the nodes, where the cluster's file lists them. Raises
+    ClusterNotFoundError, also where the Ray that is here is another cluster's.
     """
-    with _join_ray(cluster) as address:
+    with _join_ray(cluster) as (address, gcs_address):
         nodes, dead = _list_nodes()
         log(f"{len(nodes)} nodes: {', '.join(node.name for node in nodes)}")
         agents = {node.name: start_actor(NodeAgent, node) for node in nodes}
+        heads = {node.name: agents[node.name] for node in nodes if node.is_head}
+        names, _ = gather_replies(_call_all(heads, "read_cluster_name", gcs_address), REPLY_SECONDS)
+        check_identity(cluster, addresses, [*nodes, *dead], names)
         directories = watched_directories(cluster)
         futures = _call_all(agents, "collect_facts", cluster.metadata.accelerator, directories)
         facts, unresponsive = gather_replies(futures, REPLY_SECONDS + 2 * QUERY_SECONDS)
@@ -69,8 +71,8 @@ def watched_directories(cluster: ClusterSpec) -> dict[str, str]:
 
 
 @contextmanager
-def _join_ray(cluster: ClusterSpec) -> Iterator[str]:
-    """Connect to the cluster for the block, and yield the address of its dashboard."""
+def _join_ray(cluster: ClusterSpec) -> Iterator[tuple[str, str]]:
+    """Connect to the cluster for the block; yield the addresses of its dashboard and its GCS."""
     import ray
 
     ours = not ray.is_initialized()
@@ -79,7 +81,7 @@ def _join_ray(cluster: ClusterSpec) -> Iterator[str]:
     not_found = ClusterNotFoundError(
         f"no live Ray {where} that could be joined; the doctor runs on a node of "
         f"{cluster.name}: `ray dashboard FILE` in another terminal, then RAY_AUTH_MODE=token "
-        "RAY_ADDRESS=http://127.0.0.1:8265 ray job submit --working-dir . -- python -m cluster "
+        "RAY_ADDRESS=http://127.0.0.1:8265 ray job submit --working-dir . -- python -m bertha "
         "doctor FILE"
     )
     if ours and not _is_reachable(address):
@@ -92,7 +94,7 @@ def _join_ray(cluster: ClusterSpec) -> Iterator[str]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise not_found from error
     try:
-        yield str(context.dashboard_url or "")
+        yield str(context.dashboard_url or ""), str(context.address_info["gcs_address"])
     finally:
         if ours:
             ray.shutdown()

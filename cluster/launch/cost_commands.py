@@ -1,4 +1,4 @@
-"""`python -m cluster offers TYPE` and `spent FILE`: EC2's prices, and a cluster's cost so far."""
+"""`bertha offers TYPE` and `spent FILE`: EC2's prices, and a cluster's cost so far."""
 
 from __future__ import annotations
 

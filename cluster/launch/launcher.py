@@ -1,4 +1,4 @@
-"""`python -m cluster up|down FILE`: Ray's own launcher, and what it needs before and leaves after.
+"""`bertha up|down FILE`: Ray's own launcher, and what it needs before and leaves after.
 
 Before `ray up` the file is checked, the token made and AWS provisioned; afterwards missing spot
 instances are replaced. After `ray down` what it leaves running or costing is ended. Each command is
@@ -86,9 +86,9 @@ def bring_up(name: str, yes: bool, run: CommandRunner, dry_run: bool = False) ->
     print(
         f"next      ray dashboard {target}      # in another terminal: forwards the head's port\n"
         "          export RAY_AUTH_MODE=token RAY_ADDRESS=http://127.0.0.1:8265\n"
-        "          ray job submit --working-dir . -- python -m trainers RECIPE "
+        "          ray job submit --working-dir . -- python -m bertha train RECIPE "
         f"--cluster {target.name}\n"
-        f"          python -m cluster down {target.name}"
+        f"          bertha down {target.name}"
     )
     return target
 
@@ -178,7 +178,7 @@ def _load_launchable(path: Path) -> tuple[dict[str, Any], AwsAccount | None]:
         raise SettingsError(f"{path}: cluster_name: missing; machines are found by it")
     if check.is_single_machine(settings):
         raise SettingsError(
-            f"{path} is this machine alone, and nothing is to be launched: `python -m trainers` "
+            f"{path} is this machine alone, and nothing is to be launched: `bertha train` "
             "and the others start Ray here themselves"
         )
     if provider["type"] != "aws":

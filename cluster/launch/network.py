@@ -16,7 +16,7 @@ from typing import Any
 from cluster.launch import nat, prices
 from cluster.launch.aws import AwsAccount, AwsError, translate_errors, zones_offering
 
-SSH_RULE = "SSH of `python -m cluster up`"
+SSH_RULE = "SSH of `bertha up`"
 ADDRESS_SERVICE = "https://checkip.amazonaws.com"
 
 
@@ -140,7 +140,7 @@ def _choose_zone(account: AwsAccount, vpc: str, request: NetworkRequest) -> tupl
         offers = "; ".join(f"{name}: {', '.join(z) or 'nowhere'}" for name, z in offered.items())
         raise AwsError(
             f"no zone of {account.region} offers all that the file enables ({offers}); disable one "
-            "type, or use another region: `python -m cluster offers TYPE` lists them"
+            "type, or use another region: `bertha offers TYPE` lists them"
         )
     for zone in able:
         if public[zone] == request.preferred_subnet:

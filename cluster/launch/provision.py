@@ -135,7 +135,7 @@ def write_resolved(settings: Mapping[str, Any], path: Path, source: Path) -> Non
             old = earlier.get(kind, {})
             if old.get("InstanceType") == node["InstanceType"] and old.get("ImageId"):
                 settings["available_node_types"][kind]["node_config"]["ImageId"] = old["ImageId"]
-    header = f"# Made from {source.name} by `python -m cluster up`: ids filled in."
+    header = f"# Made from {source.name} by `bertha up`: ids filled in."
     path.write_text(f"{header}\n{dump_yaml(settings)}", encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """The cost model fitted to steps that were timed on this machine.
 
-A probe (python -m trainers probe) times steps of a few shapes; the accelerator and constants fitted
+A probe (bertha probe) times steps of a few shapes; the accelerator and constants fitted
 to them predict other models, lengths and batches on the same devices.
 """
 
@@ -207,7 +207,7 @@ def read_probe(path: Path) -> Probe:
         )
         return Probe(**{**fields, "measurements": measurements})
     except (OSError, ValueError, KeyError, TypeError):
-        raise ProbeError(f"{path}: not what `python -m trainers probe --out FILE` writes") from None
+        raise ProbeError(f"{path}: not what `bertha probe --out FILE` writes") from None
 
 
 def _make_devices(probe: Probe, workers: int, values: Mapping[str, float]) -> ProbedDevices:

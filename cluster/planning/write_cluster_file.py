@@ -108,11 +108,10 @@ def _header_comments(offer: Offer, recipe: str, template: str, path: Path) -> li
     return [
         f"# {offer.nodes} x {offer.machine.label}, {offer.accelerators} x "
         f"{offer.machine.accelerator.name},",
-        f"# as `python -m cluster plan {recipe}` quoted it: "
-        f"{format_duration(offer.seconds)}, {price}.",
+        f"# as `bertha plan {recipe}` quoted it: {format_duration(offer.seconds)}, {price}.",
         f"# Made from cluster/{template}, whose comments explain it.",
-        f"#   python -m cluster check {name}",
-        f"#   python -m cluster up {name}",
-        f"#   ray job submit ... -- python -m trainers {recipe} --cluster {name}",
-        f"#   python -m cluster down {name}",
+        f"#   bertha check {name}",
+        f"#   bertha up {name}",
+        f"#   ray job submit ... -- python -m bertha train {recipe} --cluster {name}",
+        f"#   bertha down {name}",
     ]

@@ -1,4 +1,4 @@
-"""`python -m cluster check FILE`: list every problem in a cluster file at once."""
+"""`bertha check FILE`: list every problem in a cluster file at once."""
 
 from __future__ import annotations
 

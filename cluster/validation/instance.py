@@ -98,7 +98,7 @@ def _check_interfaces(field: str, node: Mapping[str, Any]) -> Iterator[ConfigPro
     for number, each in enumerate(interfaces):
         for key in ("SubnetId", "Groups"):
             if not as_mapping(each).get(key):
-                message = "missing; remove NetworkInterfaces, and `python -m cluster up` adds them"
+                message = "missing; remove NetworkInterfaces, and `bertha up` adds them"
                 yield ConfigProblem(f"{field}.NetworkInterfaces.{number}.{key}", message)
     row = catalog_row(str(node.get("InstanceType")))
     limit = int(row["efa_interfaces"] or 0) if row else None

@@ -34,6 +34,8 @@ from trainers.storage.atomic import find_corruption
 
 Value = Prediction | Vector | np.ndarray
 
+MAX_COUNTED_CHARACTERS = 100_000  # of one request whose tokens are counted beyond max_length
+
 
 class Engine:
     """A loaded bundle, immutable. Call `infer_rows` from one thread at a time."""
@@ -92,7 +94,15 @@ class Engine:
 
         Raises EncodingError that names a text which cannot be encoded.
         """
-        samples, num_cut = self._encoder.encode([self._encoder.clean(text) for text in texts])
+        return self.encode_cleaned([self.clean(text) for text in texts])
+
+    def clean(self, text: str) -> str:
+        """Clean a raw text as the training rows were cleaned; "" where nothing is left of it."""
+        return self._encoder.clean(text)
+
+    def encode_cleaned(self, texts: Sequence[str]) -> tuple[RaggedArray, int]:
+        """Encode what `clean` returned, as `encode` does."""
+        samples, num_cut = self._encoder.encode(texts)
         width = int(samples.lengths.max(initial=0))
         if self._num_features not in (None, width):
             raise EncodingError(
@@ -100,6 +110,19 @@ class Engine:
                 f"{self._num_features}"
             )
         return samples, num_cut
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each raw text has before it is cut, special ones included.
+
+        A text beyond its share of MAX_COUNTED_CHARACTERS has at least so many. Raises
+        EncodingError as `encode` does.
+        """
+        if not isinstance(self._encoder, TextEncoder):
+            return [int(length) for length in self.encode(texts)[0].lengths]
+        limit = MAX_COUNTED_CHARACTERS // max(1, len(texts))
+        uncut = self._encoder.tokenize_uncut([self.clean(text[:limit]) for text in texts])
+        special = self._encoder.tokenizer.num_special_tokens_to_add()
+        return [int(length) + special for length in uncut.lengths]
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
         """Compute the rows of `split_rows` as one packed batch; return a value each, in order.
@@ -185,7 +208,7 @@ def load_backend(directory: Path, card: ModelCard, name: str | None, num_threads
         reason = " ".join(str(error).split())[:300]
         raise BundleError(
             f"{directory}: {spec.name!r} cannot be loaded ({type(error).__name__}: {reason}); "
-            f"build again: python -m serving build {directory}, or name another engine"
+            f"build again: bertha build {directory}, or name another engine"
         ) from None
 
 
@@ -195,7 +218,7 @@ def _verify_files(directory: Path, name: str, record: EngineRecord | None) -> No
         why = "was never built" if record is None else f"was refused at {record.agreement:.2%}"
         how = f"build {directory}" + (" --student BUNDLE" if name == STUDENT else "")
         raise BundleError(
-            f"{directory}: {name!r} {why}; python -m serving {how}, with --allow where it is to "
+            f"{directory}: {name!r} {why}; bertha {how}, with --allow where it is to "
             f"serve all the same, or name {REFERENCE!r}"
         )
     folder = BACKENDS[name].directory
@@ -203,14 +226,13 @@ def _verify_files(directory: Path, name: str, record: EngineRecord | None) -> No
     if unlisted:
         raise BundleError(
             f"{directory}: {CARD_FILE} does not list {min(unlisted)} as a file of {name!r}, so "
-            f"nobody has verified it; build again: python -m serving build {directory}, or name "
+            f"nobody has verified it; build again: bertha build {directory}, or name "
             f"{REFERENCE!r}"
         )
     damage = find_corruption(directory, record.files)
     if damage is not None:
         raise BundleError(
-            f"{directory}: {damage}; build again: python -m serving build {directory}, "
-            f"or name {REFERENCE!r}"
+            f"{directory}: {damage}; build again: bertha build {directory}, or name {REFERENCE!r}"
         )
 
 

@@ -1,6 +1,6 @@
 """API keys: who may call what, and how often. Only their SHA-256 is stored.
 
-A key file holds one JSON object a line, written by `python -m serving key`. Without a file,
+A key file holds one JSON object a line, written by `bertha key`. Without a file,
 inference and metrics are open to everybody who reaches the port and management is closed.
 """
 
@@ -125,9 +125,7 @@ def load_keys(path: Path) -> list[ApiKey]:
             _check_permissions(path, os.fstat(file.fileno()))
             lines = file.read().splitlines()
     except OSError as error:
-        raise KeyFileError(
-            f"{path}: {error.strerror}; make it with python -m serving key"
-        ) from None
+        raise KeyFileError(f"{path}: {error.strerror}; make it with bertha key") from None
     except UnicodeDecodeError:
         raise KeyFileError(f"{path}: is not text in UTF-8; make it anew") from None
     return [_parse_key(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
@@ -162,7 +160,7 @@ def add_key(
 
 def _check_permissions(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise KeyFileError(f"{path}: is no file; name the one that python -m serving key made")
+        raise KeyFileError(f"{path}: is no file; name the one that bertha key made")
     if status.st_uid not in (0, os.geteuid()):
         raise KeyFileError(
             f"{path}: belongs to user {status.st_uid}, who could add keys; "
@@ -186,7 +184,7 @@ def _parse_key(line: str, path: Path, number: int) -> ApiKey:
         what = "".join(names & ApiKey.model_fields.keys()) or "it"
         raise KeyFileError(
             f"{path}, line {number}: {what} is missing or not valid; take the line out, and make "
-            "another key with python -m serving key"
+            "another key with bertha key"
         ) from None
 
 

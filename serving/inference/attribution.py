@@ -25,7 +25,7 @@ from cluster.errors import BerthaError
 from serving.http.messages import HTTPError
 from serving.inference.model_cache import ModelKey
 from serving.inference.offsets import OffsetMapping, trace_cleaning
-from serving.interface import Attribution, Explanation, Prediction
+from serving.interface import Attribution, Explanation, Prediction, choose_labels
 from trainers.data.tokenizer import CHARACTERS_PER_TOKEN, MARGIN, EncodingError, TextEncoder
 from trainers.models import bundle
 from trainers.models.bert import TextModel
@@ -91,7 +91,7 @@ class Attributor:
         return cls(card, encoder.tokenizer, model)
 
     def explain(self, text: str, label: str | None = None) -> Explanation:
-        """Attribute a label, by default the likeliest, to the words of `text`.
+        """Attribute a label, by default the likeliest of the answer, to the words of `text`.
 
         A text that is truncated at max_length is explained as far as the model reads it. Raises
         NotExplainable.
@@ -132,7 +132,10 @@ class Attributor:
     def _label_index(self, label: str | None, prediction: Prediction) -> int:
         labels = self.card.labels or ("value",)  # of a regression
         if label is None:
-            return max(range(len(prediction.logits)), key=prediction.logits.__getitem__)
+            card, scores = self.card, prediction.scores
+            chosen = choose_labels(scores, card.labels, card.task, card.thresholds)
+            given = [index for index, name in enumerate(card.labels) if name in chosen]
+            return max(given or range(len(scores)), key=scores.__getitem__)
         if label in labels:
             return labels.index(label)
         close = difflib.get_close_matches(label, labels, n=1)

@@ -14,7 +14,7 @@ import numpy as np
 from serving.http.messages import HTTPError
 from serving.inference.executor import Executor
 from serving.inference.model_cache import ModelKey
-from serving.interface import InferenceResult, Prediction
+from serving.interface import InferenceResult, ModelInfo, Prediction, choose_labels
 from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.model_ref import ModelReference
 from serving.registry.state import ModelState
@@ -195,18 +195,23 @@ class CanaryRouter:
                 metrics.canary_metrics.record_request(0.0, failed=True)
             return
         metrics.canary_metrics.record_request(time.perf_counter() - started)
-        labels = live.model.labels, canary.model.labels
         for one, other in zip(live.values, canary.values, strict=True):
-            metrics.record_pair(*_comparable_labels(one, other, *labels))
+            metrics.record_pair(*_comparable_labels(one, other, live.model, canary.model))
 
 
 def _comparable_labels(
-    live: Any, canary: Any, live_labels: Sequence[str], canary_labels: Sequence[str]
+    live: Any, canary: Any, live_model: ModelInfo, canary_model: ModelInfo
 ) -> tuple[str, str]:
-    """Return two comparable labels: the models' own, or "same" and "different"."""
+    """Return two comparable labels: the models' own answers, or "same" and "different".
+
+    Of multi-label the latter, as there are too many sets of labels to count each pair of them.
+    """
     if isinstance(live, Prediction) and isinstance(canary, Prediction):
-        if live_labels and canary_labels:
-            return _top_label(live, live_labels), _top_label(canary, canary_labels)
+        if live_model.labels and canary_model.labels:
+            one_set, other_set = _answer(live, live_model), _answer(canary, canary_model)
+            if {live_model.task, canary_model.task} == {"classification"}:
+                return one_set[0], other_set[0]
+            return "same", "same" if set(one_set) == set(other_set) else "different"
         live, canary = live.scores, canary.scores
     one, other = np.ravel(live), np.ravel(canary)
     near = one.shape == other.shape and bool(
@@ -215,5 +220,5 @@ def _comparable_labels(
     return "same", "same" if near else "different"
 
 
-def _top_label(prediction: Prediction, labels: Sequence[str]) -> str:
-    return labels[int(np.argmax(prediction.scores))]
+def _answer(prediction: Prediction, model: ModelInfo) -> tuple[str, ...]:
+    return choose_labels(prediction.scores, model.labels, model.task, model.thresholds)

@@ -88,6 +88,16 @@ class Executor:
         """Encode texts for a version. Raises HTTPError."""
         return await self._encode_with(await self.get_engine(key), texts, truncate=True)
 
+    async def count_tokens(self, key: ModelKey, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of texts before they are cut. Raises HTTPError."""
+        engine = await self.get_engine(key)
+        try:
+            if sum(map(len, texts)) < FEW_CHARACTERS:
+                return engine.count_tokens(texts)
+            return await asyncio.to_thread(engine.count_tokens, texts)
+        except EncodingError as error:
+            raise HTTPError("unreadable", str(error)) from None
+
     def get_statistics(self, key: ModelKey) -> ModelStatistics:
         """Return what a version has done since it was loaded."""
         engine = self.cache.get_loaded(key)

@@ -124,6 +124,11 @@ class ModelServer:
         explanations = await self._explainers.explain(key, texts, label)
         return InferenceResult(self._info_of(key), explanations, rows)
 
+    async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
+        """As `Models.count_tokens`."""
+        info = self.get_info(model)
+        return await self.executor.count_tokens((info.name, info.version), texts)
+
     def get_info(self, model: str | None) -> ModelInfo:
         """As `Models.get_info`."""
         state, reference = self._resolve_reference(model)

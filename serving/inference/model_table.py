@@ -161,4 +161,8 @@ class ModelTable:
             pooling=card.pooling or "",
             width=self._registry.read_width(state.name, version, card),
             batch_tokens=card.batch_tokens(chosen),
+            thresholds=dict(card.thresholds),
+            verdict=dict(card.verdict),
+            target=dict(card.target),
+            examples=card.examples,
         )

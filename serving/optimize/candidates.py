@@ -30,6 +30,7 @@ from serving.optimize import export, int8, int8_export
 from serving.optimize.eval_texts import EvalRows
 from serving.optimize.smoothquant import QuantizedLinear
 from trainers.data.tokenizer import Encoder
+from trainers.evaluation.calibration import thresholds_to_shift
 from trainers.models.card import ModelCard
 from trainers.training.metrics import MetricAccumulator, Metrics, predictions_agree
 
@@ -193,9 +194,16 @@ class CandidateEvaluator:
         return np.array(outputs, dtype=np.float32)
 
     def _compare(self, outputs: np.ndarray) -> tuple[float, float]:
-        """Return the agreement with torch fp32, and the largest difference of a logit."""
+        """Return the agreement with torch fp32, and the largest difference of a logit.
+
+        Labels are compared as the thresholds of the card choose them.
+        """
         deviation = target_deviation(self._reference, self._rows.targets)
-        same = predictions_agree(self._card.task, self._reference, outputs, deviation)
+        shift = thresholds_to_shift(self._card.thresholds, self._card.labels)
+        one, other = (
+            logits if shift is None else logits - shift for logits in (self._reference, outputs)
+        )
+        same = predictions_agree(self._card.task, one, other, deviation)
         return float(same.mean()), float(np.abs(self._reference - outputs).max())
 
 
@@ -208,7 +216,8 @@ def _compute_metrics(card: ModelCard, outputs: np.ndarray, targets: np.ndarray |
     """Return the metrics of outputs [n, width] against targets; none without targets."""
     if targets is None or card.task == "embedding":
         return {}
-    accumulator = MetricAccumulator(card.task, max(1, len(card.labels)))
+    shift = thresholds_to_shift(card.thresholds, card.labels)
+    accumulator = MetricAccumulator(card.task, max(1, len(card.labels)), shift)
     logits = torch.from_numpy(outputs)
     if card.task == "masked-lm":
         wanted = torch.from_numpy(targets)

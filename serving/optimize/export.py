@@ -27,7 +27,7 @@ EXAMPLE = PackedBatch.from_rows([np.arange(5, 14), np.arange(5, 12)], [np.arange
 def convert_to_openvino(network: nn.Module) -> Any:
     """Return the `openvino.Model` of a network, fp32."""
     module = import_optional("openvino")
-    with _quiet_tracing():
+    with quiet_tracing():
         return module.convert_model(network, example_input=_example_inputs())
 
 
@@ -42,7 +42,7 @@ def export_onnx(network: nn.Module, directory: Path) -> None:
     inputs = list(EXAMPLE.graph_inputs)
     axes = {"reads": {0: "reads"}, "outputs": {0: "reads"}}
     axes |= {name: {0: "rows", 1: "width"} for name in ("grid", "owners")}
-    with _quiet_tracing():
+    with quiet_tracing():
         # The tracing exporter needs no more than `onnx`, and follows shapes as OpenVINO's does.
         torch.onnx.export(
             network,
@@ -66,7 +66,8 @@ def _example_inputs() -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _quiet_tracing() -> Iterator[None]:
+def quiet_tracing() -> Iterator[None]:
+    """Trace without gradients, and without the remarks of the tracers."""
     with quiet_transformers(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracers' remarks
         yield

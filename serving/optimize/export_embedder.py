@@ -10,6 +10,7 @@ from serving.engine.networks import load_encoder_model
 from trainers.data.tokenizer import load_encoder
 from trainers.models.card import CARD_FILE, ModelCard, serialize_card
 from trainers.models.config import ModelError, quiet_transformers
+from trainers.models.model_card import run_name, write_readme
 from trainers.storage.atomic import atomic_directory, hash_files
 from trainers.tracking import provenance
 
@@ -57,6 +58,7 @@ def write_embedder_bundle(
         encoder.save(temporary)
         sealed = card.model_copy(update={"files": hash_files(temporary)})
         (temporary / CARD_FILE).write_text(serialize_card(sealed), encoding="utf-8")
+        write_readme(temporary, sealed, run_name(out))
     return sealed
 
 

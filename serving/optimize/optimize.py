@@ -4,7 +4,7 @@ The fastest of those that agree with torch fp32 in at least 99.5% of the held-ou
 bundle from then on; all figures go into its card. A candidate that agrees less is refused unless it
 is allowed by name.
 
-    python -m serving build runs/reviews/bundle [--texts FILE] [--threshold 0.995]
+    bertha build runs/reviews/bundle [--texts FILE] [--threshold 0.995]
         [--allow "onnxruntime int8"] [--only NAME] [--student BUNDLE] [--rounds 3] [--dry-run]
 """
 

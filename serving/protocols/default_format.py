@@ -1,6 +1,6 @@
 """Result of each text by the model's task, for protocols that leave the format open.
 
-classification, multi-label   {label: probability}, the likeliest first
+classification, multi-label   {label: probability}, the answer first, then by falling probability
 regression                    the number
 embedding                     the vector, a list of numbers
 masked-lm                     [{score, token, token_str, sequence}]; several masks: a list of such
@@ -15,14 +15,14 @@ from typing import Any
 from serving.http.messages import HTTPError
 from serving.interface import Explanation, MaskPrediction, ModelInfo, Models, Prediction
 from serving.protocols.json_bodies import truncate_repr
-from serving.protocols.labels import rank_labels
+from serving.protocols.labels import rank_answer
 
 
 def score_labels(prediction: Prediction, model: ModelInfo) -> Any:
     """Return the labels with their probabilities, or the number of a regression."""
     if model.task == "regression":
         return prediction.scores[0]
-    return {each["label"]: each["score"] for each in rank_labels(prediction.scores, model.labels)}
+    return {each["label"]: each["score"] for each in rank_answer(prediction, model)}
 
 
 async def answer_texts(
@@ -54,7 +54,7 @@ async def explain_texts(
 ) -> list[dict[str, Any]]:
     """Attribute a label to the words of each text. Raises HTTPError.
 
-    target: a label's name or index; default: the likeliest label of each text.
+    target: a label's name or index; default: the label that is the answer to each text.
     """
     label = _resolve_label(models.get_info(model), target)
     result = await models.explain(model, texts, label=label)

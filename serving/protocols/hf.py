@@ -25,7 +25,7 @@ from serving.protocols.json_bodies import (
     json_schema,
     parse_body,
 )
-from serving.protocols.labels import ScoreFunction, apply_function, rank_labels
+from serving.protocols.labels import ScoreFunction, apply_function, rank_answer
 from serving.protocols.requests import check_texts, requested_model
 from serving.protocols.tei_bodies import TruncationDirection
 
@@ -89,9 +89,10 @@ async def infer(http: Request, models: Models) -> Response:
         return json_response(masks[0] if is_single else masks)
     predicted = await models.predict(model, texts, truncate=request.truncates)
     labels = [
-        rank_labels(
+        rank_answer(
+            prediction,
+            predicted.model,
             apply_function(prediction, options.function_to_apply),
-            predicted.model.labels,
             options.top_k,
         )
         for prediction in predicted.values

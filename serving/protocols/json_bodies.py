@@ -8,6 +8,7 @@ import json
 import math
 import re
 import reprlib
+from codecs import BOM_UTF8
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -62,13 +63,27 @@ def parse_body(model: type[AnyBody], body: bytes) -> AnyBody:
     """Validate a body as `model`. Raises HTTPError, and nothing else."""
     # In two steps: in one, pydantic converts what it complains of for each branch of a union.
     try:
-        value = from_json(body)
+        value = from_json(body.removeprefix(BOM_UTF8))
     except ValueError as error:
         raise HTTPError("malformed", f"the body is not JSON in UTF-8: {error}") from None
     try:
         return model.model_validate(value)
     except ValidationError as error:
         raise HTTPError("malformed", _explain_error(model, error)) from None
+
+
+def parse_if_shaped(model: type[AnyBody], body: bytes) -> AnyBody | None:
+    """Validate a body as `model` if it is JSON of that shape; return None for anything else.
+
+    For calls that take texts of other media types too. What a client says of its body does not
+    count: curl calls whatever `-d` sends a form.
+    """
+    if body.removeprefix(BOM_UTF8).lstrip()[:1] not in (b"{", b"[", b'"'):
+        return None
+    try:
+        return parse_body(model, body)
+    except HTTPError:
+        return None
 
 
 def dump_json(value: Any) -> bytes:

@@ -37,7 +37,7 @@ class KServePredictRequest(JSONBody):
         description='a list of texts, or of {"inputs": text}'
     )
     target: StrictStr | StrictInt | None = Field(
-        None, description="the label to explain, or its index; by default the likeliest"
+        None, description="the label to explain, or its index; by default the answer"
     )
 
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from serving.interface import Prediction
+from serving.interface import ModelInfo, Prediction
+from serving.interface import choose_labels as choose_labels
 
 VALUE = "value"  # stands for a label where a model predicts one number
 
@@ -20,9 +21,36 @@ def rank_labels(
     return [{"score": score, "label": label} for score, label in ranked]
 
 
-def most_likely(prediction: Prediction) -> int:
-    """Return the index of the likeliest label."""
-    return prediction.scores.index(max(prediction.scores))
+def is_answer(prediction: Prediction, model: ModelInfo) -> list[bool]:
+    """Return for each label of the card whether it is the answer, as `choose_labels` says."""
+    chosen = choose_labels(prediction.scores, model.labels, model.task, model.thresholds)
+    return [label in chosen for label in model.labels]
+
+
+def answer_index(prediction: Prediction, model: ModelInfo) -> int:
+    """Return the index of the one label to name: the likeliest of the answer, else of all."""
+    scores = prediction.scores
+    given = [index for index, chosen in enumerate(is_answer(prediction, model)) if chosen]
+    return max(given or range(len(scores)), key=scores.__getitem__)
+
+
+def rank_answer(
+    prediction: Prediction,
+    model: ModelInfo,
+    scores: Sequence[float] | None = None,
+    top_k: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return labels with their scores, those of the answer first, each part by falling score.
+
+    So the first is the answer whatever the thresholds, and without thresholds the order is that of
+    the scores alone. scores: to return for the labels, as logits; by default the probabilities.
+    """
+    shown = prediction.scores if scores is None else scores
+    if not model.labels:
+        return rank_labels(shown, (), top_k)
+    rows = zip(is_answer(prediction, model), shown, model.labels, strict=True)
+    ranked = sorted(rows, key=lambda row: (not row[0], -row[1]))[:top_k]
+    return [{"score": score, "label": label} for _, score, label in ranked]
 
 
 def apply_function(prediction: Prediction, function: ScoreFunction | None) -> Sequence[float]:

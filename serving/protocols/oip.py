@@ -5,6 +5,7 @@ Binary tensors in and out, the classification extension, metadata, configuration
 index of the repository, and loading and unloading. There is no gRPC.
 """
 
+import json
 from typing import Any
 
 from pydantic import Field, StrictBool
@@ -39,7 +40,12 @@ from serving.protocols.requests import requested_model
 
 EXTENSIONS = ("classification", "binary_tensor_data", "model_repository", "statistics")
 
-_TRITON_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
+_TRITON_TYPES = {
+    "BYTES": "TYPE_STRING",
+    "FP32": "TYPE_FP32",
+    "INT64": "TYPE_INT64",
+    "BOOL": "TYPE_BOOL",
+}
 
 
 class RepositoryIndexRequest(JSONBody):
@@ -55,6 +61,9 @@ async def infer(http: Request, models: Models) -> Response:
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if request.id is not None:
         head["id"] = request.id
+    if request.parameters.count_tokens:
+        num_tokens = await models.count_tokens(f"{model.name}:{model.version}", texts)
+        head["parameters"] = {"num_tokens": num_tokens, "max_tokens": model.max_length}
     return infer_response(head, select_outputs(tensors, request, model))
 
 
@@ -103,7 +112,13 @@ async def get_metadata(http: Request, models: Models) -> Response:
                 {"name": name, "datatype": datatype, "shape": shape}
                 for name, datatype, shape in _output_specs(model)
             ],
-            "properties": {"task": model.task, "labels": list(model.labels)},
+            "properties": {
+                "task": model.task,
+                "labels": list(model.labels),
+                "thresholds": dict(model.thresholds),
+                "verdict": dict(model.verdict),
+                "target": dict(model.target),
+            },
         }
     )
 
@@ -127,6 +142,7 @@ async def get_config(http: Request, models: Models) -> Response:
                 "task": {"string_value": model.task},
                 "labels": {"string_value": "\n".join(model.labels)},
                 "max_length": {"string_value": str(model.max_length)},
+                "thresholds": {"string_value": json.dumps(dict(model.thresholds))},
             },
         }
     )
@@ -188,7 +204,9 @@ def _output_specs(model: ModelInfo) -> list[tuple[str, str, list[int]]]:
     if model.task == "masked-lm":
         types = {"token": "INT64", "token_str": "BYTES", "score": "FP32", "sequence": "BYTES"}
         return [(name, datatype, [-1, -1, -1]) for name, datatype in types.items()]
-    return [("label", "BYTES", [-1]), ("probabilities", "FP32", [-1, len(model.labels)])]
+    shape = [-1, len(model.labels)]
+    outputs = [("label", "BYTES", [-1]), ("probabilities", "FP32", shape)]
+    return [*outputs, ("chosen", "BOOL", shape)] if model.task == "multi-label" else outputs
 
 
 def _format_statistics(model: ModelInfo, statistics: ModelStatistics) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Output tensors of the Open Inference Protocol for each task.
 
-classification, multi-label   label BYTES [n], the likeliest; probabilities FP32 [n, labels], in the
-                              order of the labels. With `top_k`: both [n, k], the likeliest first
+classification, multi-label   label BYTES [n], the answer; probabilities FP32 [n, labels], in the
+                              order of the labels. With `top_k`: both [n, k], the answer first, then
+                              by falling probability
+multi-label                   and chosen BOOL, whether each label of `probabilities` is of the
+                              answer; `label` is the likeliest of those, else of all
 regression                    value FP32 [n]
 embedding                     embedding FP32 [n, width]
 masked-lm                     token INT64, token_str BYTES, score FP32 and sequence BYTES, each
@@ -15,7 +18,7 @@ import numpy as np
 
 from serving.http.messages import HTTPError
 from serving.interface import InferenceResult, MaskPrediction, ModelInfo, Models, Prediction
-from serving.protocols.labels import most_likely, rank_labels
+from serving.protocols.labels import answer_index, is_answer, rank_answer
 from serving.protocols.oip_tensors import OIPInferRequest, OutputTensor
 
 DEFAULT_TOP_K = 5  # tokens for a mask
@@ -69,20 +72,29 @@ def _prediction_tensors(
     scores = [prediction.scores for prediction in predictions]
     if predicted.model.task == "regression":
         return [OutputTensor("value", "FP32", (len(scores),), _to_float32(scores))]
+    model = predicted.model
+    answers = [is_answer(prediction, model) for prediction in predictions]
     if top_k is None:
-        labels = [names[most_likely(prediction)] for prediction in predictions]
+        labels = [names[answer_index(prediction, model)] for prediction in predictions]
         shape = (len(scores), len(names))
-        return [
+        tensors = [
             OutputTensor("label", "BYTES", (len(scores),), labels),
             OutputTensor("probabilities", "FP32", shape, _to_float32(scores)),
         ]
-    rows = [rank_labels(of_text, names, top_k) for of_text in scores]
-    flat = list(chain.from_iterable(rows))
-    shape = (len(rows), min(top_k, len(names)))
-    return [
-        OutputTensor("label", "BYTES", shape, [each["label"] for each in flat]),
-        OutputTensor("probabilities", "FP32", shape, _to_float32([each["score"] for each in flat])),
-    ]
+        flags = answers
+    else:
+        rows = [rank_answer(prediction, model, top_k=top_k) for prediction in predictions]
+        flat = list(chain.from_iterable(rows))
+        shape = (len(rows), min(top_k, len(names)))
+        values = _to_float32([each["score"] for each in flat])
+        tensors = [
+            OutputTensor("label", "BYTES", shape, [each["label"] for each in flat]),
+            OutputTensor("probabilities", "FP32", shape, values),
+        ]
+        flags = [sorted(of_text, reverse=True)[:top_k] for of_text in answers]
+    if model.task == "multi-label":
+        tensors.append(OutputTensor("chosen", "BOOL", shape, np.asarray(flags, bool).ravel()))
+    return tensors
 
 
 def _mask_tensors(values: Sequence[Masks]) -> list[OutputTensor]:

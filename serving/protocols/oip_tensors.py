@@ -23,7 +23,7 @@ MAX_TOP_K = 1000
 
 _MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 4
-_NUMPY_TYPES = {"FP32": "<f4", "INT64": "<i8"}
+_NUMPY_TYPES = {"FP32": "<f4", "INT64": "<i8", "BOOL": "?"}
 
 Dimension = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 
@@ -63,6 +63,9 @@ class InferParameters(JSONBody):
 
     binary_data_output: StrictBool = False
     top_k: StrictInt | None = Field(None, ge=1, le=MAX_TOP_K, description="the best so many")
+    count_tokens: StrictBool = Field(
+        False, description="answer `num_tokens` of each text, before it is cut, in the parameters"
+    )
 
 
 class OIPInferRequest(JSONBody):

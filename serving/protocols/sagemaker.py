@@ -3,6 +3,7 @@
 The body is JSON as Text Embeddings Inference and Hugging Face have it (`{"inputs": ...}`), or as
 Vertex AI has it (`{"instances": [...]}`, answered `{"predictions": [...]}`); or one text as
 text/plain; or one text a line as text/csv, quoted where it holds a comma, a quote or a line break.
+A body that is JSON of one of these shapes is that, whatever its content type says.
 The default model answers: labels by falling score, vectors, or the tokens for masks.
 """
 
@@ -26,9 +27,10 @@ from serving.protocols.json_bodies import (
     json_response,
     json_schema,
     parse_body,
+    parse_if_shaped,
 )
 from serving.protocols.kserve import KServeInstance, instance_texts
-from serving.protocols.labels import rank_labels
+from serving.protocols.labels import rank_answer
 from serving.protocols.requests import check_texts, decode_utf8
 
 CSV = "text/csv"
@@ -67,8 +69,7 @@ async def invoke(http: Request, models: Models) -> Response:
     check_texts(request.texts, models.limits, "the request")
 
     def rank(prediction: Prediction, model: ModelInfo) -> list[dict[str, Any]]:
-        scores = prediction.logits if request.raw_scores else prediction.scores
-        return rank_labels(scores, model.labels)
+        return rank_answer(prediction, model, prediction.logits if request.raw_scores else None)
 
     answers = await default_format.answer_texts(models, None, request.texts, rank, request.truncate)
     answer: Any = answers[0] if request.single else answers
@@ -78,13 +79,19 @@ async def invoke(http: Request, models: Models) -> Response:
 def parse_request(http: Request) -> SageMakerRequest:
     """Read the texts of a request in any media type. Raises HTTPError."""
     kind = media_type(http.headers.get("content-type", JSON))
+    known = parse_if_shaped(InvocationBody, http.body)
+    if known is not None and (known.inputs, known.instances) != (None, None):
+        return _request_from(known)
     if kind == TEXT:
         return SageMakerRequest([decode_utf8(http.body, "the body")], single=True)
     if kind == CSV:
         return SageMakerRequest(_parse_csv(decode_utf8(http.body, "the body")))
     if kind not in _JSON_TYPES:
         raise HTTPError("malformed", f"content-type {kind[:60]!r}: send {JSON}, {TEXT} or {CSV}")
-    body = parse_body(InvocationBody, http.body)
+    return _request_from(parse_body(InvocationBody, http.body))
+
+
+def _request_from(body: InvocationBody) -> SageMakerRequest:
     options = (body.raw_scores, body.truncate is not False)
     if body.instances is not None:
         return SageMakerRequest(instance_texts(body.instances), False, "predictions", *options)

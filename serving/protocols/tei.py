@@ -29,7 +29,7 @@ from serving.http.messages import (
 from serving.interface import ModelInfo, Models, Prediction
 from serving.protocols.embeddings import format_embeddings, similarity_scores
 from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
-from serving.protocols.labels import rank_labels
+from serving.protocols.labels import rank_answer
 from serving.protocols.requests import check_texts, requested_model
 from serving.protocols.tei_bodies import (
     TEIEmbedRequest,
@@ -71,24 +71,27 @@ class RerankResult(BaseModel):
 
 PredictResponse = Annotated[
     list[LabelScore] | list[list[LabelScore]],
-    Field(description="labels by falling score; for a list of texts, a list of such lists"),
+    Field(
+        description="labels by falling score, the answer first where a threshold decides it; for a "
+        "list of texts, a list of such lists"
+    ),
 ]
 
 
 async def predict(http: Request, models: Models) -> Response:
-    """Return the labels of each text by falling score."""
+    """Return the labels of each text: the answer first, each part by falling score."""
     request = parse_predict_request(http.body, models.limits)
     truncate = request.truncate is not False
     predicted = await models.predict(requested_model(http), request.texts, truncate=truncate)
-    return Response(format_predictions(request, predicted.values, predicted.model.labels))
+    return Response(format_predictions(request, predicted.values, predicted.model))
 
 
 def format_predictions(
-    request: TEIPredictRequest, predictions: Sequence[Prediction], labels: Sequence[str]
+    request: TEIPredictRequest, predictions: Sequence[Prediction], model: ModelInfo
 ) -> bytes:
     """Return the JSON that answers `request`, given one prediction a text."""
     answers = [
-        rank_labels(prediction.logits if request.raw_scores else prediction.scores, labels)
+        rank_answer(prediction, model, prediction.logits if request.raw_scores else None)
         for prediction in predictions
     ]
     return dump_json(answers[0] if request.is_single else answers)
@@ -162,6 +165,10 @@ async def get_info(http: Request, models: Models) -> Response:
             "labels": list(model.labels),
             "aliases": list(model.aliases),
             "metrics": dict(model.metrics),
+            "thresholds": dict(model.thresholds),
+            "verdict": dict(model.verdict),
+            "target": dict(model.target),
+            "examples": list(model.examples),
             "base_model": model.base_model,
             "model_version": model.version,
             "engine": model.engine,

@@ -2,13 +2,19 @@
 
 The text may come as it is, as JSON, or in the field `data` of a form; a JSON list of texts is a
 batch, and its answer a list. A text is answered in the default format of the model's task.
+
+A body that is JSON of a known shape (a string, a list of them, an object with `data` or `body`) is
+read as that, whatever its content type says: curl calls what `-d` sends a form, and other clients
+say nothing. Other JSON objects and lists are refused, for their envelope would be classified
+instead of the text in it; as text/plain they are texts.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pydantic import Field, RootModel, StrictInt, StrictStr, ValidationError
+from pydantic import Field, RootModel, StrictInt, StrictStr
+from pydantic_core import from_json
 
 from serving.http.messages import (
     JSON,
@@ -32,11 +38,13 @@ from serving.protocols.json_bodies import (
     json_response,
     json_schema,
     parse_body,
+    parse_if_shaped,
     truncate_repr,
 )
 from serving.protocols.requests import check_texts, decode_utf8, requested_model
 
 _EXPECTED = 'a text, a list of texts, or {"data": either}'
+_AS_TEXT = "to have this very JSON read as a text, send it as text/plain"
 _FIELDS = ("data", "body")  # in the order in which TorchServe's handlers look
 _FORM = re.compile(rb"(?:^|&)(?:data|body)=")
 _ERROR_TYPES: dict[ErrorKind, str] = {
@@ -66,10 +74,6 @@ class TorchServeBody(RootModel[StrictStr | TextList | TorchServeObject]):
     """A body in JSON."""
 
     root: StrictStr | TextList | TorchServeObject = Field(description=_EXPECTED)
-
-
-class _Texts(RootModel[TextList]):
-    """A list of texts in JSON."""
 
 
 class TorchServeRequest(NamedTuple):
@@ -113,6 +117,9 @@ def parse_request(http: Request) -> TorchServeRequest:
     """Read the texts of a request in any media type. Raises HTTPError."""
     content_type = http.headers.get("content-type", "")
     kind = forms.media_type(content_type)
+    known = _parse_known_shape(http.body)
+    if known is not None:
+        return known
     if kind == JSON:
         return _parse_json(http.body)
     # curl says URL-encoded of whatever -d sends, so that type alone makes no form.
@@ -120,28 +127,53 @@ def parse_request(http: Request) -> TorchServeRequest:
         fields = forms.parse_form(content_type, http.body)
         for name in _FIELDS:
             if name in fields:
-                return _parse_text(fields[name])._replace(target=fields.get("target"))
+                request = _parse_text(fields[name])
+                return request._replace(target=fields.get("target", request.target))
         raise HTTPError(
             "malformed", f"the form has {truncate_repr(sorted(fields))}: expected a field `data`"
         )
-    return _parse_text(decode_utf8(http.body, "the body"))
-
-
-def _parse_text(text: str) -> TorchServeRequest:
-    """Read one text; or several, if it is a list of texts in JSON."""
-    if text.lstrip().startswith("["):
+    text = decode_utf8(http.body, "the body")
+    if not kind.startswith("text/") and _looks_like_json(text):
         try:
-            texts = _Texts.model_validate_json(text.encode(errors="replace"))
-        except ValidationError:
-            pass  # a text that begins with a bracket
-        else:
-            return TorchServeRequest(texts.root, single=False)
+            return _parse_json(http.body)
+        except HTTPError as error:
+            raise HTTPError("malformed", f"{error.message}; {_AS_TEXT}") from None
     return TorchServeRequest([text], single=True)
 
 
+def _parse_text(text: str) -> TorchServeRequest:
+    """Read the field of a form: JSON of a known shape, else one text."""
+    known = _parse_known_shape(text.encode(errors="replace"))
+    return TorchServeRequest([text], single=True) if known is None else known
+
+
+def _parse_known_shape(body: bytes) -> TorchServeRequest | None:
+    """Return the texts of a body that is JSON of a known shape, None for any other body."""
+    parsed = parse_if_shaped(TorchServeBody, body)
+    if parsed is None:
+        return None
+    root = parsed.root
+    has_texts = not isinstance(root, TorchServeObject) or (root.data, root.body) != (None, None)
+    return _request_from(parsed) if has_texts else None
+
+
+def _looks_like_json(text: str) -> bool:
+    """Return whether a text is an object in braces, complete or not, or a list in JSON."""
+    text = text.strip()
+    if text.startswith("{"):
+        return text.endswith("}")
+    try:
+        return text.startswith("[") and isinstance(from_json(text), list)
+    except ValueError:
+        return False
+
+
 def _parse_json(body: bytes) -> TorchServeRequest:
-    root = parse_body(TorchServeBody, body).root
-    target = None
+    return _request_from(parse_body(TorchServeBody, body))
+
+
+def _request_from(body: TorchServeBody) -> TorchServeRequest:
+    root, target = body.root, None
     if isinstance(root, TorchServeObject):
         target = root.target
         value = root.data if root.data is not None else root.body
@@ -180,7 +212,7 @@ def _model_routes(
     ]
 
 
-_TARGET = {"target": "the label to explain, or its index; by default the likeliest"}
+_TARGET = {"target": "the label to explain, or its index; by default the answer"}
 
 PROTOCOL = WireProtocol(
     "torchserve",

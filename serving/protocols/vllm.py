@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool
 from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
 from serving.interface import InferenceResult, Models, Prediction
 from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
-from serving.protocols.labels import most_likely, rank_labels
+from serving.protocols.labels import answer_index, rank_answer
 from serving.protocols.openai import STATUSES, TextsRequest, token_usage
 from serving.protocols.requests import check_texts
 
@@ -63,7 +63,7 @@ def _format_vllm(
     return [
         {
             "index": index,
-            "label": names[most_likely(prediction)],
+            "label": names[answer_index(prediction, predicted.model)],
             "probs": list(request.scores_of(prediction)),
             "num_classes": len(names),
         }
@@ -74,8 +74,8 @@ def _format_vllm(
 def _format_infinity(
     request: ClassifyRequest, predicted: InferenceResult[Prediction]
 ) -> list[list[dict[str, Any]]]:
-    labels = predicted.model.labels
-    return [rank_labels(request.scores_of(each), labels) for each in predicted.values]
+    model = predicted.model
+    return [rank_answer(each, model, request.scores_of(each)) for each in predicted.values]
 
 
 def error_body(error: HTTPError, status: int) -> bytes:

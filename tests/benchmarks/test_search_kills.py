@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import search_kills
 from search_kills import Kill, KilledSearch, cut_last_line, draw_kills
 
-# `python -m tuning` whose trials train in the driver itself, one after another, without Ray: a kill
+# `bertha tune` whose trials train in the driver itself, one after another, without Ray: a kill
 # then ends both, between any two of their writes.
 SOLO = """
 import sys

@@ -40,14 +40,11 @@ def starting(*starts: str) -> list[str]:
 def in_our_words(command: str) -> list[str]:
     """Return the arguments of `bertha` in a command: its own, or what a job runs."""
     words = shlex.split(command.partition(" -- ")[2] or command)
-    if words[0] == "bertha":
-        return words[1:]
-    package = {"trainers": ["train"], "tuning": ["tune"], "cluster": [], "serving": []}
-    return [*package[words[2]], *words[3:]]
+    return words[1:] if words[0] == "bertha" else words[3:]
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
-    ours = ("bertha ", "ray job submit --working-dir . -- python -m ", "make ", "curl ")
+    ours = ("bertha ", "ray job submit --working-dir . -- python -m bertha ", "make ", "curl ")
     others = ("python benchmarks/", "python docs/", "ray dashboard ", "export ", "aws ")
     assert [each for each in COMMANDS if not each.startswith(ours + others)] == []
     assert all(starting(kind) for kind in ours)
@@ -200,7 +197,21 @@ def served(place: Path) -> Iterator[None]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_requests(place: Path, served: None, here: Run) -> None:
     for command in starting("bertha predict "):
-        assert "%" in here(command, place)
+        said = here(command, place)
+        if "--out " not in command:
+            assert "%" in said
+            continue
+        answers_file = place / command.partition("--out ")[2]
+        given = (place / "reviews.csv").read_text().splitlines()
+        found = answers_file.read_text().splitlines()
+        assert found[0].startswith(f"{given[0]},label,probability_")
+        assert all(row.startswith(f"{old},") for row, old in zip(found, given, strict=True))
+    for command in starting("bertha evaluate "):
+        assert "accuracy" in here(command, place)
+    for command in starting("bertha export "):
+        assert "README.md" in here(command, place)
+    for command in starting("bertha push "):
+        assert "model.safetensors" in here(command, place)
     answers = {command: json.loads(run(command, place)) for command in starting("curl ")}
     assert len(answers) >= 5
     single, *_ = (a for c, a in answers.items() if '"inputs": "' in c)

@@ -3,7 +3,7 @@
 Pictures of the page of a service that runs already, `page.png`, `page-phone.png` and
 `page-batch.png` beside it:
 
-    python tests/e2e/test_page.py http://127.0.0.1:8000 "A warm, funny film." docs/page.png
+    python -m tests.e2e.test_page http://127.0.0.1:8000 "A warm, funny film." docs/page.png [CSV]
 """
 
 import shlex
@@ -185,7 +185,7 @@ def test_hidden_words_are_filled_in(person: PageUser, url: str) -> None:
     masks = httpx.post(f"{url}hf/filler", json=body).json()
     best = [f"{of_mask[0]['token_str']}, {percent(of_mask[0]['score'])}" for of_mask in masks]
     assert headline == "; ".join(best)
-    assert len(person.find_all(".bars")) == 2
+    assert len(person.find_all("#scores .bars")) == 2
     person.type_text("nothing is hidden")
     assert "[MASK]" in person.read_text("problem")
 
@@ -371,8 +371,11 @@ def test_the_commands_of_the_documentation_answer(person: PageUser, url: str) ->
         assert response.status_code == 200 or is_other_task, (command, response.text)
 
 
-def photograph(url: str, text: str, target: Path) -> str:
-    """Ask `text` at `url` and save pictures of the page; the headline of the answer."""
+def photograph(url: str, text: str, target: Path, table: Path | None = None) -> str:
+    """Ask `text` at `url` and save pictures of the page; the headline of the answer.
+
+    table: of texts, with a column of right answers; default: a few reviews, many times.
+    """
     with open_browser() as person, tempfile.TemporaryDirectory() as place:
         for name, hold in (("", person.use_desktop_screen), ("-phone", person.use_phone_screen)):
             hold()
@@ -383,17 +386,23 @@ def photograph(url: str, text: str, target: Path) -> str:
             person.take_screenshot(target.with_stem(target.stem + name), "header", "#answer")
         person.use_desktop_screen()
         person.open_page(url)
-        texts = [text, "I left before the end.", "Slow at first, and then a joy, all of it."]
-        rows = [f'{number},"{texts[number % 3]}"\r\n' for number in range(3, 503)]
-        table = Path(place) / "reviews.csv"
-        table.write_text("".join(["id,text\r\n", *rows, "503,\r\n"]))
-        person.upload_file(table)
+        said = {
+            text: "positive",
+            "I left before the end.": "negative",
+            "Slow at first, and then a joy, all of it.": "positive",
+            "Not one good scene, and it goes on for hours.": "negative",
+            "It made me laugh, though I did not want to.": "positive",
+        }
+        rows = [f'{number},"{each}",{said[each]}\r\n' for number, each in enumerate(said, 1)]
+        reviews = Path(place) / "reviews.csv"
+        reviews.write_text("".join(["id,text,label\r\n", *rows * 40, "201,,\r\n"]))
+        person.upload_file(table or reviews)
         person.read_text("sample")
         person.find_by_id("start").click()
         person.wait_until_done()
-        person.take_screenshot(target.with_stem(f"{target.stem}-batch"), "#batch", "#card")
+        person.take_screenshot(target.with_stem(f"{target.stem}-batch"), "#batch", "#batch")
     return headline
 
 
 if __name__ == "__main__":
-    print(photograph(*sys.argv[1:3], Path(sys.argv[3])))
+    print(photograph(*sys.argv[1:3], *map(Path, sys.argv[3:5])))

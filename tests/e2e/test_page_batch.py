@@ -7,7 +7,6 @@ import asyncio
 import csv
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from serving.protocols.embeddings import cosine_similarity
 from tests.support.browser import PageUser, browser_or_skip
 from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
 from tests.support.model_servers import make_registry
+from tests.support.pages import serving
 from tests.support.servers import serve_app
 from tests.support.tiny import BAD, GOOD, PLAIN
 from tests.support.tiny_bundle import LABELS, write_tiny_bundle
@@ -57,21 +57,6 @@ class Moody(FakeModels):
         if any("unreadable" in text for text in texts):
             raise HTTPError("unreadable", "a text cannot be read")
         return await super().predict(model, texts, truncate=truncate)
-
-
-@contextmanager
-def serving(models: FakeModels, keys: ApiKeys | None = None) -> Iterator[str]:
-    """The page over some models."""
-
-    async def counts() -> dict[Any, float]:
-        return {}
-
-    async def tallies() -> list[Any]:
-        return []
-
-    operators = admin_routes.admin_protocol(protocols.ALL, counts, tallies, lambda: True, "0")
-    with serve_app(App([*protocols.ALL, operators], models, keys=keys)) as address:
-        yield f"http://{address}/"
 
 
 @pytest.fixture(scope="module")

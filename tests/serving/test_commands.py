@@ -1,5 +1,6 @@
 """The command line of serving, where it starts no Ray."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -251,3 +252,130 @@ def test_a_key_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert secret.startswith("bertha_") and secret not in file.read_text()
     assert main(["key", "reader", "--file", str(file)]) == 2
     assert "there is a key 'reader' already" in capsys.readouterr().err
+
+
+ROWS = "id,text\n1,a warm funny film\n2,dull\n"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of two texts."""
+    (tmp_path / "rows.csv").write_text(ROWS)
+    return tmp_path / "rows.csv"
+
+
+def test_a_file_is_answered_into_a_file(
+    rows: Path, tiny_classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.csv"
+    assert said_by(capsys, "predict", tiny_classifier, rows, "--out", out) == ""
+    lines = out.read_text().splitlines()
+    assert lines[0] == "id,text,label,probability_negative,probability_positive"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", TEXTS[0]], ["2", TEXTS[1]]]
+    assert main(["predict", str(tiny_classifier), str(rows), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --out {out}: exists; add --overwrite, or name another file\n"
+
+
+def test_a_file_without_an_out_is_printed_as_csv(
+    rows: Path, tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = said_by(capsys, "predict", tiny_classifier, rows)
+    assert said.splitlines()[0].startswith("id,text,label,")
+    assert len(said.splitlines()) == 3
+
+
+def test_the_name_of_a_file_can_be_a_text(
+    rows: Path,
+    tiny_classifier: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    said = said_by(capsys, "predict", tiny_classifier, rows.name, "--as-text")
+    assert said.endswith(f'"{rows.name}"\n')
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["nowhere.csv"], "nowhere.csv: no such file; .* add --as-text"),
+        (["A film.", "--out", "out.csv"], "--out goes with a file, and 'A film.' is a text"),
+    ],
+)
+def test_a_text_that_seems_to_be_a_file_is_one_line(
+    words: list[str], error: str, tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(tiny_classifier), *words]) == 2
+    said = capsys.readouterr().err
+    assert re.match(f"error: {error}", said) and said.count("\n") == 1
+
+
+def test_a_dry_run_says_what_would_be_answered(
+    rows: Path, tiny_classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.csv"
+    said = said_by(capsys, "predict", tiny_classifier, rows, "--out", out, "--dry-run")
+    assert said.startswith(f"would answer 2 rows of {rows} into {out}, with label, probability_")
+    assert not out.exists()
+
+
+def test_the_thresholds_of_the_card_decide_what_is_printed(
+    tmp_path: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", tiny_bert)
+    card = json.loads((bundle / "bundle.json").read_text())
+    for share, label in ((0.001, "positive"), (0.999, "negative")):
+        changed = json.dumps(card | {"thresholds": {"positive": share}})
+        (bundle / "bundle.json").write_text(changed)
+        assert said_by(capsys, "predict", bundle, "film").startswith(f"{label} ")
+
+
+def test_no_label_that_reaches_its_threshold_is_said() -> None:
+    labels = [{"label": "plot", "score": 0.25}, {"label": "cast", "score": 0.125}]
+    line = client.format_labels(labels, "multi-label", "film", chosen=())
+    assert line == 'none (likeliest: plot 25.0%)  "film"'
+
+
+def test_labelled_rows_are_evaluated(
+    tiny_classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "errors.csv"
+    rows.write_text("text,label\nfilm,positive\ndull,positive\nwarm,\n")
+    said = said_by(capsys, "evaluate", tiny_classifier, rows, "--out", out)
+    assert said.splitlines()[:2] == [
+        "1 row left out: no label (first: row 3)",
+        "2 rows, each figure with its 95% interval:",
+    ]
+    assert re.search(
+        r"accuracy +\d\.\d{4}  \d\.\d{4} to \d\.\d{4}   0\.8750 on the rows held", said
+    )
+    assert re.search(r"positive +\d\.\d{4} +\d\.\d{4} +\d\.\d{4} +2", said)
+    assert out.read_text().startswith("text,label,answer,confidence\n")
+    found = json.loads(said_by(capsys, "evaluate", tiny_classifier, rows, "--json"))
+    assert found["rows"] == 2 and {*found["figures"]["f1"]} == {"value", "low", "high"}
+
+
+def test_a_run_is_taken_where_a_bundle_is(
+    rows: Path, tmp_path: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "reviews"
+    write_tiny_bundle(run / "bundle", tiny_bert)
+    (run / "recipe.yaml").write_text("task: classification\n")
+    assert "id,text,label" in said_by(capsys, "predict", run, rows)
+    assert said_by(capsys, "run", run, "--dry-run").startswith("reviews: classification")
+    place = ("--registry", tmp_path / "registry")
+    assert said_by(capsys, "register", run, *place) == "reviews:1\n"
+    assert said_by(capsys, "deploy", run, *place).startswith("reviews  live 2")
+    said = said_by(capsys, "export", run, tmp_path / "out")
+    assert said == f"{tmp_path}/out: see {tmp_path}/out/README.md for its use\n"
+    assert "bundle.json" in said_by(capsys, "push", run, "acme/reviews", "--dry-run")
+
+
+def test_a_hub_that_is_not_reached_is_one_line(
+    tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(tiny_classifier), "acme/reviews"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: acme/reviews: the hub cannot be reached")
+    assert said.count("\n") == 1

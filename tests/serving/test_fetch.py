@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.fetch import local_copy, upload_engines
+from serving.fetch import local_copy, resolve_bundle, upload_engines
 from tests.support.tiny_bundle import write_linear_bundle
 from trainers.models.card import CARD_FILE, BundleError, EngineRecord, read_card, serialize_card
 from trainers.storage.filesystem import StoreError
@@ -53,8 +53,39 @@ def test_a_url_is_a_copy_under_the_name_of_its_run_that_goes_again(
         assert directory != bundle
         assert directory.parts[-2:] == ("numbers", "bundle")
         assert read_card(directory) == read_card(bundle)
-        assert {p.name for p in directory.iterdir()} == {p.name for p in bundle.iterdir()}
+        assert {p.name for p in directory.iterdir()} == {p.name for p in bundle.iterdir()} - {
+            "README.md"
+        }
     assert not directory.parent.exists()
+
+
+def test_a_run_stands_for_its_bundle(bundle: Path) -> None:
+    (bundle.parent / "recipe.yaml").write_text("task: regression\n")
+    with local_copy(str(bundle.parent)) as directory:
+        assert directory == bundle
+    assert resolve_bundle(str(bundle)) == str(bundle)
+
+
+def test_a_run_at_a_url_stands_for_its_bundle_under_its_name(url: str, bundle: Path) -> None:
+    with local_copy(url.removesuffix("bundle")) as directory:
+        assert directory.parts[-2:] == ("numbers", "bundle")
+        assert read_card(directory) == read_card(bundle)
+
+
+def test_a_run_that_left_no_bundle_says_so(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: regression\n")
+    with (
+        pytest.raises(BundleError, match=r"a run that has left no bundle"),
+        local_copy(str(tmp_path)),
+    ):
+        raise AssertionError
+
+
+def test_engines_of_a_run_at_a_url_are_put_into_its_bundle(url: str, bundle: Path) -> None:
+    (with_engine(bundle, "onnx/model.onnx") / "onnx").mkdir()
+    (bundle / "onnx" / "model.onnx").write_bytes(b"graph")
+    upload_engines(bundle, url.removesuffix("/bundle"))
+    assert open_store(url).read_bytes("onnx/model.onnx") == b"graph"
 
 
 def test_a_url_without_a_card_says_what_leaves_one(url: str) -> None:
@@ -118,7 +149,7 @@ def test_engines_are_put_back_with_the_card_that_names_them(url: str, bundle: Pa
     store = open_store(url)
     assert store.read_bytes("onnx/model.onnx") == b"graph"
     assert store.read_bytes(CARD_FILE) == (bundle / CARD_FILE).read_bytes()
-    assert store.list_files("README.md") == []
+    assert store.read_bytes("README.md") != b"for people"
 
 
 def test_an_upload_that_breaks_off_leaves_the_old_card(url: str, bundle: Path) -> None:

@@ -97,7 +97,7 @@ class PageUser:
 
     def read_bars(self) -> list[tuple[str, str]]:
         """Labels and what is written beside them."""
-        rows = [row.text.splitlines() for row in self.find_all(".bars li")]
+        rows = [row.text.splitlines() for row in self.find_all("#scores .bars li")]
         return [(name, number) for name, number in rows]
 
     def upload_file(self, path: Path) -> None:

@@ -196,6 +196,10 @@ class FakeModels:
             values.append(Explanation(index, answer, tuple(pieces)))
         return InferenceResult(known, values, self._rows(texts))
 
+    async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
+        self.get_info(model)
+        return [len(text.split()) + 2 for text in texts]
+
     def _check_request(
         self, model: str | None, texts: Sequence[str], truncate: bool, *tasks: str
     ) -> ModelInfo:

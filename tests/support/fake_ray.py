@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import ray
 
+GCS_ADDRESS = "192.0.2.1:6379"
+
 
 def node_id(name: str) -> str:
     """The id of a node, as long as Ray's."""
@@ -49,7 +51,9 @@ class FakeRay:
     def _init(self, **_: Any) -> Any:
         if self.init_error is not None:
             raise self.init_error
-        return SimpleNamespace(dashboard_url="127.0.0.1:8265")
+        return SimpleNamespace(
+            dashboard_url="127.0.0.1:8265", address_info={"gcs_address": GCS_ADDRESS}
+        )
 
     def _shutdown(self) -> None:
         self.shutdowns += 1

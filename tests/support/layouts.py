@@ -14,12 +14,14 @@ from torch.distributed.tensor import DTensor
 from cluster.costmodel.layout import Layout
 from tests.support.ranks import spawn_ranks
 from trainers.config import recipe as recipes
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.distributed.device import DEVICES
 from trainers.distributed.mesh import Mesh
 from trainers.models.build import build_on_meta, materialize
 from trainers.parallel.parallelize import parallelize
+from trainers.training.linear_probe import Head, set_head
 from trainers.training.loop import TrainingLoop
 
 TASKS = ("classification", "masked-lm")
@@ -78,13 +80,21 @@ def fresh_recipe(tiny_bert: Path, corpus: Path, task: str) -> Recipe:
     return tiny_recipe(corpus, f"task={task}", *(f"model.{size}" for size in sizes))
 
 
-def make_loop(recipe: Recipe, cache: Path, layout: Layout | None = None) -> TrainingLoop:
-    """The loop of this process, on `layout`; without one, copies of the model."""
+def make_loop(
+    recipe: Recipe, cache: Path, layout: Layout | None = None, head: Head | None = None
+) -> TrainingLoop:
+    """The loop of this process, on `layout`; without one, copies of the model.
+
+    head: that the model begins with.
+    """
     prepared, encoder = prepare.prepare_dataset(recipe, cache), prepare.load_recipe_encoder(recipe)
+    recipe = choose_settings(recipe, len(prepared.train), 384).recipe
     model = build_on_meta(recipe, prepared.labels, int(prepared.train.samples.lengths[0]), encoder)
+    if head is not None:
+        set_head(model, head)
     mesh, place = Mesh.from_layout(layout or Layout(), "cpu"), torch.device("cpu")
     parallel = parallelize(model, mesh, lambda part: materialize(part, recipe.seed, place))
-    return TrainingLoop(recipe, prepared, encoder, parallel, DEVICES["cpu"])
+    return TrainingLoop(recipe, prepared, encoder, parallel, DEVICES["cpu"], head=head)
 
 
 def full_weights(loop: TrainingLoop) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,10 +29,12 @@ def write_tiny_bundle(
     task: str = "classification",
     source: str = "reviews.csv",
     layers: Sequence[int] | None = None,
+    **card: Any,
 ) -> Path:
     """Write a bundle for `task` of the BERT in the directory `bert`; where it is.
 
     source: of the data that its recipe names. layers: of the BERT, that are kept; default: all.
+    card: what the card says otherwise, as `thresholds`.
     """
     if task == "embedding":
         export_embedder.write_embedder_bundle(bert, directory, max_length=MAX_LENGTH)
@@ -42,7 +45,7 @@ def write_tiny_bundle(
     if task != "masked-lm":
         with torch.no_grad():
             model.net.classifier.weight.mul_(40)  # answers that differ from text to text
-    return _seal(directory, recipe, model, str(bert))
+    return _seal(directory, recipe, model, str(bert), **card)
 
 
 def write_linear_bundle(directory: Path, weights: Sequence[float]) -> Path:
@@ -68,18 +71,19 @@ def _recipe(
     )
 
 
-def _seal(directory: Path, recipe: Recipe, model: Model, source: str) -> Path:
-    card = ModelCard(
-        task=recipe.task,
-        labels=LABELS[recipe.task],
-        cleaning=recipe.data.cleaning,
-        max_length=recipe.batch.max_length,
-        metrics={"accuracy": 0.875, "f1": 0.87},
-        recipe=recipe.model_dump(mode="json"),
-        data_fingerprint="0" * 64,
-        revision="unknown",
-        environment={},
-    )
+def _seal(directory: Path, recipe: Recipe, model: Model, source: str, **changes: Any) -> Path:
+    known: dict[str, Any] = {
+        "task": recipe.task,
+        "labels": LABELS[recipe.task],
+        "cleaning": recipe.data.cleaning,
+        "max_length": recipe.batch.max_length,
+        "metrics": {"accuracy": 0.875, "f1": 0.87},
+        "recipe": recipe.model_dump(mode="json"),
+        "data_fingerprint": "0" * 64,
+        "revision": "unknown",
+        "environment": {},
+    }
+    card = ModelCard(**(known | changes))
     encoder = load_encoder(source, card.cleaning, card.max_length)
     bundle.write_bundle(directory, model, model.state_dict().items(), encoder, card)
     return directory

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from cluster.costmodel.layout import Layout
 from tests.support.ranks import spawn_ranks
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.runtime.worker import WorkerConfig, run_worker
@@ -25,8 +26,9 @@ class _LeftEarly(Exception):
 def worker_config(recipe: Recipe, run: Path, cache: Path, **degrees: int) -> WorkerConfig:
     """Prepare the data of `recipe` and configure its workers, on CPUs in a layout of `degrees`."""
     layout = Layout(dp_replicate=degrees.pop("dp_replicate", 1), **degrees)
-    fingerprint = prepare.prepare_dataset(recipe, cache).fingerprint
-    return WorkerConfig(recipe, RunDirectory(run), cache, fingerprint, "cpu", "test", layout)
+    data = prepare.prepare_dataset(recipe, cache)
+    recipe = choose_settings(recipe, len(data.train), 384).recipe
+    return WorkerConfig(recipe, RunDirectory(run), cache, data.fingerprint, "cpu", "test", layout)
 
 
 WorkerJob = tuple[WorkerConfig, int | None]  # with the evaluations after which all ranks leave

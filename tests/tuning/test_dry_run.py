@@ -107,24 +107,21 @@ def probed(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "probe.json"
 
 
-def test_a_forecast_has_its_interval_in_time_and_dollars(probed: Path) -> None:
+def test_one_time_is_told_with_its_interval_and_dollars(probed: Path) -> None:
     prepared = prepared_search()
     priced = replace(prepared, cluster=replace(
         prepared.cluster, metadata=ClusterMetadata(price_usd_per_hour=3.6)
     ))  # fmt: skip
-    trial, expected, most = list(describe_search(priced, probed))[-3:]
+    (line,) = [each for each in describe_search(priced, probed) if "nine in ten" in each]
     found = forecast_search(priced, probed)
-    for line, seconds in (
-        (trial, found.trial_seconds),
-        (expected, found.expected_seconds),
-        (most, found.search_seconds),
-    ):
-        low, middle, high = (
-            str(Spend.for_seconds(seconds * factor, priced.cluster))
-            for factor in (1 / NINE_IN_TEN, 1, NINE_IN_TEN)
-        )
-        assert "$" in middle and low != middle != high
-        assert f"{middle} (nine in ten: {low} to {high})" in line
-    assert trial.endswith("by a probe of A box")
-    assert "on 1 trial(s) at once" in expected and expected.endswith("as trials are stopped")
-    assert most.endswith("if none is") and found.expected_seconds < found.search_seconds
+    assert found.expected_seconds < found.search_seconds
+    bounds = (
+        found.expected_seconds / NINE_IN_TEN,
+        found.expected_seconds,
+        found.search_seconds * NINE_IN_TEN,
+    )
+    low, middle, high = (str(Spend.for_seconds(each, priced.cluster)) for each in bounds)
+    assert "$" in middle and low != middle != high
+    assert line == (
+        f"time      {middle} (nine in ten: {low} to {high}): the whole search, by a probe of A box"
+    )

@@ -70,7 +70,7 @@ def test_work_adds_up(prepared: PreparedSearch, probed: Path) -> None:
 def test_twice_the_epochs_take_twice_as_long(
     tmp_path: Path, tiny_bert: Path, corpus: Path, prepared: PreparedSearch, probed: Path
 ) -> None:
-    epochs = prepared.config.recipe.stopping.epochs
+    epochs = prepared.config.recipe.epochs
     longer = make_prepared(tmp_path, tiny_bert, corpus, f"stopping.epochs={2 * epochs}")
     once, twice = (
         forecast.forecast_search(each, probed).trial_seconds for each in (prepared, longer)
@@ -116,7 +116,7 @@ def test_rented_machines_are_in_the_catalogue(
 def test_of_a_machine_nobody_knows_nothing_is_said(
     tmp_path: Path, tiny_bert: Path, corpus: Path, prepared: PreparedSearch
 ) -> None:
-    with pytest.raises(ForecastError, match=r"trainers probe"):
+    with pytest.raises(ForecastError, match=r"bertha probe"):
         forecast.forecast_search(prepared, None)
     strange = make_prepared(tmp_path, tiny_bert, corpus, cluster=rented("z9.huge"))
     with pytest.raises(BerthaError, match=r"z9\.huge"):
@@ -140,4 +140,4 @@ def test_a_dry_run_says_what_it_costs(
     assert "nine in ten" in said and "$" in said and "at most" in said
     assert "tiny@best" in said and "p95" in said
     assert main([*asked, "--probed", str(tmp_path / "cluster.yaml")]) == 2
-    assert "trainers probe" in capsys.readouterr().err
+    assert "bertha probe" in capsys.readouterr().err

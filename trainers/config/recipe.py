@@ -3,20 +3,21 @@
 A YAML file, or one of the shipped `recipes/`, changed by dotted `key=value` overrides; frozen, and
 checked once at the door.
 
-    python -m trainers --schema > recipe.schema.json      # for editors
+    bertha train --schema > recipe.schema.json      # for editors
 """
 
 import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from cluster.costmodel.layout import Layout
 from cluster.settings import Settings, SettingsError, apply_override, read_yaml, validate_settings
+from trainers.config import trainer_names
 from trainers.config.sections import (
     BatchConfig,
     CheckpointConfig,
@@ -30,10 +31,14 @@ from trainers.config.sections import (
     StoppingConfig,
 )
 
+AUTO = "auto"
+Number = TypeVar("Number", int, float)
 SHIPPED = Path(__file__).parents[1] / "recipes"
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".xls")
 SEARCH_KEY = "tune"  # the key of the ranges to search, which `tuning` reads
 
 Task = Literal["classification", "multi-label", "regression", "masked-lm"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("f1", "accuracy", "precision", "recall", "loss"),
     "multi-label": ("f1", "accuracy", "precision", "recall", "loss"),
@@ -50,6 +55,8 @@ AnyLayout = Annotated[
 
 class Recipe(Settings):
     """Everything that decides what a run computes. The hardware it runs on is the cluster's."""
+
+    other_names: ClassVar[Mapping[str, str]] = trainer_names.SETTINGS
 
     task: Task = Field("classification", description="what is learned")
     model: ModelConfig
@@ -74,9 +81,23 @@ class Recipe(Settings):
         description="whether a run of several devices first computes a tiny batch on its layout "
         "and on one device, and ends if they differ",
     )
+    linear_probe: bool | Literal["auto"] = Field(
+        "auto",
+        description="whether the head is first fitted to the features of the frozen encoder, in "
+        "seconds; auto: on few rows",
+    )
+    baseline: bool = Field(
+        True,
+        description="whether a bag of words is fitted to the same rows first, as the bar to beat",
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     stopping: StoppingConfig = StoppingConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    tracking: tuple[Tracker, ...] = Field(
+        ("tensorboard",),
+        description="who is told of the run beside metrics.jsonl; mlflow and wandb are extras of "
+        "the installation",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="of order, masks, dropout and fresh weights"
     )
@@ -117,6 +138,26 @@ class Recipe(Settings):
     def metric(self) -> str:
         """The metric that chooses the best checkpoint."""
         return self.evaluation.metric or METRICS[self.task][0]
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples an optimizer step; asked for once `auto` is resolved."""
+        return self._resolved("batch", "global_size", int)
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest of the schedule; asked for once `auto` is resolved."""
+        return self._resolved("optimizer", "learning_rate", float)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training rows; asked for once `auto` is resolved."""
+        return self._resolved("stopping", "epochs", int)
+
+    def _resolved(self, group: str, name: str, kind: type[Number]) -> Number:
+        value = getattr(getattr(self, group), name)
+        assert value != AUTO, f"{group}.{name} is auto: call defaults.choose_settings"
+        return kind(value)
 
     def with_absolute_paths(self) -> "Recipe":
         """Return the recipe with names of existing files and directories made absolute.
@@ -175,7 +216,7 @@ def recipe_schema() -> str:
     json_schema = Recipe.model_json_schema()
     json_schema["properties"][SEARCH_KEY] = {
         "type": "object",
-        "description": "ranges that `python -m tuning` searches, by dotted key: `log 1e-6..1e-3`, "
+        "description": "ranges that `bertha tune` searches, by dotted key: `log 1e-6..1e-3`, "
         "`1..5` or a list",
     }
     return json.dumps(json_schema, indent=2)
@@ -192,10 +233,23 @@ def _absolute_fields(group: Settings, *names: str) -> Settings:
 
 def _find_recipe(name: str | Path) -> Path:
     path = Path(name)
-    shipped = SHIPPED / path.with_suffix(".yaml").name
+    if any(end in TABLES for end in path.suffixes) and "=" not in str(name):
+        raise SettingsError(
+            f"{name} holds rows, and is no recipe; write csv.yaml data.source={name} "
+            "data.text=COLUMN data.label=COLUMN"
+        )
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        hint = f"give {inside}" if inside.is_file() else "give a recipe file, or a shipped name"
+        raise SettingsError(f"{str(name)!r} is a directory, no recipe; {hint}")
+    shipped = SHIPPED / f"{path.stem}.yaml"
     for candidate in (path, shipped):
         if candidate.is_file():
             return candidate
+    if "=" in str(name):
+        raise SettingsError(
+            f"{str(name)!r} is a setting, and the recipe comes first, as in csv.yaml {name}"
+        )
     names = sorted(recipe.stem for recipe in SHIPPED.glob("*.yaml"))
     close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
     suggestion = f"; did you mean {close[0]}? Otherwise" if close else ":"

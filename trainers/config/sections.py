@@ -5,7 +5,7 @@ Checks that involve two sections are in `recipe.py`.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from cluster.settings import Settings
 
@@ -13,6 +13,20 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Auto = Literal["auto"]
+
+
+def _is_auto(value: object) -> str:
+    return "auto" if isinstance(value, str) and value == "auto" else "number"
+
+
+# Without the tags, a wrong number would be reported twice: as no number, and as not `auto`.
+AutoCount = Annotated[
+    Annotated[Auto, Tag("auto")] | Annotated[Count, Tag("number")], Discriminator(_is_auto)
+]
+AutoPositive = Annotated[
+    Annotated[Auto, Tag("auto")] | Annotated[Positive, Tag("number")], Discriminator(_is_auto)
+]
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -120,6 +134,11 @@ class DataConfig(Settings):
     test: Fraction | str = Field(
         0.1, description="share of the texts, or another source, looked at once, at the end"
     )
+    standardize: bool = Field(
+        True,
+        description="whether a regression learns its numbers with mean 0 and deviation 1; the "
+        "metrics and the bundle are in their own unit all the same",
+    )
     max_rows: Count | None = Field(
         None, description="use only so many rows, spread evenly over the source"
     )
@@ -139,7 +158,10 @@ class DataConfig(Settings):
 class BatchConfig(Settings):
     """The batch of an optimizer step (global_size) and of one forward pass (token_budget)."""
 
-    global_size: Count = Field(32, description="samples an optimizer step, over all workers")
+    global_size: AutoCount = Field(
+        "auto",
+        description="samples an optimizer step, over all workers; auto: 16, from 2,000 rows 32",
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(
         128,
         description="tokens a text; longer texts are cut; for masked-lm the tokens of a sequence, "
@@ -178,7 +200,9 @@ class OptimizerConfig(Settings):
     name: Literal["sgd", "adam", "adamw", "lamb"] = Field(
         "adamw", description="the update rule; lamb for global batches of thousands"
     )
-    learning_rate: Positive = Field(5e-5, description="the highest of the schedule")
+    learning_rate: AutoPositive = Field(
+        "auto", description="the highest of the schedule; auto: by the width of the model"
+    )
     weight_decay: NonNegative = Field(
         0.01, description="decoupled for adamw and lamb, L2 otherwise; never on biases and norms"
     )
@@ -234,7 +258,11 @@ class EvaluationConfig(Settings):
 class StoppingConfig(Settings):
     """When the run ends."""
 
-    epochs: Count = Field(3, description="passes over the training rows")
+    epochs: AutoCount = Field(
+        "auto",
+        description="passes over the training rows; auto: as many as give enough optimizer steps, "
+        "3 to 20",
+    )
     max_steps: Count | None = Field(None, description="end earlier, after so many optimizer steps")
     patience: Count | None = Field(
         None, description="end after so many evaluations without a better metric"

@@ -65,6 +65,7 @@ def gather_corpus(recipe: Recipe, clean: Callable[[str], str]) -> Corpus:
     held_out: dict[SplitName, float | str] = {"validation": data.validation, "test": data.test}
     shares = {part: share for part, share in held_out.items() if isinstance(share, float)}
     main, rows_read, skipped = _read_usable_rows(data.source, "train", recipe, clean)
+    labelling.check_label_column(main.labels, recipe.task, data, data.source)
     drawn = assign_splits(main.digests, shares.get("validation", 0.0), shares.get("test", 0.0))
     splits = {part: main.filter_rows(drawn == number) for number, part in enumerate(PARTS)}
     for part, source in held_out.items():
@@ -87,7 +88,7 @@ def corpus_identity(recipe: Recipe) -> list[Any]:
     The cleaning's own code is left out. Raises DataError where a source cannot be read.
     """
     data = recipe.data
-    settings = data.model_dump(mode="json", exclude={"source", "validation", "test"})
+    settings = data.model_dump(mode="json", exclude={"source", "validation", "test", "standardize"})
     parts = dict(zip(PARTS, (data.source, data.validation, data.test), strict=True))
     contents = {
         part: sources.source_fingerprint(source, data, part) if isinstance(source, str) else source
@@ -125,11 +126,25 @@ def _read_usable_rows(
             split.numbers.append(number)
     if not split.texts:
         why = "; ".join(f"{skip.reason}: {skip.rows} rows" for skip in skips.list_reasons())
-        raise DataError(f"{source}: no row can be used; {why}")
+        way_out = _way_out(recipe, rows.labels)
+        raise DataError(f"{source}: no row can be used; {why}{way_out}")
     if part == "train":
         return split, rows.num_read, skips.list_reasons()
     named = tuple(replace(skip, reason=f"{part}: {skip.reason}") for skip in skips.list_reasons())
     return split, rows.num_read, named
+
+
+def _way_out(recipe: Recipe, labels: list[Any]) -> str:
+    """Return what to do where no row of a source has a text and a label."""
+    if recipe.task == "masked-lm":
+        return ""
+    given = next((label for label in labels if not sources.is_missing(label)), None)
+    column = f"data.label = {recipe.data.label!r}"
+    if given is None:
+        return f". Is {column} the right column?"
+    if recipe.task == "regression":
+        return f". {column} holds {str(given)[:60]!r}: for classes set task=classification"
+    return f". Is {column}, as {str(given)[:60]!r}, what task={recipe.task} learns?"
 
 
 def _drop_leaked_rows(splits: dict[SplitName, SplitRows]) -> tuple[dict[SplitName, SplitRows], int]:

@@ -1,8 +1,10 @@
 """Files wherever fsspec reaches, as bytes, text or an identity, packed (.gz, .bz2, .xz) or not."""
 
 import codecs
+import difflib
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import zlib
@@ -18,11 +20,16 @@ from trainers.storage.filesystem import StoreError, client_errors, resolve_files
 from trainers.untrusted.public_web import BlockedAddress, open_public_session
 
 PROTOCOLS = ("file", "s3", "s3a", "http", "https")
+MAX_LISTED = 10_000  # names of a directory that are compared with one that is not there
 _UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
 
 
 class DataError(BerthaError):
     """Data that cannot be used; the text says where it goes wrong and the way out."""
+
+
+class MissingFile(DataError):
+    """A file that is not there."""
 
 
 def file_fingerprint(source: str) -> str:
@@ -61,6 +68,30 @@ def open_text(source: str, newline: str) -> Iterator[IO[str]]:
             yield text
     except UnicodeDecodeError:
         raise _encoding_error(source) from None
+
+
+def list_folder(source: str) -> list[str] | None:
+    """List the files below a directory or a prefix of S3, sorted; None for anything else.
+
+    Names that begin with a dot or an underscore, as `_SUCCESS`, are left out.
+    """
+    if source.startswith(("http://", "https://")):
+        return None
+    filesystem, path = _locate(source)
+    with _translate_errors(source):
+        if not filesystem.isdir(path):
+            return None
+        root, found = path.rstrip("/"), filesystem.find(path)
+    inside = sorted(name.removeprefix(f"{root}/") for name in found)
+    seen = [name for name in inside if not any(part[:1] in "._" for part in name.split("/"))]
+    return [f"{source.rstrip('/')}/{name}" for name in seen]
+
+
+def is_present(source: str) -> bool:
+    """Return whether there is a file or a directory. Raises DataError where that is not known."""
+    filesystem, path = _locate(source)
+    with _translate_errors(source):
+        return bool(filesystem.exists(path))
 
 
 def conversion_hint(encoding: str) -> str:
@@ -104,6 +135,18 @@ def local_path(source: str) -> Path | None:
     return Path(os.path.abspath(os.path.expanduser(source)))
 
 
+def _near_names(source: str) -> str:
+    """Return a suggestion of a file beside one that is not there, or ""."""
+    path = local_path(source)
+    if path is None or not path.parent.is_dir():
+        return ""
+    names = [each.name for each in itertools.islice(path.parent.iterdir(), MAX_LISTED)]
+    close = difflib.get_close_matches(path.name, sorted(names), n=1)
+    if not close:
+        return ""
+    return f"; {close[0]} lies there"
+
+
 def _locate(source: str) -> tuple[Any, str]:
     protocol, separator, _ = source.partition("://")
     # fsspec would find more in a name than a path, as in file:/etc/passwd or data:text/csv,
@@ -131,7 +174,9 @@ def _translate_errors(source: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         blocked = BlockedAddress.find_cause(error)
-        raise DataError(f"{source}: {blocked or 'no such file'}") from None
+        if blocked:
+            raise DataError(f"{source}: {blocked}") from None
+        raise MissingFile(f"{source}: no such file{_near_names(source)}") from None
     except (*_UNREADABLE, *client_errors(source)) as error:
         reason = BlockedAddress.find_cause(error) or f"cannot be read: {error}"
         raise DataError(f"{source}: {reason}") from None

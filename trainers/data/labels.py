@@ -23,7 +23,9 @@ from trainers.data.sources import RawRows, is_missing
 Label = tuple[str, ...] | float
 
 _WHOLE = re.compile(r"(-?[0-9]{1,15})(?:\.0+)?")
+_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 _MAX_SHOWN = 20
+_MIN_ROWS = 10  # fewer say nothing of what a column holds
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -45,6 +47,34 @@ def parse_labels(
             skips.count_skipped(reason, number)
         labels.append(label)
     return labels if task == "regression" else _resolve_names(labels, rows, data, skips)
+
+
+def check_label_column(labels: Sequence[Label], task: Task, data: DataConfig, source: str) -> None:
+    """Raise DataError where the labels of a source are hardly classes but numbers, ids or texts.
+
+    That is where nearly each row has another value, or where they are many decimal fractions.
+    data.labels, which names the classes, vouches for them.
+    """
+    texts = (data.text,) if isinstance(data.text, str) else data.text
+    if task != "masked-lm" and data.label in texts:
+        raise DataError(
+            f"{source}: data.text and data.label are the same column, {data.label!r}; set "
+            "data.label to the column to be learned"
+        )
+    if task in ("regression", "masked-lm") or data.labels is not None:
+        return
+    distinct, rows = set(_flatten(labels)), len(labels)
+    are_numbers = all(map(_NUMBER.fullmatch, distinct))
+    are_fractions = are_numbers and len(distinct) > _MAX_SHOWN and any("." in d for d in distinct)
+    nearly = len(distinct) == rows or (rows >= 2 * _MIN_ROWS and len(distinct) > 0.8 * rows)
+    if rows < _MIN_ROWS or not (nearly or are_fractions):
+        return
+    number = "a number to predict (then set task=regression) or " if are_numbers else ""
+    raise DataError(
+        f"{source}: column {data.label!r} holds {len(distinct):,} different values in {rows:,} "
+        f"rows, as {min(distinct)[:60]!r}: is it {number}an id (then set data.label to the column "
+        "of classes)? If they are classes, name them all in data.labels"
+    )
 
 
 def class_names(
@@ -105,7 +135,8 @@ def _unknown_label_error(name: str, place: str, names: tuple[str, ...]) -> DataE
     known = ", ".join(map(repr, names[:_MAX_SHOWN])) + (", ..." if len(names) > _MAX_SHOWN else "")
     return DataError(
         f"{place}: label {name[:60]!r} is not one of {known}. The classes are data.labels, "
-        "by default those of the training rows: fix the row, or name every class in data.labels"
+        "by default those of the training rows: add rows of it, fix the row, or name every class "
+        "in data.labels"
     )
 
 

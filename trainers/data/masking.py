@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainers.config.sections import MaskingConfig
-from trainers.data.sample_keys import sample_keys, splitmix
+from trainers.data.microbatch import sample_keys, splitmix
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the tokens to predict; the rest stays
 _SITE = np.uint64(0x6D61736B696E6721)  # makes these hashes independent of those of dropout

@@ -17,6 +17,8 @@ from cluster.costmodel.layout import Layout
 
 RowIndices = np.ndarray  # [n] int64 indices of samples
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -204,3 +206,23 @@ def _cheapest_cut(lengths: np.ndarray, token_budget: int, overhead: float) -> np
     while edges[-1] < n:
         edges.append(edges[-1] + int(size[edges[-1]]))
     return np.array(edges)
+
+
+def sample_keys(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """Return a key for each sample, [n] int64: splitmix64 over (seed, epoch, row).
+
+    They seed what is random about a sample: its dropout masks and its masked tokens.
+    """
+    with np.errstate(over="ignore"):
+        stream = splitmix(np.array([(seed << 32) + epoch], dtype=np.uint64))
+        keys: np.ndarray = splitmix(stream + rows.astype(np.uint64) * _GOLDEN)
+        return keys.view(np.int64)
+
+
+def splitmix(x: np.ndarray) -> np.ndarray:
+    """Hash uint64 numbers: one step of splitmix64 (Steele et al. 2014) from each."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

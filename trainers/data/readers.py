@@ -52,8 +52,8 @@ class SkipCounter:
 def table_format(source: str) -> str | None:
     """Return csv, tsv, jsonl or parquet, by suffix; None for anything else."""
     path = Path(source.partition("?")[0] if source.startswith("http") else source)
-    packed = path.suffix in PACKED
-    kind = FORMATS.get(path.with_suffix("").suffix if packed else path.suffix)
+    packed = path.suffix.lower() in PACKED
+    kind = FORMATS.get((path.with_suffix("") if packed else path).suffix.lower())
     return None if packed and kind == "parquet" else kind
 
 
@@ -75,6 +75,20 @@ def read_rows(source: str, columns: Columns, skips: SkipCounter) -> Iterator[Row
     return _read_delimited(source, columns, skips, "\t" if kind == "tsv" else ",")
 
 
+def read_header(source: str) -> tuple[str, ...]:
+    """Return the names of the columns of a CSV or TSV file, in order; () of an empty one.
+
+    Raises DataError as `read_rows` does.
+    """
+    delimiter = "\t" if table_format(source) == "tsv" else ","
+    with files.open_text(source, newline="") as text:
+        try:
+            header = next(filter(None, csv.reader(text, delimiter=delimiter, strict=True)), [])
+        except csv.Error as error:
+            raise DataError(f"{source}: its first line cannot be read: {error}") from None
+    return tuple(header)
+
+
 def table_fingerprint(source: str) -> str:
     """Identify the contents of a table."""
     return f"{table_format(source)}:{files.file_fingerprint(source)}"
@@ -86,10 +100,14 @@ def require_columns(source: str, columns: Columns, present: Collection[str]) -> 
     for column, setting in columns.items():
         if column in present:
             continue
+        marks = [mark for mark in ";\t|" if mark in names[0]] if len(names) == 1 else []
+        if marks:
+            raise DataError(
+                f"{source}: its columns are separated by {marks[0]!r} and not by commas: its first "
+                f"line is {names[0][:80]!r}; save it with commas, or with tabs as a .tsv"
+            )
         close = difflib.get_close_matches(column, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
-            hint = "separate the columns by commas, in a .tsv by tabs; "
         raise DataError(
             f"{source}: no column {column!r}; it has {', '.join(map(repr, names))}; "
             f"{hint}set {setting}"
@@ -148,8 +166,8 @@ def _iter_rows(reader: Any, skips: SkipCounter) -> Iterator[tuple[int, list[str]
             yield before + 1, fields
 
 
-def _read_jsonl(source: str, columns: Columns, skips: SkipCounter) -> Iterator[Row]:
-    seen: set[str] = set()
+def read_records(source: str, skips: SkipCounter) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Iterate over the objects of a JSONL file, each with its line. Raises DataError."""
     with files.open_text(source, newline="\n") as text:
         for number, line in enumerate(text, 1):
             if line.isspace():
@@ -162,9 +180,15 @@ def _read_jsonl(source: str, columns: Columns, skips: SkipCounter) -> Iterator[R
             if not isinstance(record, dict):
                 skips.count_skipped("not a JSON object", number)
                 continue
-            if not columns.keys() <= seen:
-                seen.update(record)
-            yield number, tuple(record.get(column) for column in columns)
+            yield number, record
+
+
+def _read_jsonl(source: str, columns: Columns, skips: SkipCounter) -> Iterator[Row]:
+    seen: set[str] = set()
+    for number, record in read_records(source, skips):
+        if not columns.keys() <= seen:
+            seen.update(record)
+        yield number, tuple(record.get(column) for column in columns)
     if seen:
         require_columns(source, columns, seen)
 

@@ -6,7 +6,7 @@ A source is a file (`readers.py`), a data set of a package (`packages.py`),
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -17,12 +17,23 @@ import numpy as np
 from trainers.config.sections import DataConfig
 from trainers.data import hub, packages, readers
 from trainers.data.cleaning import MAX_CHARACTERS
-from trainers.data.files import DataError
+from trainers.data.files import DataError, MissingFile
 from trainers.data.readers import Columns, Row, SkipCounter, SkippedRows
 from trainers.data.splits import SplitName, spread_indices
 
 SYNTHETIC = "synthetic:"
 HOUSE_PRICES = "synthetic:house-prices"
+_SETTINGS: dict[SplitName, str] = {
+    "train": "data.source", "validation": "data.validation", "test": "data.test",
+}  # fmt: skip
+# How what other programs write becomes a table.
+_CONVERSIONS = {
+    ".xlsx": ". Save the sheet as CSV (UTF-8) in the program that made it",
+    ".xls": ". Save the sheet as CSV (UTF-8) in the program that made it",
+    ".ods": ". Save the sheet as CSV (UTF-8) in the program that made it",
+    ".json": ". One object a line is .jsonl: jq -c '.[]' FILE.json > FILE.jsonl",
+    ".txt": ". Give it a header, `text,label`, and rows that have both",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,10 @@ def source_fingerprint(source: str, data: DataConfig, part: SplitName = "train")
     if source.startswith(SYNTHETIC):
         return f"{source}:v1"
     if _is_file(source):
-        return readers.table_fingerprint(source)
+        try:
+            return readers.table_fingerprint(source)
+        except MissingFile as error:
+            raise DataError(f"{error}; set {_SETTINGS[part]}") from None
     return hub.hub_fingerprint(source, data.subset, part)
 
 
@@ -108,12 +122,10 @@ class _RowSelection:
                 counts[value[:40]] += 1
             if value != wanted:
                 return "data.filter"
-        pieces = [values[column] for column in self._pieces if not is_missing(values[column])]
-        if not pieces:
-            return "no text"
-        if any(isinstance(piece, (list, dict, bytes)) for piece in pieces):
-            return "text is not a string"
-        self.texts.append("\n".join(map(str, pieces))[:MAX_CHARACTERS])
+        text, reason = join_text([values[column] for column in self._pieces])
+        if text is None:
+            return reason
+        self.texts.append(text)
         self.labels.append(None if self._label is None else values[self._label])
         self.numbers.append(number)
         return None
@@ -145,6 +157,16 @@ class _RowSelection:
         self.texts = list(compress(self.texts, kept))
         self.labels = list(compress(self.labels, kept))
         self.numbers = list(compress(self.numbers, kept))
+
+
+def join_text(cells: Sequence[Any]) -> tuple[str | None, str]:
+    """Join the text columns of a row by line breaks; else None, and the reason why not."""
+    pieces = [cell for cell in cells if not is_missing(cell)]
+    if not pieces:
+        return None, "no text"
+    if any(isinstance(piece, (list, dict, bytes)) for piece in pieces):
+        return None, "text is not a string"
+    return "\n".join(map(str, pieces))[:MAX_CHARACTERS], ""
 
 
 def is_missing(value: object) -> bool:
@@ -190,7 +212,10 @@ def _is_file(source: str) -> bool:
         return True
     if "://" in source or Path(source).expanduser().is_file():
         suffixes = f"{', '.join(readers.FORMATS)}; but for Parquet, .gz, .bz2 or .xz may follow"
-        raise DataError(f"{source}: not a known kind of table; its name must end in {suffixes}")
+        hint = _CONVERSIONS.get(Path(source).suffix.lower(), "")
+        raise DataError(
+            f"{source}: not a known kind of table; its name must end in {suffixes}{hint}"
+        )
     return False
 
 

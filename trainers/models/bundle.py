@@ -1,7 +1,8 @@
 """Bundles, the interface from training to serving: a trained model on disk.
 
 A bundle is a directory with `config.json`, `model.safetensors` and the tokenizer, which
-Transformers' `from_pretrained` loads unchanged, and its card, `bundle.json`. Weights are written
+Transformers' `from_pretrained` loads unchanged, its card, `bundle.json`, and the same for people,
+`README.md`. Weights are written
 one tensor at a time, so a bundle takes no more memory than its largest tensor.
 """
 
@@ -18,6 +19,7 @@ from trainers.models.bert import TextModel
 from trainers.models.build import LinearModel, Model
 from trainers.models.card import CARD_FILE, BundleError, ModelCard, serialize_card
 from trainers.models.config import quiet_transformers
+from trainers.models.model_card import run_name, write_readme
 from trainers.storage import safetensors
 from trainers.storage.atomic import atomic_directory, hash_files
 from trainers.untrusted.bounded_json import UntrustedFileError
@@ -45,6 +47,7 @@ def write_bundle(
         encoder.save(aside)
         sealed = card.model_copy(update={"files": hash_files(aside)})
         (aside / CARD_FILE).write_text(serialize_card(sealed))
+        write_readme(aside, sealed, run_name(directory))
     return sealed
 
 

@@ -26,6 +26,7 @@ from trainers.untrusted.tensor_header import MORE_MEMORY
 
 CARD_FORMAT = 1
 CARD_FILE = "bundle.json"
+IN_RUN = "bundle"  # the directory of a bundle in that of its run
 DEFAULT_BATCH_TOKENS = 256  # computed at once by an engine that was not measured
 MAX_CARD_BYTES = 4 * 2**20  # with names for 100,000 labels
 MAX_TEXT_BYTES = 32 * 2**20  # of a tokenizer of 250,000 pieces, twice
@@ -119,7 +120,18 @@ class ModelCard(Settings):
         description="what becomes of the hidden states of an embedding, before its length is 1",
     )
     metrics: dict[str, Any] = Field(description="on the test rows, none of them trained on")
+    verdict: dict[str, Any] = Field({}, description="how good that is: intervals and baselines")
+    thresholds: dict[str, float] = Field(
+        {},
+        description="probability from which a label is the answer: of each label for multi-label, "
+        "of the second of two classes; without it 0.5",
+    )
+    target: dict[str, float] = Field(
+        {}, description="of a regression: mean, deviation, low and high of the trained values"
+    )
+    examples: tuple[str, ...] = Field((), description="texts that were held out, to try it on")
     recipe: dict[str, Any]
+    data: dict[str, Any] = Field({}, description="what was read: rows, labels, what was left out")
     data_fingerprint: str
     revision: str
     environment: dict[str, Any]
@@ -132,6 +144,24 @@ class ModelCard(Settings):
         """Return how many tokens `engine` computes at once."""
         measured = (each.batch_tokens for each in self.engines if each.name == engine)
         return next(measured, DEFAULT_BATCH_TOKENS)
+
+
+def find_bundle(directory: Path) -> Path:
+    """Return the bundle that is meant by a directory: itself, or that of the run that it holds.
+
+    Raises BundleError for a run that has left none yet.
+    """
+    inside = directory / IN_RUN
+    if (directory / CARD_FILE).exists() or not directory.is_dir():
+        return directory
+    if (inside / CARD_FILE).exists():
+        return inside
+    if (directory / "recipe.yaml").exists():
+        raise BundleError(
+            f"{directory}: a run that has left no bundle; it is written when the run ends, which "
+            "--resume brings about"
+        )
+    return directory
 
 
 def read_card(directory: Path) -> ModelCard:

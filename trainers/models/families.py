@@ -18,6 +18,7 @@ class ModelFamily:
     parallelism splits by output and by input. norms: layer norms that close a residual.
     supports_cls_only: whether the last layer may compute [CLS] alone. classify: returns logits
     [b, num_labels] of hidden states [b, s, h]. predict_tokens: logits [n, vocabulary] of [n, h].
+    output: the linear layer that makes a classifier's logits.
     """
 
     encoder: str
@@ -29,6 +30,7 @@ class ModelFamily:
     supports_cls_only: bool
     classify: Callable[[Any, Tensor], Tensor]
     predict_tokens: Callable[[Any, Tensor], Tensor]
+    output: str
 
     def get_encoder(self, net: nn.Module) -> Any:
         """Return the encoder of `net`."""
@@ -60,7 +62,7 @@ class ModelFamily:
 Head = Callable[[Any, Tensor], Tensor]
 
 
-def _bert_family(encoder: str, classify: Head, predict: Head) -> ModelFamily:
+def _bert_family(encoder: str, classify: Head, predict: Head, output: str) -> ModelFamily:
     return ModelFamily(
         encoder=encoder,
         layers="encoder.layer",
@@ -74,6 +76,7 @@ def _bert_family(encoder: str, classify: Head, predict: Head) -> ModelFamily:
         supports_cls_only=True,
         classify=classify,
         predict_tokens=predict,
+        output=output,
     )
 
 
@@ -82,14 +85,19 @@ FAMILIES = {
         "bert",
         lambda net, h: net.classifier(net.dropout(net.bert.pooler(h))),
         lambda net, h: net.cls(h),
+        "classifier",
     ),
     "roberta": _bert_family(
-        "roberta", lambda net, h: net.classifier(h), lambda net, h: net.lm_head(h)
+        "roberta",
+        lambda net, h: net.classifier(h),
+        lambda net, h: net.lm_head(h),
+        "classifier.out_proj",
     ),
     "electra": _bert_family(
         "electra",
         lambda net, h: net.classifier(h),
         lambda net, h: net.generator_lm_head(net.generator_predictions(h)),
+        "classifier.out_proj",
     ),
     "distilbert": ModelFamily(
         encoder="distilbert",
@@ -103,6 +111,7 @@ FAMILIES = {
         predict_tokens=lambda net, h: net.vocab_projector(
             net.vocab_layer_norm(net.activation(net.vocab_transform(h)))
         ),
+        output="classifier",
     ),
 }
 

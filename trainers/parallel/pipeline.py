@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,7 +26,8 @@ class DeviceBatch:
     """One micro-batch on its device: the inputs of `TextModel.forward` and of the loss.
 
     inputs: [b, s] token ids, or [b, f] numbers. weight: of each sample or token in the loss.
-    teacher: [b, num_labels], logits of the teacher in distillation.
+    teacher: [b, num_labels], logits of the teacher in distillation. rows: [b] int64, the places of
+    the samples in their split.
     """
 
     inputs: Tensor
@@ -35,6 +37,7 @@ class DeviceBatch:
     targets: Tensor
     weight: float
     teacher: Tensor | None = None
+    rows: np.ndarray | None = None
 
 
 LossFunction = Callable[[Tensor, DeviceBatch], Tensor]

@@ -1,6 +1,6 @@
 """Describe what a run would do, without starting it: data, layout, memory, batch arithmetic.
 
-python -m trainers imdb.yaml --dry-run
+bertha train imdb.yaml --dry-run
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import torch
 
 from cluster.costmodel.model_shape import ModelShape
 from cluster.spec import ClusterSpec
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.microbatch import (
@@ -23,6 +24,7 @@ from trainers.data.microbatch import (
 )
 from trainers.distributed.device import DEVICES, Device, autocast_dtype
 from trainers.planning.layout import ResolvedLayout, resolve_layout, resolve_shape
+from trainers.planning.placement import place_run
 from trainers.training.distillation import load_teacher as teacher_of
 
 BATCHES_SAMPLED = 20  # global batches that are cut, to show padding and balance
@@ -37,11 +39,17 @@ def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
     yield from sketch.report.to_lines()
     shape = resolve_shape(recipe, sketch.labels, int(sketch.lengths[0]), cluster.cache_dir)
+    chosen = choose_settings(recipe, sketch.num_train, shape.hidden_size)
+    recipe = chosen.recipe
     yield from _model_lines(recipe, shape, sketch.labels)
-    plan = resolve_layout(recipe, shape, cluster)
+    placement = place_run(recipe, shape, cluster, sketch.lengths, sketch.num_train)
+    if placement.reason:
+        yield f"place     {placement.reason}"
+    plan = resolve_layout(recipe, shape, placement.cluster)
     yield from plan.lines
     cost = CutCost(device.overhead_tokens, shape.hidden_size) if shape.num_layers else CutCost()
     yield from _batch_lines(recipe, sketch, plan, device, cost)
+    yield from chosen.lines
 
 
 def _model_lines(recipe: Recipe, shape: ModelShape, labels: tuple[str, ...]) -> Iterator[str]:
@@ -74,9 +82,9 @@ def _batch_lines(
     device: Device,
     cost: CutCost,
 ) -> Iterator[str]:
-    size, rows = recipe.batch.global_size, sketch.num_train
+    size, rows = recipe.global_batch_size, sketch.num_train
     steps = steps_per_epoch(rows, size)
-    total = min(steps * recipe.stopping.epochs, recipe.stopping.max_steps or 10**12)
+    total = min(steps * recipe.epochs, recipe.stopping.max_steps or 10**12)
     budget, ranks = plan.tokens_at_once, plan.layout.dp
     dtype = autocast_dtype(device, recipe.precision) or torch.float32
     yield f"batches   {rows:,} rows / {size} = {steps} steps an epoch, {total} steps in all"

@@ -51,7 +51,7 @@ class ElasticPlanner:
         errors = {}
         for count in counts:
             try:
-                check_layout(layout, self.shape, count, per_node, recipe.batch.global_size)
+                check_layout(layout, self.shape, count, per_node, recipe.global_batch_size)
             except LayoutError as error:
                 errors[count] = error
         if counts[-1] in errors:

@@ -80,7 +80,7 @@ def resolve_layout(recipe: Recipe, shape: ModelShape, cluster: ClusterSpec) -> R
             shape,
             job.num_devices,
             job.devices_per_node,
-            recipe.batch.global_size,
+            recipe.global_batch_size,
         )
         layout = recipe.layout.resolve_for(job.num_devices)
         return ResolvedLayout(

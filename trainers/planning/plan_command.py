@@ -1,7 +1,7 @@
 """`bertha plan`: price a recipe on every machine of the catalog before renting any.
 
-    python -m cluster plan imdb.yaml --deadline 2h --budget 50USD
-    python -m cluster plan imdb.yaml --pick 1 --write my-cluster.yaml     # a file for `up`
+    bertha plan imdb.yaml --deadline 2h --budget 50USD
+    bertha plan imdb.yaml --pick 1 --write my-cluster.yaml     # a file for `up`
 
 Imports torch only for --probe, and matplotlib only for --plots.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,10 @@ from cluster.planning import probe, report, write_cluster_file
 from cluster.planning.plan import Constraints, plan_hardware
 from cluster.planning.probe import Probe
 from cluster.planning.serving_cost import price_serving
+from cluster.planning.this_machine import describe_this_machine
 from cluster.planning.workload import Workload
 from cluster.settings import SettingsError
+from trainers.config.command_line import describe_recipes, parse_with_settings
 from trainers.planning.workload import load_workload
 
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -37,6 +40,9 @@ PROBE_SECONDS = 60.0
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster plan") -> int:
     """Run the command on `arguments`; return the exit status, 2 after a user's mistake."""
     options = parse_arguments(arguments, prog)
+    if options.recipe is None:
+        print(describe_recipes(options.called, "imdb.yaml --deadline 2h"))
+        return 2
     try:
         lines = _run_plan(options)
     except BerthaError as error:
@@ -48,8 +54,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster 
 
 def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Parse the command's arguments; exit as argparse does on a mistake."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser.set_defaults(called=prog)
+    parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--deadline", metavar="2h", help="seconds, minutes (min), h or d")
     parser.add_argument("--budget", metavar="50USD", help="dollars, on demand")
@@ -75,12 +82,10 @@ def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Name
         "--p95", default="50ms", help="latency that 95%% of texts stay below; default 50ms"
     )
     parser.add_argument("--probe", action="store_true", help="time real steps here, for a minute")
-    parser.add_argument(
-        "--probed", metavar="FILE", help="a file that `python -m trainers probe` wrote"
-    )
+    parser.add_argument("--probed", metavar="FILE", help="a file that `bertha probe` wrote")
     parser.add_argument("--plots", metavar="DIR", help="draw cost, step and scaling into DIR")
     parser.add_argument("--json", action="store_true", help="print everything for programs")
-    return parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
+    return parse_with_settings(parser, sys.argv[1:] if arguments is None else arguments)
 
 
 def _run_plan(options: argparse.Namespace) -> list[str]:
@@ -106,10 +111,13 @@ def _run_plan(options: argparse.Namespace) -> list[str]:
         write_cluster_file.write_cluster_file(
             plan.best[pick - 1], options.recipe, Path(options.write)
         )
-        print(f"wrote {options.write}; `python -m cluster check {options.write}`", file=sys.stderr)
+        print(f"wrote {options.write}; `bertha check {options.write}`", file=sys.stderr)
     if options.json:
         return [json.dumps(report.plan_as_json(workload, plan, pick), indent=2)]
-    lines = list(report.format_plan(workload, plan, constraints, pick))
+    command = shlex.join(["bertha", "train", options.recipe, *options.overrides])
+    here = describe_this_machine(workload, command)
+    lines = [] if here is None else [here]
+    lines += report.format_plan(workload, plan, constraints, pick)
     if measured is not None:
         lines += report.format_probe(workload, measured)
     if options.serve:
@@ -141,9 +149,7 @@ def _load_or_run_probe(options: argparse.Namespace) -> Probe | None:
     try:
         return run_probe(PROBE_SECONDS)
     except RuntimeError as error:  # also of a worker process that died
-        raise probe.ProbeError(
-            f"--probe: {error}; try python -m trainers probe --out FILE"
-        ) from error
+        raise probe.ProbeError(f"--probe: {error}; try bertha probe --out FILE") from error
 
 
 def _parse_constraints(options: argparse.Namespace, hardware: Catalog) -> Constraints:

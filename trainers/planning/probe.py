@@ -3,7 +3,7 @@
 The steps are those of a run: the loop, the layout and the optimizer, on random weights and random
 token ids. One process a worker, as in a run; the time is divided among the numbers of workers.
 
-    python -m trainers probe --workers 1 2 --seconds 60 --out probe.json
+    bertha probe --workers 1 2 --seconds 60 --out probe.json
 """
 
 import argparse
@@ -174,6 +174,7 @@ def _trial_recipe(trial: ProbeCase) -> Recipe:
             },
             "data": {"source": "random", "validation": 0.0, "test": 0.0},
             "batch": {"global_size": trial.sequences, "max_length": trial.max_tokens},
+            "optimizer": {"learning_rate": 5e-5},
             "stopping": {"epochs": 1_000_000},
         },
         "probe",

@@ -11,6 +11,7 @@ from cluster.costmodel.layout import LayoutError
 from cluster.costmodel.layout_search import FREE_MEMORY_SHARE, GIB
 from cluster.costmodel.memory import memory_by_rank
 from cluster.spec import ClusterMetadata, ClusterSpec
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data.microbatch import CutCost
 from trainers.data.packages import resolve_model
@@ -47,6 +48,7 @@ def simulation_lines(
     labels = recipe.data.labels or (("no", "yes") if recipe.task != "regression" else ())
     encoder = FakeTokenizer(num_tokens)
     shape = shape_from_config(build_config(recipe, labels, encoder), recipe.task, len(labels))
+    recipe = choose_settings(recipe, None, shape.hidden_size).recipe
     plan = resolve_layout(recipe, shape, cluster)
     job, memory = plan.job, plan.job.device_memory
     budget = plan.tokens_at_once

@@ -5,7 +5,7 @@ in a fake process group, once for each pipeline rank, while a tracker counts mem
 No data is read: every sequence has max_length tokens. Two steps are simulated, since the first one
 creates the optimizer's moments, and only as many micro-batches as it takes to reach the peak.
 
-    python -m trainers bert-large-pretrain --simulate --devices 1024 --device-memory 80GiB
+    bertha train bert-large-pretrain --simulate --devices 1024 --device-memory 80GiB
 """
 
 from collections.abc import Callable, Iterator
@@ -76,7 +76,7 @@ def simulated_setup(
     recipe: Recipe, layout: Layout, setup: TrainingSetup, token_budget: int, cost: CutCost
 ) -> TrainingSetup:
     """Return `setup` with the micro-batches that the run would cut of full sequences."""
-    samples = ceil(recipe.batch.global_size / layout.dp)
+    samples = ceil(recipe.global_batch_size / layout.dp)
     lengths = np.full(samples, recipe.batch.max_length)
     demands = CutConstraints.for_layout(layout)
     (share,) = cut_batch(np.arange(samples), lengths, 1, token_budget, cost, demands)

@@ -20,8 +20,14 @@ from cluster.errors import BerthaError
 from cluster.hardware.catalog import read_table
 from cluster.planning.workload import Workload
 from trainers.config import recipe as recipes
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.planning.model_sizes import known_shape
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MEASURED_ROWS = 1000  # of a file, whose characters are counted
+# Of English in a BERT's word pieces, roughly; [CLS] and [SEP] stand around each text.
+CHARACTERS_PER_TOKEN, SPECIAL_TOKENS = 4.5, 2
 
 
 class WorkloadError(BerthaError):
@@ -58,8 +64,10 @@ def load_workload(
     if recipe.model.name == "linear":
         raise WorkloadError(f"{stem}: a linear model; it trains in seconds on any processor")
     rows, lengths, assumed = _data_size(recipe, rows, tokens, run)
+    shape = known_shape(recipe)
+    recipe = choose_settings(recipe, rows, shape.hidden_size).recipe
     length = _run_length(recipe, rows, lengths)
-    return make_workload(stem, recipe, known_shape(recipe), length, assumed)
+    return make_workload(stem, recipe, shape, length, assumed)
 
 
 def make_workload(
@@ -71,7 +79,7 @@ def make_workload(
         name=name,
         shape=shape,
         steps=length.steps,
-        global_batch=batch.global_size,
+        global_batch=recipe.global_batch_size,
         max_length=batch.max_length,
         lengths=length.lengths,
         token_budget=batch.token_budget,
@@ -86,18 +94,23 @@ def make_workload(
 
 
 def _run_length(recipe: Recipe, rows: int | None, lengths: Lengths) -> RunLength:
-    size, stopping = recipe.batch.global_size, recipe.stopping
-    steps = stopping.max_steps
+    size, epochs = recipe.global_batch_size, recipe.epochs
+    steps = recipe.stopping.max_steps
     if rows is not None:
-        whole = max(1, rows // size) * stopping.epochs
+        whole = max(1, -(-rows // size)) * epochs
         steps = min(whole, steps or whole)
+    if steps is None and Path(recipe.data.source).suffix.lower() in recipes.TABLES:
+        raise WorkloadError(
+            f"{recipe.data.source}: no such file here, so its number of rows is unknown; set "
+            "data.source, or give --rows"
+        )
     if steps is None:
         raise WorkloadError(
             f"{recipe.data.source}: its number of rows is unknown; give --rows, or "
             "stopping.max_steps"
         )
     held_out = recipe.data.validation
-    evaluations = steps // (recipe.evaluation.every_steps or max(1, steps // stopping.epochs)) or 1
+    evaluations = steps // (recipe.evaluation.every_steps or max(1, steps // epochs)) or 1
     held_rows = held_out * (rows or 0) if isinstance(held_out, float) else 0
     return RunLength(steps, lengths, evaluations * held_rows / (steps * size), rows)
 
@@ -116,13 +129,15 @@ def _data_size(
         assumed.append(f"rows and tokens as in {run / 'record.json'}")
     known = _find_dataset(recipe)
     if rows is None and known is not None and known["rows"]:
-        total = min(int(known["rows"]), recipe.data.max_rows or 10**12)
-        parts = (recipe.data.validation, recipe.data.test)
-        rows = round(total * (1 - sum(p for p in parts if isinstance(p, float))))
+        rows = _training_rows(recipe, int(known["rows"]))
         assumed.append(f"{rows:,} training rows of {source} (datasets.csv)")
     if rows is None and Path(source).is_file():
-        rows = _count_rows(Path(source))
-        assumed.append(f"a row a line of {source}: {rows:,}")
+        counted, characters = _measure_file(Path(source), recipe)
+        rows = _training_rows(recipe, counted)
+        assumed.append(f"{rows:,} training rows of the {counted:,} in {source}")
+        if tokens is None and characters is not None and recipe.task != "masked-lm":
+            tokens = min(characters / CHARACTERS_PER_TOKEN + SPECIAL_TOKENS, length)
+            assumed.append(f"about {tokens:.0f} tokens a row, by the characters of the first rows")
     if recipe.task == "masked-lm":
         if tokens is None and known is not None and known["whole_tokens"]:
             tokens = float(known["whole_tokens"])
@@ -168,9 +183,28 @@ def _read_run_record(run: Path) -> tuple[int, float, float]:
         raise WorkloadError(f"--run {run}: holds no record.json of a run") from None
 
 
-def _count_rows(path: Path) -> int:
-    """Count the rows of a CSV file, the lines of any other."""
+def _training_rows(recipe: Recipe, total: int) -> int:
+    """Return how many of `total` rows are trained on: those that are not held out."""
+    total = min(total, recipe.data.max_rows or total)
+    parts = (recipe.data.validation, recipe.data.test)
+    return round(total * (1 - sum(part for part in parts if isinstance(part, float))))
+
+
+def _measure_file(path: Path, recipe: Recipe) -> tuple[int, float | None]:
+    """Count the rows of a CSV or TSV file, the lines of any other.
+
+    The second value is the mean number of characters of the text in the first rows; None where
+    the file is no such table, or has no such column.
+    """
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
-        if path.suffix == ".csv":
-            return sum(1 for _ in csv.reader(lines)) - 1
-        return sum(1 for _ in lines)
+        if path.suffix.lower() not in DELIMITERS:
+            return sum(1 for _ in lines), None
+        rows = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()])
+        header, named = next(rows, []), recipe.data.text
+        texts = (named,) if isinstance(named, str) else named
+        columns = [header.index(text) for text in texts if text in header]
+        count, characters = 0, 0
+        for count, row in enumerate(rows, 1):
+            if count <= MEASURED_ROWS:
+                characters += sum(len(row[each]) for each in columns if each < len(row))
+    return count, characters / min(count, MEASURED_ROWS) if count and columns else None

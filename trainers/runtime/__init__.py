@@ -1,1 +1,4 @@
-"""Run a recipe with Ray Train: the only room that may import Ray, and `worker` in it must not."""
+"""Run a recipe, in this process or with Ray Train.
+
+The only room that may import Ray, and only `ray_trainer` and `ray_backend` in it do.
+"""

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.costmodel.layout import Layout
+from cluster.errors import BerthaError
 from trainers.checkpoint import checkpoint
 from trainers.checkpoint.checkpoint import Checkpoint
+from trainers.config.defaults import stated_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.dataset_cache import PreparedDataset
@@ -22,18 +24,21 @@ from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
 from trainers.distributed.object_collectives import gather_from_ranks, get_world_size, run_on_rank0
+from trainers.evaluation.assessment import Assessment, assess
 from trainers.models import bundle
 from trainers.models.build import build_on_meta, materialize, meta_model
 from trainers.models.card import CARD_FORMAT, ModelCard
 from trainers.parallel.parallelize import parallelize
 from trainers.planning.elastic import ElasticPlanner
+from trainers.storage.filesystem import StoreError
 from trainers.tracking import provenance
 from trainers.tracking.metric_logger import MetricLogger
-from trainers.tracking.run_directory import RunDirectory
+from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training import distillation, parity_check
 from trainers.training.events import EvalEvent, SaveEvent
+from trainers.training.linear_probe import Head, output_layer_name, set_head
 from trainers.training.loop import TrainingError, TrainingLoop
-from trainers.training.metrics import Metrics
+from trainers.training.target_scale import describe_targets
 
 ReportMetrics = Callable[[Mapping[str, float]], None]
 
@@ -46,6 +51,7 @@ class WorkerConfig:
     that cache, which is absent on machines that have not trained on it. layout: over all ranks.
     token_budget: None for the recipe's or the device's. elastic: decides the layout for another
     number of ranks. write_bundle: at the end of training evaluate the test rows and write a bundle.
+    head: that a new run begins with, fitted to frozen features.
     """
 
     recipe: Recipe
@@ -58,6 +64,7 @@ class WorkerConfig:
     token_budget: int | None = None
     elastic: ElasticPlanner | None = None
     write_bundle: bool = True
+    head: Head | None = None
 
     def for_world_size(self, num_workers: int) -> "WorkerConfig":
         """Return a copy with the layout for `num_workers`. Raises LayoutError if none fits."""
@@ -69,6 +76,35 @@ class WorkerConfig:
             return self
         plan = self.elastic.resolve_layout(self.recipe, num_workers)
         return replace(self, layout=plan.layout, token_budget=plan.token_budget)
+
+
+def run_attempt(
+    config: WorkerConfig,
+    report: ReportMetrics,
+    is_leaving: Callable[[], bool] | None = None,
+    prepared: PreparedDataset | None = None,
+) -> None:
+    """Run `run_worker`; keep what a retry cannot cure from whoever would try again.
+
+    A mistake of the user's or a diverged loss is written to the run directory and this returns as
+    if it had succeeded; `fit` finds the file and raises. A store that fails may come back, so its
+    error is raised. Where another driver has taken the run over, all ranks return, and `fit`
+    raises.
+    """
+    if not run_on_rank0(lambda: config.run.is_held):
+        return
+    try:
+        run_worker(config, report, is_leaving, prepared)
+    except StoreError:
+        raise
+    except BerthaError as error:
+        config.run.write_error(str(error))
+
+
+def storage_error(error: Exception, run: RunDirectory) -> RunError:
+    """Return the error of a disk or a store as one that names the run and the way out."""
+    where = "" if run.address in str(error) else f"{run.address}: "
+    return RunError(f"{where}{error}; fix that, then go on with --resume")
 
 
 def run_worker(
@@ -98,8 +134,10 @@ def run_worker(
         newest.restore(loop.parallel, loop.optimizer)
         loop.load_state_dict(newest.load_state())
     parity = _take_parity_report(run, loop, encoder, newest)
-    recorder = MetricLogger(run, loop.progress.step) if loop.rank == 0 else None
-    if recorder is not None:
+    recorder = None
+    if loop.rank == 0:
+        settings = recipe.model_dump(mode="json")
+        recorder = MetricLogger(run, loop.progress.step, recipe.tracking, settings)
         _write_record(config, loop, parity)
         recorder.log_start(
             step=loop.progress.step,
@@ -112,10 +150,16 @@ def run_worker(
         )
     try:
         _run_loop(loop, run, recorder, report, is_leaving)
+        if recorder is not None:
+            if config.write_bundle:
+                recorder.log_conclusion(loop.progress.step)
+            recorder.flush()
+        _write_result(config, loop, encoder)
+        if recorder is not None:
+            recorder.log_result(run.read_result() or {})
     finally:
         if recorder is not None:
             recorder.close()
-    _write_result(config, loop, encoder)
     run.free_local_copy()
 
 
@@ -141,7 +185,8 @@ def _run_loop(
             recorder.log_event(event)
         if isinstance(event, EvalEvent):
             scalars = {k: v for k, v in event.metrics.items() if isinstance(v, float)}
-            unreported = {**scalars, "step": event.step, "tokens": event.tokens}
+            if event.step:  # that of a fitted head before the first step compares no settings
+                unreported = {**scalars, "step": event.step, "tokens": event.tokens}
         elif isinstance(event, SaveEvent) and unreported:
             report(unreported)
             unreported = {}
@@ -152,13 +197,18 @@ def _build_loop(config: WorkerConfig, prepared: PreparedDataset, encoder: Encode
     recipe, device = config.recipe, DEVICES[config.device]
     mesh, place = Mesh.from_layout(config.layout, device.kind), device.torch_device()
     num_features = int(prepared.train.samples.lengths[0])
+    model = build_on_meta(recipe, prepared.labels, num_features, encoder)
+    if config.head is not None:
+        set_head(model, config.head)
     parallel = parallelize(
-        build_on_meta(recipe, prepared.labels, num_features, encoder),
+        model,
         mesh,
         lambda part: materialize(part, recipe.seed, place),
         autocast_dtype(device, recipe.precision),
     )
-    return TrainingLoop(recipe, prepared, encoder, parallel, device, config.token_budget)
+    return TrainingLoop(
+        recipe, prepared, encoder, parallel, device, config.token_budget, config.head
+    )
 
 
 def _save_checkpoint(loop: TrainingLoop, run: RunDirectory) -> None:
@@ -188,6 +238,7 @@ def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, An
         "data_fingerprint": prepared.fingerprint,
         "data": prepared.report.to_json(),
         "teacher": prepared.teacher,
+        "settings": stated_settings(config.recipe),
         "revision": config.revision,
         "environment": provenance.describe_environment(),
         "workers": layout.world_size,
@@ -201,10 +252,11 @@ def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, An
 def _write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> None:
     """Write result.json; where asked for, first evaluate the test rows and write the bundle."""
     run, progress = config.run, loop.progress
-    best_step, test = progress.best_step or progress.step, None
+    best_step = progress.step if progress.best_step is None else progress.best_step
+    found = None
     if config.write_bundle:
         best = _load_best_checkpoint(run, best_step, progress.step)
-        best_step, test = best.step, _test_and_write_bundle(config, loop, encoder, best)
+        best_step, found = best.step, _test_and_write_bundle(config, loop, encoder, best)
     if loop.rank != 0:
         return
     result: dict[str, Any] = {
@@ -212,7 +264,8 @@ def _write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) ->
         "best_step": best_step,
         "stopped_early": progress.stopped,
         "validation": {loop.recipe.metric: progress.best_value},
-        "test": test,
+        "test": None if found is None else found.metrics,
+        "verdict": {} if found is None else found.verdict,
     }
     run.write_file(run.result_path, json.dumps(result, indent=2) + "\n")
 
@@ -230,24 +283,30 @@ def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Check
 
 def _test_and_write_bundle(
     config: WorkerConfig, loop: TrainingLoop, encoder: Encoder, best: Checkpoint
-) -> Metrics:
-    """Evaluate the best weights on the test rows, write bundle and plots; return the metrics."""
+) -> Assessment:
+    """Assess the best weights on the test rows; write bundle and plots."""
     from trainers.tracking import plots  # imports matplotlib: a second, and needed only here
 
     recipe, run, prepared = config.recipe, config.run, loop.data
     if best.step != loop.progress.step:
         best.restore(loop.parallel)
-    test = loop.evaluate(prepared.test) if len(prepared.test) else {}
+    candidate = "fine-tuned" if best.step else "frozen encoder"
+    found = assess(loop, encoder.clean, config.cache, run, candidate)
     if loop.rank != 0:
-        return test
+        return found
     card = ModelCard(
         format=CARD_FORMAT,
         task=recipe.task,
         labels=prepared.labels,
         cleaning=recipe.data.cleaning,
         max_length=recipe.batch.max_length,
-        metrics=test,
+        metrics=found.metrics,
+        verdict=found.verdict,
+        thresholds=found.thresholds,
+        examples=found.examples,
+        target=describe_targets(recipe, prepared),
         recipe=recipe.model_dump(mode="json"),
+        data=prepared.report.to_json(),
         data_fingerprint=prepared.fingerprint,
         revision=config.revision,
         environment=provenance.describe_environment(),
@@ -256,7 +315,12 @@ def _test_and_write_bundle(
     run.check_lease()
     num_features = int(prepared.train.samples.lengths[0])
     shapes = meta_model(recipe, prepared.labels, num_features, encoder)
-    bundle.write_bundle(run.bundle_path, shapes, best.iter_tensors(), encoder, card)
-    plots.draw_plots(run, recipe.metric, prepared.labels, test)
+    tensors = loop.scale.fold_into(best.iter_tensors(), output_layer_name(shapes))
+    bundle.write_bundle(run.bundle_path, shapes, tensors, encoder, card)
+    rows = None
+    if found.predictions is not None:
+        logits, targets = found.predictions.logits, found.predictions.targets
+        rows = plots.TestRows(recipe.task, logits, targets, found.thresholds)
+    plots.draw_plots(run, recipe.metric, prepared.labels, found.metrics, rows)
     run.publish_files("plots", run.bundle_path.name)
-    return test
+    return found

@@ -12,8 +12,12 @@ from typing import Any, Self
 
 from trainers.storage.filesystem import StoreError
 from trainers.tracking.run_directory import Row, RunDirectory, parse_rows
+from trainers.tracking.verdict_lines import format_figures, format_sentences
+from trainers.tracking.wait import Wait
 
 REMOTE_POLL_SECONDS = 2.0  # between reads of a file in a store
+CONCLUSION = "evaluating the test rows and writing the bundle"
+MAX_CLASSES = 12  # in the summary of a run
 
 
 class MetricTail:
@@ -80,7 +84,8 @@ def _rows_since_start(rows: list[Row]) -> list[Row]:
 class ProgressPrinter:
     """Prints a line every few seconds while its `with` block runs.
 
-    usd_per_hour: as of `format_start`.
+    usd_per_hour: as of `format_start`. start: the wait until the run computes, which begins with
+    the block.
     """
 
     def __init__(
@@ -89,7 +94,9 @@ class ProgressPrinter:
         usd_per_hour: float | None = None,
         say: Callable[[str], None] = print,
         every_seconds: float = 5.0,
+        start: Wait | None = None,
     ) -> None:
+        self._start, self._conclusion = start, Wait(CONCLUSION)
         self._tail = MetricTail(run)
         self._tail.read_rows()  # skips the rows of earlier starts
         self._say, self._every, self._usd_per_hour = say, every_seconds, usd_per_hour
@@ -100,13 +107,20 @@ class ProgressPrinter:
         self._thread = threading.Thread(target=self._poll_rows, daemon=True)
 
     def __enter__(self) -> Self:
+        if self._start is not None:
+            self._start.begin()
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._print_new_rows(last=True)
+        try:
+            self._print_new_rows(last=True)
+        finally:
+            self._conclusion.end(failed=kind is not None)
+            if self._start is not None:
+                self._start.end(failed=True)
 
     def _poll_rows(self) -> None:
         while not self._stop.wait(0.5):
@@ -116,14 +130,19 @@ class ProgressPrinter:
     def _print_new_rows(self, last: bool = False) -> None:
         for row in self._tail.read_rows(last):
             self._handle_row(row)
-        now = time.monotonic()
-        if self._pending and (last or now - self._printed_at >= self._every):
+        if last or time.monotonic() - self._printed_at >= self._every:
+            self._print_pending()
+
+    def _print_pending(self) -> None:
+        if self._pending:
             self._say(format_steps(self._pending, self._total_steps))
-            self._printed_at = now
+            self._printed_at = time.monotonic()
             self._pending.clear()
 
     def _handle_row(self, row: Row) -> None:
         if row["kind"] == "start":
+            if self._start is not None:
+                self._start.end()
             self._total_steps = row["total_steps"]
             self._pending.clear()
             if row["step"] or row.get("lost_steps"):
@@ -132,6 +151,11 @@ class ProgressPrinter:
             self._pending.append(row)
         elif row["kind"] == "notice":
             self._say(f"a machine is about to be reclaimed; step {row['step']} is saved")
+        elif row["kind"] == "warning":
+            self._say(row["text"])
+        elif row["kind"] == "conclusion":
+            self._print_pending()
+            self._conclusion.begin()
         elif row["kind"] == "evaluation":
             self._say(format_evaluation(row))
 
@@ -212,18 +236,18 @@ def _pluralize(number: int, what: str) -> str:
 
 def summarize_run(result: dict[str, Any], seconds: float, run: str) -> list[str]:
     """Format the result of a run: its steps, test metrics, and where the bundle is."""
-    test = result["test"]
+    test, verdict = result["test"], result.get("verdict") or {}
     early = ", stopped early" if result["stopped_early"] else ""
     took = format_duration(seconds)
     lines = [f"{result['steps']} steps in {took}{early}; best at {result['best_step']}"]
     if test:
-        single = {name: value for name, value in test.items() if isinstance(value, float)}
-        width = max(len(name) for name in single)
         counted = "rows" if "rows" in test else "tokens"
         what = "rows" if counted == "rows" else "hidden tokens of texts"
         lines.append(f"held out, {test[counted]} {what} never trained on:")
-        lines += [f"  {name:<{width}}  {value:.4f}" for name, value in single.items()]
+        figures = {name: value for name, value in test.items() if isinstance(value, float)}
+        lines += format_figures(figures, verdict)
         lines += _format_classes(test.get("per_class", {}))
+    lines += format_sentences(verdict, run)
     lines.append(f"bundle: {run}/bundle")
     return lines
 
@@ -231,6 +255,10 @@ def summarize_run(result: dict[str, Any], seconds: float, run: str) -> list[str]
 def _format_classes(per_class: dict[str, dict[str, float]]) -> list[str]:
     if not per_class:
         return []
+    left_out = len(per_class) - MAX_CLASSES
+    if left_out > 0:
+        worst = sorted(per_class.items(), key=lambda each: each[1]["f1"])[:MAX_CLASSES]
+        per_class = dict(worst)
     width = max(len(label) for label in per_class)
     head = f"  {'':<{width}}  precision  recall      f1   rows"
     return [
@@ -240,4 +268,5 @@ def _format_classes(per_class: dict[str, dict[str, float]]) -> list[str]:
             f"{row['f1']:6.4f}  {row['support']:5d}"
             for label, row in per_class.items()
         ),
+        *([f"  and {left_out} labels with a higher f1"] if left_out > 0 else []),
     ]

@@ -3,11 +3,14 @@
     recipe.yaml       every setting, defaults written out
     record.json       data fingerprint and report, code revision, versions, hardware, workers,
                       layout and the report of its parity with one device
-    metrics.jsonl     one row a start, step, evaluation, or notice that a machine is about to be
-                      reclaimed; a start says what was lost
+    metrics.jsonl     one row a start, step, evaluation, warning, notice that a machine is about to
+                      be reclaimed, or conclusion: training is over; a start says what was lost
     tensorboard/      the same as events          plots/    the same as plots
+    trackers/         by what other trackers know the run
     checkpoints/      to resume from              bundle/   the trained model
-    result.json       the outcome; there when the run has ended
+    result.json       the outcome and its verdict; there when the run has ended
+    errors.csv        the test rows, the worst answered first
+    predictions.npz   their logits, for comparisons with other runs
     lease/            which process writes all this
 
 All nodes see it, or its home is a prefix in S3 and each node has a directory of its own, from which
@@ -35,10 +38,10 @@ from trainers.storage.directory import SyncedDirectory
 from trainers.storage.lease import Lease
 
 # May change between a run and its resumption: they change no result.
-CHANGEABLE_KEYS = ("layout", "batch.token_budget", "parity")
+CHANGEABLE_KEYS = ("layout", "batch.token_budget", "parity", "baseline", "tracking")
 
 FILES = ("recipe.yaml", "record.json", "metrics.jsonl", "result.json", "error.txt")
-FOLDERS = ("checkpoints", "bundle", "plots", "tensorboard", "lease", "ray")
+FOLDERS = ("checkpoints", "bundle", "plots", "tensorboard", "trackers", "lease", "ray")
 
 Row = dict[str, Any]  # of metrics.jsonl
 
@@ -55,6 +58,11 @@ class RunDirectory(SyncedDirectory):
     """
 
     lease: Lease | None = field(default=None, compare=False)
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe as it runs, defaults written out."""
+        return self.path / "recipe.yaml"
 
     @property
     def metrics_path(self) -> Path:
@@ -90,10 +98,19 @@ class RunDirectory(SyncedDirectory):
     def acquire(self, recipe: Recipe, resume: bool) -> None:
         """Write the recipe into a new directory, or check that this run may be resumed.
 
-        Raises RunError when it holds another run, or this one and `resume` is not asked for, or
-        what no run can go on with.
+        Raises RunError as `check_recipe` does.
         """
-        path = self.path / "recipe.yaml"
+        self.check_recipe(recipe, resume)
+        if not self.recipe_path.is_file():
+            self.write_file(self.recipe_path, recipe.to_yaml())
+
+    def check_recipe(self, recipe: Recipe, resume: bool) -> None:
+        """Check, and write nothing, that a run of `recipe` may begin here, or be resumed.
+
+        Raises RunError when the directory holds another run, or this one and `resume` is not asked
+        for, or what no run can go on with.
+        """
+        path = self.recipe_path
         self.fetch_files(path.name, self.record_path.name, self.result_path.name)
         self._check_kinds()
         if not path.is_file():
@@ -105,7 +122,6 @@ class RunDirectory(SyncedDirectory):
                     f"{self.address} holds {remains[0].name} of a run, but not its recipe.yaml; "
                     "put that back, or name another directory with --run"
                 )
-            self.write_file(path, recipe.to_yaml())
             return
         if not resume:
             raise RunError(
@@ -119,7 +135,7 @@ class RunDirectory(SyncedDirectory):
                 f"cannot resume {self.address}: {' '.join(str(error).split())}; put back the "
                 "recipe.yaml that it began with, or name another directory with --run"
             ) from None
-        differing = _differing_keys(before.model_dump(), recipe.model_dump())
+        differing = differing_keys(before.model_dump(), recipe.model_dump())
         changed = [key for key in differing if not key.startswith(CHANGEABLE_KEYS)]
         if changed:
             raise RunError(
@@ -280,6 +296,10 @@ def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0  # type: ignore[operator]
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
@@ -301,6 +321,8 @@ ROW_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {  # what every rea
     },
     "evaluation": {"step": _is_count, "tokens": _is_count, "metrics": _is_object},
     "notice": {"step": _is_count},
+    "conclusion": {"step": _is_count},
+    "warning": {"step": _is_count, "text": _is_text},
 }
 
 
@@ -310,12 +332,12 @@ def _is_result(value: dict[str, Any]) -> bool:
     return counts and "stopped_early" in value and (tested is None or isinstance(tested, dict))
 
 
-def _differing_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def differing_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """List the dotted keys whose values differ."""
     keys = []
     for key, value in now.items():
         if isinstance(value, dict) and isinstance(before.get(key), dict):
-            keys += _differing_keys(before[key], value, f"{prefix}{key}.")
+            keys += differing_keys(before[key], value, f"{prefix}{key}.")
         elif before.get(key) != value:
             keys.append(prefix + key)
     return keys

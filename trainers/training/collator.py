@@ -12,8 +12,7 @@ from torch import Tensor
 from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit
 from trainers.data.masking import mask_tokens
-from trainers.data.microbatch import MicroBatch
-from trainers.data.sample_keys import sample_keys
+from trainers.data.microbatch import MicroBatch, sample_keys
 from trainers.data.tokenizer import Encoder, TextEncoder
 from trainers.parallel.pipeline import DeviceBatch
 
@@ -69,6 +68,7 @@ class Collator:
             targets=targets,
             weight=micro_batch.weight,
             teacher=None if split.teacher is None else self._to_device(split.teacher[rows]),
+            rows=rows,
         )
 
     def _to_device(self, array: np.ndarray) -> Tensor:

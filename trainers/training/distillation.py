@@ -4,7 +4,7 @@ A teacher is a bundle. Its logits are computed for the training rows, which a st
 and for the test rows, on which the two are compared; with its own cleaning, tokenizer and
 max_length, in fp32 on the CPU, before a run starts: a function of the text alone, on any layout.
 
-    python -m trainers distill.yaml --dry-run      # shows teacher and student
+    bertha train distill.yaml --dry-run      # shows teacher and student
 """
 
 import json
@@ -30,7 +30,7 @@ from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES
 from trainers.models import bundle
 from trainers.models.build import load_model, predict_logits
-from trainers.models.card import BundleError, ModelCard, read_card
+from trainers.models.card import BundleError, ModelCard, find_bundle, read_card
 from trainers.models.shape import shape_from_config
 from trainers.storage.atomic import find_corruption, hash_files, json_sha256
 from trainers.storage.cache import build_once
@@ -87,9 +87,9 @@ def load_teacher(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:
     """
     if recipe.distillation is None:
         return None
-    directory = Path(recipe.distillation.teacher)
     given = f"distillation.teacher = {recipe.distillation.teacher!r}"
     try:
+        directory = find_bundle(Path(recipe.distillation.teacher))
         card = read_card(directory)
     except BundleError as error:
         raise TeacherError(f"{given}: {error}") from None

@@ -1,5 +1,6 @@
 """The events of a training loop, and its position."""
 
+import math
 from dataclasses import dataclass, replace
 
 from trainers.config.recipe import lower_is_better
@@ -55,18 +56,35 @@ class TrainProgress:
     step: int = 0
     best_step: int | None = None
     best_value: float | None = None
+    best_loss: float | None = None
     evaluations_without_better: int = 0
     stopped: bool = False
     tokens: int = 0
 
     def after_evaluation(
-        self, step: int, value: float, metric: str, patience: int | None
+        self,
+        step: int,
+        value: float,
+        metric: str,
+        patience: int | None,
+        loss: float = math.inf,
     ) -> "TrainProgress":
-        """Return the progress after an evaluation with that `value` of `metric`."""
+        """Return the progress after an evaluation with that `value` of `metric`.
+
+        loss: decides where the values are equal, as they often are on few rows.
+        """
         best = self.best_value
         better = best is None or (value < best if lower_is_better(metric) else value > best)
+        if not better and value == best:
+            better = loss < (math.inf if self.best_loss is None else self.best_loss)
         if better:
-            return replace(self, best_step=step, best_value=value, evaluations_without_better=0)
+            return replace(
+                self,
+                best_step=step,
+                best_value=value,
+                best_loss=loss if math.isfinite(loss) else None,
+                evaluations_without_better=0,
+            )
         waited = self.evaluations_without_better + 1
         stopped = patience is not None and waited >= patience
         return replace(self, evaluations_without_better=waited, stopped=stopped)

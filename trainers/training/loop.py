@@ -40,9 +40,11 @@ from trainers.parallel.pipeline import DeviceBatch, Pipeline
 from trainers.training.collator import Collator
 from trainers.training.events import EvalEvent, Event, SaveEvent, StepEvent, TrainProgress
 from trainers.training.grad_scaler import LossScale, unscale_gradients
+from trainers.training.linear_probe import Head
 from trainers.training.losses import training_losses
 from trainers.training.metrics import MetricAccumulator, Metrics
 from trainers.training.optimizer import build_optimizer, learning_rate_at
+from trainers.training.target_scale import TargetScale
 
 PREEMPTION_POLL_SECONDS = 5.0
 EVAL_MICRO_BATCHES = 64  # on the device together
@@ -56,6 +58,8 @@ class TrainingLoop:
     """One process of a run: its part of the model, the optimizer, and the position in the data.
 
     parallel: on its device already. token_budget: None for the recipe's or the device's.
+    head: that the model begins with, if it was fitted to frozen features; it is evaluated, and
+    saved, before the first step.
     """
 
     def __init__(
@@ -66,15 +70,17 @@ class TrainingLoop:
         parallel: ParallelModel,
         device: Device,
         token_budget: int | None = None,
+        head: Head | None = None,
     ) -> None:
+        self.head, self.scale = head, TargetScale.for_recipe(recipe, data)
         self.recipe, self.data, self.parallel, self.device = recipe, data, parallel, device
         self.mesh = parallel.mesh
         self.rank = get_rank()
         self.optimizer = build_optimizer(parallel, recipe, fused=device.fused_optimizers)
         self.progress = TrainProgress()
         self._clock = SyncedClock()
-        self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.batch.global_size)
-        self.total_steps = self.steps_per_epoch * recipe.stopping.epochs
+        self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.global_batch_size)
+        self.total_steps = self.steps_per_epoch * recipe.epochs
         if recipe.stopping.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.stopping.max_steps)
         self.token_budget = (
@@ -97,6 +103,8 @@ class TrainingLoop:
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain values."""
         scale = {} if self.loss_scale is None else {"scale": asdict(self.loss_scale)}
+        if self.scale != TargetScale():
+            scale["target"] = asdict(self.scale)
         return asdict(self.progress) | scale
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,7 +112,13 @@ class TrainingLoop:
 
         Raises TrainingError where it is not what `state_dict` of this version returns.
         """
-        progress = {key: value for key, value in state.items() if key != "scale"}
+        progress = {key: value for key, value in state.items() if key not in ("scale", "target")}
+        if ("target" in state) != (self.scale != TargetScale()):
+            raise TrainingError(
+                "the checkpoint was written with another data.standardize than "
+                f"{self.recipe.data.standardize}, so its numbers are on another scale; set it to "
+                f"{str(not self.recipe.data.standardize).lower()}"
+            )
         try:
             self.progress = TrainProgress(**progress)
             is_position = self.progress.step >= 0 and self.progress.tokens >= 0
@@ -127,6 +141,10 @@ class TrainingLoop:
         """
         eval_every = self.recipe.evaluation.every_steps or self.steps_per_epoch
         save_every = self.recipe.checkpoints.every_steps or eval_every
+        is_unjudged = self.progress.step == 0 and self.progress.best_step is None
+        if self.head is not None and is_unjudged and len(self.data.validation):
+            yield self._evaluate_validation(0)
+            yield SaveEvent(0)
         epoch, order = -1, np.empty(0, dtype=np.int64)
         while self.progress.step < self.total_steps and not self.progress.stopped:
             step = self.progress.step
@@ -135,13 +153,13 @@ class TrainingLoop:
                 order = epoch_order(self.recipe.seed, epoch, len(self.data.train))
             index = step % self.steps_per_epoch
             event = self._train_step(
-                step, epoch, global_batch_rows(order, index, self.recipe.batch.global_size)
+                step, epoch, global_batch_rows(order, index, self.recipe.global_batch_size)
             )
             yield event
             if not math.isfinite(event.loss):
                 raise TrainingError(
                     f"the loss of step {event.step} is {event.loss}; lower optimizer.learning_rate "
-                    f"({self.recipe.optimizer.learning_rate:g}), or lengthen schedule.warmup"
+                    f"({self.recipe.learning_rate:g}), or lengthen schedule.warmup"
                 )
             if self.loss_scale is not None and self.loss_scale.is_exhausted:
                 raise TrainingError(
@@ -159,9 +177,18 @@ class TrainingLoop:
             elif is_preempted is not None and self._clock.is_due() and is_preempted():
                 yield SaveEvent(self.progress.step, preempted=True)
 
-    def evaluate(self, split: DatasetSplit) -> Metrics:
-        """Compute the metrics of all rows of `split`, exact over all ranks, in fp32 as served."""
-        accumulator = MetricAccumulator(self.recipe.task, max(1, len(self.data.labels)))
+    def evaluate(
+        self,
+        split: DatasetSplit,
+        collect: Callable[[np.ndarray, Tensor], None] | None = None,
+        shift: np.ndarray | None = None,
+    ) -> Metrics:
+        """Compute the metrics of all rows of `split`, exact over all ranks, in fp32 as served.
+
+        collect: called with the rows [b] and the logits [b, num_labels] of each micro-batch, each
+        row on one rank alone. shift: [num_labels], see `MetricAccumulator`.
+        """
+        accumulator = MetricAccumulator(self.recipe.task, max(1, len(self.data.labels)), shift)
         shares = self._split_over_ranks(np.arange(len(split)), split.samples.lengths)
         micro_batches = shares[self.mesh.dp_rank]
         deviation = 0.0 if split.teacher is None else float(np.std(split.targets))
@@ -175,7 +202,10 @@ class TrainingLoop:
                 if counts:
                     accumulator.add_tokens(losses, correct)
             elif counts:
+                logits = self.scale.restore(logits)
                 accumulator.add_batch(logits, batch.targets)
+                if collect is not None and batch.rows is not None:
+                    collect(batch.rows, logits)
                 if batch.teacher is not None:
                     accumulator.add_agreement(logits, batch.teacher, deviation)
 
@@ -191,7 +221,7 @@ class TrainingLoop:
     def loss_and_grad(self) -> float:
         """Return the loss of the first global batch; leave its gradient in the parameters."""
         order = epoch_order(self.recipe.seed, 0, len(self.data.train))
-        rows = global_batch_rows(order, 0, self.recipe.batch.global_size)
+        rows = global_batch_rows(order, 0, self.recipe.global_batch_size)
         shares = self._split_over_ranks(rows, self.data.train.samples.lengths[rows])
         loss = self._accumulate_gradients(0, rows, shares[self.mesh.dp_rank])
         return self._sum_over_ranks(loss)[0]
@@ -200,7 +230,11 @@ class TrainingLoop:
         started, metric = time.perf_counter(), self.recipe.metric
         metrics = self.evaluate(self.data.validation)
         self.progress = self.progress.after_evaluation(
-            self.progress.step, metrics[metric], metric, self.recipe.stopping.patience
+            self.progress.step,
+            metrics[metric],
+            metric,
+            self.recipe.stopping.patience,
+            metrics["loss"],
         )
         best = self.progress.best_step == self.progress.step
         seconds = time.perf_counter() - started
@@ -220,7 +254,7 @@ class TrainingLoop:
         return StepEvent(
             step=step + 1,
             epoch=epoch,
-            loss=self._reduce_loss(loss),
+            loss=self._reduce_loss(loss) * self.scale.deviation**2,  # in the user's unit
             learning_rate=rate,
             grad_norm=norm,
             samples=len(rows),
@@ -252,7 +286,10 @@ class TrainingLoop:
             if self.recipe.task == "masked-lm":
                 losses, _ = token_losses(logits, batch.targets, self.parallel.vocab_shard)
             else:
-                losses = training_losses(self.recipe, logits, batch.targets, batch.teacher)
+                targets, teacher = self.scale.standardize(batch.targets), batch.teacher
+                if teacher is not None and self.recipe.task == "regression":
+                    teacher = self.scale.standardize(teacher)
+                losses = training_losses(self.recipe, logits, targets, teacher)
             return losses.sum() * (batch.weight * factor)
 
         total = self._pipeline.forward_backward(batches, loss_fn)

@@ -27,10 +27,12 @@ class MetricAccumulator:
     classification: counts [num_labels, num_labels] of (true, predicted). multi-label: counts
     [num_labels, 2, 2] of (true, predicted), and rows with every label correct. regression: sums of
     |error|, target and target^2. masked-lm: nothing more; it counts tokens instead of rows.
+    shift: [num_labels], taken off the logits before labels are chosen, as thresholds ask; the loss
+    is that of the logits themselves.
     """
 
-    def __init__(self, task: Task, num_labels: int) -> None:
-        self.task = task
+    def __init__(self, task: Task, num_labels: int, shift: np.ndarray | None = None) -> None:
+        self.task, self._shift = task, None if shift is None else torch.from_numpy(shift)
         shapes: dict[Task, tuple[int, ...]] = {
             "classification": (num_labels, num_labels),
             "multi-label": (num_labels, 2, 2),
@@ -46,7 +48,10 @@ class MetricAccumulator:
     def add_batch(self, logits: Tensor, targets: Tensor) -> None:
         """Count predictions from logits [b, num_labels] against targets of the task's shape."""
         losses = sample_losses(self.task, logits, targets).double()
-        correct, sums = _COUNTERS[self.task](logits.float(), targets, self._sums)
+        chosen = logits.float()
+        if self._shift is not None:
+            chosen = chosen - self._shift.to(chosen)
+        correct, sums = _COUNTERS[self.task](chosen, targets, self._sums)
         self._sums += sums
         self._totals += torch.tensor([len(losses), losses.sum().item(), correct])
 

@@ -22,7 +22,7 @@ def build_optimizer(
     """
     settings = recipe.optimizer
     groups = _parameter_groups(model, settings.weight_decay)
-    rate = settings.learning_rate
+    rate = recipe.learning_rate
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     if settings.name == "lamb":
@@ -53,7 +53,7 @@ def _parameter_groups(
 
 def learning_rate_at(recipe: Recipe, step: int, total_steps: int) -> float:
     """Return the learning rate of optimizer step `step`, counted from 0."""
-    return recipe.optimizer.learning_rate * _schedule_factor(recipe.schedule, step, total_steps)
+    return recipe.learning_rate * _schedule_factor(recipe.schedule, step, total_steps)
 
 
 def _schedule_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:

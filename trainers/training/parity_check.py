@@ -28,6 +28,7 @@ from trainers.distributed.mesh import Mesh
 from trainers.distributed.object_collectives import run_on_rank0
 from trainers.models.build import build_on_meta, materialize, meta_model
 from trainers.parallel.parallelize import parallelize
+from trainers.training.linear_probe import set_head
 from trainers.training.loop import TrainingError, TrainingLoop
 
 SAMPLES, TOKENS = 4, 64  # of the tiny batch
@@ -128,6 +129,8 @@ def _compute_reference(
     """Return (loss, gradient norm, some gradients by name) of the same weights on one CPU."""
     recipe = loop.recipe.model_copy(update={"precision": "fp32"})
     model = build_on_meta(recipe, tiny.labels, int(tiny.train.samples.lengths[0]), encoder)
+    if loop.head is not None:
+        set_head(model, loop.head)
     cpu, mesh = torch.device("cpu"), Mesh(Layout().resolve_for(1), None)
     parallel = parallelize(model, mesh, lambda part: materialize(part, recipe.seed, cpu))
     if restored is not None:
@@ -153,7 +156,7 @@ def _loss_and_norm(probe: TrainingLoop) -> tuple[float, float]:
 def _tiny_dataset(data: PreparedDataset, recipe: Recipe, encoder: Encoder) -> PreparedDataset:
     """Return `data` with a few truncated samples of the first global batch as training split."""
     order = epoch_order(recipe.seed, 0, len(data.train))
-    rows = global_batch_rows(order, 0, recipe.batch.global_size)[:SAMPLES]
+    rows = global_batch_rows(order, 0, recipe.global_batch_size)[:SAMPLES]
     samples = data.train.samples
     length = None if recipe.model.name == "linear" else TOKENS
     values, mask = samples.collate(rows, encoder.pad_id)

@@ -60,23 +60,23 @@ class EvalSchedule:
         Its patience, counted in evaluations, lasts for as many samples as before. max_steps
         becomes the reference's number of samples: a larger batch is no larger budget.
         """
-        size = recipe.batch.global_size
+        size = recipe.global_batch_size
         point: dict[str, int] = {"checkpoints.keep": 1}
         if recipe.stopping.max_steps is not None:
-            steps = recipe.stopping.max_steps * self.reference.batch.global_size / size
+            steps = recipe.stopping.max_steps * self.reference.global_batch_size / size
             point["stopping.max_steps"] = max(1, round(steps))
             recipe = apply_point(recipe.model_dump(mode="json"), point)
         steps_per_epoch = math.ceil(self.train_samples / size)
         samples = _total_samples(recipe, self.train_samples)
         every_steps = max(1, round(samples / (self.num_evals * size)))
-        every_steps = min(every_steps, steps_per_epoch * recipe.stopping.epochs)
+        every_steps = min(every_steps, steps_per_epoch * recipe.epochs)
         point["evaluation.every_steps"] = every_steps
         if recipe.stopping.patience is not None:
             steps_before = self.reference.evaluation.every_steps
             samples_before = (
                 self.train_samples
                 if steps_before is None
-                else steps_before * self.reference.batch.global_size
+                else steps_before * self.reference.global_batch_size
             )
             patience = recipe.stopping.patience * samples_before / (every_steps * size)
             point["stopping.patience"] = max(1, math.ceil(patience))
@@ -84,7 +84,7 @@ class EvalSchedule:
 
 
 def _total_samples(recipe: Recipe, train_samples: int) -> int:
-    samples = train_samples * recipe.stopping.epochs
+    samples = train_samples * recipe.epochs
     if recipe.stopping.max_steps is not None:
-        samples = min(samples, recipe.stopping.max_steps * recipe.batch.global_size)
+        samples = min(samples, recipe.stopping.max_steps * recipe.global_batch_size)
     return samples

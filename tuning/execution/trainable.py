@@ -93,7 +93,9 @@ def _fit_held(spec: TrialSpec, report: Report) -> None:
 
     def report_written(last: bool = False) -> None:
         for row in tail.read_rows(last):
-            if row["kind"] == "evaluation" and metric in row["metrics"]:
+            # That of a head fitted before the first step is no result of the settings.
+            is_told = row["kind"] == "evaluation" and row["step"] > 0
+            if is_told and metric in row["metrics"]:
                 report({"tokens": row["tokens"], "value": row["metrics"][metric]})
 
     def report_and_wait(metrics: Mapping[str, float]) -> None:

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cluster.errors import BerthaError
 from cluster.local_ray import temporary_env
 from trainers.distributed.device import DEVICES
-from trainers.runtime.fit import init_ray, resources_per_worker
+from trainers.runtime.ray_trainer import init_ray, resources_per_worker
 from trainers.storage.directory import SyncedDirectory
 from trainers.tracking.run_directory import RunDirectory, parse_rows
 from tuning.algorithms import repeats
@@ -153,7 +153,7 @@ class Search:
             raise SearchError(self.controller.invalid_reason)
         if not self.controller.is_finished:
             raise SearchError(
-                f"interrupted; `python -m tuning resume {self._run.address}` goes on with it"
+                f"interrupted; `bertha tune resume {self._run.address}` goes on with it"
             )
 
     @contextmanager
@@ -232,7 +232,7 @@ class Search:
     def _write_hparams(self, number: int) -> None:
         """Write an ended trial's settings and best metric for TensorBoard's HParams."""
         trial, config = self.controller.trials[number], self.prepared.config
-        if trial.score is None:
+        if trial.score is None or "tensorboard" not in config.recipe.tracking:
             return
         run = self.trial_directory(number)
         settings = {key: value for key, value in trial.settings.items() if value is not None}

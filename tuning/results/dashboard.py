@@ -1,9 +1,10 @@
-"""One live page for a search, while it runs and after: `python -m tuning dashboard RUN`.
+"""One live page for a search, while it runs and after: `bertha tune dashboard RUN`.
 
     /             money and time spent and the best trial so far, above one of
     /dashboard    optuna-dashboard over the journal: trials, learning curves, parallel coordinates,
                   importance, contours
     /search/heat  learning rate x batch size
+    /report       the report, once the search has ended
     /tensorboard  TensorBoard over all trials, HParams first
 
 It listens on loopback alone and changes nothing: the search may run, end and resume meanwhile.
@@ -31,7 +32,7 @@ from cluster.errors import BerthaError
 from trainers.tracking.progress import format_duration
 from tuning.algorithms import pbt
 from tuning.algorithms.trial import Trial, rank_completed, without_repeats
-from tuning.results import figures
+from tuning.results import figures, report
 from tuning.space.space import format_point
 from tuning.store import reader
 from tuning.store.budget import parse_budget
@@ -39,8 +40,12 @@ from tuning.store.reader import RESULT, SearchSnapshot
 
 HOST = "127.0.0.1"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of a browser here, or behind a forwarded port
-PAGE = Path(__file__).parent / "static" / "index.html"
+STATIC = Path(__file__).parent / "static"
+FILES = {"/": ("index.html", "text/html"), "/theme.css": ("theme.css", "text/css")}
 TENSORBOARD = "/tensorboard"
+
+# A file of the run, and perhaps not written by us: it may hold figures, and may do nothing.
+REPORT_HEADERS = (("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),)
 
 Reply = tuple[HTTPStatus, str, bytes]  # status, content type, body
 
@@ -71,8 +76,12 @@ class Dashboard:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             reason = "a search is changed by itself alone; this page only shows it"
             return _send(start, _error_reply(HTTPStatus.METHOD_NOT_ALLOWED, reason))
-        if path == "/":
-            return _send(start, (HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes()))
+        if path in FILES:
+            name, kind = FILES[path]
+            content = (STATIC / name).read_bytes()
+            return _send(start, (HTTPStatus.OK, f"{kind}; charset=utf-8", content))
+        if path == "/report":
+            return _send(start, self._report_reply(), REPORT_HEADERS)
         if path == "/search/status":
             return _send(start, self._status_reply())
         if path == "/search/heat":
@@ -83,9 +92,18 @@ class Dashboard:
         status = {
             "run": self._run.name,
             "version": (self._run / reader.JOURNAL).stat().st_size,
+            "report": (self._run / report.HTML).is_file(),
             "status": describe_status(reader.read_snapshot(self._run, self._storage)),
         }
         return HTTPStatus.OK, "application/json", json.dumps(status).encode()
+
+    def _report_reply(self) -> Reply:
+        try:
+            content = (self._run / report.HTML).read_bytes()
+        except FileNotFoundError:
+            reason = f"no {report.HTML} yet: it is written when the search ends"
+            return _error_reply(HTTPStatus.NOT_FOUND, reason)
+        return HTTPStatus.OK, "text/html; charset=utf-8", content
 
     def _heat_map_reply(self) -> Reply:
         with self._busy:  # one at a time: a machine that trains has little time to draw
@@ -94,6 +112,8 @@ class Dashboard:
             "<p>Nothing to show yet: learning rate and batch size are both searched, and one "
             "trial has been evaluated, where there is a map.</p>"
         )
+        if figure:
+            text += f"<p>{report.HEAT_MAP_TEXT}</p>"
         return HTTPStatus.OK, "text/html; charset=utf-8", text.encode()
 
     def _load_tensorboard(self) -> WSGIApplication:
@@ -218,8 +238,10 @@ def _error_reply(status: HTTPStatus, reason: str) -> Reply:
     return status, "application/json", json.dumps({"reason": reason}).encode()
 
 
-def _send(start: StartResponse, reply: Reply) -> Iterable[bytes]:
+def _send(
+    start: StartResponse, reply: Reply, more: Sequence[tuple[str, str]] = ()
+) -> Iterable[bytes]:
     status, content_type, body = reply
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
-    start(f"{status.value} {status.phrase}", [*headers, ("Cache-Control", "no-store")])
+    start(f"{status.value} {status.phrase}", [*headers, ("Cache-Control", "no-store"), *more])
     return [body]

@@ -1,6 +1,6 @@
 """The bridge to serving: measures engines of bundles, registers the winner as `NAME@best`.
 
-Registering changes nothing that is served; `python -m serving deploy` does.
+Registering changes nothing that is served; `bertha deploy` does.
 """
 
 import math

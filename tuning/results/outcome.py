@@ -21,7 +21,7 @@ from tuning.algorithms.repeats import FinalistScore, Verdict
 from tuning.algorithms.trial import Trial, without_repeats
 from tuning.execution.tuner import Search, SearchError
 from tuning.results.deployment import measure_engines, register_winner
-from tuning.store.budget import Spend, estimate_next_improvement
+from tuning.store.budget import Spend, estimate_next_improvement, is_perfect
 from tuning.store.reader import RESULT, read_result
 
 
@@ -62,8 +62,11 @@ def conclude_search(search: Search, run: SyncedDirectory) -> dict[str, Any]:
     return result
 
 
-def summarize_spend(search: Search) -> dict[str, Any]:
-    """Return what the search has cost, and what the next improvement is expected to cost."""
+def summarize_spend(search: Search, winner_mean: float) -> dict[str, Any]:
+    """Return what the search has cost, and what the next improvement is expected to cost.
+
+    winner_mean: the winner's metric; where it is perfect, no cost of anything better is given.
+    """
     cluster, slots = search.prepared.cluster, search.prepared.capacity.slots
     trials = search.controller.trials
     own = [trial.seconds for trial in without_repeats(trials) if trial.state != "running"]
@@ -73,7 +76,9 @@ def summarize_spend(search: Search) -> dict[str, Any]:
         "tokens": sum(trial.tokens for trial in trials),
         "whole_run_tokens": search.prepared.schedule.total_tokens,
         "tune_overhead": search.clock.overhead_share(slots),
-        "even_chance_of_better": vars(estimate_next_improvement(own, cluster, slots)),
+        "even_chance_of_better": None
+        if is_perfect(search.prepared.config.recipe.metric, winner_mean)
+        else vars(estimate_next_improvement(own, cluster, slots)),
     }
 
 
@@ -86,6 +91,9 @@ def build_result(
     """
     prepared, config, trials = search.prepared, search.prepared.config, search.controller.trials
     winner = search.trial_directory(verdict.winner)
+    winner_mean = next(
+        config.sign * each.mean for each in verdict.finalists if each.number == verdict.winner
+    )
     return {
         "metric": config.recipe.metric,
         "lower_is_better": config.sign < 0,
@@ -103,7 +111,7 @@ def build_result(
         "standings": [_finalist_entry(each, config.sign) for each in verdict.finalists],
         "test": {str(number): metrics for number, metrics in tested.items()},
         "trials": [_trial_entry(trial, config.sign) for trial in trials],
-        "spend": summarize_spend(search),
+        "spend": summarize_spend(search, winner_mean),
         "lineage": _trace_lineage(trials, verdict.winner),
         "repeat": _repeat_command(winner),
         "bundle": f"{winner.address.rsplit('/', 2)[0]}/bundle",
@@ -140,7 +148,7 @@ def _repeat_command(trial: RunDirectory) -> str:
     recipe, fetch = f"{trial.address}/recipe.yaml", ""
     if trial.home:
         recipe, fetch = "recipe.yaml", f"aws s3 cp {recipe} . && "
-    return f"{fetch}python -m trainers {recipe} --run {trial.address}-again"
+    return f"{fetch}bertha train {recipe} --run {trial.address}-again"
 
 
 def _trace_lineage(trials: Sequence[Trial], number: int) -> list[dict[str, Any]]:

@@ -3,18 +3,23 @@
 import html as escaping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+THEME = Path(__file__).parent / "static" / "theme.css"  # of the dashboard as well
 STYLE = """
-:root { color-scheme: light }
-body { font: 16px/1.55 system-ui, sans-serif; color: #0f172a; background: white;
-       max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e2e8f0;
+body { max-width: 64rem; margin: 0 auto; padding: 1.5rem clamp(.75rem, 4vw, 1.25rem) 3rem }
+section {
+  background: var(--sheet); border: 1px solid var(--line); border-radius: 12px;
+  padding: clamp(.875rem, 4vw, 1.25rem); margin-top: 1.25rem;
+}
+h2 { font-size: 1.0625rem; margin: 0 0 .5rem }
+p { margin: .5rem 0; overflow-wrap: anywhere }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line);
          vertical-align: top }
 div { overflow-x: auto }
-pre { background: #f1f5f9; padding: .7rem 1rem; overflow-x: auto }
-svg { max-width: 100%; height: auto }
+pre { background: var(--ground); border-radius: 8px; padding: .75rem; overflow-x: auto;
+      font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace }
 """
 
 
@@ -35,10 +40,11 @@ class Section:
 def render_html(title: str, sections: Sequence[Section]) -> str:
     """Return a page without scripts that loads nothing."""
     body = "\n".join(_section_html(section) for section in sections)
+    style = THEME.read_text(encoding="utf-8") + STYLE
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaping.escape(title)}</title>\n<style>{STYLE}</style>\n"
+        f"<title>{escaping.escape(title)}</title>\n<style>{style}</style>\n"
         f"<h1>{escaping.escape(title)}</h1>\n{body}\n</html>\n"
     )
 
@@ -59,7 +65,7 @@ def _section_html(section: Section) -> str:
         parts.append(f"<div><table>\n{chr(10).join(lines)}\n</table></div>")
     if section.figure is not None:
         parts.append(f"<div>{section.figure}</div>")
-    return "\n".join(parts)
+    return "\n".join(["<section>", *parts, "</section>"])
 
 
 def _row_html(kind: str, cells: Sequence[str]) -> str:

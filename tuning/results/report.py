@@ -1,6 +1,6 @@
 """The report of a search: `RUN/report.html`, which needs no other file, and `RUN/report.md`.
 
-Written when a search ends, and again by `python -m tuning report RUN`, from result.json and the
+Written when a search ends, and again by `bertha tune report RUN`, from result.json and the
 journal alone.
 """
 
@@ -16,11 +16,15 @@ from tuning.results.importance import MIN_TRIALS, compute_importances
 from tuning.results.render import Section
 from tuning.space.space import format_point
 from tuning.store import reader
-from tuning.store.budget import Spend
+from tuning.store.budget import Spend, is_perfect
 from tuning.store.reader import RESULT, JournalError, SearchSnapshot
 
 Result = dict[str, Any]  # of result.json
 HTML, MARKDOWN = "report.html", "report.md"
+HEAT_MAP_TEXT = (
+    "The best trial of each cell, with what it reached itself. Its colour is where it ended or, if "
+    "it was stopped, where it is expected to end."
+)
 
 
 def write_report(run: SyncedDirectory) -> tuple[str, str]:
@@ -30,7 +34,7 @@ def write_report(run: SyncedDirectory) -> tuple[str, str]:
     if result is None:
         raise JournalError(
             f"{where}: holds no {RESULT} that is whole, which a search leaves when it ends; go on "
-            f"with it (python -m tuning resume {where}), or look at it as it is (python -m tuning "
+            f"with it (bertha tune resume {where}), or look at it as it is (bertha tune "
             f"dashboard {where})"
         )
     sections = list(build_sections(result, reader.read_snapshot(run.path)))
@@ -51,18 +55,14 @@ def summary_lines(result: Result, cluster: ClusterSpec) -> Iterator[str]:
             f"({row.num_seeds} seed(s)){test}  {row.settings}"
         )
     spend, states = result["spend"], [trial["state"] for trial in result["trials"]]
-    more = Spend.for_seconds(spend["even_chance_of_better"]["seconds"], cluster)
     yield (
         f"spent {Spend.for_seconds(spend['seconds'], cluster)}: {len(states)} trials, "
         f"{states.count('stopped')} stopped early, as many tokens as {_whole_runs(result)} "
         "whole runs"
     )
-    yield f"an even chance of something better is expected to cost {more} more"
+    yield f"an even chance of something better: {_next_improvement(result)}"
     if spend["tune_overhead"] is not None:
-        yield (
-            f"placing trials took {spend['tune_overhead']:.1%} of their own time "
-            f"({format_duration(spend['trial_seconds'])})"
-        )
+        yield f"placing trials took {spend['tune_overhead']:.1%} of their own time"
     for option in _split_options(result)[1]:
         yield (
             f"on the front: trial {option.trial} by {option.engine}, {result['metric']} "
@@ -72,7 +72,7 @@ def summary_lines(result: Result, cluster: ClusterSpec) -> Iterator[str]:
     if result.get("registered"):
         name = result["registered"].partition(":")[0]
         yield (
-            f"registered as {result['registered']}: python -m serving deploy {name}@best makes it "
+            f"registered as {result['registered']}: bertha deploy {name}@best makes it "
             "the one that answers"
         )
     yield f"bundle: {result['bundle']}"
@@ -90,10 +90,7 @@ def build_sections(result: Result, snapshot: SearchSnapshot) -> Iterator[Section
     )
     heat_map = figures.plot_heat_map(snapshot)
     if heat_map is not None:
-        text = (
-            "The best of each cell; trials that were stopped count where they are expected to end."
-        )
-        yield Section("Learning rate and batch size", (text,), figure=heat_map)
+        yield Section("Learning rate and batch size", (HEAT_MAP_TEXT,), figure=heat_map)
     if result.get("variants"):
         yield _deployment_section(result)
     yield _cost_section(result, snapshot)
@@ -179,7 +176,7 @@ def _split_options(result: Result) -> tuple[list[DeploymentOption], list[Deploym
 def _deployment_section(result: Result) -> Section:
     options, front, sign = _split_options(result)
     text = (
-        "Engines of the best trial of each model, measured on this machine by `python -m serving "
+        "Engines of the best trial of each model, measured on this machine by `bertha "
         "build`, on all held-out rows. p95: two batches of texts as long as the model reads. "
         "Marked: the Pareto front, which no other beats in one thing without losing in another."
     )
@@ -204,7 +201,6 @@ def _deployment_section(result: Result) -> Section:
 
 def _cost_section(result: Result, snapshot: SearchSnapshot) -> Section:
     spend = result["spend"]
-    more = Spend.for_seconds(spend["even_chance_of_better"]["seconds"], snapshot.cluster)
     states = [trial["state"] for trial in result["trials"]]
     rows = [
         ("what", "how much"),
@@ -212,7 +208,7 @@ def _cost_section(result: Result, snapshot: SearchSnapshot) -> Section:
         ("trials", f"{len(states)}, {states.count('stopped')} of them stopped early"),
         ("trained and evaluated", format_duration(spend["trial_seconds"])),
         ("tokens", f"{spend['tokens']:,}: {_whole_runs(result)} runs"),
-        ("an even chance of something better", f"expected to cost {more} more"),
+        ("an even chance of something better", _next_improvement(result)),
     ]
     if spend["tune_overhead"] is not None:
         share = f"{spend['tune_overhead']:.1%} of the trials' own time"
@@ -246,6 +242,16 @@ def _stop_reason(trial: Result, result: Result) -> str:
         return "its round ended"
     share = trial["tokens"] / result["spend"]["whole_run_tokens"]
     return f"{result['scheduler']}: behind others at {share:.0%}"
+
+
+def _next_improvement(result: Result) -> str:
+    """Say what an even chance of a better trial costs: in trials, for their cost is said once."""
+    metric, winner = result["metric"], result["winner"]
+    mean = next(each["mean"] for each in result["standings"] if each["trial"] == winner)
+    if is_perfect(metric, mean):
+        return f"there is none, {metric} is {mean:.4f}"
+    own = sum(trial["repeats"] is None for trial in result["trials"])
+    return f"expected after as many trials again, {own}, for as much again"
 
 
 def _whole_runs(result: Result) -> str:

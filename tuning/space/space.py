@@ -36,7 +36,7 @@ NOT_SEARCHED = {
     "data": "two data sets cannot be compared",
     "evaluation": "the search decides itself when and by what it judges",
     "checkpoints": "they change no result",
-    "layout": "it changes no result; ask `python -m trainers --dry-run` for the fastest",
+    "layout": "it changes no result; ask `bertha train --dry-run` for the fastest",
     "batch.token_budget": "it changes no result",
     "parity": "it changes no result",
     "precision": "it is chosen by the device",
@@ -149,7 +149,7 @@ def default_space(recipe: Recipe, num_parameters: int) -> Space:
     of a bound. SGD has no customary rate: a factor of thirty around the recipe's. Batch sizes are
     half to four times the recipe's.
     """
-    rate = recipe.optimizer.learning_rate
+    rate = recipe.learning_rate
     if recipe.optimizer.name == "sgd":
         low, high = rate / 30, rate * 30
     else:
@@ -157,7 +157,7 @@ def default_space(recipe: Recipe, num_parameters: int) -> Space:
         middle *= 10 if recipe.model.name == "random" else 1
         low, high = min(middle / 10, rate / 3), max(middle * 10, rate * 3)
     low, high = (float(f"{bound:.1e}") for bound in (low, high))
-    size = recipe.batch.global_size
+    size = recipe.global_batch_size
     sizes = tuple(dict.fromkeys(max(1, size * by // 2) for by in (1, 2, 4, 8)))
     return {
         "optimizer.learning_rate": Range(low, high, log=True),

@@ -17,6 +17,7 @@ from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
 from trainers.tracking.progress import format_duration
 
+PERFECT = {"loss": 0.0, "mae": 0.0, "perplexity": 1.0}  # of the other metrics 1
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 BUDGET = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z$]+)")
 
@@ -75,3 +76,9 @@ def estimate_next_improvement(seconds: Sequence[float], cluster: ClusterSpec, sl
     seconds: of each trial of the search. slots: trials that run at once.
     """
     return Spend.for_seconds(sum(seconds) / slots, cluster)
+
+
+def is_perfect(metric: str, value: float) -> bool:
+    """Return whether no value of a metric can be better, so that a search has nothing to find."""
+    best = PERFECT.get(metric, 1.0)
+    return abs(value - best) < 1e-9 or (value > best) != (metric in PERFECT)

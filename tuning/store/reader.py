@@ -19,7 +19,7 @@ from cluster.errors import BerthaError
 from cluster.spec import ClusterSpec
 from trainers.tracking.run_directory import read_object
 from tuning.algorithms.trial import Trial, TrialEvaluation, TrialStatus, without_repeats
-from tuning.store.budget import Spend, estimate_next_improvement
+from tuning.store.budget import Spend, estimate_next_improvement, is_perfect
 from tuning.store.config import SearchConfig, load_search_config
 
 JOURNAL = "study.journal"
@@ -74,7 +74,14 @@ class SearchSnapshot:
 
     @property
     def next_improvement(self) -> Spend | None:
-        """The expected cost of an even chance of a better trial; None before a trial has ended."""
+        """The expected cost of an even chance of a better trial.
+
+        None before a trial has ended, and where none can be better than the best of them.
+        """
+        scores = (trial.score for trial in self.trials)
+        reached = [self.to_metric(score) for score in scores if score is not None]
+        if any(is_perfect(self.metric, value) for value in reached):
+            return None
         ended = [t.seconds for t in without_repeats(self.trials) if t.state != "running"]
         return estimate_next_improvement(ended, self.cluster, self.slots) if ended else None
 
@@ -130,7 +137,7 @@ def _check_lines(path: Path) -> None:
             if not isinstance(entry, dict):
                 raise JournalError(
                     f"{path}, line {number}: is no line of a journal; cut the file before it, and "
-                    f"`python -m tuning resume {path.parent}` repeats what it had decided since"
+                    f"`bertha tune resume {path.parent}` repeats what it had decided since"
                 )
 
 
@@ -144,7 +151,7 @@ def read_trials(storage: JournalStorage, study: int, sign: int, path: Path) -> l
 
 def read_result(run: Path) -> dict[str, Any] | None:
     """Return the outcome of a search; None before it ends, or, with a warning, if damaged."""
-    return read_object(run / RESULT, f"`python -m tuning resume {run}` writes it again", _is_result)
+    return read_object(run / RESULT, f"`bertha tune resume {run}` writes it again", _is_result)
 
 
 def _is_result(value: dict[str, Any]) -> bool:
@@ -164,7 +171,7 @@ def read_snapshot(run: Path, storage: JournalStorage | None = None) -> SearchSna
     if study is None or not all(name in attributes for name in REQUIRED_FACTS):
         raise JournalError(
             f"{run}: nothing is written down of this search yet, or by an older version; "
-            f"`python -m tuning resume {run}` writes it"
+            f"`bertha tune resume {run}` writes it"
         )
     optuna_trials = tuple(storage.get_all_trials(study._study_id))
     return SearchSnapshot(

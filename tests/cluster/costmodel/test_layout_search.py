@@ -235,7 +235,7 @@ def test_the_shipped_trainium_cluster_is_laid_out_over_its_cores() -> None:
     assert made.job.device_memory == 24e9
     assert "of 22.35 GiB a device" in made.lines[0]
     assert made.lines[-1].endswith("as on a core of Trainium2 of trn2.48xlarge")
-    check_layout(made.layout, LARGE, 128, 64, recipe.batch.global_size)
+    check_layout(made.layout, LARGE, 128, 64, recipe.global_batch_size)
 
 
 def test_a_device_that_nobody_knows_is_refused() -> None:

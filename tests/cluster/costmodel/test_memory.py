@@ -16,7 +16,7 @@ from cluster.costmodel.memory import (
     peak_memory,
 )
 from cluster.costmodel.model_shape import ModelShape, Recompute, split_into_stages
-from trainers.data.sample_keys import sample_keys
+from trainers.data.microbatch import sample_keys
 from trainers.distributed.vocab_parallel_loss import VocabShard, token_losses
 from trainers.models.bert import TextModel
 from trainers.models.shape import shape_from_config

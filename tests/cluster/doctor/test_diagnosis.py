@@ -37,11 +37,11 @@ def test_nothing_is_found_in_a_healthy_cluster() -> None:
 ILL: dict[str, tuple[Callable[[Observations], Observations], str, str, str, str]] = {
     "a host lost power": (
         lambda seen: replace(without_node(seen, "w2"), dead_nodes=(make_node("w2", 2),)),
-        "nodes", "10.0.0.2", "Ray has declared it dead", "python -m cluster up lab.yaml",
+        "nodes", "10.0.0.2", "Ray has declared it dead", "bertha up lab.yaml",
     ),
     "a host never came": (
         lambda seen: without_node(seen, "w3"),
-        "nodes", "10.0.0.3", "it never joined", "python -m cluster up lab.yaml",
+        "nodes", "10.0.0.3", "it never joined", "bertha up lab.yaml",
     ),
     "a node hangs": (
         lambda seen: replace(seen, unresponsive={"w1": "no answer within 60 s"}),

@@ -14,7 +14,7 @@ from cluster.doctor.node_agent import NOT_SHARED, NodeAgent
 from cluster.doctor.observations import Observations
 from cluster.doctor.probe import ClusterNotFoundError, observe_cluster, watched_directories
 from cluster.spec import ClusterMetadata, ClusterSpec
-from tests.support.fake_ray import FakeRay, node_id, node_row
+from tests.support.fake_ray import GCS_ADDRESS, FakeRay, node_id, node_row
 
 HEAD = {"Resources": {"node:__internal_head__": 1.0}}
 
@@ -35,13 +35,15 @@ class Doctor:
         agents: Mapping[str, type] | None = None,
         rows: Sequence[Mapping[str, Any]] = (),
         storage: str = "",
+        cluster: ClusterSpec | None = None,
+        addresses: Sequence[str] = ("127.0.0.1",),
         **ray: Any,
     ) -> Observations:
         rows = rows or [node_row("c"), node_row("a"), node_row("b", **HEAD)]
         stand_ins = {(node_id(name), "NodeAgent"): agent for name, agent in (agents or {}).items()}
         self.ray = FakeRay(rows, {**stand_ins, **ray.pop("actors", {})}, **ray).install(self.patch)
-        cluster = make_cluster(storage or self.storage)
-        return observe_cluster(cluster, self.find_suspects, lambda line: None)
+        cluster = cluster or make_cluster(storage or self.storage)
+        return observe_cluster(cluster, self.find_suspects, lambda line: None, addresses)
 
     def find_suspects(self, seen: Observations) -> Sequence[Link]:
         return [link for link in seen.links if link.seconds and link.seconds > 5]
@@ -63,6 +65,43 @@ def test_nothing_is_wrong_on_a_healthy_cluster(doctor: Doctor) -> None:
     assert wrong == ({}, {}, {}, {}) and seen.open_dashboard is None
     assert list(doctor.storage.iterdir()) == [], "the test files are gone"
     assert doctor.ray.shutdowns == 1
+
+
+class LabHead(NodeAgent):
+    def read_cluster_name(self, gcs_address: str) -> str | None:
+        return "lab" if gcs_address == GCS_ADDRESS else None
+
+
+class OtherHead(NodeAgent):
+    def read_cluster_name(self, gcs_address: str) -> str | None:
+        return "attic"
+
+
+def test_the_ray_of_another_cluster_is_refused(doctor: Doctor) -> None:
+    with pytest.raises(ClusterNotFoundError) as refused:
+        doctor.observe({"b": OtherHead})
+    assert "the Ray here is cluster attic, with the nodes 127.0.0.1, " in str(refused.value)
+    assert "run the doctor on a node of lab" in str(refused.value)
+    assert not doctor.storage.exists(), "nothing was written into the storage"
+    assert doctor.observe({"b": LabHead}, addresses=()).facts, "its name is enough"
+
+
+def test_a_ray_without_a_file_is_known_by_its_addresses(doctor: Doctor) -> None:
+    assert doctor.observe(addresses=["10.0.0.1", "127.0.0.1"]).facts
+    with pytest.raises(ClusterNotFoundError, match="was started without a cluster file"):
+        doctor.observe(addresses=["10.0.0.1"])
+
+
+def test_this_machine_alone_is_one_node(doctor: Doctor) -> None:
+    here = ClusterSpec("here", "local", 1, ClusterMetadata(storage=str(doctor.storage)))
+    assert doctor.observe(rows=[node_row("b", **HEAD)], cluster=here, addresses=()).facts
+    with pytest.raises(ClusterNotFoundError, match="without a cluster file, with the nodes"):
+        doctor.observe(cluster=here, addresses=())
+
+
+def test_a_head_that_does_not_answer_is_no_reason_to_refuse(doctor: Doctor) -> None:
+    seen = doctor.observe(silent=frozenset({node_id("b")}), addresses=())
+    assert "b" in seen.unresponsive and "a" in seen.facts
 
 
 def test_a_ray_that_was_joined_before_is_left_joined(doctor: Doctor) -> None:

@@ -62,7 +62,7 @@ def test_own_machines_are_raised_with_the_autoscaler_that_starts_all(
     assert runs.environments[0][AUTOSCALER_V2] == "0"
     said = capsys.readouterr().out
     assert f"$ {AUTOSCALER_V2}=0 ray up {onprem} --yes" in said
-    assert f"ray dashboard {onprem}" in said and "python -m cluster down mine.yaml" in said
+    assert f"ray dashboard {onprem}" in said and "bertha down mine.yaml" in said
 
 
 def test_the_token_is_made_once_and_only_its_user_reads_it(

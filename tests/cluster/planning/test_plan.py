@@ -1,6 +1,8 @@
 """Plans: limits held, the best chosen, what is refused has its reason, the front is one."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,6 +254,25 @@ def test_figures_are_drawn_when_asked_for(tmp_path: Path) -> None:
     drawn = figures.draw_figures(LARGE, plan, tmp_path / "plots")
     assert [path.name for path in drawn] == ["cost-time.svg", "step.svg", "scaling.svg"]
     assert all(path.read_text().lstrip().startswith("<?xml") for path in drawn)
+    costs, steps, scaling = (set(re.findall(r">([^<>]+)</text>", p.read_text())) for p in drawn)
+    assert {f"{each.nodes} x {each.machine.name}" for each in plan.pareto_front} <= costs
+    assert len(costs & set(figures.TIMES.values())) > 3, "in units of day to day"
+    assert {"$1,000", "$3,000"} <= costs
+    assert not [text for text in costs | scaling if "10^" in text or "mathdefault" in text]
+    assert [text for text in steps if re.fullmatch(r"[\d,.]+ m?s", text.strip())]
+    assert {"1M", "64", "4,096"} <= scaling
+
+
+def test_no_two_kinds_look_alike_and_each_stands_out_of_the_page() -> None:
+    marks = list(figures._marks())
+    assert len(set(marks)) == len(marks) == 50
+    assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(marks))
+    for shade in figures.SHADES:
+        light = [int(shade[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in light
+        )
+        assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 3, shade
 
 
 @pytest.mark.parametrize(
@@ -264,7 +285,7 @@ def test_figures_are_drawn_when_asked_for(tmp_path: Path) -> None:
         (["imdb", "--power-limit", "3"], "as in 10kW"),
         (["imdb", "--pick", "99"], "--pick 99: there are"),
         (["imdb", "--owned", "nowhere.yaml"], "No such file"),
-        (["imdb", "--probed", "nowhere.json"], "trainers probe"),
+        (["imdb", "--probed", "nowhere.json"], "bertha probe"),
         (["imdb", "--budget", "0.001USD"], "no hardware meets the constraints"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_probe_is_kept_and_read(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="tried 1 worker"):
         probed(1).fit_devices(4)
     (tmp_path / "wrong.json").write_text('{"measurements": 3}')
-    with pytest.raises(ProbeError, match=r"trainers probe"):
+    with pytest.raises(ProbeError, match=r"bertha probe"):
         probe.read_probe(tmp_path / "wrong.json")
 
 

@@ -56,7 +56,7 @@ def test_rented_machines(tmp_path: Path, name: str, region: str, workers: int) -
     assert cores == ({workers // 2} if name.startswith("trn") else {None})
     assert (f"{name}-spot" in kinds) == (found.machine.spot is not None)
     assert sum(kind["min_workers"] for kind in kinds.values()) == 2
-    assert "as `python -m cluster plan bert-large-pretrain` quoted it" in path.read_text()
+    assert "as `bertha plan bert-large-pretrain` quoted it" in path.read_text()
 
 
 def test_owned_machines_get_addresses_to_fill_in(tmp_path: Path) -> None:
@@ -105,6 +105,6 @@ def test_the_command_writes_the_row_that_was_picked(
     second = plan.plan_hardware(load_workload("imdb"), KNOWN).best[1]
     cluster = check.check_cluster_file(path)
     assert cluster.num_workers == second.devices
-    assert f"python -m cluster check {path}" in capsys.readouterr().err
+    assert f"bertha check {path}" in capsys.readouterr().err
     assert __main__.main(["plan", "imdb", "--write", str(path)]) == 2
     assert "is there already" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m cluster check`: each problem in a cluster file has its message."""
+"""`bertha check`: each problem in a cluster file has its message."""
 
 import copy
 import re

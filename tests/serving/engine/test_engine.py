@@ -67,6 +67,16 @@ def masked_lm(directories: dict[str, Path]) -> Engine:
     return Engine.load(directories["masked-lm"])
 
 
+def test_tokens_are_counted_before_a_text_is_cut(engine: Engine, directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    texts = [*TEXTS, "the <br /> plot " * 200, ""]
+    expected = [len(tokenizer(text.replace("<br />", " "))["input_ids"]) for text in texts]
+    assert engine.count_tokens(texts) == expected and expected[-2] > MAX_LENGTH
+    long = "film " * 100_000
+    assert engine.count_tokens([long])[0] == 20_000 + 2, "of a long text so many are counted"
+    assert engine.count_tokens([]) == []
+
+
 def test_the_logits_are_those_transformers_computes(engine: Engine, directory: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()

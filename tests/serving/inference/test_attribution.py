@@ -174,6 +174,17 @@ def test_the_prediction_is_the_engine_s(explainer: Attributor, engine: Engine, t
     assert found.label == int(np.argmax(expected.logits))
 
 
+def test_the_label_by_default_is_the_answer_by_its_threshold(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    text = TEXTS[0]
+    plain = Attributor.from_bundle(write_tiny_bundle(tmp_path / "plain", tiny_bert))
+    scores = plain.explain(text).prediction.scores
+    for threshold, expected in ((scores[1] - 1e-3, 1), (scores[1] + 1e-3, 0)):
+        card = plain.card.model_copy(update={"thresholds": {plain.card.labels[1]: threshold}})
+        assert Attributor(card, plain._tokenizer, plain._model).explain(text).label == expected
+
+
 def test_words_stand_where_they_stood(explainer: Attributor) -> None:
     text = "  <p>Good &amp; <i>gr</i>im,\nstory</p>"
     found = explainer.explain(text)

@@ -1,4 +1,4 @@
-"""Traffic split: shares are exact, and versions and aliases are not on trial."""
+"""Canaries: shares are exact, versions and aliases are not on trial, answers are compared."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,10 +6,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.inference.canary import RouteDecision, TrafficSequence, choose_version
+from serving.inference.canary import (
+    RouteDecision,
+    TrafficSequence,
+    _comparable_labels,
+    choose_version,
+)
+from serving.interface import Prediction
 from serving.registry.canary_rule import CanaryRule
 from serving.registry.model_ref import ModelNotFound, ModelReference
 from serving.registry.state import Canary, ModelState, ModelVersion
+from tests.support.fake_models import fake_model_info
 
 FUZZED = settings(deadline=None)
 SHARES = st.floats(0, 1)
@@ -80,6 +87,28 @@ class TestShadow:
     @given(share=SHARES, draw=st.floats(0, 1, exclude_max=True))
     def test_nobody_is_ever_answered_by_a_shadow(self, share: float, draw: float) -> None:
         assert choose_version(state(share, shadow=True), BARE, draw).version == "3"
+
+
+class TestAgreement:
+    def test_versions_agree_where_their_answers_do_whatever_is_likeliest(self) -> None:
+        live = fake_model_info("sentiment", "1")
+        canary = fake_model_info("sentiment", "2", thresholds={"positive": 0.35})
+        unsure, sure = Prediction((0.6, 0.4), (0.0,) * 2), Prediction((0.2, 0.8), (0.0,) * 2)
+        assert _comparable_labels(unsure, unsure, live, canary) == ("negative", "positive")
+        assert _comparable_labels(sure, unsure, live, canary) == ("positive", "positive")
+
+    def test_of_several_labels_the_whole_answer_counts(self) -> None:
+        live = fake_model_info("topics", "1")
+        canary = fake_model_info("topics", "2", thresholds={"cast": 0.3})
+        both = Prediction((0.7, 0.4, 0.1), (0.0,) * 3)
+        assert _comparable_labels(both, both, live, live) == ("same", "same")
+        assert _comparable_labels(both, both, live, canary) == ("same", "different")
+
+    def test_numbers_agree_within_a_tolerance(self) -> None:
+        stars = fake_model_info("stars")
+        one, near, far = (Prediction((value,), (value,)) for value in (3.0, 3.02, 4.0))
+        assert _comparable_labels(one, near, stars, stars) == ("same", "same")
+        assert _comparable_labels(one, far, stars, stars) == ("same", "different")
 
 
 class TestReferences:

@@ -53,6 +53,15 @@ def test_labels_and_probabilities_in_json() -> None:
     }
 
 
+def test_tokens_are_counted_where_it_is_asked_for() -> None:
+    found = json_answer(FakeModels(), "POST", INFER, request())
+    assert "parameters" not in found
+    asked = request() | {"parameters": {"count_tokens": True}}
+    found = json_answer(FakeModels(), "POST", INFER, asked)
+    assert found["parameters"] == {"num_tokens": [4, 3], "max_tokens": 64}
+    assert outputs(found)["label"]["shape"] == [2]
+
+
 @pytest.mark.parametrize("shape", [[2], [2, 1], [1, 2]])
 def test_texts_may_be_nested_as_their_shape(shape: list[int]) -> None:
     data = np.array(TEXTS, object).reshape(shape).tolist()

@@ -12,7 +12,7 @@ from serving.http.messages import HTTPError
 from serving.interface import Limits, Prediction
 from serving.protocols import tei
 from serving.protocols.tei_bodies import TEIPredictRequest, parse_predict_request
-from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.fake_models import FakeModels, fake_model_info, fake_prediction, fake_vector
 from tests.support.http_requests import json_answer, json_error, send_request
 
 LIMITS = Limits(max_texts=3)
@@ -103,7 +103,8 @@ def test_texts_arrive_as_they_were_sent(inputs: str | list[str] | list[list[str]
 def answered(body: bytes, *predictions: Prediction, labels: tuple[str, ...] = LABELS) -> Any:
     request = parse_predict_request(body, LIMITS)
     assert isinstance(request, TEIPredictRequest)
-    return json.loads(tei.format_predictions(request, predictions, labels))
+    model = fake_model_info("sentiment" if labels else "stars", labels=labels)
+    return json.loads(tei.format_predictions(request, predictions, model))
 
 
 def test_one_text_gets_its_labels_by_falling_score() -> None:

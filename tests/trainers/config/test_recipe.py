@@ -51,7 +51,7 @@ def test_overrides_reach_every_level() -> None:
         ("batch.global_size=1.5", "batch.global_size = 1.5: .*integer"),
         ("batch.global_size=true", "batch.global_size = true: this setting is never true or false"),
         ("batch.token_budget=64", "token_budget 64 cannot hold one text of max_length 128"),
-        ("batch=3", "batch = 3: .*dictionary"),
+        ("batch=3", "batch = 3: a group of settings; did you mean batch.global_size"),
         ("data.validation=1.5", "data.validation = 1.5: .*less than 1"),
         ("data.text=[]", "data.text = \\[\\]: .*at least 1 item"),
         ("data.labels=[a, a]", "data: labels repeats a name"),
@@ -77,6 +77,18 @@ def test_overrides_reach_every_level() -> None:
         ("model.vocabulary_size=99", "vocabulary_size given, but the sizes of .* are fixed"),
         ("data.source.x=1", "source is a value, not a group of settings"),
         ("data.source", "'data.source' is not an override; write key=value"),
+        ("reviews.csv", "'reviews.csv' is not an override; .* as in data.source=reviews.csv"),
+        ("source=x", r"source: no such setting; did you mean data.source\?"),
+        ("label=stars", r"label: no such setting; did you mean data.label\?"),
+        ("epochs=3", r"epochs: no such setting; did you mean stopping.epochs\?"),
+        ("data.epochs=3", r"data.epochs: no such setting; did you mean stopping.epochs\?"),
+        ("epoch=3", r"did you mean stopping.epochs\?"),
+        ("batch_size=8", r"did you mean batch.global_size\?"),
+        ("optimizer.lr=1", r"did you mean optimizer.learning_rate\?"),
+        ("name=bert", r"did you mean model.name or optimizer.name or schedule.name\?"),
+        ("modle.name=x", r"modle: no such setting; did you mean model\?"),
+        ("model=bert", r"model = 'bert': a group of settings; did you mean model.name\?"),
+        ("data.text=", "data.text = None: input should be a valid (string|tuple) or a valid"),
     ],
 )
 def test_a_wrong_setting_names_key_value_and_way_out(override: str, said: str) -> None:
@@ -174,6 +186,27 @@ def test_a_missing_file_lists_what_is_shipped(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="not readable as YAML"):
         recipes.load_recipe(binary)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("reviews.csv", "holds rows, and is no recipe; write csv.yaml data.source=reviews.csv"),
+        ("data.source=x.csv", "is a setting, and the recipe comes first, as in csv.yaml data.sou"),
+        ("revews", "did you mean reviews"),
+        (".", "'.' is a directory, no recipe"),
+        ("", "'' is a directory, no recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_named(name: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        recipes.load_recipe(name)
+
+
+def test_the_recipe_of_a_run_is_pointed_at(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: classification\n")
+    with pytest.raises(SettingsError, match=f"is a directory, no recipe; give {tmp_path}/recipe"):
+        recipes.load_recipe(tmp_path)
 
 
 def test_files_here_are_found_from_elsewhere(

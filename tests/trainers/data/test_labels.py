@@ -7,7 +7,13 @@ import pytest
 
 from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
-from trainers.data.labels import build_targets, class_names, count_labels, parse_labels
+from trainers.data.labels import (
+    build_targets,
+    check_label_column,
+    class_names,
+    count_labels,
+    parse_labels,
+)
 from trainers.data.readers import SkipCounter
 from trainers.data.sources import RawRows
 
@@ -93,3 +99,45 @@ def test_an_unknown_label_names_its_row_and_twenty_classes_at_most() -> None:
     assert said.startswith(f"line 1: label '{'x' * 60}' is not one of 'c0', ")
     assert "'c19', ...." in said and "c20" not in said
     assert said.endswith("fix the row, or name every class in data.labels")
+
+
+def names(values: list[str]) -> list[tuple[str, ...]]:
+    return [(value,) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        ([str(1000 + row) for row in range(60)], "a number to predict (then set task=regression)"),
+        ([f"{row % 30}.5" for row in range(90)], "a number to predict (then set task=regression)"),
+        ([f"ticket-{row}" for row in range(60)], "is it an id (then set data.label"),
+        ([f"ticket-{row // 2 if row < 20 else row}" for row in range(60)], "is it an id"),
+    ],
+    ids=["whole numbers", "fractions", "ids", "ids that repeat"],
+)
+@pytest.mark.parametrize("task", ["classification", "multi-label"])
+def test_a_column_of_other_values_in_each_row_is_asked_about(
+    task: Any, values: list[str], asked: str
+) -> None:
+    data = DataConfig(source="x", label="price")
+    with pytest.raises(DataError) as error:
+        check_label_column(names(values), task, data, "x.csv")
+    said = str(error.value)
+    assert said.startswith(f"x.csv: column 'price' holds {len(set(values))} different values in ")
+    assert asked in said
+
+
+def test_columns_of_classes_are_not_asked_about() -> None:
+    data = DataConfig(source="x")
+    check_label_column(names([str(row % 5) for row in range(20)]), "classification", data, "x")
+    check_label_column(names(["a", "b", "c", "d"]), "classification", data, "few rows")
+    check_label_column([float(row) for row in range(50)], "regression", data, "numbers")
+    vouched = DataConfig(source="x", labels=tuple(map(str, range(60))))
+    check_label_column(names([str(row) for row in range(60)]), "classification", vouched, "x")
+
+
+def test_the_text_is_not_its_own_label() -> None:
+    with pytest.raises(DataError, match=r"data\.label are the same column, 'body'"):
+        check_label_column(
+            [], "classification", DataConfig(source="x", text="body", label="body"), "x"
+        )

@@ -98,5 +98,7 @@ def test_a_missing_column_names_the_file_the_columns_and_the_setting() -> None:
 
 @pytest.mark.parametrize("header", ["text;label", "text\tlabel"])
 def test_a_header_of_one_column_asks_for_another_separator(header: str) -> None:
-    with pytest.raises(DataError, match=r"separate the columns by commas, in a \.tsv by tabs; set"):
+    with pytest.raises(
+        DataError, match=r"columns are separated by .* save it with commas, or with"
+    ):
         require_columns("a.csv", COLUMNS, [header])

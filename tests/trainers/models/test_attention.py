@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, DistilB
 from cluster.costmodel.memory import attention_storage
 from tests.support.layouts import make_loop
 from trainers.config import recipe as recipes
-from trainers.data.sample_keys import sample_keys
+from trainers.data.microbatch import sample_keys
 from trainers.distributed.device import DEVICES
 from trainers.models.bert import TextModel
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from trainers.config import recipe as recipes
-from trainers.data.sample_keys import sample_keys
+from trainers.data.microbatch import sample_keys
 from trainers.models.bert import TextModel
 from trainers.models.build import build_model, load_model
 from trainers.models.config import ModelError, build_config

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.data.sample_keys import sample_keys
+from trainers.data.microbatch import sample_keys
 from trainers.models.dropout import DropoutKeys, KeyedDropout, use_keyed_dropout
 
 CPU = torch.device("cpu")

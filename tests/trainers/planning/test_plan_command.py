@@ -91,7 +91,7 @@ def test_a_file_that_is_written_is_told_aside(
     path = tmp_path / "mine.yaml"
     status, out, err = run(capsys, *REGION, "--write", str(path), "--pick", "2", "--json")
     assert status == 0 and json.loads(out)["chosen"]["machine"] in path.read_text()
-    assert err == f"wrote {path}; `python -m cluster check {path}`\n"
+    assert err == f"wrote {path}; `bertha check {path}`\n"
 
 
 @pytest.mark.slow
@@ -112,4 +112,36 @@ def test_a_probe_that_dies_says_the_way_out(
     monkeypatch.setattr("trainers.planning.probe.run_probe", die)
     status, _, err = run(capsys, *REGION, "--probe")
     assert status == 2
-    assert err == "error: --probe: a worker was killed; try python -m trainers probe --out FILE\n"
+    assert err == "error: --probe: a worker was killed; try bertha probe --out FILE\n"
+
+
+def test_a_small_run_begins_with_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "mine.csv"
+    rows.write_text("text,label\n" + "a warm film,good\n" * 60)
+    words = ["csv", f"data.source={rows}", "stopping.epochs=2", "batch.global_size=16"]
+    assert plan_command.main([*words, *REGION]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("first     this machine: a minute, $0 (")
+    assert first.endswith(f": bertha train {' '.join(words)}") and "assumed" in first
+    assert second.startswith("recipe    csv:")
+
+
+def test_a_large_run_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_command.main(["bert-large-pretrain", *REGION]) == 0
+    assert capsys.readouterr().out.startswith("recipe    bert-large-pretrain:")
+
+
+def test_without_a_recipe_the_shipped_ones_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_command.main([], "bertha plan") == 2
+    said = capsys.readouterr().out
+    assert said.startswith("usage: bertha plan RECIPE") and "\n  imdb " in said
+
+
+def test_a_trainer_s_flag_is_answered_with_the_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plan_command.main(["imdb", "--num-train-epochs", "2"], "bertha plan")
+    assert ended.value.code == 2 and "write stopping.epochs=2" in capsys.readouterr().err

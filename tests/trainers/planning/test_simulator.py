@@ -58,7 +58,8 @@ def recipe_of(task: str = "masked-lm", optimizer: str = "adamw") -> Recipe:
             "task": task,
             "model": {"name": "x"},
             "data": {"source": "x"},
-            "optimizer": {"name": optimizer},
+            "batch": {"global_size": 32},
+            "optimizer": {"name": optimizer, "learning_rate": 5e-5},
         }
     )
 

@@ -11,6 +11,7 @@ from cluster.costmodel.microbatches import Lengths
 from cluster.hardware.catalog import read_table
 from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
+from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.models.shape import shape_from_config
 from trainers.planning.model_sizes import ModelSizesError, known_shape
@@ -30,8 +31,9 @@ CONFIGS = {
 def test_every_shipped_recipe_is_planned_with_its_own_values(name: str) -> None:
     recipe = recipes.load_recipe(name)
     workload = load_workload(name, rows=1000, tokens=20)
+    recipe = choose_settings(recipe, workload.rows, workload.shape.hidden_size).recipe
     assert workload.name == name
-    assert workload.global_batch == recipe.batch.global_size
+    assert workload.global_batch == recipe.global_batch_size
     assert workload.max_length == recipe.batch.max_length
     assert workload.token_budget == recipe.batch.token_budget
     assert workload.optimizer == recipe.optimizer.name
@@ -39,7 +41,7 @@ def test_every_shipped_recipe_is_planned_with_its_own_values(name: str) -> None:
     assert workload.attention_dropout == (recipe.model.attention_dropout > 0)
     is_masked = recipe.task == "masked-lm"
     assert workload.masked_tokens == is_masked * recipe.masking.share * recipe.batch.max_length
-    whole = max(1, (workload.rows or 0) // workload.global_batch) * recipe.stopping.epochs
+    whole = max(1, -(-(workload.rows or 0) // workload.global_batch)) * recipe.epochs
     assert workload.steps == min(whole, recipe.stopping.max_steps or whole)
 
 
@@ -100,7 +102,7 @@ def test_steps_are_those_of_a_dry_run() -> None:
 
 def test_what_is_said_of_the_data_is_taken() -> None:
     told = load_workload("imdb", ["data.source=mine"], rows=1000, tokens=50)
-    assert (told.rows, told.mean_tokens, told.steps) == (1000, 50, 186)
+    assert (told.rows, told.mean_tokens, told.steps) == (1000, 50, 189)
     assert told.assumed == ()
     long = load_workload("imdb", ["data.source=mine"], rows=1000)
     assert long.mean_tokens == 512
@@ -120,6 +122,24 @@ def test_a_run_or_a_file_tells_of_the_data(tmp_path: Path) -> None:
         load_workload("csv", run=tmp_path / "nothing")
 
 
+def test_of_a_file_the_rows_that_are_not_held_out_are_trained_on(tmp_path: Path) -> None:
+    rows = tmp_path / "mine.csv"
+    rows.write_text("body,stars\n" + f"{'x' * 45},5\n" * 95)
+    settings = [
+        f"data.source={rows}",
+        "data.text=body",
+        "batch.global_size=16",
+        "stopping.epochs=2",
+    ]
+    told = load_workload("csv", settings)
+    assert (told.rows, told.steps) == (76, 10), "five steps an epoch, the last of twelve rows"
+    assert told.mean_tokens == pytest.approx(45 / 4.5 + 2)
+    assert f"76 training rows of the 95 in {rows}" in told.assumed
+    assert load_workload("csv", [*settings, "data.max_rows=50"]).rows == 40
+    other = load_workload("csv", [*settings, "data.text=none"])
+    assert other.mean_tokens == other.max_length, "a column that is not there has no length"
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "said"),
     [
@@ -128,6 +148,7 @@ def test_a_run_or_a_file_tells_of_the_data(tmp_path: Path) -> None:
         ("imdb", ["batch.global_size=0"], "greater than or equal to 1"),
         ("imdb", ["model.name=bert-bas-uncased"], "did you mean bert-base-uncased"),
         ("imdb", ["data.source=mine"], "give --rows"),
+        ("imdb", ["data.source=mine.csv"], "no such file here.*set data.source, or give --rows"),
         ("house-prices", [], "a linear model"),
         ("imdb", ["model.name=random"], "needs hidden_size"),
     ],

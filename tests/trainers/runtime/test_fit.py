@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from cluster.spec import ClusterMetadata, ClusterSpec
-from trainers.runtime.fit import init_ray
+from trainers.runtime.ray_trainer import init_ray
 from trainers.tracking.run_directory import RunError
 
 

@@ -1,15 +1,17 @@
 """Plots of a run: which files are drawn, and what is in them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.support.metric_rows import evaluation_row, step_row
-from trainers.tracking.plots import draw_plots
+from trainers.tracking.plots import TestRows, draw_confusion, draw_plots
 from trainers.tracking.run_directory import RunDirectory
 
 STEPS = [step_row(n, loss=loss) for n, loss in ((1, 4.0), (2, 2.0))]
@@ -23,7 +25,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Axes]:
     save = Figure.savefig
 
     def keep(self: Figure, path: Path, **options: Any) -> None:
-        (axes[path.name],) = self.axes
+        axes[path.name] = self.axes[0]
         save(self, path, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
@@ -57,6 +59,32 @@ def test_the_loss_is_drawn_as_it_is_and_smoothed_beside_that_of_validation(
     }
     assert lines(drawn["f1.png"]) == {"validation": [(1, 0.1), (2, 0.2)]}
     assert drawn["f1.png"].get_ylabel() == "f1"
+
+
+def test_one_evaluation_is_marked_and_written_over_the_loss_of_each_step(
+    tmp_path: Path, drawn: dict[str, Axes]
+) -> None:
+    draw(tmp_path, [*STEPS, evaluation_row(2, metrics={"loss": 0.5, "f1": 0.2})])
+    metric = drawn["f1.png"]
+    (point,) = metric.lines
+    assert point.get_marker() == "o" and [text.get_text() for text in metric.texts] == ["0.200"]
+    assert metric.get_ylim()[1] > 1 and metric.get_xlim()[0] == 0
+    (beside,) = [each for each in metric.figure.axes if each is not metric]
+    assert lines(beside)["training, each step"] == [(1, 4), (2, 2)]
+    assert beside.get_ylabel() == "training loss"
+    told = [text.get_text() for text in metric.get_legend().get_texts()]
+    assert told == ["training, each step", "training, smoothed", "validation"]
+
+
+def test_three_evaluations_are_a_curve_of_their_own(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    more = [evaluation_row(n, metrics={"f1": n / 10}) for n in (1, 2, 3)]
+    draw(tmp_path, [*STEPS, *more])
+    assert len(drawn["f1.png"].figure.axes) == 1 and not drawn["f1.png"].texts
+
+
+def test_a_single_step_is_seen(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    draw(tmp_path, [STEPS[0]])
+    assert drawn["loss.png"].lines[0].get_marker() == "."
 
 
 def test_what_an_evaluation_lacks_is_left_out(tmp_path: Path, drawn: dict[str, Axes]) -> None:
@@ -97,3 +125,77 @@ def test_a_confusion_matrix_shades_shares_of_the_true_class_and_writes_counts(
     }  # fmt: skip
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["neg", "pos"]
+
+
+def test_a_wide_confusion_matrix_can_be_read(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    """Every name is there and apart from the next, and only cells that count anything say so."""
+    names = [f"a class with a rather long name, {number}" for number in range(24)]
+    counts = np.diag(np.arange(1, 25))
+    counts[3, 5] = 7
+    draw_confusion(tmp_path / "wide.png", counts, names)
+    axes = drawn["wide.png"]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert len(texts) == 25 and texts[5, 3] == "7" and texts[23, 23] == "24"
+    told = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(told) == 24 and max(map(len, told)) <= 24
+    axes.figure.canvas.draw()
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not [one for one, other in itertools.pairwise(boxes) if one.overlaps(other)]
+    inches = axes.figure.get_size_inches()
+    assert max(inches) < 14
+    assert axes.get_title() == "307 test rows, 97.7% of them right"
+
+
+def test_numbers_give_way_to_shades_where_cells_are_too_small(
+    tmp_path: Path, drawn: dict[str, Axes]
+) -> None:
+    draw_confusion(tmp_path / "many.png", np.eye(60, dtype=int), [str(n) for n in range(60)])
+    axes = drawn["many.png"]
+    assert not axes.texts and len(axes.figure.axes) == 2, "a scale tells what a shade means"
+
+
+def answered(directory: Path, rows: TestRows, labels: tuple[str, ...] = ()) -> None:
+    draw_plots(RunDirectory(directory), "loss", labels, {}, rows)
+
+
+def test_a_regression_is_predicted_over_true(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    rows = TestRows("regression", np.array([[1.0], [2.5], [4.0]]), np.array([1.0, 2.0, 5.0]))
+    answered(tmp_path, rows)
+    axes = drawn["predicted.png"]
+    points = axes.collections[0].get_offsets()
+    assert np.asarray(points).tolist() == [[1, 1], [2, 2.5], [5, 4]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("true", "predicted")
+    assert axes.get_title() == "test rows, 0.5 off on average"
+    (equal,) = axes.lines
+    assert list(equal.get_xdata()) == list(equal.get_ydata())
+
+
+def test_a_prediction_that_is_no_number_is_left_out(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    logits = np.array([[1.0], [np.nan], [np.inf]])
+    answered(tmp_path, TestRows("regression", logits, np.array([1.5, 2.0, 3.0])))
+    assert len(drawn["predicted.png"].collections[0].get_offsets()) == 1
+    assert drawn["predicted.png"].get_title() == "test rows, 0.5 off on average"
+
+
+def test_precision_over_recall_says_where_the_threshold_stands(
+    tmp_path: Path, drawn: dict[str, Axes]
+) -> None:
+    scores = np.array([[0.9, 0.3], [0.6, 0.8], [0.4, 0.2], [0.2, 0.1]])
+    targets = np.array([[1, 0], [0, 0], [1, 0], [0, 0]])
+    logits = np.log(scores / (1 - scores))
+    rows = TestRows("multi-label", logits, targets, {"plot": 0.35})
+    answered(tmp_path, rows, ("plot", "cast"))
+    axes = drawn["precision-recall.png"]
+    curve, threshold, _ = axes.lines
+    # Of the scores 0.9, 0.6, 0.4 and 0.2 the first and the third are right.
+    assert curve.get_label() == "plot, from 0.35", "a label of no row has no recall"
+    assert list(curve.get_xdata()) == [0, 0.5, 0.5, 1, 1]
+    assert list(curve.get_ydata()) == pytest.approx([1, 1, 1 / 2, 2 / 3, 1 / 2])
+    assert threshold.get_xydata().tolist() == [[1, pytest.approx(2 / 3)]]
+
+
+def test_classes_have_no_such_plots(tmp_path: Path) -> None:
+    answered(tmp_path, TestRows("classification", np.zeros((2, 2)), np.array([0, 1])))
+    answered(tmp_path, TestRows("multi-label", np.zeros((0, 2)), np.zeros((0, 2))))
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"loss.png"}

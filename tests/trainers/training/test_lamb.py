@@ -19,6 +19,7 @@ from trainers.training.lamb import Lamb
 from trainers.training.optimizer import build_optimizer
 
 RATE, BETAS, EPS, DECAY, STEPS = 0.02, (0.9, 0.999), 1e-6, 0.1, 5
+OWN_RATE = "optimizer.learning_rate=5e-5"
 SHAPES = {"weight": (6, 4), "odd": (5, 3), "few": (1, 4), "zeros": (4, 4), "bias": (4,)}
 
 
@@ -101,7 +102,9 @@ def test_a_tensor_without_gradient_and_a_zero_update_are_left_alone() -> None:
 
 
 def test_the_recipe_builds_it() -> None:
-    recipe = recipes.load_recipe("csv", ["optimizer.name=lamb", "optimizer.weight_decay=0.2"])
+    recipe = recipes.load_recipe(
+        "csv", ["optimizer.name=lamb", "optimizer.weight_decay=0.2", OWN_RATE]
+    )
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     optimizer = build_optimizer(model, recipe, fused=True)
     assert isinstance(optimizer, Lamb)
@@ -142,7 +145,7 @@ def _in_parts(rank: int, world_size: int, port: int, directory: Path) -> None:
     model = nn.ParameterDict(parameters)
     model["plain"] = nn.Parameter(torch.ones(2, 2))
     groups = build_optimizer(
-        model, recipes.load_recipe("csv", ["optimizer.name=adamw"])
+        model, recipes.load_recipe("csv", ["optimizer.name=adamw", OWN_RATE])
     ).param_groups
     kinds = [{getattr(p, "device_mesh", None) for p in group["params"]} for group in groups]
     assert all(len(kind) == 1 for kind in kinds), "a group holds one kind of tensor"

@@ -28,7 +28,7 @@ from tuning.algorithms.trial import Trial, TrialEvaluation, without_repeats
 from tuning.execution.controller import SearchController
 from tuning.space.scaling_rule import RATE
 from tuning.space.space import extract_point
-from tuning.store.budget import Spend, estimate_next_improvement, parse_budget
+from tuning.store.budget import Spend, estimate_next_improvement, is_perfect, parse_budget
 
 
 @pytest.fixture
@@ -215,3 +215,12 @@ def test_a_budget_without_a_price(given: str, field: str) -> None:
 
 def test_an_even_chance_costs_as_many_trials_as_there_were(priced: ClusterSpec) -> None:
     assert estimate_next_improvement([60.0, 120.0, 180.0], priced, slots=2).seconds == 180.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "perfect", "worse"),
+    [("f1", 1.0, 0.999), ("accuracy", 1.0, 0.0), ("r2", 1.0, -4.9), ("loss", 0.0, 1e-3),
+     ("mae", 0.0, 1.0), ("perplexity", 1.0, 1.5)],
+)  # fmt: skip
+def test_nothing_is_better_than_a_perfect_score(metric: str, perfect: float, worse: float) -> None:
+    assert is_perfect(metric, perfect) and not is_perfect(metric, worse)

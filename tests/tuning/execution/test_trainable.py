@@ -28,6 +28,7 @@ SETTINGS = [
     "batch.token_budget=128",
     "optimizer.learning_rate=2e-3",
     "stopping.epochs=2",
+    "linear_probe=false",
     "stopping.patience=null",
     "evaluation.every_steps=6",
     "precision=fp32",
@@ -100,7 +101,19 @@ def test_a_trial_does_not_look_at_the_test_rows_until_it_is_judged(
     outcome = fit.fit(trial_spec.recipe, trial_spec.cluster, trial_spec.run.path, resume=True)
     assert outcome.result["test"]["rows"] > 0 and card.read_card(run.bundle_path).metrics
     assert [row["step"] for row in run.metric_rows("step")] == steps, "nothing is trained again"
-    assert {**outcome.result, "test": None} == before
+    assert {**outcome.result, "test": None, "verdict": {}} == before
+
+
+def test_the_evaluation_before_the_first_step_is_not_told(
+    trial_spec: TrialSpec, whole: Listener, tmp_path: Path
+) -> None:
+    fitted = trial_spec.recipe.model_copy(update={"linear_probe": True})
+    run = RunDirectory(tmp_path / "fitted")
+    listener = Listener(run.path)
+    train_trial(replace(trial_spec, recipe=fitted, run=run), listener)
+    steps = [row["step"] for row in run.metric_rows("evaluation")]
+    assert steps[0] == 0 and len(steps) == 5
+    assert all(tokens for tokens, _ in listener.curve) and len(set(listener.curve)) == 4
 
 
 def test_an_evaluation_is_told_once_its_checkpoint_is_there(

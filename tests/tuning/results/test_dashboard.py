@@ -3,7 +3,7 @@
 Pictures of it go where the environment's BERTHA_PICTURES says, as `docs`; of another search, that
 lies in a directory:
 
-    BERTHA_PICTURES=docs python tests/tuning/results/test_dashboard.py runs/tuned
+    BERTHA_PICTURES=docs python -m tests.tuning.results.test_dashboard runs/tuned
 """
 
 import io
@@ -29,12 +29,14 @@ from tests.support.browser import PageUser, browser_or_skip, open_browser
 from tests.support.searches import prepared_search, write_search
 from tuning.__main__ import main
 from tuning.algorithms.trial import rank_completed
+from tuning.results import figures, report
 from tuning.results.dashboard import (
     Dashboard,
     DashboardError,
     describe_status,
     make_dashboard_server,
 )
+from tuning.results.render import THEME, Section, render_html
 from tuning.store import reader
 
 # What TensorBoard says of libraries that it carries, and of its own answers.
@@ -51,6 +53,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that was killed in the middle."""
     run = tmp_path_factory.mktemp("place") / "search"
     write_search(run, prepared_search(budget="2h"), max_evals=20)
+    return run
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that has ended, with its figures in a report."""
+    run = tmp_path_factory.mktemp("place") / "ended"
+    write_search(run, prepared_search())
+    (run / "result.json").write_text("{}")
+    snapshot = reader.read_snapshot(run)
+    curves = Section("Learning curves", figure=figures.plot_curves(snapshot, 1))
+    (run / "report.html").write_text(render_html(f"Search {run.name}", [curves]))
     return run
 
 
@@ -97,6 +111,27 @@ def test_the_status_of_a_search_that_has_ended(tmp_path: Path) -> None:
 def test_the_heat_map_is_drawn_anew(pages: Dashboard) -> None:
     code, body = ask(pages, "/search/heat")
     assert code == 200 and body.startswith(b"<svg") and b"learning rate" in body
+    assert body.endswith(f"<p>{report.HEAT_MAP_TEXT}</p>".encode())
+
+
+def test_the_report_is_a_link_once_there_is_one(tmp_path: Path) -> None:
+    write_search(tmp_path, prepared_search(trials=4, seeds=1))
+    pages = Dashboard(tmp_path)
+    assert json.loads(ask(pages, "/search/status")[1])["report"] is False
+    code, body = ask(pages, "/report")
+    assert code == 404 and "written when the search ends" in json.loads(body)["reason"]
+    (tmp_path / "report.html").write_text("<h1>Found</h1>")
+    assert json.loads(ask(pages, "/search/status")[1])["report"] is True
+    assert ask(pages, "/report") == (200, b"<h1>Found</h1>")
+    headers: list[Any] = []
+    environ: dict[str, Any] = {"PATH_INFO": "/report", "REQUEST_METHOD": "GET", **HERE}
+    pages(environ, lambda _, given, *__: headers.extend(given))  # type: ignore
+    assert dict(headers)["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_the_page_has_the_style_of_the_report(pages: Dashboard) -> None:
+    assert b'<link rel="stylesheet" href="theme.css">' in ask(pages, "/")[1]
+    assert ask(pages, "/theme.css") == (200, THEME.read_bytes())
 
 
 def test_optuna_shows_the_trials(run: Path, pages: Dashboard) -> None:
@@ -291,6 +326,60 @@ def grows(seen: list[dict[str, int]], now: dict[str, int]) -> bool:
     """Whether a curve has become longer since it was looked at; `now` becomes what was seen."""
     seen.append(now)
     return any(now.get(name, 0) > length for name, length in seen[-2].items())
+
+
+# Text of a figure, and its lines, against what is painted behind the figure.
+FIGURE = """
+const light = (colour) => {
+  const paint = document.createElement("canvas").getContext("2d");
+  paint.fillStyle = colour; paint.fillRect(0, 0, 1, 1);
+  const [r, g, b] = [...paint.getImageData(0, 0, 1, 1).data].map((each) => each / 255)
+    .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const [figure, ground] = [...arguments].map((css) => document.querySelector(css));
+const behind = light(getComputedStyle(ground).backgroundColor);
+const apart = (colour) => (Math.max(behind, light(colour)) + 0.05)
+  / (Math.min(behind, light(colour)) + 0.05);
+const outside = [...figure.querySelectorAll("text")].filter((each) =>
+  !/trial/.test(each.textContent) && !/^[01][.]\\d{4}/.test(each.textContent));
+const lines = [...figure.querySelectorAll("path")].map((each) => getComputedStyle(each).stroke)
+  .filter((stroke) => stroke !== "none");
+return [Math.min(...outside.map((each) => apart(getComputedStyle(each).fill))),
+  Math.min(...lines.map(apart))];
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_heat_map_stands_out_in_light_and_in_dark(
+    run: Path, person: PageUser, scheme: str
+) -> None:
+    person.set_color_scheme(scheme)
+    with shown(run) as url:
+        person.driver.get(url)
+        choose(person, "heat")
+        person.wait_until(lambda: person.find_all("#heat svg"), 60)
+        texts, lines = person.driver.execute_script(FIGURE, "#heat svg", "#heat")
+        assert texts >= 4.5 and lines >= 3
+        ground = person.find_by_id("heat").value_of_css_property("background-color")
+        assert ground == {"light": "rgba(255, 255, 255, 1)", "dark": "rgba(29, 33, 32, 1)"}[scheme]
+    person.set_color_scheme("light")
+
+
+@pytest.mark.browser
+def test_the_report_is_a_link_that_opens(person: PageUser, ended: Path) -> None:
+    with shown(ended) as url:
+        person.driver.get(url)
+        person.wait_until(lambda: person.read_fact("spent"))
+        assert "ended" in person.read_fact("state")
+        link = person.find_by_id("report")
+        assert link.is_displayed() and link.accessible_name == "Report of the search"
+        person.driver.get(link.get_attribute("href"))
+        assert [each.text for each in person.find_all("h1")] == [f"Search {ended.name}"]
+        texts, lines = person.driver.execute_script(FIGURE, "svg", "section")
+        assert texts >= 4.5 and lines >= 3
+        assert sources(person) == set(), "it needs nothing else"
 
 
 @pytest.mark.browser

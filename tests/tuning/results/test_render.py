@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 from typing import Any
 
-from tuning.results.render import Section, render_html, render_markdown
+from tuning.results.render import THEME, Section, render_html, render_markdown
 
 HOSTILE = Section(
     "1 < 2 & 3",
@@ -56,6 +56,11 @@ def test_a_page_shows_texts_as_they_are() -> None:
 
 def test_a_figure_is_drawn_as_it_is() -> None:
     assert "<div><svg><path/></svg></div>" in render_html("T", [HOSTILE])
+
+
+def test_a_page_wears_what_the_dashboard_wears() -> None:
+    assert f"<style>{THEME.read_text()}" in render_html("T", [])
+    assert "prefers-color-scheme: dark" in THEME.read_text()
 
 
 def test_markdown_keeps_every_text_in_its_line_and_cell() -> None:

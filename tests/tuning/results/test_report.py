@@ -3,9 +3,11 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -13,13 +15,14 @@ from tests.support.searches import SPACE, as_dicts, open_journal, prepared_searc
 from trainers.storage.directory import SyncedDirectory
 from tuning.__main__ import main
 from tuning.algorithms import repeats
-from tuning.algorithms.trial import Trial, rank_completed
+from tuning.algorithms.trial import Trial, TrialEvaluation, rank_completed
 from tuning.execution.controller import SearchController
 from tuning.execution.tuner import Search
 from tuning.results import figures, report
 from tuning.results.figures import MAX_ROWS, build_heat_map
 from tuning.results.importance import MIN_TRIALS, compute_importances
 from tuning.results.outcome import build_result
+from tuning.results.render import THEME
 from tuning.space.scaling_rule import RATE, SIZE
 from tuning.store import reader
 
@@ -71,7 +74,7 @@ def test_where_there_is_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_search(tmp_path, prepared_search(), max_evals=5)
     assert main(["report", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "python -m tuning resume" in said and "python -m tuning dashboard" in said
+    assert "bertha tune resume" in said and "bertha tune dashboard" in said
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,64 @@ def test_the_heat_map_holds_the_best_of_each_cell(trials: tuple[Trial, ...]) -> 
     assert row == int(np.argmin(near))
 
 
+def test_a_cell_says_its_trials_own_values(run: Path, trials: tuple[Trial, ...]) -> None:
+    found, snapshot = build_heat_map(trials), reader.read_snapshot(run)
+    figure = figures.plot_heat_map(snapshot)
+    assert found is not None and figure is not None
+    told = re.findall(r">([^<>]+)</text>", figure)
+    shown = [trial for row in found.trials for trial in row if trial is not None]
+    assert len(shown) == np.isfinite(found.scores).sum() > 4
+    for trial in shown:
+        rate = float(trial.settings[RATE] or 0)
+        place = told.index(f"trial {trial.number}, {rate:.2e}".replace("e-0", "e-"))
+        state = "" if trial.state == "complete" else f" {trial.state}"
+        assert told[place - 1] == f"{trial.score:.4f}{state}"
+    for (low, high), row in zip(found.spans, found.trials, strict=True):
+        rates = [float(trial.settings[RATE] or 0) for trial in row if trial is not None]
+        assert all(low <= rate <= high for rate in rates)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_drawn_stands_out_in_light_and_in_dark(page: str, scheme: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", THEME.read_text(), flags=re.DOTALL)
+    colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", dark if scheme == "dark" else light))
+    drawn = set(re.findall(r"var\(--([a-z]+), #", page))
+    assert {"ink", "edge", "winner", "own", "stopped", "complete"} <= drawn <= colors.keys()
+    for name in drawn - {"sheet"}:
+        assert contrast(colors[name], colors["sheet"]) >= 3, name
+    for name in ("ink", "quiet", "accent", "wrong"):
+        for ground in ("sheet", "ground"):
+            assert contrast(colors[name], colors[ground]) >= 4.5, (name, ground)
+
+
+def test_no_figure_brings_a_colour_of_its_own(page: str) -> None:
+    """All but the text within the cells of the heat map, which is black or white."""
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        own = set(re.findall(r"(?<!, )(#[0-9a-f]{6})\b", svg)) - {"#ffffff"}
+        assert own == set()
+
+
+def test_text_in_a_cell_can_be_read_on_any_shade() -> None:
+    for share in np.linspace(0, 1, 101):
+        color = mpl.colormaps["viridis"](share)
+        shade = "#" + "".join(f"{round(255 * part):02x}" for part in color[:3])
+        ink = {"white": "#ffffff", "black": "#000000"}[figures._readable_ink(color)]
+        assert contrast(ink, shade) >= 4.4, (share, shade)
+
+
 def test_no_heat_map_without_both(tmp_path: Path) -> None:
     write_search(tmp_path, prepared_search({RATE: SPACE[RATE]}, trials=3, seeds=1))
     snapshot = reader.read_snapshot(tmp_path)
@@ -157,3 +218,24 @@ def test_figures_of_a_search_that_has_just_begun(tmp_path: Path) -> None:
     assert figures.plot_heat_map(snapshot) is None and figures.plot_curves(snapshot).startswith(
         "<svg"
     )
+
+
+def test_an_even_chance_is_told_in_trials_and_the_time_once(run: Path) -> None:
+    result, snapshot = json.loads((run / "result.json").read_text()), reader.read_snapshot(run)
+    said = "\n".join(report.summary_lines(result, snapshot.cluster))
+    own = sum(trial["repeats"] is None for trial in result["trials"])
+    assert f"something better: expected after as many trials again, {own}, for as much" in said
+    assert said.count(str(snapshot.spent)) <= 1 and said.count("spent ") == 1
+    assert re.findall(r"\b\d+m\d\ds\b|\b\d+h\d\dm\b", said.replace(str(snapshot.spent), "")) == []
+
+
+def test_nothing_better_than_a_perfect_score_is_offered(run: Path) -> None:
+    result, snapshot = json.loads((run / "result.json").read_text()), reader.read_snapshot(run)
+    assert snapshot.next_improvement is not None
+    for standing in result["standings"]:
+        standing["mean"] = 1.0
+    said = list(report.summary_lines(result, snapshot.cluster))
+    assert "an even chance of something better: there is none, f1 is 1.0000" in said
+    first, *others = snapshot.trials
+    perfect = replace(first, curve=(TrialEvaluation(1000, 1.0),))
+    assert replace(snapshot, trials=(perfect, *others)).next_improvement is None

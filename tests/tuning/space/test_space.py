@@ -8,6 +8,7 @@ import yaml
 
 from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
+from trainers.config.defaults import choose_settings
 from tuning.space import space as spaces
 from tuning.space.scaling_rule import RATE, SIZE, ScalingRule
 from tuning.space.space import Choices, Range
@@ -154,6 +155,6 @@ def test_a_recipe_file_may_hold_ranges_that_trainers_leave_alone(tmp_path: Any) 
 def test_the_shipped_recipes_can_be_searched() -> None:
     for path in recipes.SHIPPED.glob("*.yaml"):
         settings, origin = recipes.read_settings(path)
-        recipe = recipes.load_recipe(path)
+        recipe = choose_settings(recipes.load_recipe(path), 1000, 384).recipe
         space = spaces.parse_space(settings, recipe, 22_000_000, origin)
         spaces.check_space(space, recipe, origin)

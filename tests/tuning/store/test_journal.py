@@ -163,7 +163,7 @@ def test_a_search_that_was_taken_over_writes_nothing(tmp_path: Path) -> None:
 def test_a_damaged_result_is_not_believed(run: Path, content: bytes) -> None:
     (run / RESULT).write_bytes(content)
     with (
-        pytest.warns(UserWarning, match=f"skipping {run}/{RESULT}: it is damaged; `python -m tun"),
+        pytest.warns(UserWarning, match=f"skipping {run}/{RESULT}: it is damaged; `bertha tun"),
         pytest.raises(JournalError, match=f"holds no {RESULT} that is whole, which"),
     ):
         report.write_report(SyncedDirectory(run))

@@ -1,0 +1,96 @@
+"""Whole tables: every column and row of several files, as they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from trainers.data.files import DataError
+from trainers.data.tables import list_tables, open_table
+
+
+def write_jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2, None], pyarrow.int64()),
+        ([1, 2.5], pyarrow.float64()),
+        ([True, None], pyarrow.bool_()),
+        ([True, 1], pyarrow.string()),
+        ([1, "two"], pyarrow.string()),
+        ([None, None], pyarrow.string()),
+        ([2**70], pyarrow.string()),
+        ([["a"], {}], pyarrow.string()),
+    ],
+)
+def test_json_gets_the_narrowest_type_that_holds_all(
+    values: list[Any], kind: pyarrow.DataType, tmp_path: Path
+) -> None:
+    table = open_table([write_jsonl(tmp_path / "rows.jsonl", *({"x": each} for each in values))])
+    assert table.schema.field("x").type == kind
+    assert [row[0] for row in table.iter_rows()] == values
+
+
+def test_rows_of_json_may_lack_columns(tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "a.jsonl", {"a": 1}, {"b": "x"})
+    second = write_jsonl(tmp_path / "b.jsonl", {"c": 2.5, "a": 0.5})
+    table = open_table([first, second])
+    assert table.columns == ("a", "b", "c")
+    assert table.schema.field("a").type == pyarrow.float64()
+    assert list(table.iter_rows()) == [(1, None, None), (None, "x", None), (0.5, None, 2.5)]
+    assert table.num_rows == 3
+
+
+def test_columns_are_found_by_name_whatever_their_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "b.tsv").write_text("y\tx\n3\t4\n")
+    table = open_table([str(tmp_path / "a.csv"), str(tmp_path / "b.tsv")])
+    assert list(table.iter_rows()) == [("1", "2"), ("4", "3")]
+    assert table.find_columns(["y"], "--text") == [1]
+
+
+def test_types_of_parquet_are_kept(tmp_path: Path) -> None:
+    given = pyarrow.table({"n": pyarrow.array([1, 2], pyarrow.int16()), "d": [[1.5], None]})
+    pyarrow.parquet.write_table(given, tmp_path / "rows.parquet")
+    table = open_table([str(tmp_path / "rows.parquet")])
+    assert table.schema == given.schema
+    assert list(table.iter_rows()) == [(1, [1.5]), (2, None)]
+
+
+def test_what_is_left_out_is_said_of_each_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n4,5,6\n")
+    (tmp_path / "b.jsonl").write_text('{"x": 1, "y": 2}\nno json\n')
+    table = open_table([str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")])
+    assert table.skipped == (
+        f"{tmp_path}/a.csv: 2 rows left out: wrong number of fields (first: line 3)",
+        f"{tmp_path}/b.jsonl: 1 row left out: not JSON (first: line 2)",
+    )
+    assert table.num_rows == len(list(table.iter_rows())) == 2
+
+
+def test_a_file_without_columns_is_refused(tmp_path: Path) -> None:
+    for name, said in (("a.csv", "must name the columns"), ("a.jsonl", "a JSON object a line")):
+        (tmp_path / name).write_text("")
+        with pytest.raises(DataError, match=said):
+            open_table([str(tmp_path / name)])
+
+
+def test_files_of_a_directory_are_sorted_and_hidden_ones_left_out(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "_temporary/c.csv", ".d.csv", "sub/e.csv.gz", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x\n")
+    names = [f"{tmp_path}/{name}" for name in ("a.csv", "b.csv", "sub/e.csv.gz")]
+    assert list_tables([str(tmp_path)]) == tuple(names)
+    assert list_tables([f"{tmp_path}/"]) == tuple(names)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        open_table([str(tmp_path / "nowhere.csv")])
