@@ -8,7 +8,7 @@ the same rows, and the seconds until the first answer.
 
     python benchmarks/first_hour.py                           # about an hour
     python benchmarks/first_hour.py --only tickets-300 --seeds 1
-    python benchmarks/first_hour.py --surface                 # what `auto` was chosen on
+    python benchmarks/first_hour.py --surface                 # what comes of other settings
 """
 
 import argparse
@@ -51,7 +51,7 @@ PROBLEMS = {  # Transformers' names
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
-# The rule of `auto` was chosen on what comes of moving one setting at a time from the middle.
+# One setting at a time is moved away from the middle, which is about what `auto` takes.
 MIDDLE = {"rate": 1.2e-4, "batch": 16, "epochs": 10}
 MOVES: dict[str, tuple[float, ...]] = {
     "rate": (2.5e-5, 5e-5, 2.4e-4, 5e-4),

@@ -49,7 +49,7 @@ def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     yield from plan.lines
     cost = CutCost(device.overhead_tokens, shape.hidden_size) if shape.num_layers else CutCost()
     yield from _batch_lines(recipe, sketch, plan, device, cost)
-    yield from chosen.lines
+    yield from chosen.to_lines()
 
 
 def _model_lines(recipe: Recipe, shape: ModelShape, labels: tuple[str, ...]) -> Iterator[str]:

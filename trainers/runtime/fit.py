@@ -98,7 +98,7 @@ def _settle_recipe(
     num_features = int(prepared.train.samples.lengths[0])
     shape = resolve_shape(recipe, prepared.labels, num_features, cluster.cache_dir)
     chosen = choose_settings(begun, len(prepared.train), shape.hidden_size)
-    for line in chosen.lines:
+    for line in chosen.to_lines():
         print(line, flush=True)
     return chosen.recipe
 

@@ -70,7 +70,7 @@ def test_too_few_steps_are_said_with_the_setting_to_change() -> None:
     short = choose_settings(recipe_of("stopping.epochs=1"), 300, 384)
     assert short.num_steps is not None and short.num_steps < STEPS_WARNED
     assert f"{short.num_steps} optimizer steps are too few" in short.warning
-    assert "stopping.epochs=" in short.warning and short.warning in short.lines[-1]
+    assert "stopping.epochs=" in short.warning and short.warning in short.to_lines()[-1]
     limited = choose_settings(recipe_of("stopping.max_steps=5"), 300, 384)
     assert "raise stopping.max_steps" in limited.warning and limited.num_steps == 5
     assert choose_settings(recipe_of(), 300, 384).warning == ""

@@ -30,16 +30,13 @@ def training(recipe: Recipe, losses: Sequence[float] = (), **more: Any) -> Train
     return Training(recipe, "/home/me/runs/mine", steps, more.pop("evaluations", []), **more)
 
 
-def test_of(
+def outcome_of(
     task: str, labels: tuple[str, ...], logits: np.ndarray, targets: np.ndarray, shift: Any = None
 ) -> tuple[Metrics, Predictions]:
     metrics = MetricAccumulator(task, max(1, len(labels)), shift)  # type: ignore[arg-type]
     metrics.add_batch(torch.from_numpy(logits), torch.from_numpy(targets))
     rows = np.arange(len(logits))
     return metrics.compute_metrics(labels), Predictions(rows, logits, targets, len(rows))
-
-
-test_of.__test__ = False  # type: ignore[attr-defined]
 
 
 def one_hot(said: np.ndarray, width: int = 4) -> np.ndarray:
@@ -55,7 +52,7 @@ def baseline_of(words: np.ndarray, common: int = 0, name: str = "TF-IDF + x") ->
 def collapsed() -> dict[str, Any]:
     """A model that never says the last two of four classes, and words that know them all."""
     targets = np.arange(36) % 4
-    test, predictions = test_of("classification", LABELS, one_hot(targets % 2), targets)
+    test, predictions = outcome_of("classification", LABELS, one_hot(targets % 2), targets)
     falling = list(np.linspace(1.4, 1.1, 40))
     return judge(
         training(recipe_of("classification"), falling),
@@ -97,7 +94,7 @@ def test_its_sentences_name_the_setting_and_the_command(collapsed: Mapping[str, 
 def test_a_good_model_is_to_be_served() -> None:
     targets = np.arange(200) % 4
     poor = np.where(np.arange(200) % 5 < 2, (targets + 1) % 4, targets)
-    test, predictions = test_of("classification", LABELS, one_hot(targets), targets)
+    test, predictions = outcome_of("classification", LABELS, one_hot(targets), targets)
     run = training(recipe_of("classification"), [0.5] * 40)
     verdict = judge(run, LABELS, test, predictions, baseline=baseline_of(one_hot(poor)))
     assert beats(verdict) == 1 and verdict["next"] == "bertha serve /home/me/runs/mine"
@@ -111,7 +108,7 @@ def test_a_good_model_is_to_be_served() -> None:
 
 def test_what_is_no_better_than_the_commonest_answer_is_said() -> None:
     targets = np.array([0] * 30 + [1] * 10)
-    test, predictions = test_of("classification", ("a", "b"), one_hot(targets * 0, 2), targets)
+    test, predictions = outcome_of("classification", ("a", "b"), one_hot(targets * 0, 2), targets)
     words = Baseline(one_hot(targets * 0, 2), np.empty((0, 2)), "", "no words", 9, 0.1)
     run = training(recipe_of("classification", "evaluation.metric=accuracy"))
     verdict = judge(run, ("a", "b"), test, predictions, baseline=words)
@@ -126,7 +123,7 @@ def test_regression() -> None:
     source = np.random.default_rng(0)
     targets = source.normal(1000, 50, 80).astype(np.float32)
     outputs = (targets + source.normal(0, 10, 80)).astype(np.float32)[:, None]
-    test, predictions = test_of("regression", (), outputs, targets)
+    test, predictions = outcome_of("regression", (), outputs, targets)
     mean = np.full((80, 1), 1000, dtype=np.float32)
     words = Baseline(mean, mean + 1, "TF-IDF + ridge", "", 300, 0.5)
     verdict = judge(training(recipe_of("regression")), (), test, predictions, baseline=words)
@@ -141,7 +138,7 @@ def test_thresholds_are_told_with_and_without() -> None:
     targets = (np.arange(120).reshape(60, 2) % 3 == 0).astype(np.float32)
     logits = np.where(targets > 0, -1.0, -3.0).astype(np.float32)
     shift = np.array([-2.0, -2.0], dtype=np.float32)
-    test, predictions = test_of("multi-label", ("x", "y"), logits, targets, shift)
+    test, predictions = outcome_of("multi-label", ("x", "y"), logits, targets, shift)
     share = round(float(1 / (1 + np.exp(2))), 4)
     run = training(recipe_of("multi-label"), thresholds={"x": share, "y": share}, tuned_rows=30)
     verdict = judge(run, ("x", "y"), test, predictions, shift)
