@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.costmodel.model_shape import ModelShape
 from cluster.launch import spot_notice
 from cluster.spec import ClusterSpec
 from trainers.checkpoint import checkpoint
@@ -77,26 +78,26 @@ def fit(
             if prepared is None:
                 prepared = prepare.prepare_dataset(recipe, cluster.cache_dir)
                 prepared = distillation.attach_teacher_logits(recipe, prepared, cluster.cache_dir)
-            recipe = _settle_recipe(recipe, directory, cluster, prepared)
+            num_features = int(prepared.train.samples.lengths[0])
+            shape = resolve_shape(recipe, prepared.labels, num_features, cluster.cache_dir)
+            recipe = _settle_recipe(recipe, directory, shape, prepared)
+            cluster = _place_run(recipe, shape, cluster, prepared)
+            config = _build_worker_config(recipe, shape, directory, cluster, write_bundle, prepared)
             if write_bundle:
                 _fit_baselines(recipe, cluster, prepared)
-            cluster = _place_run(recipe, cluster, prepared)
-            config = _build_worker_config(recipe, directory, cluster, write_bundle, prepared)
             config = replace(config, head=_fit_head(config, prepared))
             result = _train(config, cluster, report, prepared)
     return Outcome(result, time.monotonic() - started)
 
 
 def _settle_recipe(
-    recipe: Recipe, run: RunDirectory, cluster: ClusterSpec, prepared: PreparedDataset
+    recipe: Recipe, run: RunDirectory, shape: ModelShape, prepared: PreparedDataset
 ) -> Recipe:
     """Return the recipe with numbers for what it leaves `auto`, and say them.
 
     Those of a run that is resumed are the ones that it began with.
     """
     begun = apply_values(recipe, run.read_record().get("settings") or {})
-    num_features = int(prepared.train.samples.lengths[0])
-    shape = resolve_shape(recipe, prepared.labels, num_features, cluster.cache_dir)
     chosen = choose_settings(begun, len(prepared.train), shape.hidden_size)
     for line in chosen.to_lines():
         print(line, flush=True)
@@ -129,14 +130,14 @@ def _fit_baselines(recipe: Recipe, cluster: ClusterSpec, prepared: PreparedDatas
         print(line, flush=True)
 
 
-def _place_run(recipe: Recipe, cluster: ClusterSpec, prepared: PreparedDataset) -> ClusterSpec:
+def _place_run(
+    recipe: Recipe, shape: ModelShape, cluster: ClusterSpec, prepared: PreparedDataset
+) -> ClusterSpec:
     """Return the cluster with the workers that this run needs: none for a small one, which says so.
 
     Raises LayoutError.
     """
-    lengths = prepared.train.samples.lengths
-    shape = resolve_shape(recipe, prepared.labels, int(lengths[0]), cluster.cache_dir)
-    placement = place_run(recipe, shape, cluster, lengths)
+    placement = place_run(recipe, shape, cluster, prepared.train.samples.lengths)
     if placement.reason:
         print(placement.reason, flush=True)
     return placement.cluster
@@ -221,6 +222,7 @@ def _is_concluded(run: RunDirectory, result: dict[str, Any]) -> bool:
 
 def _build_worker_config(
     recipe: Recipe,
+    shape: ModelShape,
     run: RunDirectory,
     cluster: ClusterSpec,
     write_bundle: bool,
@@ -234,8 +236,6 @@ def _build_worker_config(
             f"{recipe.distillation.teacher!r} is not the bundle it began with; put that one back, "
             "or name another directory with --run"
         )
-    num_features = int(prepared.train.samples.lengths[0])
-    shape = resolve_shape(recipe, prepared.labels, num_features, cluster.cache_dir)
     elastic = ElasticPlanner.from_cluster(shape, cluster) if cluster.is_elastic else None
     if elastic is not None:
         elastic.validate_sizes(recipe)
