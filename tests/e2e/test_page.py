@@ -24,7 +24,7 @@ from serving.inference.attribution import Attributor
 from serving.interface import Prediction
 from serving.protocols.embeddings import cosine_similarity
 from serving.registry.registry import Registry
-from tests.support.browser import PHONE, PageUser, browser_or_skip, open_browser
+from tests.support.browser import PHONE, PageUser, open_browser
 from tests.support.tiny_bundle import LABELS, write_tiny_bundle
 
 pytestmark = pytest.mark.browser
@@ -63,20 +63,6 @@ def url(registry: Registry) -> Iterator[str]:
     listener.start()
     yield f"http://{listener.address}/"
     listener.stop()
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[PageUser]:
-    with browser_or_skip() as person:
-        yield person
-
-
-@pytest.fixture
-def person(opened: PageUser) -> Iterator[PageUser]:
-    """Whatever they do, the browser's console stays silent."""
-    yield opened
-    opened.use_desktop_screen()
-    assert not opened.console_errors()
 
 
 def percent(score: float) -> str:

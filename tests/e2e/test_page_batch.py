@@ -6,7 +6,7 @@ Over models that answer at once, refuse or take their time, and over a real one.
 import asyncio
 import csv
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from serving.http.keys import ApiKeys as ApiKeys
 from serving.http.messages import HTTPError
 from serving.interface import InferenceResult, Limits, Prediction
 from serving.protocols.embeddings import cosine_similarity
-from tests.support.browser import PageUser, browser_or_skip
+from tests.support.browser import PageUser
 from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
 from tests.support.model_servers import make_registry
 from tests.support.pages import serving
@@ -57,18 +57,6 @@ class Moody(FakeModels):
         if any("unreadable" in text for text in texts):
             raise HTTPError("unreadable", "a text cannot be read")
         return await super().predict(model, texts, truncate=truncate)
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[PageUser]:
-    with browser_or_skip() as person:
-        yield person
-
-
-@pytest.fixture
-def person(opened: PageUser) -> Iterator[PageUser]:
-    yield opened
-    assert not opened.console_errors()
 
 
 def scores(text: str) -> dict[str, float]:

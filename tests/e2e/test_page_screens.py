@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 
 from serving.interface import Attribution, Explanation, InferenceResult, Limits, Prediction
 from tests.e2e.test_page import CONTRAST
-from tests.support.browser import PHONE, PageUser, browser_or_skip
+from tests.support.browser import PHONE, PageUser
 from tests.support.fake_models import FakeModels, fake_model_info
 from tests.support.pages import serving
 
@@ -92,19 +92,6 @@ class Told(FakeModels):
             ]
             values.append(Explanation(1, Prediction((0.4, 0.6), (0.0, 1.0)), tuple(pieces)))
         return InferenceResult(known, values, self._rows(texts))
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[PageUser]:
-    with browser_or_skip() as person:
-        yield person
-
-
-@pytest.fixture
-def person(opened: PageUser) -> Iterator[PageUser]:
-    yield opened
-    opened.use_desktop_screen()
-    assert not opened.console_errors()
 
 
 @pytest.fixture(scope="module")
