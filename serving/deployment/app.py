@@ -92,7 +92,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
     replica = serve.deployment(
         name="replica",
         max_ongoing_requests=1000,
-        max_replicas_per_node=limit_per_node(endpoint.max_replicas, _count_nodes()),
+        max_replicas_per_node=limit_per_node(endpoint.max_replicas, _list_free_cores()),
         autoscaling_config=AutoscalingConfig(
             min_replicas=endpoint.min_replicas,
             max_replicas=endpoint.max_replicas,
@@ -127,9 +127,10 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
         raise ReplicaStartError(f"{endpoint.registry}: no replica started: {error}") from error
 
 
-def _count_nodes() -> int:
-    """Return the nodes that can hold a replica."""
-    return sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+def _list_free_cores() -> list[int]:
+    """Return the free cores of each node that has one, as a replica needs it."""
+    nodes = ray._private.state.available_resources_per_node().values()
+    return [int(free["CPU"]) for free in nodes if free.get("CPU", 0) >= 1]
 
 
 def _check_port(host: str, port: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -82,13 +83,17 @@ def machine_memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB
 
 
-def limit_per_node(num_replicas: int, num_nodes: int) -> int:
-    """Return how many of the replicas one node may hold.
+def limit_per_node(num_replicas: int, cores: Sequence[int]) -> int:
+    """Return how many of the replicas one node may hold. cores: free ones of each node.
 
     As many as must fit where one node is missing, spread evenly: so whichever node dies takes no
-    more than its share, also after another has died and come back.
+    more than its share, also after another has died and come back. More where the nodes are so
+    unequal that not all replicas would find a place.
     """
-    return math.ceil(num_replicas / max(1, num_nodes - 1))
+    limit = math.ceil(num_replicas / max(1, len(cores) - 1))
+    while limit < num_replicas and sum(min(limit, free) for free in cores) < num_replicas:
+        limit += 1
+    return limit
 
 
 def autoscaling_policy(context: Any) -> tuple[int, dict[str, Any]]:

@@ -34,12 +34,24 @@ def test_replicas_follow_the_load(replicas: int, busy: float, waited: float, exp
 
 
 @pytest.mark.parametrize(
-    ("replicas", "nodes", "expected"),
-    [(2, 1, 2), (2, 2, 2), (2, 3, 1), (4, 3, 2), (7, 3, 4), (1, 9, 1), (3, 0, 3)],
+    ("replicas", "cores", "expected"),
+    [
+        (2, [8], 2),
+        (2, [8, 8], 2),
+        (2, [8, 8, 8], 1),
+        (4, [8, 8, 8], 2),
+        (7, [8, 8, 8], 4),
+        (1, [8] * 9, 1),
+        (3, [], 3),
+        (6, [8, 1, 1], 4),  # 3 each would leave one without a place
+        (6, [2, 2, 1], 6),  # no limit makes room for all
+    ],
 )
-def test_a_lost_node_takes_no_more_than_its_share(replicas: int, nodes: int, expected: int) -> None:
-    assert limit_per_node(replicas, nodes) == expected
-    assert expected * max(1, nodes - 1) >= replicas  # there is room for all without one
+def test_a_lost_node_takes_no_more_than_its_share(
+    replicas: int, cores: list[int], expected: int
+) -> None:
+    assert limit_per_node(replicas, cores) == expected
+    assert expected * max(1, len(cores) - 1) >= replicas  # there is room for all without one
 
 
 @pytest.mark.parametrize(
