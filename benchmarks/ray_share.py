@@ -27,7 +27,8 @@ from cluster.costmodel.layout import Layout
 from trainers.config.recipe import load_recipe
 from trainers.data import prepare
 from trainers.runtime import fit
-from trainers.runtime.worker import WorkerConfig, run_worker
+from trainers.runtime.worker import run_worker
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking import provenance
 from trainers.tracking.run_directory import RunDirectory
 

@@ -15,7 +15,8 @@ from tests.support.ranks import spawn_ranks
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
-from trainers.runtime.worker import WorkerConfig, run_worker
+from trainers.runtime.worker import run_worker
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking.run_directory import RunDirectory
 
 

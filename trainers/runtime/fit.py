@@ -27,7 +27,8 @@ from trainers.planning.elastic import ElasticPlanner
 from trainers.planning.layout import resolve_layout, resolve_shape
 from trainers.planning.placement import place_run
 from trainers.runtime.early_checks import check_settings, open_run
-from trainers.runtime.worker import ReportMetrics, WorkerConfig, run_attempt, storage_error
+from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.storage.filesystem import StoreError
 from trainers.storage.lease import LeaseError, hold_lease
 from trainers.tracking import provenance

@@ -21,7 +21,8 @@ from cluster.ray_token import close_token_file
 from cluster.spec import ClusterSpec
 from trainers.distributed.device import DEVICES, Device
 from trainers.runtime.ray_backend import DeviceTorchConfig
-from trainers.runtime.worker import ReportMetrics, WorkerConfig, run_attempt, storage_error
+from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.storage.filesystem import StoreError
 from trainers.storage.lease import LeaseError
 from trainers.tracking.run_directory import RunDirectory, RunError

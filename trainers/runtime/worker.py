@@ -8,74 +8,32 @@ Ray, under `torchrun`, in bare gloo processes and in one process.
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from cluster.costmodel.layout import Layout
 from cluster.errors import BerthaError
 from trainers.checkpoint import checkpoint
 from trainers.checkpoint.checkpoint import Checkpoint
 from trainers.config.defaults import stated_settings
-from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.dataset_cache import PreparedDataset
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
 from trainers.distributed.object_collectives import gather_from_ranks, get_world_size, run_on_rank0
-from trainers.evaluation.assessment import Assessment, assess
-from trainers.models import bundle
-from trainers.models.build import build_on_meta, materialize, meta_model
-from trainers.models.card import CARD_FORMAT, ModelCard
+from trainers.models.build import build_on_meta, materialize
 from trainers.parallel.parallelize import parallelize
-from trainers.planning.elastic import ElasticPlanner
+from trainers.runtime.conclusion import write_result
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.storage.filesystem import StoreError
 from trainers.tracking import provenance
 from trainers.tracking.metric_logger import MetricLogger
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training import distillation, parity_check
 from trainers.training.events import EvalEvent, SaveEvent
-from trainers.training.linear_probe import Head, output_layer_name, set_head
-from trainers.training.loop import TrainingError, TrainingLoop
-from trainers.training.target_scale import describe_targets
+from trainers.training.linear_probe import set_head
+from trainers.training.loop import TrainingLoop
 
 ReportMetrics = Callable[[Mapping[str, float]], None]
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """Configuration sent to every worker.
-
-    cache: a directory of the worker's machine. data_fingerprint: the key of the prepared dataset in
-    that cache, which is absent on machines that have not trained on it. layout: over all ranks.
-    token_budget: None for the recipe's or the device's. elastic: decides the layout for another
-    number of ranks. write_bundle: at the end of training evaluate the test rows and write a bundle.
-    head: that a new run begins with, fitted to frozen features.
-    """
-
-    recipe: Recipe
-    run: RunDirectory
-    cache: Path
-    data_fingerprint: str
-    device: str
-    revision: str
-    layout: Layout
-    token_budget: int | None = None
-    elastic: ElasticPlanner | None = None
-    write_bundle: bool = True
-    head: Head | None = None
-
-    def for_world_size(self, num_workers: int) -> "WorkerConfig":
-        """Return a copy with the layout for `num_workers`. Raises LayoutError if none fits."""
-        # Ray restarts the group with as many workers as the cluster has now. Every rank decides the
-        # layout anew from the same values (the planner carries the driver's device memory), so all
-        # agree without a word. Checkpoints are stored by global tensor offsets and the sample order
-        # is a function of the step, so the losses stay those of an undisturbed run.
-        if self.elastic is None or self.layout.world_size == num_workers:
-            return self
-        plan = self.elastic.resolve_layout(self.recipe, num_workers)
-        return replace(self, layout=plan.layout, token_budget=plan.token_budget)
 
 
 def run_attempt(
@@ -154,7 +112,7 @@ def run_worker(
             if config.write_bundle:
                 recorder.log_conclusion(loop.progress.step)
             recorder.flush()
-        _write_result(config, loop, encoder)
+        write_result(config, loop, encoder)
         if recorder is not None:
             recorder.log_result(run.read_result() or {})
     finally:
@@ -247,80 +205,3 @@ def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, An
         "parity": parity,
     }
     config.run.write_file(config.run.record_path, json.dumps(record, indent=2) + "\n")
-
-
-def _write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> None:
-    """Write result.json; where asked for, first evaluate the test rows and write the bundle."""
-    run, progress = config.run, loop.progress
-    best_step = progress.step if progress.best_step is None else progress.best_step
-    found = None
-    if config.write_bundle:
-        best = _load_best_checkpoint(run, best_step, progress.step)
-        best_step, found = best.step, _test_and_write_bundle(config, loop, encoder, best)
-    if loop.rank != 0:
-        return
-    result: dict[str, Any] = {
-        "steps": progress.step,
-        "best_step": best_step,
-        "stopped_early": progress.stopped,
-        "validation": {loop.recipe.metric: progress.best_value},
-        "test": None if found is None else found.metrics,
-        "verdict": {} if found is None else found.verdict,
-    }
-    run.write_file(run.result_path, json.dumps(result, indent=2) + "\n")
-
-
-def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
-    """Return the best checkpoint, or the last if it is gone. Raises TrainingError without both."""
-    for step in (best_step, last):
-        found = checkpoint.find_checkpoint(run.checkpoints, step)
-        if found is not None:
-            return found
-    raise TrainingError(
-        f"{run.checkpoints}: the last checkpoint is gone or damaged; go on with --resume"
-    )
-
-
-def _test_and_write_bundle(
-    config: WorkerConfig, loop: TrainingLoop, encoder: Encoder, best: Checkpoint
-) -> Assessment:
-    """Assess the best weights on the test rows; write bundle and plots."""
-    from trainers.tracking import plots  # imports matplotlib: a second, and needed only here
-
-    recipe, run, prepared = config.recipe, config.run, loop.data
-    if best.step != loop.progress.step:
-        best.restore(loop.parallel)
-    candidate = "fine-tuned" if best.step else "frozen encoder"
-    found = assess(loop, encoder.clean, config.cache, run, candidate)
-    if loop.rank != 0:
-        return found
-    card = ModelCard(
-        format=CARD_FORMAT,
-        task=recipe.task,
-        labels=prepared.labels,
-        cleaning=recipe.data.cleaning,
-        max_length=recipe.batch.max_length,
-        metrics=found.metrics,
-        verdict=found.verdict,
-        thresholds=found.thresholds,
-        examples=found.examples,
-        target=describe_targets(recipe, prepared),
-        recipe=recipe.model_dump(mode="json"),
-        data=prepared.report.to_json(),
-        data_fingerprint=prepared.fingerprint,
-        revision=config.revision,
-        environment=provenance.describe_environment(),
-        files={},
-    )
-    run.check_lease()
-    num_features = int(prepared.train.samples.lengths[0])
-    shapes = meta_model(recipe, prepared.labels, num_features, encoder)
-    tensors = loop.scale.fold_into(best.iter_tensors(), output_layer_name(shapes))
-    bundle.write_bundle(run.bundle_path, shapes, tensors, encoder, card)
-    rows = None
-    if found.predictions is not None:
-        logits, targets = found.predictions.logits, found.predictions.targets
-        rows = plots.TestRows(recipe.task, logits, targets, found.thresholds)
-    plots.draw_plots(run, recipe.metric, prepared.labels, found.metrics, rows)
-    run.publish_files("plots", run.bundle_path.name)
-    return found

@@ -54,6 +54,9 @@ class TargetScale:
         self, tensors: Iterable[tuple[str, Tensor]], layer: str
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors with those of the last layer scaled: its outputs need no `restore`."""
+        if self == TargetScale():
+            yield from tensors
+            return
         for name, tensor in tensors:
             if name == f"{layer}.weight":
                 yield name, tensor * self.deviation

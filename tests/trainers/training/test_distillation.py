@@ -39,7 +39,8 @@ from trainers.models.config import ModelError
 from trainers.planning.dry_run import describe_run
 from trainers.planning.layout import resolve_shape
 from trainers.runtime import fit
-from trainers.runtime.worker import WorkerConfig, run_worker
+from trainers.runtime.worker import run_worker
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training import distillation
 from trainers.training.distillation import TeacherError

@@ -15,7 +15,7 @@ from trainers.checkpoint import checkpoint
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
 from trainers.parallel.parallelize import ParallelModel
-from trainers.runtime.worker import WorkerConfig
+from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking.run_directory import RunDirectory
 from trainers.training import parity_check
 from trainers.training.events import StepEvent

@@ -1,0 +1,95 @@
+"""The end of a run: judge the best weights on the test rows; write result, bundle and plots."""
+
+import json
+from typing import Any
+
+from trainers.checkpoint import checkpoint
+from trainers.checkpoint.checkpoint import Checkpoint
+from trainers.data.tokenizer import Encoder
+from trainers.evaluation.assessment import Assessment, assess
+from trainers.models import bundle
+from trainers.models.build import meta_model
+from trainers.models.card import CARD_FORMAT, ModelCard
+from trainers.runtime.worker_config import WorkerConfig
+from trainers.tracking import provenance
+from trainers.tracking.run_directory import RunDirectory
+from trainers.training.linear_probe import output_layer_name
+from trainers.training.loop import TrainingError, TrainingLoop
+from trainers.training.target_scale import describe_targets
+
+
+def write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> None:
+    """Write result.json; where asked for, first evaluate the test rows and write the bundle."""
+    run, progress = config.run, loop.progress
+    best_step = progress.step if progress.best_step is None else progress.best_step
+    found = None
+    if config.write_bundle:
+        best = _load_best_checkpoint(run, best_step, progress.step)
+        best_step, found = best.step, _test_and_write_bundle(config, loop, encoder, best)
+    if loop.rank != 0:
+        return
+    result: dict[str, Any] = {
+        "steps": progress.step,
+        "best_step": best_step,
+        "stopped_early": progress.stopped,
+        "validation": {loop.recipe.metric: progress.best_value},
+        "test": None if found is None else found.metrics,
+        "verdict": {} if found is None else found.verdict,
+    }
+    run.write_file(run.result_path, json.dumps(result, indent=2) + "\n")
+
+
+def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
+    """Return the best checkpoint, or the last if it is gone. Raises TrainingError without both."""
+    for step in (best_step, last):
+        found = checkpoint.find_checkpoint(run.checkpoints, step)
+        if found is not None:
+            return found
+    raise TrainingError(
+        f"{run.checkpoints}: the last checkpoint is gone or damaged; go on with --resume"
+    )
+
+
+def _test_and_write_bundle(
+    config: WorkerConfig, loop: TrainingLoop, encoder: Encoder, best: Checkpoint
+) -> Assessment:
+    """Assess the best weights on the test rows; write bundle and plots."""
+    from trainers.tracking import plots  # imports matplotlib: a second, and needed only here
+
+    recipe, run, prepared = config.recipe, config.run, loop.data
+    if best.step != loop.progress.step:
+        best.restore(loop.parallel)
+    candidate = "fine-tuned" if best.step else "frozen encoder"
+    found = assess(loop, encoder.clean, config.cache, run, candidate)
+    if loop.rank != 0:
+        return found
+    card = ModelCard(
+        format=CARD_FORMAT,
+        task=recipe.task,
+        labels=prepared.labels,
+        cleaning=recipe.data.cleaning,
+        max_length=recipe.batch.max_length,
+        metrics=found.metrics,
+        verdict=found.verdict,
+        thresholds=found.thresholds,
+        examples=found.examples,
+        target=describe_targets(recipe, prepared),
+        recipe=recipe.model_dump(mode="json"),
+        data=prepared.report.to_json(),
+        data_fingerprint=prepared.fingerprint,
+        revision=config.revision,
+        environment=provenance.describe_environment(),
+        files={},
+    )
+    run.check_lease()
+    num_features = int(prepared.train.samples.lengths[0])
+    shapes = meta_model(recipe, prepared.labels, num_features, encoder)
+    tensors = loop.scale.fold_into(best.iter_tensors(), output_layer_name(shapes))
+    bundle.write_bundle(run.bundle_path, shapes, tensors, encoder, card)
+    rows = None
+    if found.predictions is not None:
+        logits, targets = found.predictions.logits, found.predictions.targets
+        rows = plots.TestRows(recipe.task, logits, targets, found.thresholds)
+    plots.draw_plots(run, recipe.metric, prepared.labels, found.metrics, rows)
+    run.publish_files("plots", run.bundle_path.name)
+    return found
