@@ -2,6 +2,7 @@
 
 import csv
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from cluster.spec import ClusterMetadata, ClusterSpec
 from serving.engine.engine import Engine
+from trainers.config import defaults
 from trainers.config.recipe import load_recipe
 from trainers.models.card import read_card
 from trainers.runtime.fit import fit
@@ -37,6 +39,31 @@ def test_where_fine_tuning_only_harms_the_bundle_is_the_frozen_encoder(
     assert recorded["stopping.epochs"] == 1 and recorded["batch.global_size"] == 16
     card = read_card(run / "bundle")
     assert card.metrics["accuracy"] == result["test"]["accuracy"]
+
+
+def test_a_run_goes_on_with_the_settings_that_it_began_with(
+    tiny_bert: Path,
+    corpus: Path,
+    here: ClusterSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when a later version chooses others."""
+    own = [f"model.name={tiny_bert}", f"data.source={corpus}", *SMALL]
+    recipe, run = load_recipe("csv", own), tmp_path / "run"
+
+    def leave(metrics: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, here, run, report=leave)
+    begun = RunDirectory(run).read_record()["settings"]
+    monkeypatch.setattr(defaults, "RATE", 1e-3)
+    monkeypatch.setattr(defaults, "SMALL_BATCH", 64)
+    fit(recipe, here, run, resume=True)
+    assert RunDirectory(run).read_record()["settings"] == begun
+    rates = [row["learning_rate"] for row in RunDirectory(run).metric_rows("step")]
+    assert max(rates) == pytest.approx(begun["optimizer.learning_rate"])
 
 
 def test_the_bundle_of_a_regression_answers_in_the_unit_of_the_file(

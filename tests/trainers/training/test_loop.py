@@ -131,6 +131,15 @@ def test_patience_ends_a_run_that_gets_no_better() -> None:
     )
 
 
+def test_of_equal_values_the_one_with_the_lower_loss_is_the_best() -> None:
+    progress = TrainProgress()
+    for step, loss in enumerate([0.9, 0.6, 0.6, 0.7], 1):
+        progress = progress.after_evaluation(step, 0.0, "f1", patience=9, loss=loss)
+    assert (progress.best_step, progress.best_loss) == (2, 0.6)
+    assert progress.evaluations_without_better == 2
+    assert progress.after_evaluation(5, 0.1, "f1", 9, loss=2.0).best_step == 5
+
+
 def test_a_run_stops_early(tiny_bert: Path, corpus: Path, cache: Path) -> None:
     overrides = ["stopping.patience=1", "optimizer.learning_rate=1e-9", "evaluation.every_steps=2"]
     loop = make_loop(tiny_recipe(tiny_bert, corpus, *overrides), cache)

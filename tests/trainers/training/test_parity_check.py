@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import multiprocessing
 
@@ -18,9 +19,11 @@ from trainers.parallel.parallelize import ParallelModel
 from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking.run_directory import RunDirectory
 from trainers.training import parity_check
-from trainers.training.events import StepEvent
+from trainers.training.events import EvalEvent, StepEvent
+from trainers.training.linear_probe import Head
 from trainers.training.parity_check import ParityReport
 
+HEAD = Head(np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32), np.float32([0.1, -0.1]))
 DEGREES: dict[str, dict[str, int]] = {
     "DDP": {"dp_replicate": 2},
     "FSDP": {"dp_shard": 2},
@@ -97,6 +100,8 @@ def runs(
     made["mixed"] = mixed
     half = tiny(tiny_bert, corpus, "precision=fp16")
     made["half"] = worker_config(half, place / "half", cache, dp_shard=2)
+    plain = worker_config(tiny(tiny_bert, corpus), place / "fitted", cache, dp_shard=2)
+    made["fitted"] = replace(plain, head=HEAD)
     run_workers([(assignment, None) for assignment in made.values()], 2)
     return {name: assignment.run for name, assignment in made.items()}
 
@@ -112,6 +117,22 @@ def test_it_is_taken_and_changes_no_loss(runs: dict[str, RunDirectory], name: st
     assert [row["loss"] for row in taken.metric_rows("step")] == [
         row["loss"] for row in without.metric_rows("step")
     ]
+
+
+@pytest.mark.multiprocess
+def test_a_fitted_head_is_on_both_sides_and_judged_before_the_first_step(
+    runs: dict[str, RunDirectory], tiny_bert: Path, corpus: Path, cache: Path
+) -> None:
+    fitted = runs["fitted"]
+    parity = fitted.read_record()["parity"]
+    assert all(parity[key] < 2e-5 for key in ("loss", "grad_norm", "gradient"))
+    events = list(make_loop(tiny(tiny_bert, corpus), cache, head=HEAD).run())
+    assert [row["loss"] for row in fitted.metric_rows("step")] == pytest.approx(
+        [event.loss for event in events if isinstance(event, StepEvent)], abs=2e-5
+    )
+    first = next(fitted.metric_rows("evaluation"))
+    assert first["step"] == 0 and isinstance(events[0], EvalEvent)
+    assert first["metrics"]["loss"] == pytest.approx(events[0].metrics["loss"], abs=2e-5)
 
 
 @pytest.mark.multiprocess
