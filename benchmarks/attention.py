@@ -1,6 +1,6 @@
 """Attention in training: torch's fused kernel against multiplying out, forward and backward.
 
-Batches of 2,048 tokens in texts of one length, a tenth of each padded, 12 heads of 32; the two ways
+Batches of 2,048 tokens in texts of about one length, laid into rows, 12 heads of 32; the two ways
 in turns, medians. `trainers/distributed/device.py` chooses by these figures on a CPU.
 
     python benchmarks/attention.py     # writes results/attention.json
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import torch
 
 from trainers.models.attention import attention_forward
+from trainers.models.packed import PackedTexts
 from trainers.tracking import provenance
 
 RESULTS = Path(__file__).parent / "results" / "attention.json"
@@ -28,16 +29,14 @@ WARMUP = 3
 
 def time_attention(fused: bool, dtype: torch.dtype, length: int) -> float:
     """Time one forward and backward pass, in seconds."""
-    count = TOKENS // length
-    shape = (count, length, HEADS, WIDTH)
+    lengths = [length - length // 10 * (text % 2) for text in range(TOKENS // length)]
+    packed, shape = PackedTexts.from_lengths(lengths), (1, sum(lengths), HEADS, WIDTH)
     query, key, value = (
         torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)
     )
-    mask = torch.ones(count, 1, 1, length, dtype=torch.bool)
-    mask[..., length - length // 10 :] = False
     module = SimpleNamespace(dropout=SimpleNamespace(p=0.0), training=True, fused=fused)
     start = time.perf_counter()
-    context, _ = attention_forward(module, query, key, value, mask, WIDTH**-0.5)  # type: ignore[arg-type]
+    context, _ = attention_forward(module, query, key, value, packed, WIDTH**-0.5)  # type: ignore[arg-type]
     context.backward(torch.ones_like(context))  # type: ignore[no-untyped-call]
     return time.perf_counter() - start
 

@@ -28,10 +28,11 @@ from trainers.config import recipe as recipes
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
-from trainers.data.microbatch import CutCost, cut_batch, epoch_order, global_batch_rows
+from trainers.data.microbatch import cut_batch, epoch_order, global_batch_rows
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
 from trainers.models.build import build_on_meta, materialize
+from trainers.models.packed import pad_into_rows
 from trainers.parallel.parallelize import parallelize
 from trainers.planning import probe
 from trainers.planning.layout import resolve_shape
@@ -128,24 +129,26 @@ class _RecipeRunner:
         lengths = self._data.train.samples.lengths
         ordered = epoch_order(recipe.seed, 0, len(self._data.train))
         layout, masks = loop.mesh.layout, recipe.task == "masked-lm"
-        cost = CutCost(self._device.overhead_tokens, self._shape.hidden_size)
         for step in TRACKED:
             rows = global_batch_rows(ordered, step, recipe.global_batch_size)
-            shares = cut_batch(rows, lengths[rows], layout.dp, loop.token_budget, cost)
+            shares = cut_batch(rows, lengths[rows], layout.dp, loop.token_budget)
             share = shares[loop.mesh.dp_rank]
             for number, micro_batch in enumerate(share):
-                longest = int(lengths[micro_batch.rows].max())
+                sizes = lengths[micro_batch.rows]
+                tokens = round(float(sizes.mean()))
+                is_even = sizes.min() == sizes.max()
                 precision = (
                     "fp32" if autocast_dtype(self._device, recipe.precision) is None else "bf16"
                 )
                 setup = TrainingSetup(
                     len(micro_batch.rows),
-                    longest,
+                    tokens,
                     len(share) if number else 1,
                     precision,
                     moment_kind(recipe.optimizer.name, recipe.optimizer.momentum),
                     attention_storage(recipe.model.attention_dropout, self._device.kind, precision),
-                    round(recipe.masking.share * longest) if masks else None,
+                    round(recipe.masking.share * tokens) if masks else None,
+                    0 if is_even else pad_into_rows(sizes.tolist())[0].size,
                 )
                 yield memory_by_rank(self._shape, layout, setup)[0].total
 

@@ -22,10 +22,11 @@ Attention = Literal["fused", "kept", "dropped"]
 
 @dataclass(frozen=True)
 class MicroBatchShape:
-    """The `sequences` of `tokens` each, padding included, that a device computes at once.
+    """The `sequences` of `tokens` each, in the mean, that a device computes at once.
 
     masked: tokens that a masked-lm head predicts, over all sequences. width: bytes of an output of
-    linear layers, 4 for fp32 and 2 under bf16 autocast.
+    linear layers, 4 for fp32 and 2 under bf16 autocast. slots: of the rows that texts of different
+    lengths are padded into for attention, where it needs rows; else 0.
     """
 
     sequences: int
@@ -33,10 +34,11 @@ class MicroBatchShape:
     masked: int
     width: int
     attention: Attention = "fused"
+    slots: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """All tokens, padding included."""
+        """All tokens."""
         return self.sequences * self.tokens
 
 
@@ -140,6 +142,8 @@ def _all_activations(
         a_weight = FP32 + 1 + width if batch.attention == "dropped" else width
         weights = shape.num_heads * batch.tokens * a_weight / tp
     query = hidden * width / tp
+    if batch.slots and not alone:  # queries, keys and values are padded, and outputs kept twice
+        keys += hidden * width * (4 * batch.slots - 3 * batch.num_tokens) / tp
     return keys + rows * (query + weights + _bytes_after_attention(shape, layout, batch))
 
 

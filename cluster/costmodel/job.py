@@ -19,10 +19,10 @@ class TrainingJob:
     """What is trained on which devices.
 
     device_memory: bytes, None if unknown. global_batch_size: samples a step. max_length: tokens of
-    the longest sample. token_budget: tokens, padding included, that a device computes at once;
+    the longest sample. token_budget: tokens that a device computes at once;
     may_lower_budget: the search may try fewer. lengths: of samples; None: all of max_length.
-    masked_tokens: of a sample, predicted by a masked-lm head. overhead: tokens that one more
-    micro-batch is worth. eval_ratio: samples evaluated for each one trained on.
+    masked_tokens: of a sample, predicted by a masked-lm head. eval_ratio: samples evaluated for
+    each one trained on.
     """
 
     shape: ModelShape
@@ -38,7 +38,6 @@ class TrainingJob:
     masked_tokens: float | None = None
     may_lower_budget: bool = True
     lengths: Lengths | None = None
-    overhead: float = 0.0
     eval_ratio: float = 0.0
     constants: Constants = CALIBRATED
     stack: Stack = TORCH
@@ -78,7 +77,6 @@ class TrainingJob:
             self.optimizer,
             self.eval_ratio,
             spread=lengths.spread,
-            overhead=self.overhead,
         )
 
     def predict_step(self, layout: Layout, token_budget: int) -> StepTime:

@@ -45,9 +45,9 @@ def attention_storage(dropout: float, kind: str, precision: str) -> Attention:
 class TrainingSetup:
     """How one data-parallel rank trains.
 
-    sequences x tokens: the largest micro-batch, padding included. num_micro_batches: of a step.
+    sequences x tokens: the largest micro-batch. num_micro_batches: of a step.
     precision: fp32, or bf16 autocast over fp32 weights. optimizer: a key of MOMENTS. masked: tokens
-    of one sequence that a masked-lm head predicts; default: 15%.
+    of one sequence that a masked-lm head predicts; default: 15%. slots: as in MicroBatchShape.
     """
 
     sequences: int
@@ -57,6 +57,7 @@ class TrainingSetup:
     optimizer: str = "adamw"
     attention: Attention = "fused"
     masked: int | None = None
+    slots: int = 0
 
     def micro_batch_shape(self, shape: ModelShape) -> MicroBatchShape:
         """Return the largest micro-batch."""
@@ -67,6 +68,7 @@ class TrainingSetup:
             self.sequences * of_one if shape.head == "masked-lm" else 0,
             FP32 if self.precision == "fp32" else BF16,
             self.attention,
+            self.slots,
         )
 
 
@@ -282,13 +284,13 @@ def _gathered_bytes(ends: float, inside: int, layer: float, width: int, once: bo
 def _buffer_bytes(
     shape: ModelShape, layout: Layout, setup: TrainingSetup, parameters: float, first: bool
 ) -> float:
-    """Return DDP's buckets of gradients, and the tables of dropout's hashes."""
+    """Return DDP's buckets of gradients, and the hashes of dropout: of positions and of tokens."""
     words = -(-shape.vocab_size // layout.tp) * shape.embedding_size
     buffers = 0.0
     if layout.dp > 1 and not uses_fsdp(layout):
         by_row = words if first and shape.head == "classification" else 0
         buffers += FP32 * (parameters - by_row)
-    buffers += setup.tokens * shape.hidden_size * FP32 / 2
+    buffers += setup.tokens * (1 + setup.sequences) * shape.hidden_size * FP32 / 2
     if setup.attention == "dropped":
         buffers += shape.num_heads * setup.tokens**2 * FP32 / 2
     return buffers

@@ -22,7 +22,7 @@ from cluster.costmodel.compute import (
 from cluster.costmodel.constants import CALIBRATED, NEVER_HIDDEN, TORCH, Constants, Stack
 from cluster.costmodel.layout import Layout
 from cluster.costmodel.memory import uses_fsdp
-from cluster.costmodel.microbatches import Lengths, PredictedCut, predict_cut
+from cluster.costmodel.microbatches import count_micro_batches
 from cluster.costmodel.model_shape import ModelShape
 from cluster.hardware.types import Topology
 
@@ -38,9 +38,9 @@ class StepWork:
     """What a step computes, independent of hardware.
 
     sequences: of the global batch. micro_batch: most sequences that a device computes at once.
-    tokens, attended_tokens, masked_tokens: of a sequence as in ComputeBatch, without padding.
+    tokens, attended_tokens, masked_tokens: of a sequence as in ComputeBatch.
     eval_ratio: sequences evaluated for each one trained on. trains: False for a forward alone.
-    spread, overhead: of lengths, and of one more micro-batch, as in microbatches.py.
+    spread: of lengths, as in microbatches.py.
     """
 
     shape: ModelShape
@@ -54,7 +54,6 @@ class StepWork:
     eval_ratio: float = 0.0
     trains: bool = True
     spread: float = 0.0
-    overhead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,24 +148,18 @@ class _Case:
     def sequences_per_rank(self) -> int:
         return -(-self.work.sequences // self.layout.dp)
 
-    @cached_property
-    def cut(self) -> PredictedCut:
-        work = self.work
-        lengths = Lengths(work.tokens, work.spread)
-        return predict_cut(self.sequences_per_rank, lengths, work.micro_batch, work.overhead)
-
     @property
     def num_micro_batches(self) -> int:
-        return self.cut.count
+        return count_micro_batches(self.sequences_per_rank, self.work.micro_batch)
 
     @cached_property
     def batch(self) -> ComputeBatch:
         """The mean micro-batch."""
-        work, padded = self.work, self.cut.padded
+        work = self.work
         return ComputeBatch(
             self.sequences_per_rank / self.num_micro_batches,
-            work.tokens * padded,
-            work.attended_tokens * padded,
+            work.tokens,
+            work.attended_tokens,
             work.masked_tokens,
             fresh=min(1.0, work.spread),
         )

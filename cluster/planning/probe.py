@@ -19,7 +19,7 @@ import numpy as np
 from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
 from cluster.costmodel.layout import Layout
 from cluster.costmodel.least_squares import FloatArray, least_squares
-from cluster.costmodel.microbatches import Lengths, micro_batch_overhead
+from cluster.costmodel.microbatches import Lengths
 from cluster.costmodel.model_shape import ModelShape
 from cluster.costmodel.step_time import StepTime, StepWork, predict_step
 from cluster.errors import BerthaError
@@ -86,7 +86,6 @@ class ProbeCase:
         return StepWork(
             self.shape, self.sequences, max(1, self.token_budget // self.tokens), self.tokens,
             lengths.attended, precision="fp32", spread=self.spread,
-            overhead=micro_batch_overhead(kind),
         )  # fmt: skip
 
 

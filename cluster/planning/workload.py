@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
 from cluster.costmodel.job import TrainingJob
-from cluster.costmodel.microbatches import Lengths, default_token_budget, micro_batch_overhead
+from cluster.costmodel.microbatches import Lengths, default_token_budget
 from cluster.costmodel.model_shape import ModelShape
 from cluster.costmodel.step_time import StepWork
 from cluster.hardware.types import Topology
@@ -67,7 +67,6 @@ class Workload:
             masked_tokens=self.masked_tokens or None,
             may_lower_budget=self.token_budget is None,
             lengths=self.lengths,
-            overhead=micro_batch_overhead(accelerator.kind),
             eval_ratio=self.eval_ratio,
             constants=constants,
             stack=stack,

@@ -16,7 +16,6 @@ from cluster.errors import BerthaError
 from serving.engine.backends.backend import Backend
 from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT, LoadContext
 from serving.engine.fill_mask import predict_masks
-from serving.engine.packed import PackedBatch
 from serving.interface import MaskPrediction, Prediction, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
@@ -30,6 +29,7 @@ from trainers.models.card import (
     read_card,
 )
 from trainers.models.families import position_ids
+from trainers.models.packed import PackedBatch
 from trainers.storage.atomic import find_corruption
 
 Value = Prediction | Vector | np.ndarray

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
-from trainers.models.attention import AttentionMask, PaddedView, SequenceLengths, attention_forward
+from trainers.models.attention import attention_forward
 from trainers.models.bert import ClsOnlyLayer
 from trainers.models.build import LinearModel, load_model
 from trainers.models.card import ModelCard
 from trainers.models.config import ModelError, pretrained_source
 from trainers.models.families import FAMILIES, ModelFamily
+from trainers.models.packed import PackedTexts, PaddedView
 
 
 class PackedNetwork(nn.Module):
@@ -49,13 +50,13 @@ class PackedNetwork(nn.Module):
         lengths: of the texts, for attention text by text; an exported graph is given grid, owners
         and places instead, for attention over padded rows.
         """
-        mask: AttentionMask = SequenceLengths(lengths)
+        packed: PackedTexts | PaddedView = PackedTexts(lengths, texts, positions, reads)
         if grid is not None and owners is not None and places is not None:
-            mask = PaddedView(texts, grid, owners, places)
+            packed = PaddedView(texts, grid, owners, places)
         hidden, only_read = self.family.embed_tokens(self.net, ids[None], positions[None]), False
         for layer in self.family.get_layers(self.net):
             only_read = isinstance(layer, ClsOnlyLayer)
-            hidden = layer(hidden, mask, reads) if only_read else layer(hidden, mask)
+            hidden = layer(hidden, packed, reads) if only_read else layer(hidden, packed)
         read = hidden[0] if only_read else hidden[0, reads]
         if self.output == "words":
             return self.family.predict_tokens(self.net, read)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.engine.packed import PackedBatch
+from trainers.models.packed import PackedBatch
 
 NUM_TOKENS = 8192  # of all texts together, that are kept
 

@@ -118,9 +118,9 @@ def _mask_samples(samples: RaggedArray, encoder: Encoder) -> tuple[RaggedArray, 
     vocabulary = encoder.masking_vocabulary()
     rows, targets = [], []
     for row in range(len(samples)):
-        ids, present = samples.collate([row], encoder.pad_id)
-        masked = mask_tokens(ids, present, np.array([row]), 0, 0, MaskingConfig(), vocabulary)
-        hidden = ids[0]
+        hidden = samples.take([row])
+        lengths, rows_of = np.array([len(hidden)]), np.array([row])
+        masked = mask_tokens(hidden, lengths, rows_of, 0, 0, MaskingConfig(), vocabulary)
         hidden[masked.positions] = vocabulary.mask_id
         rows.append(hidden)
         targets.append(masked.targets)

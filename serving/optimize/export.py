@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from serving.engine.backends import onnx, openvino
 from serving.engine.backends.backend import import_optional
-from serving.engine.packed import PackedBatch
 from trainers.models.config import quiet_transformers
+from trainers.models.packed import PackedBatch
 
 OPSET = 18
 # The traced example; neither the number of texts nor a length stays in the graph.

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serving.engine.packed import PackedBatch
 from serving.optimize import gptq
 from serving.optimize.calibration import collect_activation_stats
 from serving.optimize.smoothquant import QuantizedLinear
+from trainers.models.packed import PackedBatch
 
 # Shares of the linear layers that stay in floating point, the most sensitive first; in this order.
 SHARES = (0.0, 0.03, 0.06, 0.11, 0.17, 0.22, 0.33, 0.5)

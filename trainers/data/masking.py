@@ -35,10 +35,10 @@ class MaskingVocabulary:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A masked batch.
+    """A masked batch of texts end to end.
 
-    ids: `[b, s]` after masking. positions: `[n]` int64 indices of the tokens to predict in the
-    flattened batch, ascending. targets: `[n]` int64, the ids that stood there.
+    ids: `[t]` after masking. positions: `[n]` int64 places of the tokens to predict, ascending.
+    targets: `[n]` int64, the ids that stood there.
     """
 
     ids: np.ndarray
@@ -48,75 +48,77 @@ class MaskedBatch:
 
 def mask_tokens(
     ids: np.ndarray,
-    present: np.ndarray,
+    lengths: np.ndarray,
     rows: np.ndarray,
     epoch: int,
     seed: int,
     masking: MaskingConfig,
     vocabulary: MaskingVocabulary,
 ) -> MaskedBatch:
-    """Mask tokens of a batch of ids `[b, s]`.
+    """Mask tokens of texts end to end, ids `[t]`.
 
-    present: `[b, s]` bool, true where a token is and not padding. rows: `[b]` the sample that each
-    row holds. Of m tokens that are not special, max(1, round(share * m)) are predicted: those
-    of the smallest hashes. With whole_words, words come in the order of their hashes until the next
-    would exceed that number; the first is taken whatever its length.
+    lengths: `[b]` tokens of each text. rows: `[b]` the sample that each text is. Of m tokens that
+    are not special, max(1, round(share * m)) are predicted: those of the smallest hashes. With
+    whole_words, words come in the order of their hashes until the next would exceed that number;
+    the first is taken whatever its length.
     """
-    maskable = present & ~vocabulary.special[ids]
-    hashes = _token_hashes(present, sample_keys(seed, epoch, rows))
-    chosen = _choose_tokens(ids, maskable, hashes, masking, vocabulary)
+    texts = np.repeat(np.arange(len(lengths)), lengths)
+    places = np.arange(len(ids)) - (np.cumsum(lengths) - lengths)[texts]
+    hashes = _token_hashes(texts, places, sample_keys(seed, epoch, rows))
+    chosen = _choose_tokens(ids, texts, places, hashes, masking, vocabulary)
     positions = np.flatnonzero(chosen)
-    targets = ids.reshape(-1)[positions].astype(np.int64)
+    targets = ids[positions].astype(np.int64)
     masked = ids.copy()
-    masked.reshape(-1)[positions] = _replace_tokens(
-        targets, hashes.reshape(-1)[positions], vocabulary
-    )
+    masked[positions] = _replace_tokens(targets, hashes[positions], vocabulary)
     return MaskedBatch(masked, positions, targets)
 
 
-def _token_hashes(present: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Hash each token `[b, s]` uint64 by its position from the first present token of its row."""
-    positions = (np.cumsum(present, axis=1) - 1).astype(np.uint64)
+def _token_hashes(texts: np.ndarray, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Hash each token `[t]` uint64 by its text's key and its place in the text."""
     with np.errstate(over="ignore"):
-        row_keys = splitmix(keys.view(np.uint64) ^ _SITE)
-        hashes: np.ndarray = splitmix(row_keys[:, None] + positions * _STEP)
+        text_keys = splitmix(keys.view(np.uint64) ^ _SITE)
+        hashes: np.ndarray = splitmix(text_keys[texts] + places.astype(np.uint64) * _STEP)
         return hashes
 
 
 def _choose_tokens(
     ids: np.ndarray,
-    maskable: np.ndarray,
+    texts: np.ndarray,
+    places: np.ndarray,
     hashes: np.ndarray,
     masking: MaskingConfig,
     vocabulary: MaskingVocabulary,
 ) -> np.ndarray:
-    """Choose the tokens to predict, `[b, s]` bool; without whole_words each is its own word."""
-    num_maskable = maskable.sum(axis=1)
-    wanted = np.maximum(1, np.rint(masking.share * num_maskable)).astype(np.int64)[:, None]
+    """Choose the tokens to predict, `[t]` bool; without whole_words each is its own word."""
+    maskable: np.ndarray = ~vocabulary.special[ids]
+    num_maskable = np.bincount(texts[maskable], minlength=int(texts.max(initial=-1)) + 1)
+    wanted = np.maximum(1, np.rint(masking.share * num_maskable)).astype(np.int64)[texts]
     if not masking.whole_words:
-        each: np.ndarray = maskable & (_rank_by_hash(maskable, hashes) < wanted)
+        each: np.ndarray = maskable & (_rank_by_hash(maskable, hashes, texts, places) < wanted)
         return each
     follows = np.zeros_like(maskable)
-    follows[:, 1:] = maskable[:, :-1]
+    follows[1:] = maskable[:-1] & (places[1:] > 0)
     starts = maskable & ~(vocabulary.continuation[ids] & follows)
     first = np.flatnonzero(starts)  # the first token of every word
-    word = np.cumsum(starts).reshape(starts.shape) - 1  # which of them each token belongs to
+    word = np.maximum(np.cumsum(starts) - 1, 0)  # which of them each token belongs to
     if not len(first):
         return maskable
     # Tokens of a word take the hash of its first one, so that a stable sort keeps them together.
-    ranks = _rank_by_hash(maskable, hashes.reshape(-1)[first][np.maximum(word, 0)])
+    ranks = _rank_by_hash(maskable, hashes[first][word], texts, places)
     lengths = np.bincount(word[maskable], minlength=len(first))
-    begin = ranks.reshape(-1)[first]
-    fits = (begin == 0) | (begin + lengths <= np.broadcast_to(wanted, ids.shape).flat[first])
-    taken: np.ndarray = maskable & fits[np.maximum(word, 0)]
+    begin = ranks[first]
+    fits = (begin == 0) | (begin + lengths <= wanted[first])
+    taken: np.ndarray = maskable & fits[word]
     return taken
 
 
-def _rank_by_hash(maskable: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Rank the maskable tokens of each row by hash, `[b, s]` int64 from 0, ties in order."""
-    order = np.argsort(np.where(maskable, hashes, _LAST), axis=1, kind="stable")
-    ranks: np.ndarray = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None, :], axis=1)
+def _rank_by_hash(
+    maskable: np.ndarray, hashes: np.ndarray, texts: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Rank the maskable tokens of each text by hash, `[t]` int64 from 0, ties in order."""
+    order = np.lexsort((np.where(maskable, hashes, _LAST), texts))
+    ranks: np.ndarray = np.empty_like(places)
+    ranks[order] = places  # sorted by text first, tokens of a text stay in its span
     return ranks
 
 

@@ -1,13 +1,14 @@
 """Cut a global batch into micro-batches for every rank: pure arithmetic.
 
 The global batch is the unit of mathematics: which samples it holds is a function of (seed, epoch,
-step) alone. How it is cut is the unit of performance: sorted by length, balanced over the
-data-parallel ranks, and within a token budget. Every sample weighs 1 / (size of its global batch)
-wherever it lands, so the weighted sum of micro-batch gradients is the gradient of the whole batch.
-Gradient accumulation is not a setting: it follows.
+step) alone. How it is cut is the unit of performance. Texts lie end to end, so no sample is dearer
+for its neighbours: samples are dealt to the data-parallel ranks so that all finish together, and a
+rank computes as few micro-batches as its memory allows. Every sample weighs 1 / (size of its global
+batch) wherever it lands, so the weighted sum of micro-batch gradients is the gradient of the whole
+batch. Gradient accumulation is not a setting: it follows.
 """
 
-import itertools
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,23 +29,14 @@ class MicroBatch:
     weight: float
 
 
-@dataclass(frozen=True)
-class CutCost:
-    """The cost of a micro-batch, in units of one token's linear layers.
+def sample_costs(lengths: np.ndarray, hidden_size: int) -> np.ndarray:
+    """Return the cost [n] of samples of `lengths` [n], in units of one token's linear layers.
 
-    overhead: tokens that could be computed in the time one more micro-batch costs for kernel
-    launches and for adding to the weight gradients.
-    hidden_size: attention adds length / (6 hidden_size) a token, from 24 s h^2 + 4 s^2 h FLOPs a
-    layer (Narayanan et al. 2021, arXiv 2104.04473, appendix). 0: attention is not counted.
+    Attention adds length / (6 hidden_size) a token, from 24 s h^2 + 4 s^2 h FLOPs a layer
+    (Narayanan et al. 2021, arXiv 2104.04473, appendix). hidden_size: 0 where there is none.
     """
-
-    overhead: float = 0.0
-    hidden_size: int = 0
-
-    def sample_costs(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the cost [n] of samples of `lengths` [n] computed without padding."""
-        tokens = lengths.astype(np.float64)
-        return tokens * (1 + tokens / (6 * self.hidden_size)) if self.hidden_size else tokens
+    tokens = lengths.astype(np.float64)
+    return tokens * (1 + tokens / (6 * hidden_size)) if hidden_size else tokens
 
 
 def steps_per_epoch(num_samples: int, global_size: int) -> int:
@@ -91,121 +83,68 @@ def cut_batch(
     lengths: np.ndarray,
     num_ranks: int,
     token_budget: int,
-    cost: CutCost,
+    hidden_size: int = 0,
     constraints: CutConstraints = CutConstraints(),
 ) -> list[list[MicroBatch]]:
-    """Cut a global batch into a list of micro-batches for each of `num_ranks`.
+    """Cut a global batch into a list of micro-batches for each of `num_ranks`, the largest last.
 
-    rows: [n] the samples; lengths: [n] their token counts. Padded tokens of a micro-batch stay
-    within `token_budget` unless a single sample exceeds it. A rank left without samples gets one
-    sample of weight 0, so that every rank takes part in the collectives of the step.
+    rows: [n] the samples; lengths: [n] their token counts. Tokens of a micro-batch stay within
+    `token_budget`, or the longest sample where that exceeds it. hidden_size: of `sample_costs`. A
+    rank with too few samples gets micro-batches of weight 0, so that every rank takes part in the
+    collectives of the step.
     """
     longest_first = np.argsort(-lengths, kind="stable")
     rows, lengths = rows[longest_first], lengths[longest_first]
-    weight = 1.0 / len(rows)
-    ranks = []
-    for start, stop in _balance_ranks(cost.sample_costs(lengths), num_ranks):
-        if start == stop:
-            ranks.append([MicroBatch(rows[-1:], 0.0)])
-            continue
-        edges = start + _cheapest_cut(lengths[start:stop], token_budget, cost.overhead)
-        spans = itertools.pairwise(edges)
-        ranks.append([MicroBatch(rows[a:b], weight) for a, b in spans])
-    most = max(map(len, ranks)) if constraints.equal_counts else 0
-    return [
-        _apply_constraints(share, max(most, constraints.min_count), constraints, rows[-1:])
-        for share in ranks
+    shares = deal(sample_costs(lengths, hidden_size), num_ranks)
+    counts = [
+        max(constraints.min_count, _fewest_parts(lengths[share], token_budget)) for share in shares
     ]
+    if constraints.equal_counts:
+        counts = [max(counts)] * num_ranks
+    weight, filler = 1.0 / len(rows), MicroBatch(rows[-1:], 0.0)
+    ranks = []
+    for share, count in zip(shares, counts, strict=True):
+        count += -count % constraints.multiple
+        parts = [share[part] for part in deal(lengths[share], max(1, min(count, len(share))))]
+        # Gradients are exchanged behind the last backward, so that should be the longest.
+        parts.sort(key=lambda part: int(lengths[part].sum()))
+        wanted = count if constraints.equal_counts or constraints.multiple > 1 else 1
+        cut = [MicroBatch(rows[part], weight) for part in parts if len(part)]
+        ranks.append([filler] * (wanted - len(cut)) + cut)
+    return ranks
 
 
-def _apply_constraints(
-    share: list[MicroBatch], count: int, constraints: CutConstraints, shortest: RowIndices
-) -> list[MicroBatch]:
-    """Cut `share` further, and fill it up with samples of weight 0, to meet the constraints."""
-    count += -count % constraints.multiple
-    share = _halve_largest(share, count)
-    lacking = count - len(share) if constraints.equal_counts else -len(share) % constraints.multiple
-    return share + [MicroBatch(shortest, 0.0)] * lacking
+def count_tokens(micro_batches: Iterable[MicroBatch], lengths: np.ndarray) -> int:
+    """Count the tokens of micro-batches, given the `lengths` of all samples."""
+    return sum(int(lengths[micro_batch.rows].sum()) for micro_batch in micro_batches)
 
 
-def _halve_largest(share: list[MicroBatch], count: int) -> list[MicroBatch]:
-    """Halve the largest micro-batches until there are `count`, or none can be halved."""
-    share = list(share)
-    while len(share) < count:
-        largest = max(range(len(share)), key=lambda index: len(share[index].rows))
-        rows, weight = share[largest].rows, share[largest].weight
-        if len(rows) < 2:
-            break
-        half = len(rows) // 2
-        share[largest : largest + 1] = [
-            MicroBatch(rows[:half], weight),
-            MicroBatch(rows[half:], weight),
-        ]
-    return share
+def _fewest_parts(lengths: np.ndarray, token_budget: int) -> int:
+    """Return how few parts `deal` can make of samples of `lengths` (descending) in the budget."""
+    if not len(lengths):
+        return 1
+    most = max(token_budget, int(lengths[0]))
+    count = -(-int(lengths.sum()) // most)
+    while max(lengths[part].sum() for part in deal(lengths, count)) > most:
+        count += 1
+    return count
 
 
-def count_tokens(micro_batches: Iterable[MicroBatch], lengths: np.ndarray) -> tuple[int, int]:
-    """Count the (real, computed) tokens of micro-batches, given the `lengths` of all samples."""
-    real = computed = 0
-    for micro_batch in micro_batches:
-        tokens = lengths[micro_batch.rows]
-        real += int(tokens.sum())
-        computed += int(tokens.max()) * len(tokens)
-    return real, computed
+def deal(costs: np.ndarray, count: int) -> list[np.ndarray]:
+    """Deal samples of `costs` (descending) to `count` parts of nearly equal sums.
 
-
-def _balance_ranks(costs: np.ndarray, num_ranks: int) -> list[tuple[int, int]]:
-    """Return contiguous spans of samples, one a rank, whose most expensive is as cheap as can be.
-
-    The linear partition problem, by bisection on the bound: spans filled greedily up to a bound
-    reach the end if and only if any partition stays within it.
+    Each goes to the part that has least, so the largest part exceeds the best possible by at most a
+    third (Graham 1969, SIAM J. Appl. Math. 17, 416-429). Returns the samples [n] int64 of each.
     """
-    if num_ranks == 1:
-        return [(0, len(costs))]
-    ends = np.concatenate([[0.0], np.cumsum(costs)])
-    low, high = max(float(costs.max()), ends[-1] / num_ranks), float(ends[-1])
-    for _ in range(30):
-        bound = (low + high) / 2
-        if _fill_spans(ends, bound, num_ranks)[-1] == len(costs):
-            high = bound
-        else:
-            low = bound
-    edges = _fill_spans(ends, high, num_ranks)
-    return list(itertools.pairwise(edges))
-
-
-def _fill_spans(ends: np.ndarray, bound: float, num_ranks: int) -> list[int]:
-    """Return the edges of spans filled one after another up to `bound`."""
-    edges = [0]
-    for _ in range(num_ranks):
-        # The last bits of a sum must not push a sample out of a span that is exactly full.
-        limit = ends[edges[-1]] + bound * (1 + 1e-12)
-        edges.append(int(np.searchsorted(ends, limit, side="right")) - 1)
-    return edges
-
-
-def _cheapest_cut(lengths: np.ndarray, token_budget: int, overhead: float) -> np.ndarray:
-    """Return the edges of the cut of `lengths` (descending) that costs the fewest padded tokens.
-
-    Dynamic programming from the end: best[i], the least cost of samples i and after, is the minimum
-    over k of k * lengths[i] + overhead + best[i + k]. Lengths descend, so the first sample of a
-    micro-batch is its longest, which every other one is padded to: k samples from i on cost
-    k * lengths[i] tokens whatever the others are. In sorted order the best micro-batches are
-    contiguous, so no other grouping has to be tried, and overhead alone keeps k above 1.
-    """
-    n = len(lengths)
-    best = np.zeros(n + 1)
-    size = np.ones(n, dtype=np.int64)
-    for i in range(n - 1, -1, -1):
-        # The token budget bounds k, but a single sample is computed even if it exceeds it.
-        most = min(max(1, token_budget // int(lengths[i])), n - i)
-        costs = np.arange(1, most + 1) * lengths[i] + best[i + 1 : i + 1 + most]
-        size[i] = int(np.argmin(costs)) + 1
-        best[i] = costs[size[i] - 1] + overhead
-    edges = [0]
-    while edges[-1] < n:
-        edges.append(edges[-1] + int(size[edges[-1]]))
-    return np.array(edges)
+    if count == 1:
+        return [np.arange(len(costs))]
+    loads = [(0.0, part) for part in range(count)]
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for sample, cost in enumerate(costs.tolist()):
+        load, part = loads[0]
+        parts[part].append(sample)
+        heapq.heapreplace(loads, (load + cost, part))
+    return [np.array(part, dtype=np.int64) for part in parts]
 
 
 def sample_keys(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:

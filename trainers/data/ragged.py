@@ -26,20 +26,18 @@ class RaggedArray:
         """Length of each sample, `[n]` int64."""
         return np.diff(self.offsets)
 
-    def collate(
-        self, rows: Sequence[int] | np.ndarray, pad: int, multiple: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Stack the samples `rows`, padded on the right to the longest, rounded up to `multiple`.
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return the values of sample `row`, a view."""
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
 
-        Returns fresh arrays: values `[b, s]` of the dtype of `values`, mask `[b, s]` bool.
-        """
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the values [t] of the samples `rows`, end to end, in a fresh array."""
         rows = np.asarray(rows, dtype=np.int64)
-        starts, lengths = self.offsets[rows], self.lengths[rows]
-        columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
-        mask = columns < lengths[:, None]
-        padded = np.full(mask.shape, pad, dtype=self.values.dtype)
-        padded[mask] = self.values[(starts[:, None] + columns)[mask]]
-        return padded, mask
+        lengths = self.lengths[rows]
+        shifts = self.offsets[rows] - (np.cumsum(lengths) - lengths)
+        places = np.repeat(shifts, lengths) + np.arange(lengths.sum())
+        taken: np.ndarray = self.values[places]
+        return taken
 
 
 def ragged_from_rows(rows: Sequence[np.ndarray], dtype: type) -> RaggedArray:

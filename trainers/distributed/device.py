@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.costmodel.microbatches import default_token_budget, micro_batch_overhead
+from cluster.costmodel.microbatches import default_token_budget
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Device:
     """One kind of device.
 
     resource: its name in Ray. backend: of torch.distributed. fused_optimizers: whether torch has
-    them for it. token_budget: default of padded tokens computed at once. overhead_tokens: cost of
-    one more micro-batch, in tokens. root_address_variable: the environment variable that gives its
-    collectives an `address:port` to meet at, beside torch's own store; None: they need none.
+    them for it. token_budget: default of tokens computed at once. root_address_variable: the
+    environment variable that gives its collectives an `address:port` to meet at, beside torch's own
+    store; None: they need none.
     """
 
     kind: str
@@ -26,11 +26,10 @@ class Device:
     backend: str
     fused_optimizers: bool
     token_budget: int
-    overhead_tokens: int
     root_address_variable: str | None = None
 
     def default_token_budget(self, max_length: int) -> int:
-        """Return the padded tokens computed at once: `token_budget`, or one longest sample."""
+        """Return the tokens computed at once: `token_budget`, or one longest sample."""
         return max(self.token_budget, max_length)
 
     def autocast_dtype(self) -> torch.dtype | None:
@@ -71,8 +70,7 @@ class Device:
 def _build_device(
     kind: str, resource: str, backend: str, fused: bool, root_variable: str | None = None
 ) -> Device:
-    budget, overhead = default_token_budget(kind), micro_batch_overhead(kind)
-    return Device(kind, resource, backend, fused, budget, overhead, root_variable)
+    return Device(kind, resource, backend, fused, default_token_budget(kind), root_variable)
 
 
 DEVICES = {

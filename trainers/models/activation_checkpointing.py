@@ -30,26 +30,26 @@ SAVED_OPS = {
 
 
 def checkpoint_layer(
-    layer: nn.Module, keys: DropoutKeys, mode: str, hidden: Tensor, mask: Any
+    layer: nn.Module, keys: DropoutKeys, mode: str, hidden: Tensor, *rest: Any
 ) -> Tensor:
-    """Return `layer(hidden, mask)`, recomputed in backward. mode: "full" or "selective"."""
-    # In a pipeline the recomputation runs while `keys` belongs to another micro-batch, so the keys
+    """Return `layer(hidden, *rest)`, recomputed in backward. mode: "full" or "selective"."""
+    # In a pipeline the recomputation runs while `keys` belongs to another micro-batch, so the texts
     # of this one are captured. Masks are functions of them: there is no RNG state to preserve.
-    sample_keys = keys.sample_keys
+    packed = keys.packed
 
-    def run_layer(hidden: Tensor, mask: Tensor | None) -> Tensor:
-        current, keys.sample_keys = keys.sample_keys, sample_keys
+    def run_layer(hidden: Tensor, *rest: Any) -> Tensor:
+        current, keys.packed = keys.packed, packed
         try:
-            output: Tensor = layer(hidden, mask)
+            output: Tensor = layer(hidden, *rest)
         finally:  # a recomputation ends early, by an exception of torch's
-            keys.sample_keys = current
+            keys.packed = current
         return output
 
     contexts: dict[str, Any] = {}
     if mode == "selective":
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _save_matmuls)
     output: Tensor = checkpoint(
-        run_layer, hidden, mask, use_reentrant=False, preserve_rng_state=False, **contexts
+        run_layer, hidden, *rest, use_reentrant=False, preserve_rng_state=False, **contexts
     )
     return output
 

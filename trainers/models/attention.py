@@ -1,46 +1,19 @@
-"""Attention over padded batches and over packed ones, where texts lie end to end in one row.
+"""Attention over packed texts: each text to itself, by the kernel that is fastest where it runs.
 
-Packed texts must not attend to each other. In Python their lengths drive a loop over the texts
-(`SequenceLengths`); an exported graph cannot loop over data, so there they are gathered into a
-padded view, several short texts to a row, for the time of the attention alone (`PaddedView`).
+On CUDA in 16 bits it is flash attention over texts of any lengths, without padding. Elsewhere
+training pads the texts into rows for the time of the attention alone, and inference goes text by
+text. Which kernel runs never changes what is computed.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.models.packed import PackedTexts, PaddedView
 
-class SequenceLengths(tuple[int, ...]):
-    """Sequence lengths of a packed batch, passed in place of a mask: texts attend to themselves."""
-
-
-@dataclass(frozen=True)
-class PaddedView:
-    """How the t tokens of a packed batch are gathered into r rows of width w.
-
-    text_ids: [t], the text of a token. token_at_slot: [r, w], the token in a slot; arbitrary where
-    the slot is empty. text_at_slot: [r, w], its text; -1 where empty. slot_of_token: [t], flat.
-    """
-
-    text_ids: Tensor
-    token_at_slot: Tensor
-    text_at_slot: Tensor
-    slot_of_token: Tensor
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """[r, 1, w, w] bool: slots of the same text see each other."""
-        return (self.text_at_slot[:, :, None] == self.text_at_slot[:, None])[:, None]
-
-    def mask_for_queries(self, reads: Tensor) -> Tensor:
-        """Return which tokens the tokens `reads` [n] see: [1, 1, n, t] bool."""
-        return (self.text_ids[reads][:, None] == self.text_ids)[None, None]
-
-
-AttentionMask = Tensor | SequenceLengths | PaddedView | None
+HALF = (torch.float16, torch.bfloat16)
 
 
 def attention_forward(
@@ -48,54 +21,67 @@ def attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: AttentionMask,
+    attention_mask: PackedTexts | PaddedView,
     scaling: float,
+    reads: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention [b, s, heads, d] of [b, heads, s, d] tensors (Transformers' interface).
+    """Compute attention [1, s, heads, d] of packed tokens [1, heads, t, d] (of Transformers).
 
-    Torch's fused kernel is used unless attention weights are dropped, which needs them in memory,
-    or the module has `fused = False`, for devices where training is faster without it.
+    query: of all t tokens, or of the tokens `reads` [n]. attention_mask: the packed texts; in a
+    graph that is exported, which cannot loop over texts, a padded view of them.
     """
-    if isinstance(attention_mask, SequenceLengths):
-        attended = _attend_per_text(query, key, value, attention_mask, scaling)
-        return attended.transpose(1, 2), None
-    if isinstance(attention_mask, PaddedView):
-        return _attend_padded(query, key, value, attention_mask, scaling), None
     dropout: Any = module.dropout
-    if dropout.p and module.training:
-        context = dropout(_attention_weights(query, key, attention_mask, scaling)) @ value
-    elif module.training and not getattr(module, "fused", True):
-        with torch.autocast(query.device.type, enabled=False):  # weights stay as wide as the query
-            context = _attention_weights(query, key, attention_mask, scaling) @ value
+    packed, heads = attention_mask, (query, key, value)
+    if isinstance(packed, PaddedView):
+        attended = _attend_in_graph(*heads, packed, reads, scaling)
+    elif module.training and dropout.p > 0:
+        attended = _attend_dropped(*heads, packed, reads, scaling, dropout)
+    elif query.device.type == "cuda" and query.dtype in HALF:
+        attended = _attend_varlen(*heads, packed, reads, scaling)
+    elif torch.is_grad_enabled():
+        fused = getattr(module, "fused", True)
+        attended = _attend_in_rows(*heads, packed, reads, scaling, fused)
     else:
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling
-        )
-    return context.transpose(1, 2), None
+        attended = _attend_per_text(*heads, packed, reads, scaling)
+    return attended.transpose(1, 2), None
 
 
-def _attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Return softmax(q k^T) [b, heads, s, s]."""
-    scores = (query * scaling) @ key.transpose(2, 3)
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device)
-        scores = scores + bias.masked_fill_(~mask, float("-inf"))
-    return scores.softmax(dim=-1)
+def _attend_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedTexts,
+    reads: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Attend by flash attention over sequences of various lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    keys, most = packed.offsets, packed.longest
+    queries, most_queried = keys, most
+    if reads is not None:  # one token of each text
+        queries, most_queried = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device), 1
+        keys = keys[: len(queries)]
+    attended = varlen_attn(q, k, v, queries, keys, most_queried, most, scale=scaling)
+    assert isinstance(attended, Tensor)
+    return attended.transpose(0, 1)[None]
 
 
 def _attend_per_text(
-    query: Tensor, key: Tensor, value: Tensor, lengths: SequenceLengths, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedTexts,
+    reads: Tensor | None,
+    scaling: float,
 ) -> Tensor:
-    """Attend text by text in a packed batch: [1, heads, s, d].
-
-    query: of all tokens, or of one token per text.
-    """
-    key_lengths = list(lengths)
-    per_token = query.shape[2] == key.shape[2]
-    query_lengths = key_lengths if per_token else [1] * len(key_lengths)
+    """Attend text by text; where tokens are read, they are one of each text."""
+    key_lengths = list(packed.lengths if reads is None else packed.lengths[: len(reads)])
+    query_lengths = key_lengths if reads is None else [1] * len(key_lengths)
     split = ((query, query_lengths), (key, key_lengths), (value, key_lengths))
-    parts = (torch.split(tensor, sizes, 2) for tensor, sizes in split)
+    parts = (torch.split(tensor[:, :, : sum(sizes)], sizes, 2) for tensor, sizes in split)
     attended = [
         F.scaled_dot_product_attention(q, k, v, scale=scaling)
         for q, k, v in zip(*parts, strict=True)
@@ -103,13 +89,93 @@ def _attend_per_text(
     return torch.cat(attended, dim=2)
 
 
-def _attend_padded(
-    query: Tensor, key: Tensor, value: Tensor, view: PaddedView, scaling: float
+def _attend_in_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedTexts,
+    reads: Tensor | None,
+    scaling: float,
+    fused: bool,
 ) -> Tensor:
-    """Attend within the rows of `view`: [1, s, heads, d] of a packed batch."""
-    q, k, v = (
-        packed.transpose(1, 2)[0][view.token_at_slot].transpose(1, 2)
-        for packed in (query, key, value)
-    )
-    rows = F.scaled_dot_product_attention(q, k, v, attn_mask=view.attention_mask, scale=scaling)
-    return rows.transpose(1, 2).flatten(0, 1)[view.slot_of_token][None]
+    """Attend with the texts laid out in rows, several short ones in a row."""
+    if reads is not None:  # they are few: all rows of keys are searched
+        sees = packed.texts[reads][:, None] == packed.texts
+        bias = torch.zeros(sees.shape, dtype=key.dtype, device=key.device)
+        bias = bias.masked_fill_(~sees, float("-inf"))[None, None]
+        return _attend(query, key, value, bias, scaling, fused)
+    if packed.is_even:
+        size = len(packed.lengths), packed.longest
+        q, k, v = (
+            x[0].unflatten(1, size).transpose(0, 1)  # type: ignore[no-untyped-call]
+            for x in (query, key, value)
+        )
+        return _attend(q, k, v, None, scaling, fused).transpose(0, 1).flatten(1, 2)[None]
+    view = packed.rows
+    q, k, v = (_to_rows(tensor, view) for tensor in (query, key, value))
+    rows = _attend(q, k, v, view.bias(q.dtype), scaling, fused)
+    return view.scatter(rows.transpose(1, 2)).transpose(0, 1)[None]
+
+
+def _attend_in_graph(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    view: PaddedView,
+    reads: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Attend within the rows of `view`, in operations that a graph can hold."""
+    mask = view.mask if reads is None else view.mask_for_queries(reads)
+    if reads is None:
+        query, key, value = (_to_rows(tensor, view) for tensor in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    if reads is not None:
+        return attended
+    return view.scatter(attended.transpose(1, 2)).transpose(0, 1)[None]
+
+
+def _attend_dropped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedTexts,
+    reads: Tensor | None,
+    scaling: float,
+    dropout: nn.Module,
+) -> Tensor:
+    """Attend with attention weights dropped: one text a row, as their masks are keyed by text."""
+    view = packed.text_rows
+    k, v = _to_rows(key, view), _to_rows(value, view)
+    empty = (view.text_at_slot < 0)[:, None, None]
+    bias = torch.zeros(empty.shape, dtype=key.dtype, device=key.device)
+    bias = bias.masked_fill_(empty, float("-inf"))
+    if reads is None:
+        weights = dropout(_attention_weights(_to_rows(query, view), k, bias, scaling))
+        return view.scatter((weights @ v).transpose(1, 2)).transpose(0, 1)[None]
+    n = len(reads)
+    q = query[0].transpose(0, 1)[:, :, None]  # [n, heads, 1, d]
+    weights = dropout(_attention_weights(q, k[:n], bias[:n], scaling))
+    attended: Tensor = weights @ v[:n]
+    return attended[:, :, 0].transpose(0, 1)[None]
+
+
+def _to_rows(tensor: Tensor, view: PaddedView) -> Tensor:
+    """Return packed tokens [1, heads, t, d] as rows [r, heads, w, d]."""
+    return view.gather(tensor[0].transpose(0, 1)).transpose(1, 2)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float, fused: bool
+) -> Tensor:
+    """Attend by torch's fused kernel, or multiplied out where that trains faster."""
+    if fused:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
+    with torch.autocast(query.device.type, enabled=False):  # weights stay as wide as the query
+        return _attention_weights(query, key, bias, scaling) @ value
+
+
+def _attention_weights(query: Tensor, key: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
+    """Return softmax(q k^T) [b, heads, s, s]."""
+    scores = (query * scaling) @ key.transpose(2, 3)
+    return (scores if bias is None else scores + bias).softmax(dim=-1)

@@ -17,11 +17,12 @@ from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from trainers.models.activation_checkpointing import checkpoint_layer
-from trainers.models.attention import AttentionMask, PaddedView, attention_forward
+from trainers.models.attention import attention_forward
 from trainers.models.config import quiet_transformers
 from trainers.models.dropout import DropoutKeys, KeyedDropout, use_keyed_dropout
 from trainers.models.embedding import RowGradEmbedding
 from trainers.models.families import FAMILIES, ModelFamily
+from trainers.models.packed import PackedTexts, PaddedView
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -54,40 +55,35 @@ class TextModel(nn.Module):
         self.sp_entry, self.sp_exit = nn.Identity(), nn.Identity()  # hooks of the TP plan
         self._dropout_keys: DropoutKeys = use_keyed_dropout(net)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        mask: Tensor | None = None,
-        keys: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Return logits [b, num_labels], or [n, vocabulary] of the n masked `positions`.
+    def forward(self, inputs: Tensor, packed: PackedTexts) -> Tensor:
+        """Return logits [n, num_labels], or [n, vocabulary], of the n tokens that are read.
 
-        inputs: token ids [b, s]; hidden states [b, s, h] unless this is the first stage. Stages
-        but the last return hidden states. mask: [b, s] bool, true where a token is; None when
-        nothing is padded. keys: [b] int64 of `sample_keys`, needed in training mode. positions:
-        [n] int64, flat indices into b * s.
+        inputs: token ids [1, t] of texts end to end; hidden states [1, t, h] unless this is the
+        first stage. Stages but the last return hidden states. packed: the texts; their keys are
+        needed in training mode.
         """
-        self._dropout_keys.sample_keys = keys
-        attention_mask = None if mask is None else mask[:, None, None, :]
+        self._dropout_keys.packed = packed
         hidden = inputs
         if self.is_first:
-            hidden = self.sp_entry(self.family.embed_tokens(self.net, inputs))
+            positions = self.family.position_rows(self.net, inputs, packed)
+            hidden = self.sp_entry(self.family.embed_tokens(self.net, inputs, positions))
         layers = self.family.get_layers(self.net)
         for index in self.layer_range:
             layer = layers.get_submodule(str(index))
+            reads = (packed.reads,) if isinstance(layer, ClsOnlyLayer) else ()
             if self.recompute == "none" or not self.training:
-                hidden = layer(hidden, attention_mask)
+                hidden = layer(hidden, packed, *reads)
             else:
                 hidden = checkpoint_layer(
-                    layer, self._dropout_keys, self.recompute, hidden, attention_mask
+                    layer, self._dropout_keys, self.recompute, hidden, packed, *reads
                 )
         if not self.is_last:
             return hidden
         hidden = self.sp_exit(hidden)
-        if positions is None:
-            return self.family.classify(self.net, hidden)
-        return self.family.predict_tokens(self.net, hidden.flatten(0, 1)[positions])
+        read = hidden[0] if self.is_cls_only else hidden[0, packed.reads]
+        if self.masked_lm:
+            return self.family.predict_tokens(self.net, read)
+        return self.family.classify(self.net, read[:, None])
 
     def set_fused_attention(self, fused: bool) -> None:
         """Set whether training uses torch's fused attention where no weight is dropped."""
@@ -174,10 +170,7 @@ class TextModel(nn.Module):
 
 
 class ClsOnlyLayer(nn.Module):
-    """A last BertLayer that computes its output only for the tokens that are read.
-
-    They are [CLS] of every row: [b, 1, h]; in a packed row the tokens `reads` [n]: [1, n, h].
-    """
+    """A last BertLayer that computes its output only for the tokens that are read."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -185,25 +178,18 @@ class ClsOnlyLayer(nn.Module):
         self.output = layer.output
         self.tp_input, self.tp_cls = nn.Identity(), nn.Identity()  # hooks of the TP plan
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: AttentionMask = None,
-        reads: Tensor | None = None,
-    ) -> Tensor:
-        """Return the layer's output for the tokens that are read."""
+    def forward(self, hidden: Tensor, packed: PackedTexts | PaddedView, reads: Tensor) -> Tensor:
+        """Return the layer's output [1, n, h] for the tokens `reads` [n] of `hidden` [1, t, h]."""
         attention: Any = self.attention
         heads, hidden = attention.self, self.tp_input(hidden)
-        queried = hidden[:, :1] if reads is None else hidden[:, reads]
-        if reads is not None and isinstance(mask, PaddedView):
-            mask = mask.mask_for_queries(reads)
+        queried = hidden[:, reads]
 
         def split_heads(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], -1, heads.attention_head_size).transpose(1, 2)
 
         query = split_heads(heads.query(queried))
         key, value = split_heads(heads.key(hidden)), split_heads(heads.value(hidden))
-        context, _ = attention_forward(heads, query, key, value, mask, heads.scaling)
+        context, _ = attention_forward(heads, query, key, value, packed, heads.scaling, reads)
         attended = attention.output(context.flatten(2), self.tp_cls(queried))
         widen: Any = self.intermediate
         narrow: Any = self.output

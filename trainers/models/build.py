@@ -23,14 +23,14 @@ from transformers import (
 )
 
 from trainers.config.recipe import Recipe
-from trainers.data.microbatch import CutCost, cut_batch
+from trainers.data.microbatch import cut_batch
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder
-from trainers.distributed.device import DEVICES
 from trainers.distributed.dtensor import local_shard, to_local
 from trainers.models.bert import TextModel
 from trainers.models.config import build_config, build_full_config, pretrained_source
 from trainers.models.families import FAMILIES
+from trainers.models.packed import PackedTexts
 from trainers.untrusted.model_files import CONFIG_FILE, check_model_files
 
 
@@ -43,7 +43,7 @@ class LinearModel(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, numbers: Tensor, *_: Tensor | None) -> Tensor:
+    def forward(self, numbers: Tensor, _: PackedTexts | None = None) -> Tensor:
         """Return outputs [b, num_labels] of `numbers` [b, num_features] float32."""
         outputs: Tensor = self.linear(numbers)
         return outputs
@@ -130,34 +130,27 @@ def load_model(directory: Path) -> Model:
 def predict_logits(
     model: nn.Module,
     samples: RaggedArray,
-    pad: int,
     token_budget: int,
     device: torch.device | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Return logits [n, num_labels] float32 of `samples`, in their order, computed length-sorted.
+    """Return logits [n, num_labels] float32 of `samples`, in their order.
 
     on_progress: called with the number done after each micro-batch.
     """
     device = device or torch.device("cpu")
-    (micro_batches,) = cut_batch(
-        np.arange(len(samples)),
-        samples.lengths,
-        1,
-        token_budget,
-        CutCost(DEVICES[device.type].overhead_tokens),
-    )
+    rows = np.arange(len(samples))
     logits: np.ndarray | None = None
     done = 0
     with torch.inference_mode():
-        for micro_batch in micro_batches:
-            values, mask = samples.collate(micro_batch.rows, pad)
-            inputs = torch.from_numpy(values).to(device)
-            if not inputs.is_floating_point():
-                inputs = inputs.long()
-            # Without padding there is no mask, so that attention may take its faster kernels.
-            attended = None if mask.all() else torch.from_numpy(mask).to(device)
-            outputs = model(inputs, attended).float().cpu().numpy()
+        for micro_batch in cut_batch(rows, samples.lengths, 1, token_budget)[0]:
+            inputs = torch.from_numpy(samples.take(micro_batch.rows)).to(device)
+            lengths = samples.lengths[micro_batch.rows]
+            if inputs.is_floating_point():
+                outputs = model(inputs.view(len(lengths), -1), None)
+            else:
+                outputs = model(inputs[None].long(), PackedTexts.from_lengths(lengths, device))
+            outputs = outputs.float().cpu().numpy()
             if logits is None:
                 logits = np.empty((len(samples), outputs.shape[1]), dtype=np.float32)
             logits[micro_batch.rows] = outputs

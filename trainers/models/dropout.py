@@ -3,30 +3,56 @@
 `torch.nn.Dropout` draws from a stream, so the mask of a sample depends on everything drawn before
 it: cutting a batch differently, or on more workers, changes the run. Here a mask is a hash of
 (key, site, position, channel), where the key is a hash of (seed, epoch, sample) alone. Any layout
-drops the same activations, padding changes nothing, recomputed layers drop what they dropped
+drops the same activations, whatever a text is packed with, recomputed layers drop what they dropped
 before, and a resumed run needs no saved RNG state.
 """
 
 import torch
 from torch import Tensor, nn
 
+from trainers.models.packed import PackedTexts
+
 # The 32-bit finalizer "lowbias32" of C. Wellons' search for low-bias integer hashes.
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - (1 << 32)
 
 
 class DropoutKeys:
-    """The keys of the micro-batch in flight, shared by every dropout of one model."""
+    """The texts in flight with their keys, shared by all dropouts of a model."""
 
     def __init__(self) -> None:
-        self.sample_keys: Tensor | None = None
+        self.packed: PackedTexts | None = None
         self._hashes: dict[tuple[int, ...], Tensor] = {}
+        self._of_tokens: dict[tuple[int, int, int], Tensor] = {}  # of the texts `_gathered_for`
+        self._gathered_for: PackedTexts | None = None
 
     def site_keys(self, site: int) -> Tensor:
-        """Return the keys [b] int32 of one dropout site. Raises RuntimeError when none are set."""
-        if self.sample_keys is None:
+        """Return the keys [number of texts] int32 of one dropout site.
+
+        Raises RuntimeError when there are none.
+        """
+        if self.packed is None or self.packed.keys is None:
             raise RuntimeError("a model in training mode needs the keys of its samples")
-        folded = (self.sample_keys ^ (self.sample_keys >> 32)).to(torch.int32)
-        return _mix_bits_(folded + site * 0x632BE5)
+        keys = self.packed.keys
+        return _mix_bits_((keys ^ (keys >> 32)).to(torch.int32) + site * 0x632BE5)
+
+    def token_hashes(self, shape: torch.Size, shard: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the text [t] of each token in `shape` [1, t, width], and a hash of its channels.
+
+        Hashes are [t, width / 2] int32. The tokens are those of `shard` among all, or those read.
+        """
+        packed, (index, count), (_, length, width) = self.packed, shard, shape
+        assert packed is not None
+        if length * count == len(packed.texts):
+            tokens: slice | Tensor = slice(index * length, (index + 1) * length)
+        else:
+            tokens = packed.reads
+        if self._gathered_for is not packed:
+            self._gathered_for, self._of_tokens = packed, {}
+        place = length, width, index
+        if place not in self._of_tokens:  # the same for all sites
+            table = self.position_hashes(torch.Size((packed.longest, width)), packed.texts.device)
+            self._of_tokens[place] = table[packed.positions[tokens]]
+        return packed.texts[tokens], self._of_tokens[place]
 
     def position_hashes(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return an int32 hash of each position in `shape`, one for every two channels.
@@ -54,10 +80,12 @@ class DropoutKeys:
 
 
 class KeyedDropout(nn.Module):
-    """Drop-in for `nn.Dropout` on [b, ..., channels] activations, keyed by sample.
+    """Drop-in for `nn.Dropout`, keyed by sample, for activations of packed texts.
 
-    shard: (index, count) where this rank holds one of `count` equal parts of dimension 1, heads or
-    positions. The mask is then this rank's part of the whole mask.
+    They are [1, t, channels] of all tokens, [1, n, channels] of those that are read, [n, channels]
+    of the first n texts, or attention weights [n, heads, s, s] of them. shard: (index, count) where
+    this rank holds one of `count` equal parts of dimension 1, heads or tokens. The mask is then
+    this rank's part of the whole mask.
     """
 
     def __init__(self, p: float, site: int, keys: DropoutKeys) -> None:
@@ -65,24 +93,33 @@ class KeyedDropout(nn.Module):
         self.p, self.site, self._keys, self.shard = p, site, keys, (0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop elements of `x` [b, ..., channels] in training mode."""
+        """Drop elements of `x` in training mode."""
         if not self.training or self.p == 0.0:
             return x
         return torch.where(self.keep_mask(x.shape, x.device), x, 0.0) * (1.0 / (1.0 - self.p))
 
     def keep_mask(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """Return which activations of `shape` [b, ..., channels] survive, bool."""
-        (index, count), length = self.shard, shape[1]
-        whole = torch.Size((length * count, *shape[2:])) if count > 1 else shape[1:]
-        hashes = self._keys.position_hashes(whole, device)
-        if count > 1:
-            hashes = hashes[index * length : (index + 1) * length]
+        """Return which activations of `shape` survive, bool."""
         keys = self._keys.site_keys(self.site)
-        words = _mix_bits_(hashes ^ keys.view(-1, *[1] * hashes.dim()))
+        if len(shape) == 3:
+            texts, hashes = self._keys.token_hashes(shape, self.shard)
+            words = _mix_bits_(hashes ^ keys[texts][:, None])[None]
+        else:
+            hashes = self._keys.position_hashes(self._whole(shape), device)
+            (index, count), length = self.shard, shape[1]
+            if count > 1:
+                hashes = hashes[index * length : (index + 1) * length]
+            words = _mix_bits_(hashes ^ keys[: shape[0]].view(-1, *[1] * hashes.dim()))
         # Read each 32-bit word as two uniform int16: an element is dropped when it is in the
         # lowest share p of the 65536 values.
         lanes = words.view(torch.int16)[..., : shape[-1]]
         return lanes >= round(self.p * 65536) - 32768
+
+    def _whole(self, shape: torch.Size) -> torch.Size:
+        """Return the shape [heads, s, s] or [channels] of a text's activations on all ranks."""
+        if len(shape) == 2:
+            return torch.Size(shape[1:])
+        return torch.Size((shape[1] * self.shard[1], *shape[2:]))
 
 
 def use_keyed_dropout(model: nn.Module) -> DropoutKeys:

@@ -8,6 +8,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.models.packed import PackedTexts
+
 
 @dataclass(frozen=True)
 class ModelFamily:
@@ -57,6 +59,18 @@ class ModelFamily:
         hidden: Tensor = encoder.embeddings(input_ids=ids, position_ids=positions)
         project = getattr(encoder, "embeddings_project", None)
         return hidden if project is None else project(hidden)
+
+    def position_rows(self, net: nn.Module, ids: Tensor, packed: PackedTexts) -> Tensor:
+        """Return the position embeddings' rows [1, t] of packed `ids` [1, t], by `position_ids`."""
+        config: Any = net.config
+        if config.model_type != "roberta":
+            return packed.positions[None]
+        real: Tensor = (ids[0] != config.pad_token_id).long()
+        counted = real.cumsum(0)
+        starts = packed.offsets[:-1].long()
+        before = (counted[starts] - real[starts])[packed.texts]
+        rows: Tensor = (counted - before) * real + config.pad_token_id
+        return rows[None]
 
 
 Head = Callable[[Any, Tensor], Tensor]

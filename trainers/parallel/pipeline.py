@@ -1,8 +1,7 @@
 """Run micro-batches through the stages of a model, forward and backward, as the schedule orders.
 
-Every rank of a pipeline knows all micro-batches of a step, so they may have any shape: nothing is
-padded to a common length, and no shapes are sent. With one stage this is plain gradient
-accumulation.
+Every rank of a pipeline knows all micro-batches of a step, so they may have any number of tokens,
+and no shapes are sent. With one stage this is plain gradient accumulation.
 """
 
 from collections import deque
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from trainers.distributed.mesh import Mesh
 from trainers.distributed.schedule import PipelineAction, forward_only, one_forward_one_backward
+from trainers.models.packed import PackedTexts
 from trainers.parallel.parallelize import ParallelModel
 
 
@@ -25,15 +25,13 @@ from trainers.parallel.parallelize import ParallelModel
 class DeviceBatch:
     """One micro-batch on its device: the inputs of `TextModel.forward` and of the loss.
 
-    inputs: [b, s] token ids, or [b, f] numbers. weight: of each sample or token in the loss.
-    teacher: [b, num_labels], logits of the teacher in distillation. rows: [b] int64, the places of
-    the samples in their split.
+    inputs: [1, t] token ids of texts end to end, or [b, f] numbers, and then packed is None.
+    weight: of each sample or token in the loss. teacher: [b, num_labels], logits of the teacher in
+    distillation. rows: [b] int64, the places of the samples in their split.
     """
 
     inputs: Tensor
-    mask: Tensor | None
-    keys: Tensor | None
-    positions: Tensor | None
+    packed: PackedTexts | None
     targets: Tensor
     weight: float
     teacher: Tensor | None = None
@@ -85,6 +83,8 @@ class Pipeline:
                 in_flight[key] = stage_input, output
             else:
                 self._backward(action, *in_flight.pop(key), transport)
+                if batch.packed is not None:
+                    batch.packed.free()
         transport.wait_all()
         return total
 
@@ -114,7 +114,7 @@ class Pipeline:
             stage_input.requires_grad_(torch.is_grad_enabled())
         with self._autocast():
             module = self._parallel.wrapped_modules[action.stage]
-            return stage_input, module(stage_input, batch.mask, batch.keys, batch.positions)
+            return stage_input, module(stage_input, batch.packed)
 
     def _backward(
         self,
@@ -208,10 +208,10 @@ class StageTransport:
         return stage % self._mesh.layout.pp == self._mesh.pp_rank
 
     def _empty_activation(self, batch: DeviceBatch) -> Tensor:
-        rows, length = batch.inputs.shape
+        length = batch.inputs.shape[1]
         if self._mesh.layout.sequence_parallel:
             length //= self._mesh.layout.tp
-        return torch.empty(rows, length, self._hidden_size, device=batch.inputs.device)
+        return torch.empty(1, length, self._hidden_size, device=batch.inputs.device)
 
 
 def _wait_for(work: dist.Work | None) -> None:

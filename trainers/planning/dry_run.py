@@ -15,11 +15,10 @@ from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.microbatch import (
     CutConstraints,
-    CutCost,
-    count_tokens,
     cut_batch,
     epoch_order,
     global_batch_rows,
+    sample_costs,
     steps_per_epoch,
 )
 from trainers.distributed.device import DEVICES, Device, autocast_dtype
@@ -27,7 +26,7 @@ from trainers.planning.layout import ResolvedLayout, resolve_layout, resolve_sha
 from trainers.planning.placement import place_run
 from trainers.training.distillation import load_teacher as teacher_of
 
-BATCHES_SAMPLED = 20  # global batches that are cut, to show padding and balance
+BATCHES_SAMPLED = 20  # global batches that are cut, to show micro-batches and balance
 
 
 def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
@@ -47,8 +46,8 @@ def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
         yield f"place     {placement.reason}"
     plan = resolve_layout(recipe, shape, placement.cluster)
     yield from plan.lines
-    cost = CutCost(device.overhead_tokens, shape.hidden_size) if shape.num_layers else CutCost()
-    yield from _batch_lines(recipe, sketch, plan, device, cost)
+    hidden_size = shape.hidden_size if shape.num_layers else 0
+    yield from _batch_lines(recipe, sketch, plan, device, hidden_size)
     yield from chosen.to_lines()
 
 
@@ -80,7 +79,7 @@ def _batch_lines(
     sketch: prepare.DatasetEstimate,
     plan: ResolvedLayout,
     device: Device,
-    cost: CutCost,
+    hidden_size: int,
 ) -> Iterator[str]:
     size, rows = recipe.global_batch_size, sketch.num_train
     steps = steps_per_epoch(rows, size)
@@ -89,22 +88,21 @@ def _batch_lines(
     dtype = autocast_dtype(device, recipe.precision) or torch.float32
     yield f"batches   {rows:,} rows / {size} = {steps} steps an epoch, {total} steps in all"
     lengths = sketch.lengths
+    constraints = CutConstraints.for_layout(plan.layout)
     ordered = epoch_order(recipe.seed, 0, len(lengths))
     cuts = [
-        cut_batch(
-            batch, lengths[batch], ranks, budget, cost, CutConstraints.for_layout(plan.layout)
-        )
+        cut_batch(batch, lengths[batch], ranks, budget, hidden_size, constraints)
         for step in range(min(BATCHES_SAMPLED, len(lengths) // size or 1))
         for batch in [global_batch_rows(ordered, step, size)]
     ]
-    micro_batches = [m for shares in cuts for share in shares for m in share if m.weight]
-    real, computed = count_tokens(micro_batches, lengths)
-    work = [[sum(cost.sample_costs(lengths[m.rows]).sum() for m in s) for s in r] for r in cuts]
+    count = sum(bool(m.weight) for shares in cuts for share in shares for m in share)
+    costs = sample_costs(lengths, hidden_size)
+    work = [[sum(costs[m.rows].sum() for m in share) for share in shares] for shares in cuts]
     unevenness = sum(max(shares) for shares in work) * ranks / sum(map(sum, work))
     yield (
-        f"cut       token budget {budget:,}: {len(micro_batches) / len(cuts) / ranks:.1f} "
-        f"micro-batches a rank and step, {1 - real / computed:.1%} padding "
-        f"(padding to max_length: {1 - float(np.mean(lengths)) / recipe.batch.max_length:.0%})"
+        f"cut       token budget {budget:,}: {count / len(cuts) / ranks:.1f} micro-batches a rank "
+        "and step, without padding "
+        f"(to max_length it would be {1 - float(np.mean(lengths)) / recipe.batch.max_length:.0%})"
     )
     yield f"balance   the busiest rank of a step has {unevenness:.2f}x an even share of the work"
     yield f"precision {str(dtype).removeprefix('torch.')}"

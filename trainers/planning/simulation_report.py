@@ -13,7 +13,6 @@ from cluster.costmodel.memory import memory_by_rank
 from cluster.spec import ClusterMetadata, ClusterSpec
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
-from trainers.data.microbatch import CutCost
 from trainers.data.packages import resolve_model
 from trainers.distributed.device import DEVICES
 from trainers.models.bert import TextModel
@@ -52,10 +51,7 @@ def simulation_lines(
     plan = resolve_layout(recipe, shape, cluster)
     job, memory = plan.job, plan.job.device_memory
     budget = plan.tokens_at_once
-    cost = CutCost(device.overhead_tokens, shape.hidden_size)
-    setup = simulated_setup(
-        recipe, plan.layout, job.training_setup(plan.layout, budget), budget, cost
-    )
+    setup = simulated_setup(recipe, plan.layout, job.training_setup(plan.layout, budget), budget)
 
     def build_model() -> TextModel:
         model = meta_model(recipe, labels, 0, encoder)

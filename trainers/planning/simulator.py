@@ -21,10 +21,11 @@ from cluster.costmodel.layout import Layout
 from cluster.costmodel.memory import TrainingSetup, micro_batches_in_flight
 from cluster.costmodel.model_shape import ModelShape, split_into_stages
 from trainers.config.recipe import Recipe
-from trainers.data.microbatch import CutConstraints, CutCost, cut_batch
+from trainers.data.microbatch import CutConstraints, cut_batch
 from trainers.distributed.dtensor import to_local
 from trainers.distributed.vocab_parallel_loss import token_losses
 from trainers.models.bert import TextModel
+from trainers.models.packed import PackedTexts
 from trainers.parallel.parallelize import ParallelModel
 from trainers.parallel.pipeline import DeviceBatch, Pipeline
 from trainers.planning.fake import FakeMesh, FakeTensors, cuda_autocast_rules, fake_process_group
@@ -73,13 +74,13 @@ class RankReport:
 
 
 def simulated_setup(
-    recipe: Recipe, layout: Layout, setup: TrainingSetup, token_budget: int, cost: CutCost
+    recipe: Recipe, layout: Layout, setup: TrainingSetup, token_budget: int
 ) -> TrainingSetup:
     """Return `setup` with the micro-batches that the run would cut of full sequences."""
     samples = ceil(recipe.global_batch_size / layout.dp)
     lengths = np.full(samples, recipe.batch.max_length)
     demands = CutConstraints.for_layout(layout)
-    (share,) = cut_batch(np.arange(samples), lengths, 1, token_budget, cost, demands)
+    (share,) = cut_batch(np.arange(samples), lengths, 1, token_budget, 0, demands)
     largest = max(len(micro_batch.rows) for micro_batch in share)
     return replace(setup, sequences=largest, num_micro_batches=len(share))
 
@@ -174,21 +175,19 @@ class _Simulator:
         """Make a micro-batch of full sequences of zeros: values change no size."""
         setup, task = self._spec.setup, self._spec.recipe.task
         b, s = setup.sequences, setup.tokens
-        positions = None
+        reads = None
         if task == "masked-lm":
-            positions = torch.zeros(
-                setup.micro_batch_shape(self._spec.shape).masked, dtype=torch.long
-            )
-            targets = torch.zeros_like(positions)
+            masked = setup.micro_batch_shape(self._spec.shape).masked
+            reads = targets = torch.zeros(masked, dtype=torch.long)
         elif task == "multi-label":
             targets = torch.zeros(b, self._spec.shape.num_labels)
         else:
             targets = torch.zeros(b, dtype=torch.long if task == "classification" else None)
         return DeviceBatch(
-            inputs=torch.zeros(b, s, dtype=torch.long),
-            mask=None,
-            keys=torch.zeros(b, dtype=torch.long),
-            positions=positions,
+            inputs=torch.zeros(1, b * s, dtype=torch.long),
+            packed=PackedTexts.from_lengths(
+                [s] * b, reads=reads, keys=torch.zeros(b, dtype=torch.long)
+            ),
             targets=targets,
             weight=1.0,
         )

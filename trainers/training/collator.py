@@ -1,4 +1,4 @@
-"""Data collator: pads, masks and keys the rows of micro-batches, and moves them to the device.
+"""Data collator: packs, masks and keys the rows of micro-batches, and moves them to the device.
 
 What a row becomes is a function of (seed, epoch, row) alone, however the batch is cut.
 """
@@ -14,13 +14,14 @@ from trainers.data.dataset_cache import DatasetSplit
 from trainers.data.masking import mask_tokens
 from trainers.data.microbatch import MicroBatch, sample_keys
 from trainers.data.tokenizer import Encoder, TextEncoder
+from trainers.models.packed import PackedTexts
 from trainers.parallel.pipeline import DeviceBatch
 
 EVALUATION_EPOCH = 2**31 - 1  # the epoch whose masks every evaluation uses
 
 
 class Collator:
-    """Collates micro-batches. multiple: sequence lengths are padded to multiples of it."""
+    """Collates micro-batches. multiple: a further text of pads makes their tokens one of it."""
 
     def __init__(
         self, recipe: Recipe, encoder: Encoder, device: torch.device, multiple: int = 1
@@ -42,34 +43,57 @@ class Collator:
         self, split: DatasetSplit, micro_batch: MicroBatch, epoch: int | None
     ) -> DeviceBatch:
         rows, seed = micro_batch.rows, self._recipe.seed
-        values, mask = split.samples.collate(rows, self._pad_id, self._multiple)
-        keys = None if epoch is None else self._to_device(sample_keys(seed, epoch, rows))
-        positions = None
-        if self._vocabulary is None:
-            targets = self._to_device(split.targets[rows])
-        else:
+        values, lengths = split.samples.take(rows), split.samples.lengths[rows]
+        keys = None if epoch is None else sample_keys(seed, epoch, rows)
+        reads, targets = None, split.targets[rows]
+        if self._vocabulary is not None:
             masked = mask_tokens(
                 values,
-                mask,
+                lengths,
                 rows,
                 EVALUATION_EPOCH if epoch is None else epoch,
                 seed,
                 self._recipe.masking,
                 self._vocabulary,
             )
-            values, positions = masked.ids, self._to_device(masked.positions)
-            targets = self._to_device(masked.targets)
-        inputs = self._to_device(values)
+            values, reads, targets = masked.ids, masked.positions, masked.targets
+        packed = None
+        if values.dtype.kind == "f":
+            inputs = self._to_device(values.reshape(len(rows), -1))
+        else:
+            values, lengths, keys, reads = self._fill_up(values, lengths, keys, reads)
+            inputs = self._to_device(values)[None].long()
+            packed = PackedTexts.from_lengths(
+                lengths,
+                self._device,
+                None if reads is None else self._to_device(reads),
+                None if keys is None else self._to_device(keys),
+            )
         return DeviceBatch(
-            inputs=inputs if inputs.is_floating_point() else inputs.long(),
-            mask=None if mask.all() else self._to_device(mask),
-            keys=keys,
-            positions=positions,
-            targets=targets,
+            inputs=inputs,
+            packed=packed,
+            targets=self._to_device(targets),
             weight=micro_batch.weight,
             teacher=None if split.teacher is None else self._to_device(split.teacher[rows]),
             rows=rows,
         )
+
+    def _fill_up(
+        self,
+        values: np.ndarray,
+        lengths: np.ndarray,
+        keys: np.ndarray | None,
+        reads: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Append a text of pads, which nothing reads, to make the tokens a multiple."""
+        lacking = -len(values) % self._multiple
+        if not lacking:
+            return values, lengths, keys, reads
+        if reads is None:
+            reads = np.cumsum(lengths) - lengths
+        pads = np.full(lacking, self._pad_id, dtype=values.dtype)
+        keys = None if keys is None else np.append(keys, 0)
+        return np.append(values, pads), np.append(lengths, lacking), keys, reads
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -70,14 +70,14 @@ class Teacher:
         return shape_from_config(config, self.card.task, len(self.card.labels))
 
     def compute_logits(
-        self, samples: RaggedArray, pad_id: int, on_progress: Callable[[int], None]
+        self, samples: RaggedArray, on_progress: Callable[[int], None]
     ) -> np.ndarray:
         """Compute logits [n, num_labels] float32 of texts that its own encoder encoded."""
         if not len(samples):
             return np.empty((0, max(1, len(self.card.labels))), dtype=np.float32)
         budget = DEVICES["cpu"].default_token_budget(self.card.max_length)
         model = load_model(self.directory)
-        return predict_logits(model, samples, pad_id, budget, on_progress=on_progress)
+        return predict_logits(model, samples, budget, on_progress=on_progress)
 
 
 def load_teacher(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:
@@ -157,7 +157,7 @@ def _compute_logits(
     for part in PARTS:
         samples = encoder.encode(texts[part])[0]
         logits[part] = teacher.compute_logits(
-            samples, encoder.pad_id, prepare.offset_progress(done, total, progress)
+            samples, prepare.offset_progress(done, total, progress)
         )
         done += len(samples)
     return logits

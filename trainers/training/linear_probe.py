@@ -22,6 +22,7 @@ from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
 from trainers.data.tokenizer import Encoder
 from trainers.models.bert import TextModel
 from trainers.models.build import Model, build_model, predict_logits
+from trainers.models.packed import PackedTexts
 from trainers.training.target_scale import TargetScale
 
 FEW_ROWS = 50  # a class or label; above, fine-tuning from a random head was as good or better
@@ -66,7 +67,7 @@ def fit_head(recipe: Recipe, data: PreparedDataset, encoder: Encoder) -> Head:
     started = time.monotonic()
     model = build_model(recipe, data.labels, 0, encoder)
     assert isinstance(model, TextModel)
-    features = compute_features(model.eval(), data.train, encoder.pad_id)
+    features = compute_features(model.eval(), data.train)
     scale = np.maximum(features.std(axis=0), 1e-6)
     center = features.mean(axis=0)
     targets = np.asarray(data.train.targets)
@@ -81,19 +82,19 @@ def fit_head(recipe: Recipe, data: PreparedDataset, encoder: Encoder) -> Head:
     return Head(weight.astype(np.float32), bias.astype(np.float32), len(data.train), seconds)
 
 
-def compute_features(model: TextModel, split: DatasetSplit, pad: int) -> np.ndarray:
+def compute_features(model: TextModel, split: DatasetSplit) -> np.ndarray:
     """Return what the last layer reads of each row: [n, width] float32."""
     output = output_layer(model)
 
     class Features(torch.nn.Module):
-        def forward(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        def forward(self, inputs: Tensor, packed: PackedTexts) -> Tensor:
             caught: list[Tensor] = []
             hook = output.register_forward_hook(lambda _, args, __: caught.append(args[0]))
-            model(inputs, mask)
+            model(inputs, packed)
             hook.remove()
             return caught[0]
 
-    return predict_logits(Features(), split.samples, pad, TOKENS_AT_ONCE)
+    return predict_logits(Features(), split.samples, TOKENS_AT_ONCE)
 
 
 def output_layer_name(model: Model) -> str:

@@ -22,7 +22,6 @@ from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
 from trainers.data.microbatch import (
     CutConstraints,
-    CutCost,
     MicroBatch,
     count_tokens,
     cut_batch,
@@ -89,16 +88,15 @@ class TrainingLoop:
             or device.default_token_budget(recipe.batch.max_length)
         )
         model = next(iter(parallel.stage_modules.values()))
-        hidden_size = model.config.hidden_size if isinstance(model, TextModel) else 0
+        self._hidden_size = model.config.hidden_size if isinstance(model, TextModel) else 0
         layout, self._device = self.mesh.layout, device.torch_device()
-        self._cut_cost = CutCost(device.overhead_tokens, hidden_size)
         self._cut_constraints = CutConstraints.for_layout(layout)
         multiple = layout.tp if layout.sequence_parallel else 1
         self._collator = Collator(recipe, encoder, self._device, multiple)
         self._autocast = autocast_dtype(device, recipe.precision)
         parallel.set_fused_attention(device.prefers_fused_attention(self._autocast))
         self.loss_scale = LossScale() if self._autocast == torch.float16 else None
-        self._pipeline = Pipeline(parallel, hidden_size, self._autocast_context)
+        self._pipeline = Pipeline(parallel, self._hidden_size, self._autocast_context)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain values."""
@@ -250,7 +248,7 @@ class TrainingLoop:
         loss = self._accumulate_gradients(epoch, rows, shares[self.mesh.dp_rank])
         norm = self.parallel.clip_gradients(self.recipe.optimizer.max_grad_norm)
         self._optimizer_step(norm)
-        tokens, computed = count_tokens((m for share in shares for m in share if m.weight), lengths)
+        tokens = count_tokens((m for share in shares for m in share if m.weight), lengths)
         return StepEvent(
             step=step + 1,
             epoch=epoch,
@@ -259,7 +257,7 @@ class TrainingLoop:
             grad_norm=norm,
             samples=len(rows),
             tokens=tokens,
-            computed_tokens=computed,
+            computed_tokens=tokens,
             micro_batches=sum(len(share) for share in shares),
             seconds=time.perf_counter() - started,
         )
@@ -296,9 +294,7 @@ class TrainingLoop:
         ids = None
         if self.parallel.has_row_gradients:
             # The pad's row needs no reduction where no text holds it: its gradient is zero.
-            values, offsets = train.samples.values, train.samples.offsets
-            texts = [values[offsets[row] : offsets[row + 1]] for row in rows]
-            ids = torch.from_numpy(np.unique(np.concatenate(texts))).long().to(self._device)
+            ids = torch.from_numpy(np.unique(train.samples.take(rows))).long().to(self._device)
         self.parallel.finalize_gradients(ids)
         if self.loss_scale is not None:
             unscale_gradients((p for _, p in self.parallel.named_parameters()), factor)
@@ -313,7 +309,7 @@ class TrainingLoop:
 
     def _split_over_ranks(self, rows: np.ndarray, lengths: np.ndarray) -> list[list[MicroBatch]]:
         """Return the micro-batches of each data-parallel rank."""
-        how = self.mesh.layout.dp, self.token_budget, self._cut_cost, self._cut_constraints
+        how = self.mesh.layout.dp, self.token_budget, self._hidden_size, self._cut_constraints
         return cut_batch(rows, lengths, *how)
 
     def _autocast_context(self) -> AbstractContextManager[Any]:

@@ -159,8 +159,7 @@ def _tiny_dataset(data: PreparedDataset, recipe: Recipe, encoder: Encoder) -> Pr
     rows = global_batch_rows(order, 0, recipe.global_batch_size)[:SAMPLES]
     samples = data.train.samples
     length = None if recipe.model.name == "linear" else TOKENS
-    values, mask = samples.collate(rows, encoder.pad_id)
-    texts = [row[is_token][:length] for row, is_token in zip(values, mask, strict=True)]
+    texts = [samples[row][:length] for row in rows]
     teacher = data.train.teacher
     train = DatasetSplit(
         ragged_from_rows(texts, samples.values.dtype.type),

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.engine.packed import PackedBatch
+from trainers.models.packed import PackedBatch
 
 
 class Backend(Protocol):

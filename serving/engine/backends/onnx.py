@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.engine.backends.backend import import_optional
-from serving.engine.packed import PackedBatch
+from trainers.models.packed import PackedBatch
 
 FILE = "model.onnx"
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from serving.engine.packed import PackedBatch
+from trainers.models.packed import PackedBatch
 
 WARM_UP = ((9, 7), (8,))  # lengths of texts: torch specializes on a size of 1
 

@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from serving.engine.networks import PackedNetwork, build_embedder, load_network
-from serving.engine.packed import PackedBatch, pad_into_rows
 from tests.support.tiny_bundle import write_tiny_bundle
 from trainers.models.bert import TextModel
 from trainers.models.card import read_card
 from trainers.models.families import FAMILIES, position_ids
+from trainers.models.packed import PackedBatch, pad_into_rows
 
 SIZES = {
     "vocab_size": 40,

@@ -9,13 +9,13 @@ import torch
 from serving.engine import networks
 from serving.engine.backends.registry import BACKENDS, ONNX_INT8, OPENVINO_INT8
 from serving.engine.engine import Engine, split_rows
-from serving.engine.packed import PackedBatch
 from serving.optimize import int8
 from serving.optimize.calibration import collect_activation_stats
 from serving.optimize.optimize import build_engines
 from tests.support.engine_builds import QUICK, TEXTS, needs_graphs
 from tests.support.tiny_bundle import write_tiny_bundle
 from trainers.models.card import BundleError, read_card
+from trainers.models.packed import PackedBatch
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from serving.engine.backends.backend import Backend
 from serving.engine.backends.onnx import OnnxBackend
 from serving.engine.backends.openvino import OpenVinoBackend
-from serving.engine.packed import PackedBatch
 from serving.optimize.export import export_onnx, save_onnx_model, save_openvino
 from serving.optimize.int8_export import quantize_onnx, quantize_openvino
 from serving.optimize.smoothquant import ActivationQuantizer, QuantizedLinear
 from tests.support.engine_builds import needs_graphs
+from trainers.models.packed import PackedBatch
 
 pytestmark = needs_graphs
 

@@ -64,8 +64,7 @@ def split_texts(data: PreparedDataset, recipe: Recipe) -> dict[str, list[tuple[i
     found = {}
     for name in ("train", "validation", "test"):
         samples = getattr(data, name).samples
-        ids, mask = samples.collate(range(len(samples)), 0)
-        found[name] = [tuple(row[keep]) for row, keep in zip(ids, mask, strict=True)]
+        found[name] = [tuple(samples[row]) for row in range(len(samples))]
     return found
 
 
@@ -120,8 +119,8 @@ def test_every_row_is_somewhere(make: Any, tmp_path: Path) -> None:
     assert 0.1 < report.rows["test"] / 300 < 0.3
     for split in (data.train, data.validation, data.test):
         assert split.targets.dtype == np.int64
-        ids, mask = split.samples.collate(range(len(split)), 0)
-        assert (ids[:, 0] == 2).all() and mask.any(axis=1).all()
+        assert split.samples.lengths.min() > 0
+        assert {split.samples[row][0] for row in range(len(split))} == {2}
 
 
 def test_targets_follow_their_texts(make: Any, tmp_path: Path) -> None:
@@ -129,9 +128,9 @@ def test_targets_follow_their_texts(make: Any, tmp_path: Path) -> None:
     data = prepare_dataset(recipe, tmp_path / "cache")
     encoder = load_encoder(recipe.model.name, "text-v1", 16)
     for split in (data.train, data.validation, data.test):
-        first = split.samples.collate(range(len(split)), 0)[0][:, 1]
+        first = [split.samples[row][1] for row in range(len(split))]
         words = encoder.encode([data.labels[target] for target in split.targets])[0]
-        assert np.array_equal(first, words.collate(range(len(split)), 0)[0][:, 1])
+        assert first == [words[row][1] for row in range(len(split))]
 
 
 def test_the_order_of_the_rows_and_the_seed_change_no_side(make: Any, tmp_path: Path) -> None:
@@ -328,7 +327,7 @@ def test_a_share_too_small_to_hold_out_anything(make: Any, tmp_path: Path, side:
 def test_house_prices(tmp_path: Path) -> None:
     data = prepare_dataset(recipes.load_recipe("house-prices.yaml"), tmp_path)
     assert sum(data.report.rows.values()) == 400
-    areas = data.train.samples.collate(range(len(data.train)), 0)[0]
+    areas = data.train.samples.take(range(len(data.train))).reshape(-1, 1)
     assert areas.shape == (len(data.train), 1)
     slope, intercept = np.polyfit(areas[:, 0], data.train.targets, 1)
     assert (slope, intercept) == (pytest.approx(1.8, abs=0.05), pytest.approx(0.5, abs=0.05))

@@ -19,16 +19,13 @@ ROWS = st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8)
 
 
 @given(ROWS, st.data())
-def test_collate_pads_each_row_to_the_longest(rows: list[list[int]], data: Any) -> None:
+def test_taken_rows_lie_end_to_end(rows: list[list[int]], data: Any) -> None:
     samples = concat_ragged([_samples(rows)])
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
-    ids, mask = samples.collate(chosen, pad=0)
-    assert ids.shape == (len(chosen), max((len(rows[row]) for row in chosen), default=0))
-    assert [list(line[keep]) for line, keep in zip(ids, mask, strict=True)] == [
-        rows[r] for r in chosen
-    ]
-    assert not ids[~mask].any()
-    assert (mask.dtype, ids.dtype, ids.flags.writeable) == (np.bool_, np.int32, True)
+    ids = samples.take(chosen)
+    assert ids.tolist() == [token for row in chosen for token in rows[row]]
+    assert (ids.dtype, ids.flags.writeable, ids.base) == (np.int32, True, None)
+    assert all(samples[row].tolist() == rows[row] for row in chosen)
 
 
 @given(ROWS, st.integers(0, 8))
@@ -53,7 +50,7 @@ def test_tokens_are_those_of_transformers_and_cut_texts_are_counted_exactly(
     samples, truncated = encoder.encode([encoder.clean(text) for text in given_texts])
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     expected = tokenizer(given_texts, truncation=True, max_length=8)["input_ids"]
-    assert [list(samples.collate([row], 0)[0][0]) for row in range(6)] == expected
+    assert [samples[row].tolist() for row in range(6)] == expected
     assert truncated == 3
     assert encoder.pad_id == tokenizer.pad_token_id
 
@@ -97,7 +94,7 @@ def test_no_tokenizer_says_what_to_name(tmp_path: Path) -> None:
 
 def test_numbers_are_read_as_they_are() -> None:
     samples, truncated = load_encoder("linear", "none", 8).encode(["1 -2.5", "3e2\t4"])
-    assert samples.collate([0, 1], 0)[0].tolist() == [[1, -2.5], [300, 4]]
+    assert samples.take([0, 1]).tolist() == [1, -2.5, 300, 4]
     assert (samples.values.dtype, truncated) == (np.float32, 0)
 
 

@@ -24,7 +24,7 @@ from trainers.runtime.ray_backend import (
     set_default_env,
 )
 
-FAKE = Device("made-up", "made_up_cores", "gloo", False, 128, 1, "MADE_UP_ROOT_ID")
+FAKE = Device("made-up", "made_up_cores", "gloo", False, 128, "MADE_UP_ROOT_ID")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainers.models.activation_checkpointing import checkpoint_layer
 from trainers.models.dropout import DropoutKeys, KeyedDropout
+from trainers.models.packed import PackedTexts
 
 
 class Layer(nn.Module):
@@ -37,18 +38,18 @@ class Counts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-SAMPLES = torch.tensor([11, 22, 33])
+TEXTS = PackedTexts.from_lengths([5, 4, 3], keys=torch.tensor([11, 22, 33]))
 
 
 @pytest.fixture
 def keys() -> DropoutKeys:
     keys = DropoutKeys()
-    keys.sample_keys = SAMPLES
+    keys.packed = TEXTS
     return keys
 
 
 def make_input() -> Tensor:
-    return torch.linspace(-2, 2, 3 * 4 * 8).view(3, 4, 8).requires_grad_()
+    return torch.linspace(-2, 2, 12 * 8).view(1, 12, 8).requires_grad_()
 
 
 @pytest.mark.parametrize("mode", ["full", "selective"])
@@ -57,15 +58,15 @@ def test_outputs_and_gradients_are_those_of_the_layer(
     keys: DropoutKeys, mode: str, masked: bool
 ) -> None:
     layer, plain = Layer(keys), Layer(keys)
-    mask = torch.tensor([1.0, 1.0, 0.0, 1.0])[:, None] if masked else None
+    mask = torch.tensor([1.0, 1.0, 0.0, 1.0] * 3)[:, None] if masked else None
     one, other = make_input(), make_input()
     expected, found = plain(one, mask), checkpoint_layer(layer, keys, mode, other, mask)
     assert torch.equal(found, expected)
     # A pipeline computes another micro-batch before this one's backward.
-    keys.sample_keys = later = torch.tensor([1, 2, 3])
+    keys.packed = later = PackedTexts.from_lengths([12], keys=torch.tensor([4]))
     expected.sum().backward()
     found.sum().backward()
-    assert keys.sample_keys is later
+    assert keys.packed is later
     assert one.grad is not None and other.grad is not None
     torch.testing.assert_close(other.grad, one.grad)
     torch.testing.assert_close(layer.linear.weight.grad, plain.linear.weight.grad)

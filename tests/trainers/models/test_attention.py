@@ -14,6 +14,7 @@ from trainers.config import recipe as recipes
 from trainers.data.microbatch import sample_keys
 from trainers.distributed.device import DEVICES
 from trainers.models.bert import TextModel
+from trainers.models.packed import PackedTexts
 
 CONFIGS = {
     "bert": BertConfig(
@@ -26,29 +27,26 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def gradients(model: TextModel, fused: bool, mask: Tensor | None) -> dict[str, Tensor]:
+def gradients(model: TextModel, fused: bool, lengths: list[int]) -> dict[str, Tensor]:
     """Of a sum of logits, dropout on."""
     model.zero_grad()
     model.set_fused_attention(fused)
-    ids = torch.arange(5, 5 + 4 * 12).view(4, 12)
-    keys = torch.from_numpy(sample_keys(0, 0, np.arange(4)))
-    model(ids, mask, keys).square().sum().backward()
+    ids = torch.arange(5, 5 + sum(lengths))[None]
+    keys = torch.from_numpy(sample_keys(0, 0, np.arange(len(lengths))))
+    model(ids, PackedTexts.from_lengths(lengths, keys=keys)).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("lengths", [[12, 12, 12], [12, 5, 1, 11]])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_multiplied_out_it_is_the_same(
-    family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+    family: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     model = TextModel(AutoModelForSequenceClassification.from_config(CONFIGS[family])).train()
-    mask = torch.ones(4, 12, dtype=torch.bool) if padded else None
-    if mask is not None:
-        mask[1, 5:] = mask[3, 11:] = False
-    expected = gradients(model, True, mask)
+    expected = gradients(model, True, lengths)
     monkeypatch.delattr(torch.nn.functional, "scaled_dot_product_attention")
-    found = gradients(model, False, mask)
+    found = gradients(model, False, lengths)
     assert found.keys() == expected.keys() != set()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)

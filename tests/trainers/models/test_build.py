@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
+from tests.support.padded import pack, use_padded_dropout
 from trainers.config import recipe as recipes
 from trainers.data.microbatch import sample_keys
 from trainers.models.bert import TextModel
 from trainers.models.build import build_model, load_model
 from trainers.models.config import ModelError, build_config
-from trainers.models.dropout import use_keyed_dropout
 from trainers.models.shape import shape_from_config
 
 
@@ -45,13 +45,10 @@ def test_logits_and_gradients_equal_the_plain_model(
     rates = {"hidden_dropout_prob": hidden, "attention_probs_dropout_prob": attention}
     keys = torch.from_numpy(sample_keys(0, 0, np.arange(4)))
     ours = TextModel(plain(tiny_bert, **rates)).train()
-    logits = ours(ids, mask, keys)
+    logits = ours(*pack(ids, mask, keys))
     reference = plain(tiny_bert, **rates).train()
-    reference.config._attn_implementation = "bertha" if attention else "eager"
-    use_keyed_dropout(reference).sample_keys = keys
-    expected = reference(
-        input_ids=ids, attention_mask=mask[:, None, None, :] if attention else mask
-    ).logits
+    use_padded_dropout(reference, keys)
+    expected = reference(input_ids=ids, attention_mask=mask[:, None, None, :]).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
     found, wanted = gradients(ours, logits, targets), gradients(reference, expected, targets)
     assert found.keys() == wanted.keys()
@@ -69,18 +66,16 @@ def test_the_last_layer_computes_one_position(
         module.register_forward_hook(
             lambda _m, inputs, _o, name=name: seen.update({name: inputs[0].shape})
         )
-    model(*batch[:2])
-    assert seen == {"query": torch.Size([4, 1, 32]), "ffn": torch.Size([4, 1, 32])}
+    model(*pack(*batch[:2]))
+    assert seen == {"query": torch.Size([1, 4, 32]), "ffn": torch.Size([1, 4, 32])}
 
 
-def test_padding_and_company_do_not_change_a_sample(
-    tiny_bert: Path, batch: tuple[torch.Tensor, ...]
-) -> None:
+def test_company_does_not_change_a_sample(tiny_bert: Path, batch: tuple[torch.Tensor, ...]) -> None:
     ids, mask, _ = batch
     model = TextModel(plain(tiny_bert, hidden_dropout_prob=0.3)).train()
     keys = torch.from_numpy(sample_keys(0, 0, np.array([8, 2, 5, 9])))
-    together = model(ids, mask, keys)
-    alone = model(ids[1:2, :7], None, keys[1:2])
+    together = model(*pack(ids, mask, keys))
+    alone = model(*pack(ids[1:2], mask[1:2], keys[1:2]))
     torch.testing.assert_close(together[1:2], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -90,16 +85,16 @@ def test_a_saved_model_loads_in_transformers_and_here(
     ids, mask, _ = batch
     model = TextModel(plain(tiny_bert)).eval()
     model.save_pretrained(tmp_path)
-    expected = model(ids, mask)
+    expected = model(*pack(ids, mask))
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(theirs(input_ids=ids, attention_mask=mask).logits, expected)
-    assert torch.equal(load_model(tmp_path)(ids, mask), expected)
+    assert torch.equal(load_model(tmp_path)(*pack(ids, mask)), expected)
 
 
 def test_every_parameter_gets_a_gradient(tiny_bert: Path, batch: tuple[torch.Tensor, ...]) -> None:
     ids, mask, targets = batch
     model = TextModel(plain(tiny_bert)).eval()
-    torch.nn.functional.cross_entropy(model(ids, mask), targets).backward()
+    torch.nn.functional.cross_entropy(model(*pack(ids, mask)), targets).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 

@@ -1,5 +1,6 @@
 """Bundles: written tensor by tensor, as `save_pretrained` writes them."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_it_is_what_save_pretrained_writes(
         net = kind.from_config(FAMILIES[family])
     net.eval().save_pretrained(tmp_path / "transformers")
     with torch.device("meta"):
-        sketch = TextModel(kind.from_config(net.config))
+        sketch = TextModel(kind.from_config(copy.deepcopy(net.config)))
     stream = reversed([(f"net.{name}", tensor) for name, tensor in net.named_parameters()])
     encoder = load_encoder(str(tiny_bert), "none", 8)
     bundle.write_bundle(tmp_path / "bundle", sketch, stream, encoder, card())

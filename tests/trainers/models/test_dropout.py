@@ -7,14 +7,21 @@ from torch import nn
 
 from trainers.data.microbatch import sample_keys
 from trainers.models.dropout import DropoutKeys, KeyedDropout, use_keyed_dropout
+from trainers.models.packed import PackedTexts
 
 CPU = torch.device("cpu")
 
 
 def masks(p: float, shape: tuple[int, ...], rows: np.ndarray, site: int = 0) -> torch.Tensor:
+    """Of hidden states [texts, tokens, channels], laid end to end, or of attention weights."""
     keys = DropoutKeys()
-    keys.sample_keys = torch.from_numpy(sample_keys(7, 1, rows))
-    return KeyedDropout(p, site, keys).keep_mask(torch.Size((len(rows), *shape)), CPU)
+    of_rows = torch.from_numpy(sample_keys(7, 1, rows))
+    dropout, whole = KeyedDropout(p, site, keys), torch.Size((len(rows), *shape))
+    keys.packed = PackedTexts.from_lengths([shape[0]] * len(rows), keys=of_rows)
+    if len(shape) == 3:
+        return dropout.keep_mask(whole, CPU)
+    packed = torch.Size((1, len(rows) * shape[0], shape[1]))
+    return dropout.keep_mask(packed, CPU).view(whole)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -36,6 +43,26 @@ def test_the_rate_is_right_and_nothing_is_correlated(p: float) -> None:
     for left, right in pairs:
         correlation = (left * right).mean() / variance
         assert abs(correlation) < 5 / left.numel() ** 0.5
+
+
+def test_a_text_keeps_its_mask_whatever_lies_beside_it() -> None:
+    rows, lengths = np.array([5, 900, 3, 77]), [20, 1, 11, 4]
+    keys = DropoutKeys()
+    of_rows = torch.from_numpy(sample_keys(7, 1, rows))
+    keys.packed = PackedTexts.from_lengths(lengths, keys=of_rows)
+    dropout = KeyedDropout(0.3, 2, keys)
+    together = dropout.keep_mask(torch.Size((1, 36, 32)), CPU)[0]
+    first = dropout.keep_mask(torch.Size((1, 4, 32)), CPU)[0]  # of the tokens that are read
+    pooled = dropout.keep_mask(torch.Size((4, 32)), CPU)
+    halves = []
+    for index in range(2):
+        dropout.shard = index, 2
+        halves.append(dropout.keep_mask(torch.Size((1, 18, 32)), CPU)[0])
+    assert torch.equal(torch.cat(halves), together), "as sequence parallelism shards it"
+    for part, row, length in zip(together.split(lengths), rows, lengths, strict=True):
+        assert torch.equal(part, masks(0.3, (length, 32), np.array([row]), site=2)[0])
+    assert torch.equal(first, torch.stack([part[0] for part in together.split(lengths)]))
+    assert torch.equal(pooled, first)
 
 
 def test_a_sample_keeps_its_mask_in_any_batch_and_any_padding() -> None:
@@ -62,7 +89,8 @@ def test_keys_differ_by_seed_epoch_and_row() -> None:
 
 def test_expectation_and_gradient_are_those_of_dropout() -> None:
     keys = DropoutKeys()
-    keys.sample_keys = torch.from_numpy(sample_keys(0, 0, np.arange(256)))
+    of_rows = torch.from_numpy(sample_keys(0, 0, np.arange(256)))
+    keys.packed = PackedTexts.from_lengths([1] * 256, keys=of_rows)
     dropout = KeyedDropout(0.2, 0, keys)
     x = torch.ones(256, 64, requires_grad=True)
     y = dropout(x)

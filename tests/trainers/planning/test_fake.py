@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from cluster.costmodel.layout import Layout
 from trainers.models.bert import TextModel
+from trainers.models.packed import PackedTexts
 from trainers.planning.fake import (
     SCALAR_VALUE,
     FakeMesh,
@@ -94,8 +95,8 @@ def test_a_model_is_laid_out_in_fake_tensors(layout: Layout, is_wrapped: bool) -
         assert share == 1 if is_wrapped else 0.2 < share < 0.5
         with fakes.fake_creation():
             for _step in range(2):  # DDP would rebuild its buckets before the second
-                ids, keys = torch.ones(2, 8, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
-                module(ids, None, keys).sum().backward()
+                ids, keys = torch.ones(1, 16, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+                module(ids, PackedTexts.from_lengths([8, 8], keys=keys)).sum().backward()
         assert all(parameter.grad is not None for _, parameter in parallel.named_parameters())
 
 

@@ -1,4 +1,4 @@
-"""Micro-batches on the device: padded, masked and keyed by (seed, epoch, row) alone."""
+"""Micro-batches on the device: end to end, masked and keyed by (seed, epoch, row) alone."""
 
 from pathlib import Path
 from typing import Any
@@ -49,27 +49,33 @@ def collate(
     return batch
 
 
-def test_rows_are_padded_to_the_longest_with_their_targets_and_weight(encoder: Encoder) -> None:
+def test_rows_lie_end_to_end_with_their_targets_and_weight(encoder: Encoder) -> None:
     batch = collate(encoder, [1, 0])
-    pad = encoder.pad_id
-    assert batch.inputs.tolist() == [[5, 6, 7, 8, 9, 10], [5, 6, 7, pad, pad, pad]]
+    assert batch.inputs.tolist() == [[5, 6, 7, 8, 9, 10, 5, 6, 7]]
     assert batch.inputs.dtype == torch.int64
-    assert batch.mask is not None and batch.mask.sum(1).tolist() == [6, 3]
+    assert batch.packed is not None and batch.packed.lengths == (6, 3)
+    assert batch.packed.texts.tolist() == [0] * 6 + [1] * 3
+    assert batch.packed.positions.tolist() == [*range(6), *range(3)]
+    assert batch.packed.reads.tolist() == [0, 6]
     assert batch.targets.tolist() == [1, 0] and batch.weight == 0.25
     assert batch.teacher is not None and batch.teacher.tolist() == [[1.0, -1.0], [0.5, -0.5]]
-    assert batch.positions is None
 
 
-def test_a_batch_without_padding_has_no_mask(encoder: Encoder) -> None:
-    assert collate(encoder, [0, 2]).mask is None
-    padded = collate(encoder, [0, 2], multiple=4)
-    assert padded.mask is not None and padded.inputs.shape == (2, 4)
+def test_a_text_of_pads_that_nothing_reads_makes_a_multiple(encoder: Encoder) -> None:
+    filled, plain = collate(encoder, [0, 2], multiple=4), collate(encoder, [0, 2])
+    assert plain.packed is not None and filled.packed is not None
+    assert filled.inputs.tolist() == [[*plain.inputs[0].tolist(), *[encoder.pad_id] * 2]]
+    assert (plain.packed.lengths, filled.packed.lengths) == ((3, 3), (3, 3, 2))
+    assert filled.packed.reads.tolist() == [0, 3]
+    assert filled.packed.keys is not None and len(filled.packed.keys) == 3
+    assert collate(encoder, [0, 2], multiple=3).inputs.shape == (1, 6)
 
 
 def test_keys_belong_to_the_row_whatever_the_batch(encoder: Encoder) -> None:
     def keys(rows: list[int], epoch: int | None, **settings: Any) -> list[int] | None:
-        found = collate(encoder, rows, epoch, **settings).keys
-        return None if found is None else found.tolist()
+        packed = collate(encoder, rows, epoch, **settings).packed
+        assert packed is not None
+        return None if packed.keys is None else packed.keys.tolist()
 
     alone = {(row, epoch): keys([row], epoch) for row in range(4) for epoch in (0, 1)}
     assert len(set(map(str, alone.values()))) == 8
@@ -88,21 +94,22 @@ def test_numbers_stay_numbers(encoder: Encoder) -> None:
 
 def test_masked_tokens_are_the_targets_and_stand_at_their_positions(encoder: Encoder) -> None:
     batch = collate(encoder, [3, 1], task="masked-lm")
-    assert batch.positions is not None
+    assert batch.packed is not None
+    positions = batch.packed.reads
     unmasked = collate(encoder, [3, 1]).inputs.flatten()
-    assert batch.targets.tolist() == unmasked[batch.positions].tolist()
+    assert batch.targets.tolist() == unmasked[positions].tolist()
     hidden = batch.inputs.flatten()
     kept = torch.ones(len(hidden), dtype=torch.bool)
-    kept[batch.positions] = False
+    kept[positions] = False
     assert torch.equal(hidden[kept], unmasked[kept])
     assert SPLIT.samples.values.tolist() == np.concatenate(ROWS).tolist(), "the data stay"
 
 
 def test_masks_change_by_epoch_and_are_always_the_same_in_evaluation(encoder: Encoder) -> None:
     def masked(epoch: int | None) -> list[int]:
-        positions = collate(encoder, [3], epoch, task="masked-lm").positions
-        assert positions is not None
-        return positions.tolist()
+        packed = collate(encoder, [3], epoch, task="masked-lm").packed
+        assert packed is not None
+        return packed.reads.tolist()
 
     assert masked(None) == masked(None) == masked(2**31 - 1)
     assert len({tuple(masked(epoch)) for epoch in range(8)}) > 1

@@ -23,6 +23,7 @@ from cluster.settings import SettingsError
 from cluster.spec import ClusterMetadata, ClusterSpec
 from serving.engine.engine import Engine
 from serving.interface import Prediction
+from tests.support.padded import one_text
 from tests.support.tiny import BAD, GOOD, PLAIN
 from tests.support.tiny_bundle import LABELS, write_tiny_bundle
 from tests.support.worker_processes import run_workers, worker_config
@@ -241,7 +242,9 @@ class TestLayers:
         assert AutoConfig.from_pretrained(tmp_path / "student").num_hidden_layers == 2
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
         ids = torch.tensor([[2, 7, 9, 11, 3]])
-        torch.testing.assert_close(loaded(input_ids=ids).logits, student(ids), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            loaded(input_ids=ids).logits, student(*one_text(ids)), atol=1e-6, rtol=1e-5
+        )
 
     def test_a_layer_that_is_not_there_is_named(self, tiny_bert: Path) -> None:
         recipe = recipes.load_recipe("csv", [f"model.name={tiny_bert}", "model.layers=[0, 5]"])
@@ -296,7 +299,7 @@ class TestTeacher:
         for split in (prepared.train, prepared.test):
             assert split.teacher is not None and len(split.teacher) == len(split) > 0
             for row, logits in enumerate(split.teacher):
-                ids, _ = split.samples.collate([row], encoder.pad_id)
+                ids = split.samples[row]
                 np.testing.assert_allclose(logits, told[ids.tobytes()], atol=1e-5)
 
     def test_it_is_asked_once_for_each_data_and_teacher(

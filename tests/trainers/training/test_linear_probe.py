@@ -41,7 +41,7 @@ def test_the_head_tells_apart_what_a_fresh_one_does_not(
     assert head.weight.shape == (2, 32) and head.bias.shape == (2,) and head.rows == len(data.train)
     model = build_model(recipe, data.labels, 0).eval()
     linear_probe.set_head(model, head)
-    logits = predict_logits(model, data.train.samples, 0, 1024)
+    logits = predict_logits(model, data.train.samples, 1024)
     assert (logits.argmax(axis=1) == data.train.targets).mean() > 0.8
 
 
@@ -51,9 +51,9 @@ def test_features_times_the_head_are_the_logits(
     recipe = recipe_of(tiny_bert, corpus)
     head, data = fit(recipe, tmp_path)
     model = build_model(recipe, data.labels, 0).eval()
-    features = linear_probe.compute_features(model, data.test, 0)
+    features = linear_probe.compute_features(model, data.test)
     linear_probe.set_head(model, head)
-    logits = predict_logits(model, data.test.samples, 0, 1024)
+    logits = predict_logits(model, data.test.samples, 1024)
     # A random encoder tells little apart, so the head magnifies the rounding of its features.
     np.testing.assert_allclose(features @ head.weight.T + head.bias, logits, atol=2e-3)
 
@@ -128,5 +128,5 @@ def test_a_regression_is_fitted_on_its_scale(tiny_bert: Path, tmp_path: Path) ->
     head, data = fit(recipe, tmp_path)
     model = build_model(recipe, (), 0).eval()
     linear_probe.set_head(model, head)
-    outputs = predict_logits(model, data.train.samples, 0, 1024)[:, 0]
+    outputs = predict_logits(model, data.train.samples, 1024)[:, 0]
     assert abs(float(outputs.mean())) < 0.2 and 0.5 < float(outputs.std()) < 1.2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.layouts import make_loop
+from tests.support.padded import one_text
 from trainers.config.recipe import Recipe, load_recipe
 from trainers.models.build import build_model
 from trainers.training.events import EvalEvent, StepEvent
@@ -70,9 +71,9 @@ def test_the_folded_layer_answers_in_the_unit(
     folded = dict(loop.scale.fold_into(model.state_dict().items(), output_layer_name(model)))
     ids = torch.tensor([[2, 5, 6, 3]])
     with torch.inference_mode():
-        expected = loop.scale.restore(model(ids))
+        expected = loop.scale.restore(model(*one_text(ids)))
         model.load_state_dict(folded)
-        assert torch.allclose(model(ids), expected, rtol=1e-6)
+        assert torch.allclose(model(*one_text(ids)), expected, rtol=1e-6)
     assert loop.scale.mean > 20_000 and expected.item() > 10_000
 
 

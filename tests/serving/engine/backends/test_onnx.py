@@ -8,10 +8,10 @@ import pytest
 
 from serving.engine.backends.onnx import FILE, OnnxBackend
 from serving.engine.engine import load_backend
-from serving.engine.packed import PackedBatch
 from tests.support.engine_builds import needs_graphs
 from tests.support.hostile import copy_bundle, refused_cheaply, seal_bundle
 from trainers.models.card import BundleError, read_card
+from trainers.models.packed import PackedBatch
 from trainers.storage.atomic import file_sha256
 
 pytestmark = needs_graphs

@@ -14,7 +14,7 @@ from serving.engine.backends.pytorch import (
     EagerBackend,
     parameter_bytes,
 )
-from serving.engine.packed import PackedBatch
+from trainers.models.packed import PackedBatch
 
 ROWS = [np.array([3, 1, 4]), np.array([1, 5])]
 PACKED = PackedBatch.from_rows(ROWS, [np.arange(3), np.arange(2)])
