@@ -37,7 +37,7 @@ def attention_forward(
         attended = _attend_in_graph(*heads, packed, reads, scaling)
     elif module.training and dropout.p > 0:
         attended = _attend_dropped(*heads, packed, reads, scaling, dropout)
-    elif query.device.type == "cuda" and query.dtype in HALF:
+    elif has_varlen_attention(query.device, query.dtype):
         attended = _attend_varlen(*heads, packed, reads, scaling)
     elif torch.is_grad_enabled():
         fused = getattr(module, "fused", True)
@@ -45,6 +45,11 @@ def attention_forward(
     else:
         attended = _attend_per_text(*heads, packed, reads, scaling)
     return attended.transpose(1, 2), None
+
+
+def has_varlen_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch has flash attention over texts of various lengths there."""
+    return device.type == "cuda" and dtype in HALF
 
 
 def _attend_varlen(

@@ -149,7 +149,8 @@ def predict_logits(
             if inputs.is_floating_point():
                 outputs = model(inputs.view(len(lengths), -1), None)
             else:
-                outputs = model(inputs[None].long(), PackedTexts.from_lengths(lengths, device))
+                packed = PackedTexts.from_lengths(lengths, lambda x: torch.from_numpy(x).to(device))
+                outputs = model(inputs[None].long(), packed)
             outputs = outputs.float().cpu().numpy()
             if logits is None:
                 logits = np.empty((len(samples), outputs.shape[1]), dtype=np.float32)

@@ -7,7 +7,7 @@ text to itself (`trainers.models.attention`), some of it on a padded view, `Padd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,19 +85,17 @@ class PackedTexts:
     def from_lengths(
         cls,
         lengths: Sequence[int] | np.ndarray,
-        device: torch.device | str = "cpu",
+        move: Callable[[np.ndarray], Tensor] = torch.from_numpy,
         reads: Tensor | None = None,
         keys: Tensor | None = None,
     ) -> PackedTexts:
-        """Describe texts of `lengths`. reads: None for the first token of each."""
+        """Describe texts of `lengths`. move: to their device. reads: None for the first tokens."""
         sizes = np.asarray(lengths, dtype=np.int64)
         starts = np.cumsum(sizes) - sizes
         texts = np.repeat(np.arange(len(sizes)), sizes)
         positions = np.arange(len(texts)) - starts[texts]
-        arrays = (starts, texts, positions)
-        first, owners, places = (torch.from_numpy(array).to(device) for array in arrays)
-        reads = first if reads is None else reads
-        return cls(tuple(sizes.tolist()), owners, places, reads, keys)
+        reads = move(starts) if reads is None else reads
+        return cls(tuple(sizes.tolist()), move(texts), move(positions), reads, keys)
 
     @property
     def longest(self) -> int:
@@ -107,7 +105,8 @@ class PackedTexts:
     @cached_property
     def offsets(self) -> Tensor:
         """[number of texts + 1] int32: where each text starts, and the number of all tokens."""
-        return self._move(np.cumsum((0, *self.lengths), dtype=np.int32))
+        texts = torch.arange(len(self.lengths) + 1, device=self.texts.device)
+        return torch.searchsorted(self.texts, texts, out_int32=True)
 
     @property
     def is_even(self) -> bool:

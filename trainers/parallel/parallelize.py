@@ -1,6 +1,5 @@
 """Apply a layout to a model: pipeline stages, then tensor parallelism, then FSDP or DDP."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -119,18 +118,21 @@ class ParallelModel:
             assert gradient is not None
             dist.all_reduce(to_local(gradient), group=self._tied_group)
 
-    def clip_gradients(self, limit: float | None) -> float:
-        """Scale all gradients to a global norm of at most `limit`; return the norm before."""
+    def clip_gradients(self, limit: float | None, is_immediate: bool = True) -> Tensor:
+        """Scale all gradients to a global norm of at most `limit`; return the norm before.
+
+        is_immediate: the norm may be looked at, which makes the host wait for an accelerator.
+        """
         skipped = None  # a tied table is on the first and the last stage, and must count once
         if self._tied_group is not None and 0 in self.stage_modules:
             skipped = self._tied_parameter()
         parameters = [p for _, p in self.named_parameters() if p.grad is not None]
         counted = [p.grad for p in parameters if p is not skipped and p.grad is not None]
         device = parameters[0].device
-        norm = math.sqrt(squared_norm(counted, self.mesh.ranks_per_stage, device).item())
-        if limit is not None and norm > limit:
+        norm = squared_norm(counted, self.mesh.ranks_per_stage, device).sqrt()
+        if limit is not None and not (is_immediate and norm <= limit):
             gradients = [to_local(p.grad) for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def _tied_parameter(self) -> nn.Parameter:

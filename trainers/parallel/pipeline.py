@@ -33,9 +33,17 @@ class DeviceBatch:
     inputs: Tensor
     packed: PackedTexts | None
     targets: Tensor
-    weight: float
+    weight: float | Tensor
     teacher: Tensor | None = None
     rows: np.ndarray | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors on the device."""
+        packed = self.packed
+        of_texts = () if packed is None else (packed.texts, packed.positions, packed.reads)
+        rest = (self.inputs, self.targets, self.teacher, packed and packed.keys)
+        return [*of_texts, *(tensor for tensor in rest if tensor is not None)]
 
 
 LossFunction = Callable[[Tensor, DeviceBatch], Tensor]

@@ -160,7 +160,7 @@ class _Simulator:
         ids = torch.zeros(self._spec.shape.vocab_size, dtype=torch.long)
         self._parallel.finalize_gradients(ids if self._parallel.has_row_gradients else None)
         tracker.mark_rest("gradients")
-        self._parallel.clip_gradients(recipe.optimizer.max_grad_norm)
+        self._parallel.clip_gradients(recipe.optimizer.max_grad_norm, is_immediate=False)
         optimizer.step()
         optimizer.zero_grad()
         # What outlives a step and is neither weight nor moment is permanent: DDP buckets, the hash

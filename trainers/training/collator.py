@@ -6,14 +6,13 @@ What a row becomes is a function of (seed, epoch, row) alone, however the batch 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit
 from trainers.data.masking import mask_tokens
 from trainers.data.microbatch import MicroBatch, sample_keys
 from trainers.data.tokenizer import Encoder, TextEncoder
+from trainers.distributed.transfer import Transfer
 from trainers.models.packed import PackedTexts
 from trainers.parallel.pipeline import DeviceBatch
 
@@ -24,10 +23,11 @@ class Collator:
     """Collates micro-batches. multiple: a further text of pads makes their tokens one of it."""
 
     def __init__(
-        self, recipe: Recipe, encoder: Encoder, device: torch.device, multiple: int = 1
+        self, recipe: Recipe, encoder: Encoder, transfer: Transfer, multiple: int = 1
     ) -> None:
         self._pad_id = encoder.pad_id
-        self._recipe, self._device, self._multiple = recipe, device, multiple
+        self._recipe, self._multiple = recipe, multiple
+        self._move = transfer.to_device
         self._vocabulary = None
         if recipe.task == "masked-lm":
             assert isinstance(encoder, TextEncoder)
@@ -59,22 +59,22 @@ class Collator:
             values, reads, targets = masked.ids, masked.positions, masked.targets
         packed = None
         if values.dtype.kind == "f":
-            inputs = self._to_device(values.reshape(len(rows), -1))
+            inputs = self._move(values.reshape(len(rows), -1))
         else:
             values, lengths, keys, reads = self._fill_up(values, lengths, keys, reads)
-            inputs = self._to_device(values)[None].long()
+            inputs = self._move(values)[None].long()
             packed = PackedTexts.from_lengths(
                 lengths,
-                self._device,
-                None if reads is None else self._to_device(reads),
-                None if keys is None else self._to_device(keys),
+                self._move,
+                None if reads is None else self._move(reads),
+                None if keys is None else self._move(keys),
             )
         return DeviceBatch(
             inputs=inputs,
             packed=packed,
-            targets=self._to_device(targets),
+            targets=self._move(targets),
             weight=micro_batch.weight,
-            teacher=None if split.teacher is None else self._to_device(split.teacher[rows]),
+            teacher=None if split.teacher is None else self._move(split.teacher[rows]),
             rows=rows,
         )
 
@@ -94,6 +94,3 @@ class Collator:
         pads = np.full(lacking, self._pad_id, dtype=values.dtype)
         keys = None if keys is None else np.append(keys, 0)
         return np.append(values, pads), np.append(lengths, lacking), keys, reads
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)

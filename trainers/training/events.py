@@ -9,7 +9,12 @@ from trainers.training.metrics import Metrics
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One optimizer step. tokens: of the texts. computed_tokens: with padding."""
+    """One optimizer step.
+
+    tokens: of the texts. computed_tokens: with padding. squared_tokens: the sum over samples of the
+    square of their tokens, for the FLOPs of attention; 0 where it was not counted. memory_bytes:
+    the most that rank 0's device has held so far; 0 for a device that does not say.
+    """
 
     step: int
     epoch: int
@@ -21,6 +26,8 @@ class StepEvent:
     computed_tokens: int
     micro_batches: int
     seconds: float
+    squared_tokens: int = 0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,15 @@ class SaveEvent:
     preempted: bool = False
 
 
-Event = StepEvent | EvalEvent | SaveEvent
+@dataclass(frozen=True)
+class WarningEvent:
+    """What the user should read of `step`."""
+
+    step: int
+    text: str
+
+
+Event = StepEvent | EvalEvent | SaveEvent | WarningEvent
 
 
 @dataclass(frozen=True)

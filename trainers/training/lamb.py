@@ -103,9 +103,9 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _increment_step(state: dict[str, Tensor]) -> int:
-    """Return the number of the step, from 1."""
+    """Return the number of the step, from 1. It is counted on the host, as Adam's is."""
     state["step"] += 1
-    return int(state["step"].item())
+    return int(state["step"])
 
 
 def _trust_ratios(adapted: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -5,11 +5,13 @@ process group every rank runs the same loop and sees the same events, whatever i
 model.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,29 +22,30 @@ from torch import Tensor
 from cluster.errors import BerthaError
 from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
-from trainers.data.microbatch import (
-    CutConstraints,
-    MicroBatch,
-    count_tokens,
-    cut_batch,
-    epoch_order,
-    global_batch_rows,
-    steps_per_epoch,
-)
+from trainers.data.microbatch import CutConstraints, MicroBatch, cut_batch, steps_per_epoch
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import Device, autocast_dtype
 from trainers.distributed.object_collectives import get_rank, get_world_size
+from trainers.distributed.transfer import Readback, open_transfer
 from trainers.distributed.vocab_parallel_loss import token_losses
 from trainers.models.bert import TextModel
 from trainers.parallel.parallelize import ParallelModel
 from trainers.parallel.pipeline import DeviceBatch, Pipeline
 from trainers.training.collator import Collator
-from trainers.training.events import EvalEvent, Event, SaveEvent, StepEvent, TrainProgress
+from trainers.training.events import (
+    EvalEvent,
+    Event,
+    SaveEvent,
+    StepEvent,
+    TrainProgress,
+    WarningEvent,
+)
 from trainers.training.grad_scaler import LossScale, unscale_gradients
 from trainers.training.linear_probe import Head
 from trainers.training.losses import training_losses
 from trainers.training.metrics import MetricAccumulator, Metrics
 from trainers.training.optimizer import build_optimizer, learning_rate_at
+from trainers.training.step_batches import StepBatches, StepPreparer
 from trainers.training.target_scale import TargetScale
 
 PREEMPTION_POLL_SECONDS = 5.0
@@ -90,12 +93,24 @@ class TrainingLoop:
         model = next(iter(parallel.stage_modules.values()))
         self._hidden_size = model.config.hidden_size if isinstance(model, TextModel) else 0
         layout, self._device = self.mesh.layout, device.torch_device()
+        self._transfer = open_transfer(self._device)
+        self._finished, self._is_exact = 0.0, False
+        self._warnings: list[WarningEvent] = []
         self._cut_constraints = CutConstraints.for_layout(layout)
         multiple = layout.tp if layout.sequence_parallel else 1
-        self._collator = Collator(recipe, encoder, self._device, multiple)
+        self._collator = Collator(recipe, encoder, self._transfer, multiple)
         self._autocast = autocast_dtype(device, recipe.precision)
         parallel.set_fused_attention(device.prefers_fused_attention(self._autocast))
         self.loss_scale = LossScale() if self._autocast == torch.float16 else None
+        self._preparer = StepPreparer(
+            recipe,
+            data.train,
+            self._collator,
+            self._transfer,
+            self._split_over_ranks,
+            self.mesh.dp_rank,
+            parallel.has_row_gradients,
+        )
         self._pipeline = Pipeline(parallel, self._hidden_size, self._autocast_context)
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,9 +148,10 @@ class TrainingLoop:
     def run(self, is_preempted: Callable[[], bool] | None = None) -> Iterator[Event]:
         """Train to the end, yielding every step, every evaluation, and when to save.
 
-        is_preempted: whether a machine of the run is about to be reclaimed; polled by all ranks at
-        the same steps, and while it is true each poll yields a SaveEvent. Raises TrainingError when
-        the loss is not finite.
+        On a device that computes beside the host, a step is yielded when the next one has been
+        launched. is_preempted: whether a machine of the run is about to be reclaimed; polled by all
+        ranks at the same steps, and while it is true each poll yields a SaveEvent. Raises
+        TrainingError when the loss is not finite; before that step is evaluated or saved.
         """
         eval_every = self.recipe.evaluation.every_steps or self.steps_per_epoch
         save_every = self.recipe.checkpoints.every_steps or eval_every
@@ -143,36 +159,27 @@ class TrainingLoop:
         if self.head is not None and is_unjudged and len(self.data.validation):
             yield self._evaluate_validation(0)
             yield SaveEvent(0)
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        launched: LaunchedStep | None = None
         while self.progress.step < self.total_steps and not self.progress.stopped:
-            step = self.progress.step
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = epoch_order(self.recipe.seed, epoch, len(self.data.train))
-            index = step % self.steps_per_epoch
-            event = self._train_step(
-                step, epoch, global_batch_rows(order, index, self.recipe.global_batch_size)
-            )
-            yield event
-            if not math.isfinite(event.loss):
-                raise TrainingError(
-                    f"the loss of step {event.step} is {event.loss}; lower optimizer.learning_rate "
-                    f"({self.recipe.learning_rate:g}), or lengthen schedule.warmup"
-                )
-            if self.loss_scale is not None and self.loss_scale.is_exhausted:
-                raise TrainingError(
-                    f"the gradients of step {event.step} overflow fp16 however small the loss is "
-                    "scaled; set precision: fp32, or bf16 where the device has it"
-                )
-            tokens = self.progress.tokens + event.tokens
-            self.progress = replace(self.progress, step=step + 1, tokens=tokens)
+            before, launched = launched, self._launch_step(self.progress.step)
+            yield from self._warnings
+            self._warnings.clear()
+            if before is not None:
+                yield from self._finish_step(before)
+            tokens = self.progress.tokens + launched.batches.tokens
+            self.progress = replace(self.progress, step=self.progress.step + 1, tokens=tokens)
             is_last = self.progress.step == self.total_steps
             evaluates = self.progress.step % eval_every == 0 or is_last
+            saves = evaluates or self.progress.step % save_every == 0
+            leaves = not saves and is_preempted is not None and self._clock.is_due()
+            if self._transfer.is_immediate or saves or leaves:
+                yield from self._finish_step(launched)
+                launched = None
             if evaluates and len(self.data.validation):
-                yield self._evaluate_validation(epoch)
-            if evaluates or self.progress.step % save_every == 0:
+                yield self._evaluate_validation((self.progress.step - 1) // self.steps_per_epoch)
+            if saves:
                 yield SaveEvent(self.progress.step)
-            elif is_preempted is not None and self._clock.is_due() and is_preempted():
+            elif leaves and is_preempted is not None and is_preempted():
                 yield SaveEvent(self.progress.step, preempted=True)
 
     def evaluate(
@@ -180,13 +187,17 @@ class TrainingLoop:
         split: DatasetSplit,
         collect: Callable[[np.ndarray, Tensor], None] | None = None,
         shift: np.ndarray | None = None,
+        is_exact: bool = True,
     ) -> Metrics:
-        """Compute the metrics of all rows of `split`, exact over all ranks, in fp32 as served.
+        """Compute the metrics of all rows of `split`, exact over all ranks.
 
+        is_exact: in fp32, as they are served; else an accelerator takes the training precision.
         collect: called with the rows [b] and the logits [b, num_labels] of each micro-batch, each
         row on one rank alone. shift: [num_labels], see `MetricAccumulator`.
         """
-        accumulator = MetricAccumulator(self.recipe.task, max(1, len(self.data.labels)), shift)
+        accumulator = MetricAccumulator(
+            self.recipe.task, max(1, len(self.data.labels)), shift, self._device
+        )
         shares = self._split_over_ranks(np.arange(len(split)), split.samples.lengths)
         micro_batches = shares[self.mesh.dp_rank]
         deviation = 0.0 if split.teacher is None else float(np.std(split.targets))
@@ -208,25 +219,24 @@ class TrainingLoop:
                     accumulator.add_agreement(logits, batch.teacher, deviation)
 
         self.parallel.train(False)
+        self._is_exact = is_exact
         for start in range(0, len(micro_batches), EVAL_MICRO_BATCHES):
             chunk = micro_batches[start : start + EVAL_MICRO_BATCHES]
             self._pipeline.predict(self._collator.collate(split, chunk, epoch=None), count_batch)
         self.parallel.train()
+        self._is_exact = False
         if self.mesh.device_mesh is not None:
-            accumulator.all_reduce(self._device)
+            accumulator.all_reduce()
         return accumulator.compute_metrics(self.data.labels)
 
     def loss_and_grad(self) -> float:
         """Return the loss of the first global batch; leave its gradient in the parameters."""
-        order = epoch_order(self.recipe.seed, 0, len(self.data.train))
-        rows = global_batch_rows(order, 0, self.recipe.global_batch_size)
-        shares = self._split_over_ranks(rows, self.data.train.samples.lengths[rows])
-        loss = self._accumulate_gradients(0, rows, shares[self.mesh.dp_rank])
-        return self._sum_over_ranks(loss)[0]
+        (loss,) = self._sum_over_ranks(self._accumulate_gradients(self._preparer.get(0, True)))
+        return loss.item()
 
     def _evaluate_validation(self, epoch: int) -> EvalEvent:
         started, metric = time.perf_counter(), self.recipe.metric
-        metrics = self.evaluate(self.data.validation)
+        metrics = self.evaluate(self.data.validation, is_exact=False)
         self.progress = self.progress.after_evaluation(
             self.progress.step,
             metrics[metric],
@@ -238,45 +248,104 @@ class TrainingLoop:
         seconds = time.perf_counter() - started
         return EvalEvent(self.progress.step, epoch, metrics, best, seconds, self.progress.tokens)
 
-    def _train_step(self, step: int, epoch: int, rows: np.ndarray) -> StepEvent:
+    def _launch_step(self, step: int) -> LaunchedStep:
+        """Launch an optimizer step; nothing in it waits for the device."""
         started = time.perf_counter()
-        lengths = self.data.train.samples.lengths
-        shares = self._split_over_ranks(rows, lengths[rows])
+        batches = self._preparer.get(step, step + 1 >= self.total_steps)
         rate = learning_rate_at(self.recipe, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._accumulate_gradients(epoch, rows, shares[self.mesh.dp_rank])
-        norm = self.parallel.clip_gradients(self.recipe.optimizer.max_grad_norm)
-        self._optimizer_step(norm)
-        tokens = count_tokens((m for share in shares for m in share if m.weight), lengths)
-        return StepEvent(
-            step=step + 1,
-            epoch=epoch,
-            loss=self._reduce_loss(loss) * self.scale.deviation**2,  # in the user's unit
-            learning_rate=rate,
-            grad_norm=norm,
-            samples=len(rows),
-            tokens=tokens,
-            computed_tokens=tokens,
-            micro_batches=sum(len(share) for share in shares),
-            seconds=time.perf_counter() - started,
+        loss = self._accumulate_in_memory(batches)
+        norm = self.parallel.clip_gradients(
+            self.recipe.optimizer.max_grad_norm, self._transfer.is_immediate
         )
+        self._optimizer_step(norm)
+        seconds = torch.full_like(loss, time.perf_counter() - self._clock.started)
+        figures = torch.stack([*self._sum_over_ranks(loss, seconds), norm.to(loss.dtype)])
+        return LaunchedStep(batches, rate, self._transfer.read(figures), started)
 
-    def _optimizer_step(self, norm: float) -> None:
+    def _finish_step(self, launched: LaunchedStep) -> Iterator[StepEvent]:
+        """Read and yield a step that was launched. Raises TrainingError if it is not finite."""
+        loss, seconds, norm = launched.figures.get()
+        self._clock.set_mean(seconds / get_world_size())
+        now, batches = time.perf_counter(), launched.batches
+        event = StepEvent(
+            step=batches.step + 1,
+            epoch=batches.epoch,
+            loss=loss * self.scale.deviation**2,  # in the user's unit
+            learning_rate=launched.learning_rate,
+            grad_norm=norm,
+            samples=len(batches.rows),
+            tokens=batches.tokens,
+            computed_tokens=batches.tokens,
+            squared_tokens=batches.squared_tokens,
+            memory_bytes=self._transfer.peak_memory,
+            micro_batches=batches.micro_batches,
+            seconds=now - max(launched.started, self._finished),
+        )
+        self._finished = now
+        yield event
+        if not math.isfinite(event.loss):
+            raise TrainingError(
+                f"the loss of step {event.step} is {event.loss}; lower optimizer.learning_rate "
+                f"({self.recipe.learning_rate:g}), or lengthen schedule.warmup"
+            )
+        if self.loss_scale is not None and self.loss_scale.is_exhausted:
+            raise TrainingError(
+                f"the gradients of step {event.step} overflow fp16 however small the loss is "
+                "scaled; set precision: fp32, or bf16 where the device has it"
+            )
+
+    def _optimizer_step(self, norm: Tensor) -> None:
         """Step the optimizer; where fp16 gradients overflowed only lower the loss scale."""
-        overflowed = self.loss_scale is not None and not math.isfinite(norm)
+        # fp16, of devices that have no bf16, waits for the norm: it decides if there is a step.
+        overflowed = self.loss_scale is not None and not math.isfinite(norm.item())
         if not overflowed:
             self.optimizer.step()
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.next_scale(overflowed)
         self.optimizer.zero_grad()
 
-    def _accumulate_gradients(
-        self, epoch: int, rows: np.ndarray, micro_batches: list[MicroBatch]
-    ) -> float:
+    def _accumulate_in_memory(self, prepared: StepBatches) -> Tensor:
+        """Accumulate the gradient of a step, in smaller micro-batches where memory is short.
+
+        Raises TrainingError where one sample is too large for the device.
+        """
+        while True:
+            try:
+                return self._accumulate_gradients(prepared)
+            except torch.OutOfMemoryError as error:
+                # Where ranks work on one step together, the others are in a collective by now: the
+                # attempt ends, and the run goes on from its last checkpoint.
+                if self.mesh.device_mesh is not None:
+                    raise
+                prepared = self._halve_token_budget(prepared, error)
+
+    def _halve_token_budget(self, prepared: StepBatches, error: Exception) -> StepBatches:
+        """Return the step cut anew with half the token budget: the same samples and sum."""
+        if len(prepared.rows) == 1 or self.recipe.batch.max_length >= self.token_budget:
+            raise TrainingError(
+                f"the device has no memory for a micro-batch of {self.token_budget} tokens (step "
+                f"{prepared.step + 1}); lower batch.max_length ({self.recipe.batch.max_length}), "
+                "or set layout.recompute: full"
+            ) from error
+        self.optimizer.zero_grad()
+        self._preparer.forget()
+        self._transfer.free_memory()
+        before = self.token_budget
+        self.token_budget = max(before // 2, self.recipe.batch.max_length)
+        text = (
+            f"the device has no memory for micro-batches of {before} tokens: from step "
+            f"{prepared.step + 1} on they have {self.token_budget}, with the same result; set "
+            f"batch.token_budget={self.token_budget} to begin so"
+        )
+        self._warnings.append(WarningEvent(prepared.step, text))
+        return replace(prepared, batches=self._preparer.collate(prepared))
+
+    def _accumulate_gradients(self, prepared: StepBatches) -> Tensor:
         """Leave the gradient of the global batch in the parameters; return this rank's loss."""
-        train, factor = self.data.train, 1.0 if self.loss_scale is None else self.loss_scale.factor
-        batches = self._collator.collate(train, micro_batches, epoch)
+        batches = prepared.batches
+        factor = 1.0 if self.loss_scale is None else self.loss_scale.factor
         if self.recipe.task == "masked-lm":
             batches = self._weigh_by_token(batches)
 
@@ -291,21 +360,20 @@ class TrainingLoop:
             return losses.sum() * (batch.weight * factor)
 
         total = self._pipeline.forward_backward(batches, loss_fn)
-        ids = None
-        if self.parallel.has_row_gradients:
-            # The pad's row needs no reduction where no text holds it: its gradient is zero.
-            ids = torch.from_numpy(np.unique(train.samples.take(rows))).long().to(self._device)
-        self.parallel.finalize_gradients(ids)
+        self.parallel.finalize_gradients(prepared.token_ids)
         if self.loss_scale is not None:
             unscale_gradients((p for _, p in self.parallel.named_parameters()), factor)
-        return total.item() / factor if self.mesh.is_tp_rank0 else 0.0
+        total = total.to(self._sum_dtype)
+        return total / factor if self.mesh.is_tp_rank0 else torch.zeros_like(total)
 
     def _weigh_by_token(self, batches: list[DeviceBatch]) -> list[DeviceBatch]:
         """Weigh every masked token by one over those of the global batch."""
-        num_tokens = sum(len(batch.targets) for batch in batches if batch.weight)
+        counted = sum(len(batch.targets) for batch in batches if batch.weight)
+        count = torch.full((), float(counted), dtype=self._sum_dtype, device=self._device)
         copies = self.mesh.layout.world_size // self.mesh.layout.dp
-        total = self._sum_over_ranks(float(num_tokens))[0] / copies
-        return [replace(batch, weight=bool(batch.weight) / total) for batch in batches]
+        (total,) = self._sum_over_ranks(count)
+        weight = (copies / total).float()
+        return [replace(batch, weight=weight if batch.weight else 0.0) for batch in batches]
 
     def _split_over_ranks(self, rows: np.ndarray, lengths: np.ndarray) -> list[list[MicroBatch]]:
         """Return the micro-batches of each data-parallel rank."""
@@ -313,23 +381,39 @@ class TrainingLoop:
         return cut_batch(rows, lengths, *how)
 
     def _autocast_context(self) -> AbstractContextManager[Any]:
-        if self._autocast is None or not torch.is_grad_enabled():
+        if self._autocast is None or self._is_exact or not self._computes_in_autocast():
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._autocast)
 
-    def _reduce_loss(self, loss: float) -> float:
-        """Sum the loss over the ranks, and sync the clock in the same all-reduce."""
-        loss, seconds = self._sum_over_ranks(loss, time.perf_counter() - self._clock.started)
-        self._clock.set_mean(seconds / get_world_size())
-        return loss
+    def _computes_in_autocast(self) -> bool:
+        """Whether this forward takes the training precision: on the host, training alone does."""
+        return torch.is_grad_enabled() or not self._transfer.is_immediate
 
-    def _sum_over_ranks(self, *values: float) -> list[float]:
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        """The dtype of sums over ranks."""
+        return torch.float64 if self._device.type in ("cpu", "cuda") else torch.float32
+
+    def _sum_over_ranks(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Sum each of `values` over the ranks, in one all-reduce."""
         if self.mesh.device_mesh is None:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64 if self._device.type == "cpu" else None)
-        total = total.to(self._device)
+            return values
+        total = torch.stack(values)
         dist.all_reduce(total)
-        return [float(value) for value in total.tolist()]
+        return total.unbind()
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step whose loss and gradient norm the device may still compute.
+
+    figures: the loss, seconds since the start summed over the ranks, and the norm.
+    """
+
+    batches: StepBatches
+    learning_rate: float
+    figures: Readback
+    started: float
 
 
 class SyncedClock:

@@ -31,7 +31,13 @@ class MetricAccumulator:
     is that of the logits themselves.
     """
 
-    def __init__(self, task: Task, num_labels: int, shift: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        num_labels: int,
+        shift: np.ndarray | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.task, self._shift = task, None if shift is None else torch.from_numpy(shift)
         shapes: dict[Task, tuple[int, ...]] = {
             "classification": (num_labels, num_labels),
@@ -39,26 +45,31 @@ class MetricAccumulator:
             "regression": (3,),
             "masked-lm": (0,),
         }
-        self._sums = torch.zeros(shapes[task], dtype=torch.float64)
-        self._totals = torch.zeros(3, dtype=torch.float64)  # rows, loss, correct rows
-        self._compared = torch.zeros(
-            2, dtype=torch.float64
-        )  # rows, those that agree with the teacher
+        # Sums stay on the device until all rows are counted; not every device has fp64.
+        has_fp64 = device is None or device.type in ("cpu", "cuda")
+        kind: Any = {"dtype": torch.float64 if has_fp64 else torch.float32, "device": device}
+        self._sums = torch.zeros(shapes[task], **kind)
+        self._totals = torch.zeros(3, **kind)  # rows, loss, correct rows
+        self._compared = torch.zeros(2, **kind)  # rows, those that agree with the teacher
 
     def add_batch(self, logits: Tensor, targets: Tensor) -> None:
         """Count predictions from logits [b, num_labels] against targets of the task's shape."""
-        losses = sample_losses(self.task, logits, targets).double()
+        losses = sample_losses(self.task, logits, targets)
         chosen = logits.float()
         if self._shift is not None:
             chosen = chosen - self._shift.to(chosen)
-        correct, sums = _COUNTERS[self.task](chosen, targets, self._sums)
-        self._sums += sums
-        self._totals += torch.tensor([len(losses), losses.sum().item(), correct])
+        correct = _COUNTERS[self.task](chosen, targets, self._sums)
+        self._add_totals(losses, correct)
 
     def add_tokens(self, losses: Tensor, correct: Tensor) -> None:
         """Count predictions of masked tokens: losses [n] and whether each is correct [n] bool."""
-        sums = [losses.double().sum().item(), float(correct.sum().item())]
-        self._totals += torch.tensor([len(losses), *sums], dtype=torch.float64)
+        self._add_totals(losses, correct)
+
+    def _add_totals(self, losses: Tensor, correct: Tensor) -> None:
+        kind = self._totals.dtype
+        self._totals[0] += len(losses)
+        self._totals[1] += losses.to(kind).sum()
+        self._totals[2] += correct.to(kind).sum()
 
     def add_agreement(self, logits: Tensor, teacher: Tensor, deviation: float) -> None:
         """Count how often logits [b, num_labels] predict what a teacher's do.
@@ -67,17 +78,14 @@ class MetricAccumulator:
         """
         reference, outputs = (tensor.float().cpu().numpy() for tensor in (teacher, logits))
         agree = predictions_agree(self.task, reference, outputs, deviation)
-        self._compared += torch.tensor([len(agree), float(agree.sum())], dtype=torch.float64)
+        self._compared[0] += len(agree)
+        self._compared[1] += float(agree.sum())
 
-    def all_reduce(self, device: torch.device) -> None:
-        """Sum over all ranks; in fp64 on devices that have it, else fp32."""
-        dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+    def all_reduce(self) -> None:
+        """Sum over all ranks."""
         for sums in (self._sums, self._totals, self._compared):
-            if not sums.numel():
-                continue
-            moved = sums.to(device, dtype)
-            dist.all_reduce(moved)
-            sums.copy_(moved)
+            if sums.numel():
+                dist.all_reduce(sums)
 
     def compute_metrics(self, labels: tuple[str, ...]) -> Metrics:
         """Return the metrics by name; precision, recall and f1 are macro averages.
@@ -97,7 +105,7 @@ class MetricAccumulator:
             spread = square - target * target / rows
             r2 = 1 - loss / spread if spread else 0.0
             return metrics | {"mae": absolute / rows, "r2": r2} | agreement
-        counts = self._sums.numpy()
+        counts = self._sums.cpu().numpy()
         per_class = _per_class_scores(counts, self.task)
         metrics["accuracy"] = correct / rows
         for index, name in enumerate(("precision", "recall", "f1")):
@@ -119,29 +127,26 @@ def _masked_lm_metrics(tokens: int, loss: float, correct: float) -> Metrics:
     return {"tokens": tokens, "loss": mean, "accuracy": accuracy, "perplexity": perplexity}
 
 
-def _count_classes(logits: Tensor, targets: Tensor, sums: Tensor) -> tuple[float, Tensor]:
+def _count_classes(logits: Tensor, targets: Tensor, sums: Tensor) -> Tensor:
+    """Add to `sums`; return which rows [b] are correct. So do the others."""
     predicted = logits.argmax(dim=1)
-    counts = torch.zeros_like(sums)
-    ones = torch.ones(len(targets), dtype=sums.dtype)
-    counts.index_put_((targets.cpu(), predicted.cpu()), ones, accumulate=True)
-    return float((predicted == targets).sum()), counts
+    cells = targets * sums.shape[1] + predicted
+    sums.view(-1).index_add_(0, cells, torch.ones_like(cells, dtype=sums.dtype))
+    return predicted == targets
 
 
-def _count_labels(logits: Tensor, targets: Tensor, sums: Tensor) -> tuple[float, Tensor]:
-    predicted, true = (logits > 0).cpu(), (targets > 0.5).cpu()
-    counts = torch.stack(
-        [
-            torch.stack([((true == t) & (predicted == p)).sum(dim=0) for p in (False, True)], dim=1)
-            for t in (False, True)
-        ],
-        dim=1,
-    )
-    return float((predicted == true).all(dim=1).sum()), counts.to(sums.dtype)
+def _count_labels(logits: Tensor, targets: Tensor, sums: Tensor) -> Tensor:
+    predicted, true = logits > 0, targets > 0.5
+    for t in (False, True):
+        for p in (False, True):
+            sums[:, int(t), int(p)] += ((true == t) & (predicted == p)).sum(dim=0)
+    return (predicted == true).all(dim=1)
 
 
-def _sum_errors(logits: Tensor, targets: Tensor, sums: Tensor) -> tuple[float, Tensor]:
-    error, true = (logits[:, 0] - targets).double().abs(), targets.double()
-    return 0.0, torch.stack([error.sum(), true.sum(), true.square().sum()]).cpu()
+def _sum_errors(logits: Tensor, targets: Tensor, sums: Tensor) -> Tensor:
+    error, true = (logits[:, 0] - targets).to(sums.dtype).abs(), targets.to(sums.dtype)
+    sums += torch.stack([error.sum(), true.sum(), true.square().sum()])
+    return torch.zeros(0, device=logits.device)
 
 
 _COUNTERS = {

@@ -146,7 +146,7 @@ def _compute_reference(
 def _loss_and_norm(probe: TrainingLoop) -> tuple[float, float]:
     """Return (loss, gradient norm); leave the gradient in the parameters."""
     while True:  # fp16 may need a smaller loss scale
-        loss, norm = probe.loss_and_grad(), probe.parallel.clip_gradients(None)
+        loss, norm = probe.loss_and_grad(), probe.parallel.clip_gradients(None).item()
         if math.isfinite(norm) or probe.loss_scale is None or probe.loss_scale.is_exhausted:
             return loss, norm
         probe.loss_scale = probe.loss_scale.next_scale(overflowed=True)

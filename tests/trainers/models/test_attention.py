@@ -1,18 +1,29 @@
 """Attention in training: by the fused kernel and multiplied out, it is the same."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
+from torch.nn.attention import varlen
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+)
 
 from cluster.costmodel.memory import attention_storage
 from tests.support.layouts import make_loop
 from trainers.config import recipe as recipes
 from trainers.data.microbatch import sample_keys
 from trainers.distributed.device import DEVICES
+from trainers.models import attention
 from trainers.models.bert import TextModel
 from trainers.models.packed import PackedTexts
 
@@ -21,19 +32,29 @@ CONFIGS = {
         vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
         intermediate_size=64, attention_probs_dropout_prob=0.0,
     ),
+    "roberta": RobertaConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=64, attention_probs_dropout_prob=0.0, pad_token_id=0,
+    ),
+    "electra": ElectraConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=64, attention_probs_dropout_prob=0.0, embedding_size=16,
+    ),
     "distilbert": DistilBertConfig(
         vocab_size=99, dim=32, n_layers=3, n_heads=4, hidden_dim=64, attention_dropout=0.0
     ),
 }  # fmt: skip
 
 
-def gradients(model: TextModel, fused: bool, lengths: list[int]) -> dict[str, Tensor]:
+def gradients(
+    model: TextModel, fused: bool, lengths: list[int], reads: Tensor | None = None
+) -> dict[str, Tensor]:
     """Of a sum of logits, dropout on."""
     model.zero_grad()
     model.set_fused_attention(fused)
     ids = torch.arange(5, 5 + sum(lengths))[None]
     keys = torch.from_numpy(sample_keys(0, 0, np.arange(len(lengths))))
-    model(ids, PackedTexts.from_lengths(lengths, keys=keys)).square().sum().backward()
+    model(ids, PackedTexts.from_lengths(lengths, reads=reads, keys=keys)).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -50,6 +71,73 @@ def test_multiplied_out_it_is_the_same(
     assert found.keys() == expected.keys() != set()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def attend_by_the_book(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+) -> Tensor:
+    """What `varlen_attn`, which no CPU has, is documented to compute."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert (max_q, max_k) == (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max()))
+    assert cu_seq_q[-1] == len(query) and cu_seq_k[-1] == len(key) == len(value)
+    parts = []
+    for text in range(len(cu_seq_q) - 1):
+        q = query[cu_seq_q[text] : cu_seq_q[text + 1]].transpose(0, 1)
+        k, v = (x[cu_seq_k[text] : cu_seq_k[text + 1]].transpose(0, 1) for x in (key, value))
+        parts.append(((q @ k.transpose(1, 2) * scale).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_the_reference_takes_what_the_kernel_takes() -> None:
+    theirs = inspect.signature(varlen.varlen_attn).parameters
+    ours = inspect.signature(attend_by_the_book).parameters
+    assert [n for n in theirs if n in ours] == list(ours)
+    for name, parameter in ours.items():
+        assert theirs[name].kind is parameter.kind, name
+    for name, parameter in theirs.items():
+        assert name in ours or parameter.default is not inspect.Parameter.empty, name
+
+
+@pytest.mark.parametrize("task", ["classification", "masked-lm"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_a_gpu_runs_is_what_rows_compute(
+    family: str, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    kind = AutoModelForMaskedLM if task == "masked-lm" else AutoModelForSequenceClassification
+    model = TextModel(kind.from_config(CONFIGS[family])).train()
+    lengths, reads = [12, 5, 1, 11], torch.tensor([1, 4, 13, 20]) if task == "masked-lm" else None
+    expected = gradients(model, True, lengths, reads)
+    called: list[int] = []
+
+    def kernel(*given: Any, **named: Any) -> Tensor:
+        called.append(len(given[0]))
+        return attend_by_the_book(*given, **named)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "has_varlen_attention", lambda *_: True)
+    found = gradients(model, True, lengths, reads)
+    reads_cls_alone = task == "classification" and family != "distilbert"
+    assert called == [29, 29, 4 if reads_cls_alone else 29]
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(("device", "dtype", "has"), [
+    ("cuda", torch.bfloat16, True), ("cuda", torch.float16, True),
+    ("cuda", torch.float32, False), ("cpu", torch.bfloat16, False),
+])  # fmt: skip
+def test_flash_attention_is_taken_where_it_is(device: str, dtype: torch.dtype, has: bool) -> None:
+    assert attention.has_varlen_attention(torch.device(device), dtype) is has
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

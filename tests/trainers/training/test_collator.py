@@ -12,6 +12,7 @@ from trainers.data.dataset_cache import DatasetSplit
 from trainers.data.microbatch import MicroBatch
 from trainers.data.ragged import ragged_from_rows
 from trainers.data.tokenizer import Encoder, load_encoder
+from trainers.distributed.transfer import Transfer
 from trainers.parallel.pipeline import DeviceBatch
 from trainers.training.collator import Collator
 
@@ -44,7 +45,7 @@ def collate(
     task: str = "classification",
     **settings: Any,
 ) -> DeviceBatch:
-    collator = Collator(make_recipe(task, **settings), encoder, CPU, multiple)
+    collator = Collator(make_recipe(task, **settings), encoder, Transfer(CPU), multiple)
     (batch,) = collator.collate(split, [MicroBatch(np.array(rows), 0.25)], epoch)
     return batch
 

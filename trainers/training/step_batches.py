@@ -1,0 +1,139 @@
+"""The batches of each training step: ordered, cut, packed and on the device before they are due.
+
+What a step computes on is a function of (seed, epoch, step) alone, so it is prepared in a thread
+while the step before computes, and a resumed run prepares the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from trainers.config.recipe import Recipe
+from trainers.data.dataset_cache import DatasetSplit
+from trainers.data.microbatch import (
+    MicroBatch,
+    epoch_order,
+    global_batch_rows,
+    steps_per_epoch,
+)
+from trainers.distributed.transfer import Transfer
+from trainers.parallel.pipeline import DeviceBatch
+from trainers.training.collator import Collator
+
+Cut = Callable[[np.ndarray, np.ndarray], list[list[MicroBatch]]]
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """What a step computes on.
+
+    rows: of the global batch. batches: this rank's. token_ids: [n] the distinct tokens of the
+    global batch, where the embeddings' gradient is reduced row by row. counts: samples, tokens,
+    squares of tokens and micro-batches, of all ranks. mark: of the copies, see `Transfer`.
+    """
+
+    step: int
+    epoch: int
+    rows: np.ndarray
+    batches: list[DeviceBatch]
+    token_ids: Tensor | None
+    tokens: int
+    squared_tokens: int
+    micro_batches: int
+    mark: Any = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors on the device."""
+        of_batches = [tensor for batch in self.batches for tensor in batch.tensors]
+        return of_batches + ([] if self.token_ids is None else [self.token_ids])
+
+
+class StepPreparer:
+    """Prepares steps of a run on this rank, the next one in a thread of its own.
+
+    cut: cuts a global batch, given its rows and their lengths, for every data-parallel rank.
+    needs_ids: whether steps need `token_ids`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: DatasetSplit,
+        collator: Collator,
+        transfer: Transfer,
+        cut: Cut,
+        dp_rank: int,
+        needs_ids: bool,
+    ) -> None:
+        self._recipe, self._train, self._collator = recipe, train, collator
+        self._transfer, self._cut, self._dp_rank = transfer, cut, dp_rank
+        self._needs_ids = needs_ids
+        self._steps_per_epoch = steps_per_epoch(len(train), recipe.global_batch_size)
+        self._order: tuple[int, np.ndarray] = -1, np.empty(0, dtype=np.int64)
+        self._thread = ThreadPoolExecutor(1, "bertha-batches")
+        self._next: tuple[int, Future[StepBatches]] | None = None
+
+    def get(self, step: int, is_last: bool) -> StepBatches:
+        """Return the batches of `step`, and begin those of the next unless this is the last."""
+        if self._next is not None and self._next[0] == step:
+            prepared = self._next[1].result()
+        else:
+            self.forget()
+            prepared = self._prepare(step)
+        self._next = None
+        if not is_last:
+            self._next = step + 1, self._thread.submit(self._prepare, step + 1)
+        self._transfer.wait_for(prepared.mark, prepared.tensors)
+        return prepared
+
+    def forget(self) -> None:
+        """Drop what was prepared ahead, as after a change of the cut."""
+        if self._next is not None:
+            self._next[1].exception()  # the thread has one step at a time
+        self._next = None
+
+    def collate(self, prepared: StepBatches) -> list[DeviceBatch]:
+        """Cut and collate the batches of a step anew, after a change of the cut."""
+        return self._collate(prepared.epoch, self._cut_rows(prepared.rows))
+
+    def _prepare(self, step: int) -> StepBatches:
+        rows, epoch = self._rows_of(step)
+        lengths = self._train.samples.lengths[rows]
+        shares = self._cut_rows(rows)
+        with self._transfer.ahead():
+            batches = self._collate(epoch, shares)
+            ids = None
+            if self._needs_ids:
+                distinct = np.unique(self._train.samples.take(rows)).astype(np.int64)
+                ids = self._transfer.to_device(distinct)
+            mark = self._transfer.mark()
+        return StepBatches(
+            step=step,
+            epoch=epoch,
+            rows=rows,
+            batches=batches,
+            token_ids=ids,
+            tokens=int(lengths.sum()),
+            squared_tokens=int(np.square(lengths).sum()),
+            micro_batches=sum(map(len, shares)),
+            mark=mark,
+        )
+
+    def _rows_of(self, step: int) -> tuple[np.ndarray, int]:
+        epoch, index = divmod(step, self._steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, epoch_order(self._recipe.seed, epoch, len(self._train))
+        return global_batch_rows(self._order[1], index, self._recipe.global_batch_size), epoch
+
+    def _cut_rows(self, rows: np.ndarray) -> list[list[MicroBatch]]:
+        return self._cut(rows, self._train.samples.lengths[rows])
+
+    def _collate(self, epoch: int, shares: Sequence[list[MicroBatch]]) -> list[DeviceBatch]:
+        return self._collator.collate(self._train, shares[self._dp_rank], epoch)
