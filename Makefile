@@ -5,7 +5,7 @@ PIP := .venv/torch
 DEMO := .venv/demo
 READY := .venv/ready
 
-.PHONY: demo test test-fast test-cluster soak check clean
+.PHONY: demo test test-fast test-cluster soak check check-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -33,6 +33,9 @@ test-cluster: $(READY)
 SOAK := --minutes 60 --kills 100 --seed 0
 soak: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/soak.py $(SOAK)
+
+check-gpu: $(READY)
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
 
 check: $(READY)
 	$(BIN)/ruff check .

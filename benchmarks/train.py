@@ -1,21 +1,24 @@
-"""Training speed against Hugging Face Trainer: same model, data, global batches and threads.
+"""Training speed against Hugging Face Trainer: same model, rows, batch size, precision and threads.
 
-Every contender trains on the same global batches in the same order, in one process, in turns
-(A B C, A B C, ...); the table gives medians over the rounds, and each round's ratio to the first
-Trainer row. CPU seconds count all threads and are the fairer figure on a shared machine.
+Every contender trains on the same rows in one process, in turns (A B C, A B C, ...). All but one
+take the same global batches in the same order; Trainer grouped by length chooses its batches from
+these rows, which changes what is learned, and leaves it little padding. The table gives medians of
+real tokens a second over the rounds, and of each round's ratio to both. Attention dropout is 0 for
+all. CPU seconds count all threads and are the fairer figure on a shared machine.
 
-    python benchmarks/train.py imdb --rounds 3 --steps 2
-    python benchmarks/train.py reviews batch.max_length=512 --rounds 2 --steps 3
+    python benchmarks/train.py reviews --rounds 5 --steps 50
+    python benchmarks/train.py imdb --rounds 3 --steps 10
     python benchmarks/train.py reviews --accuracy --seeds 3
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from cluster.costmodel.layout import Layout
 from trainers.config.recipe import Recipe, load_recipe
@@ -71,29 +75,36 @@ class TrainingContender:
 
 
 class OrderedRows(Dataset[dict[str, Any]]):
-    """The rows of a split in a given order, as Trainer reads them."""
+    """The rows of a split in a given order, as Trainer reads them. taken: rows in its order."""
 
-    def __init__(self, split: DatasetSplit, rows: np.ndarray, pad_to: int | None) -> None:
-        self.split, self.rows, self.pad_to = split, rows, pad_to
+    def __init__(self, split: DatasetSplit, rows: np.ndarray) -> None:
+        self.split, self.rows = split, rows
+        self.taken: list[int] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        samples, row = self.split.samples, self.rows[index]
-        ids = samples.values[samples.offsets[row] : samples.offsets[row + 1]].tolist()
-        mask = [1] * len(ids)
-        if self.pad_to:
-            filler = [0] * (self.pad_to - len(ids))
-            ids, mask = ids + filler, mask + filler
-        return {"input_ids": ids, "attention_mask": mask, "labels": int(self.split.targets[row])}
+        row = int(self.rows[index])
+        self.taken.append(row)
+        ids = self.split.samples[row].tolist()
+        label = int(self.split.targets[row])
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
 
 
-class UnshuffledTrainer(Trainer):
-    """Trainer without its shuffle, so that all contenders get the same batches."""
+class OrderedTrainer(Trainer):
+    """Trainer that takes the batches of the other contenders, or groups them by length."""
 
-    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+    is_grouped = False
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+        dataset: Any = self.train_dataset
+        if not self.is_grouped:
+            return SequentialSampler(dataset)
+        lengths = dataset.split.samples.lengths[dataset.rows].tolist()
+        generator = torch.Generator().manual_seed(self.args.seed)
+        size = self.args.per_device_train_batch_size
+        return LengthGroupedSampler(size, lengths=lengths, generator=generator)
 
 
 class StepClock(TrainerCallback):
@@ -107,7 +118,9 @@ class StepClock(TrainerCallback):
         self.ticks.append((time.perf_counter(), time.process_time()))
 
 
-def load_trainer_model(recipe: Recipe, labels: int, attention_dropout: float) -> Any:
+def load_trainer_model(
+    recipe: Recipe, labels: int, attention_dropout: float, attention: str = "sdpa"
+) -> Any:
     """Load the model as users of Trainer do."""
     torch.manual_seed(recipe.seed)
     return BertForSequenceClassification.from_pretrained(
@@ -115,6 +128,7 @@ def load_trainer_model(recipe: Recipe, labels: int, attention_dropout: float) ->
         num_labels=labels,
         hidden_dropout_prob=recipe.model.dropout,
         attention_probs_dropout_prob=attention_dropout,
+        attn_implementation=attention,
     )
 
 
@@ -144,26 +158,33 @@ def build_training_arguments(recipe: Recipe, directory: str, **more: Any) -> Tra
 
 
 def make_trainer_run(
-    pad: bool, attention_dropout: float
+    is_grouped: bool, precision: str
 ) -> Callable[[Recipe, PreparedDataset, int], Turn]:
-    """Return a run of Trainer that pads to max_length, or to the longest of its batch."""
+    """Return a run of Trainer that pads to the longest of its batch.
+
+    On a CPU its fused attention is slow backwards in bf16, so there it takes the eager one.
+    """
 
     def train(recipe: Recipe, prepared: PreparedDataset, steps: int) -> Turn:
         split, size = prepared.train, recipe.global_batch_size
-        rows = epoch_order(recipe.seed, 0, len(split))[: (WARMUP + steps) * size]
-        pad_to = recipe.batch.max_length if pad else None
+        rows = OrderedRows(
+            split, epoch_order(recipe.seed, 0, len(split))[: (WARMUP + steps) * size]
+        )
+        attention = "eager" if precision == "bf16" else "sdpa"
+        more = {"max_steps": WARMUP + steps, "bf16": precision == "bf16"}
         clock = StepClock()
         with tempfile.TemporaryDirectory() as directory:
-            trainer = UnshuffledTrainer(
-                model=load_trainer_model(recipe, len(prepared.labels), attention_dropout),
-                args=build_training_arguments(recipe, directory, max_steps=WARMUP + steps),
-                train_dataset=OrderedRows(split, rows, pad_to),
+            trainer = OrderedTrainer(
+                model=load_trainer_model(recipe, len(prepared.labels), 0.0, attention),
+                args=build_training_arguments(recipe, directory, **more),
+                train_dataset=rows,
                 data_collator=build_collator(recipe),
                 callbacks=[clock],
             )
+            trainer.is_grouped = is_grouped
             trainer.train()
-        lengths = split.samples.lengths[rows[WARMUP * size :]]
-        longest = [pad_to or max(batch) for batch in lengths.reshape(steps, size)]
+        lengths = split.samples.lengths[rows.taken[WARMUP * size : (WARMUP + steps) * size]]
+        longest = [max(batch) for batch in lengths.reshape(steps, size)]
         (start, cpu_start), (end, cpu_end) = clock.ticks[WARMUP - 1], clock.ticks[-1]
         return Turn(
             end - start,
@@ -185,12 +206,13 @@ def build_loop(recipe: Recipe, prepared: PreparedDataset) -> TrainingLoop:
     )
 
 
-def make_bertha_run(attention_dropout: float) -> Callable[[Recipe, PreparedDataset, int], Turn]:
+def make_bertha_run(precision: str) -> Callable[[Recipe, PreparedDataset, int], Turn]:
     """Return a run of the training loop of this project."""
 
     def train(recipe: Recipe, prepared: PreparedDataset, steps: int) -> Turn:
         changes = {
-            "model": recipe.model.model_copy(update={"attention_dropout": attention_dropout})
+            "model": recipe.model.model_copy(update={"attention_dropout": 0.0}),
+            "precision": precision,
         }
         stopping = recipe.stopping.model_copy(update={"max_steps": WARMUP + steps})
         evaluation = recipe.evaluation.model_copy(update={"every_steps": 10**6})
@@ -220,49 +242,54 @@ def make_bertha_run(attention_dropout: float) -> Callable[[Recipe, PreparedDatas
     return train
 
 
-CONTENDERS = [
-    TrainingContender(
-        "Trainer, dynamic padding", make_trainer_run(pad=False, attention_dropout=0.1)
-    ),
-    TrainingContender(
-        "Trainer, padded to max_length", make_trainer_run(pad=True, attention_dropout=0.1)
-    ),
-    TrainingContender(
-        "Trainer, dynamic, attention dropout 0", make_trainer_run(False, attention_dropout=0.0)
-    ),
-    TrainingContender("Bertha, attention dropout 0.1", make_bertha_run(attention_dropout=0.1)),
-    TrainingContender(
-        "Bertha, attention dropout 0 (default)", make_bertha_run(attention_dropout=0.0)
-    ),
-]
+DYNAMIC, GROUPED = "Trainer, dynamic padding", "Trainer, grouped by length"
+
+
+def list_contenders(precisions: Sequence[str]) -> list[TrainingContender]:
+    """Return the three ways to train in each precision."""
+    return [
+        TrainingContender(f"{name}, {precision}", make(precision))
+        for precision in precisions
+        for name, make in (
+            (DYNAMIC, functools.partial(make_trainer_run, False)),
+            (GROUPED, functools.partial(make_trainer_run, True)),
+            ("Bertha", make_bertha_run),
+        )
+    ]
 
 
 def race_contenders(
     recipe: Recipe, prepared: PreparedDataset, rounds: int, steps: int
 ) -> dict[str, Any]:
     """Train every contender `rounds` times in turns; print the table and return the turns."""
-    turns: dict[str, list[Turn]] = {contender.name: [] for contender in CONTENDERS}
+    precisions = ["fp32", "bf16"] if DEVICES["cpu"].has_fast_bf16() else ["fp32"]
+    contenders = list_contenders(precisions)
+    turns: dict[str, list[Turn]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):
-        for contender in CONTENDERS:
+        for contender in contenders:
             turn = contender.train(recipe, prepared, steps)
             turns[contender.name].append(turn)
-            speed = turn.samples / turn.seconds
-            print(f"round {number + 1}  {contender.name:<40} {speed:7.2f} samples/s", flush=True)
-    first = turns[CONTENDERS[0].name]
-    print(f"\n{'':<40} samples/s  CPU s/sample  padding   speed-up (wall)  speed-up (CPU)")
-    for name, contender_turns in turns.items():
-        wall = [a.seconds / b.seconds for a, b in zip(first, contender_turns, strict=True)]
-        cpu = [a.cpu_seconds / b.cpu_seconds for a, b in zip(first, contender_turns, strict=True)]
+            speed = turn.tokens / turn.seconds
+            print(f"round {number + 1}  {contender.name:<36} {speed:9,.0f} tokens/s", flush=True)
+    print(f"\n{'':<36} tokens/s  CPU ms/token  padding   to dynamic       to grouped")
+    for name, own in turns.items():
+        precision = name.rpartition(" ")[2]
         print(
-            f"{name:<40} {statistics.median(t.samples / t.seconds for t in contender_turns):9.2f}"
-            f"{statistics.median(t.cpu_seconds / t.samples for t in contender_turns):14.3f}"
-            f"{1 - contender_turns[0].tokens / contender_turns[0].computed_tokens:9.1%}"
-            f"{statistics.median(wall):16.2f}x{statistics.median(cpu):15.2f}x"
+            f"{name:<36} {statistics.median(t.tokens / t.seconds for t in own):9,.0f}"
+            f"{statistics.median(1000 * t.cpu_seconds / t.tokens for t in own):14.3f}"
+            f"{1 - own[0].tokens / own[0].computed_tokens:9.1%}"
+            f"   {format_ratio(own, turns[f'{DYNAMIC}, {precision}'])}"
+            f"   {format_ratio(own, turns[f'{GROUPED}, {precision}'])}"
         )
-    return {
-        name: [dataclasses.asdict(turn) for turn in contender_turns]
-        for name, contender_turns in turns.items()
-    }
+    return {name: [dataclasses.asdict(turn) for turn in own] for name, own in turns.items()}
+
+
+def format_ratio(own: list[Turn], others: list[Turn]) -> str:
+    """Return the median of the rounds' ratios of real tokens a second, with their range."""
+    ratios = [
+        (a.tokens / a.seconds) / (b.tokens / b.seconds) for a, b in zip(own, others, strict=True)
+    ]
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def compare_accuracies(
@@ -288,7 +315,7 @@ def compare_accuracies(
 
 def measure_trainer_accuracy(recipe: Recipe, prepared: PreparedDataset) -> float:
     """Return the test accuracy after Trainer's own shuffled epochs."""
-    train, test = (OrderedRows(s, np.arange(len(s)), None) for s in (prepared.train, prepared.test))
+    train, test = (OrderedRows(s, np.arange(len(s))) for s in (prepared.train, prepared.test))
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             model=load_trainer_model(recipe, len(prepared.labels), 0.1),

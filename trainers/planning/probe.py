@@ -130,7 +130,7 @@ def _median_step_seconds(trials: Sequence[ProbeCase], device: Device, limit: flo
     One step of each in turn, so that a disturbance, or a hot processor, slows all trials alike.
     Every rank makes as many passes as rank 0, which broadcasts after each whether to stop.
     """
-    runs = [build_loop(trial, device).run() for trial in trials]
+    runs = [build_loop(trial, device).run(waits=True) for trial in trials]
     timings: list[list[float]] = [[] for _ in trials]
     started, passes = time.perf_counter(), 0
     while True:

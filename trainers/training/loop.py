@@ -145,11 +145,13 @@ class TrainingLoop:
                 "checkpoint, and --resume goes on from the one before"
             )
 
-    def run(self, is_preempted: Callable[[], bool] | None = None) -> Iterator[Event]:
+    def run(
+        self, is_preempted: Callable[[], bool] | None = None, waits: bool = False
+    ) -> Iterator[Event]:
         """Train to the end, yielding every step, every evaluation, and when to save.
 
         On a device that computes beside the host, a step is yielded when the next one has been
-        launched. is_preempted: whether a machine of the run is about to be reclaimed; polled by all
+        launched; with `waits`, which a timer of single steps needs, when it is done. is_preempted: whether a machine of the run is about to be reclaimed; polled by all
         ranks at the same steps, and while it is true each poll yields a SaveEvent. Raises
         TrainingError when the loss is not finite; before that step is evaluated or saved.
         """
@@ -172,7 +174,7 @@ class TrainingLoop:
             evaluates = self.progress.step % eval_every == 0 or is_last
             saves = evaluates or self.progress.step % save_every == 0
             leaves = not saves and is_preempted is not None and self._clock.is_due()
-            if self._transfer.is_immediate or saves or leaves:
+            if self._transfer.is_immediate or saves or leaves or waits:
                 yield from self._finish_step(launched)
                 launched = None
             if evaluates and len(self.data.validation):
