@@ -20,6 +20,7 @@ from cluster.local_ray import is_submitted, start_local_ray, temporary_env
 from cluster.ray_token import close_token_file
 from cluster.spec import ClusterSpec
 from trainers.distributed.device import DEVICES, Device
+from trainers.runtime.elastic_policy import count_free_nodes
 from trainers.runtime.ray_backend import DeviceTorchConfig
 from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error
 from trainers.runtime.worker_config import WorkerConfig
@@ -47,7 +48,8 @@ def train_with_workers(
 def _run_trainer(trainer: TorchTrainer, run: RunDirectory) -> None:
     """Run `trainer`. Raises RunError where a disk or a store has failed once too often."""
     try:
-        trainer.fit()
+        with count_free_nodes():
+            trainer.fit()
     except WorkerGroupError as error:
         for cause in error.worker_failures.values():
             if isinstance(cause, LeaseError):
