@@ -7,6 +7,9 @@ drops the same activations, whatever a text is packed with, recomputed layers dr
 before, and a resumed run needs no saved RNG state.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,7 @@ from trainers.models.packed import PackedTexts
 
 # The 32-bit finalizer "lowbias32" of C. Wellons' search for low-bias integer hashes.
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - (1 << 32)
+_NEXT = 0x2545F491  # takes a hash to the next dimension of a position
 
 
 class DropoutKeys:
@@ -40,19 +44,25 @@ class DropoutKeys:
 
         Hashes are [t, width / 2] int32. The tokens are those of `shard` among all, or those read.
         """
-        packed, (index, count), (_, length, width) = self.packed, shard, shape
+        packed, (_, length, width) = self.packed, shape
         assert packed is not None
-        if length * count == len(packed.texts):
-            tokens: slice | Tensor = slice(index * length, (index + 1) * length)
-        else:
-            tokens = packed.reads
+        texts, positions = self.find_tokens(length, shard)
         if self._gathered_for is not packed:
             self._gathered_for, self._of_tokens = packed, {}
-        place = length, width, index
+        place = length, width, shard[0]
         if place not in self._of_tokens:  # the same for all sites
-            table = self.position_hashes(torch.Size((packed.longest, width)), packed.texts.device)
-            self._of_tokens[place] = table[packed.positions[tokens]]
-        return packed.texts[tokens], self._of_tokens[place]
+            table = self.position_hashes(torch.Size((packed.longest, width)), texts.device)
+            self._of_tokens[place] = table[positions]
+        return texts, self._of_tokens[place]
+
+    def find_tokens(self, length: int, shard: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return texts [t] and positions [t] of `length` tokens: of a shard, or those read."""
+        packed, (index, count) = self.packed, shard
+        assert packed is not None
+        tokens: slice | Tensor = packed.reads
+        if length * count == len(packed.texts):
+            tokens = slice(index * length, (index + 1) * length)
+        return packed.texts[tokens], packed.positions[tokens]
 
     def position_hashes(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return an int32 hash of each position in `shape`, one for every two channels.
@@ -74,7 +84,7 @@ class DropoutKeys:
             hashes = torch.zeros((), dtype=torch.int32, device=device)
             for size in wanted:  # one dimension at a time: hash(hash(... i) * constant + j)
                 steps = torch.arange(size, dtype=torch.int32, device=device)
-                hashes = _mix_bits_(hashes.unsqueeze(-1) * 0x2545F491 + steps)
+                hashes = _mix_bits_(hashes.unsqueeze(-1) * _NEXT + steps)
             self._hashes[slot] = hashes
         return hashes[tuple(slice(size) for size in wanted)]
 
@@ -96,6 +106,9 @@ class KeyedDropout(nn.Module):
         """Drop elements of `x` in training mode."""
         if not self.training or self.p == 0.0:
             return x
+        if x.dim() == 3 and is_fused_on(x.device):
+            texts, positions = self._keys.find_tokens(x.shape[1], self.shard)
+            return _fused_drop()(x, self._keys.site_keys(self.site)[texts], positions, self.p)
         return torch.where(self.keep_mask(x.shape, x.device), x, 0.0) * (1.0 / (1.0 - self.p))
 
     def keep_mask(self, shape: torch.Size, device: torch.device) -> Tensor:
@@ -120,6 +133,31 @@ class KeyedDropout(nn.Module):
         if len(shape) == 2:
             return torch.Size(shape[1:])
         return torch.Size((shape[1] * self.shard[1], *shape[2:]))
+
+
+def is_fused_on(device: torch.device) -> bool:
+    """Return whether masks are computed inside a compiled kernel, without memory for them."""
+    return device.type == "cuda"
+
+
+def drop_tokens(x: Tensor, keys: Tensor, positions: Tensor, p: float) -> Tensor:
+    """Drop elements of `x` [1, t, channels] as `KeyedDropout` does, by arithmetic alone.
+
+    keys: [t] int32 of the token's text at this site. positions: [t] in its text. Eager it takes
+    ten passes over memory; compiled it is one kernel forward and one backward.
+    """
+    channels = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+    of_position = _mix_bits_(positions.to(torch.int32, copy=True))
+    words = _mix_bits_(_mix_bits_(of_position[:, None] * _NEXT + (channels >> 1)) ^ keys[:, None])
+    lanes = torch.where((channels & 1) == 1, words >> 16, (words << 16) >> 16)
+    kept = lanes >= round(p * 65536) - 32768
+    return torch.where(kept, x, 0.0) * (1.0 / (1.0 - p))
+
+
+@functools.cache
+def _fused_drop() -> Callable[..., Tensor]:
+    """Return `drop_tokens`, compiled once for any number of tokens."""
+    return torch.compile(drop_tokens, dynamic=True)
 
 
 def use_keyed_dropout(model: nn.Module) -> DropoutKeys:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainers.data.microbatch import sample_keys
+from trainers.models import dropout as dropout_module
 from trainers.models.dropout import DropoutKeys, KeyedDropout, use_keyed_dropout
 from trainers.models.packed import PackedTexts
 
@@ -63,6 +64,49 @@ def test_a_text_keeps_its_mask_whatever_lies_beside_it() -> None:
         assert torch.equal(part, masks(0.3, (length, 32), np.array([row]), site=2)[0])
     assert torch.equal(first, torch.stack([part[0] for part in together.split(lengths)]))
     assert torch.equal(pooled, first)
+
+
+def drop_both_ways(lengths: list[int]) -> list[torch.Tensor]:
+    """Outputs and gradients of hidden states, of the tokens that are read, and of a shard."""
+    keys, found = DropoutKeys(), []
+    of_rows = torch.from_numpy(sample_keys(3, 1, np.arange(len(lengths))))
+    keys.packed = PackedTexts.from_lengths(lengths, keys=of_rows)
+    for shard, tokens in (((0, 1), sum(lengths)), ((0, 1), len(lengths)), ((1, 2), 18)):
+        x = torch.linspace(-3, 3, tokens * 31).view(1, tokens, 31).requires_grad_()
+        dropout = KeyedDropout(0.3, 5, keys)
+        dropout.shard = shard
+        dropped = dropout(x)
+        dropped.sum().backward()
+        found += [dropped.detach(), x.grad]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # the compiler's, about itself
+@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_kernel_drops_what_tables_of_hashes_drop(
+    monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    lengths = [20, 1, 11, 4]
+    expected = drop_both_ways(lengths)
+    monkeypatch.setattr(dropout_module, "is_fused_on", lambda _: True)
+    if not is_compiled:
+        monkeypatch.setattr(dropout_module, "_fused_drop", lambda: dropout_module.drop_tokens)
+    for one, other in zip(expected, drop_both_ways(lengths), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.slow
+def test_a_kernel_is_not_compiled_again_for_other_numbers_of_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drop = torch.compile(dropout_module.drop_tokens, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for tokens in (40, 17, 256, 33, 90):
+        keys = torch.arange(tokens, dtype=torch.int32)
+        x = torch.ones(1, tokens, 32, requires_grad=True)
+        drop(x, keys, torch.arange(tokens), 0.1).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_sample_keeps_its_mask_in_any_batch_and_any_padding() -> None:
