@@ -18,7 +18,8 @@ class Device:
     resource: its name in Ray. backend: of torch.distributed. fused_optimizers: whether torch has
     them for it. token_budget: default of tokens computed at once. root_address_variable: the
     environment variable that gives its collectives an `address:port` to meet at, beside torch's own
-    store; None: they need none.
+    store; None: they need none. row_widths: of rows that texts are laid into, where every new shape
+    is compiled; (): any number of tokens is as good as another.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Device:
     fused_optimizers: bool
     token_budget: int
     root_address_variable: str | None = None
+    row_widths: tuple[int, ...] = ()
 
     def default_token_budget(self, max_length: int) -> int:
         """Return the tokens computed at once: `token_budget`, or one longest sample."""
@@ -68,20 +70,29 @@ class Device:
 
 
 def _build_device(
-    kind: str, resource: str, backend: str, fused: bool, root_variable: str | None = None
+    kind: str,
+    resource: str,
+    backend: str,
+    fused: bool,
+    root_variable: str | None = None,
+    row_widths: tuple[int, ...] = (),
 ) -> Device:
-    return Device(kind, resource, backend, fused, default_token_budget(kind), root_variable)
+    budget = default_token_budget(kind)
+    return Device(kind, resource, backend, fused, budget, root_variable, row_widths)
 
 
+ROW_WIDTHS = (32, 64, 128, 256, 512)
 DEVICES = {
     row.kind: row
     for row in (
         _build_device("cpu", "CPU", "gloo", True),
         _build_device("cuda", "GPU", "nccl", True),
         # Without the variable no collective crosses a node, and Ray does not set it (ray#65070).
-        _build_device("neuron", "neuron_cores", "neuron", False, "NEURON_RT_ROOT_COMM_ID"),
+        _build_device(
+            "neuron", "neuron_cores", "neuron", False, "NEURON_RT_ROOT_COMM_ID", ROW_WIDTHS
+        ),
         # torch_tpu, as Ray's TPUTorchDeviceManager loads it.
-        _build_device("tpu", "TPU", "tpu_dist", False),
+        _build_device("tpu", "TPU", "tpu_dist", False, row_widths=ROW_WIDTHS),
     )
 }
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -35,6 +35,9 @@ def attention_forward(
     packed, heads = attention_mask, (query, key, value)
     if isinstance(packed, PaddedView):
         attended = _attend_in_graph(*heads, packed, reads, scaling)
+    elif packed.width:
+        drop = dropout if module.training and dropout.p > 0 else None
+        attended = _attend_in_static_rows(*heads, packed, reads, scaling, drop)
     elif module.training and dropout.p > 0:
         attended = _attend_dropped(*heads, packed, reads, scaling, dropout)
     elif has_varlen_attention(query.device, query.dtype):
@@ -105,21 +108,41 @@ def _attend_in_rows(
 ) -> Tensor:
     """Attend with the texts laid out in rows, several short ones in a row."""
     if reads is not None:  # they are few: all rows of keys are searched
-        sees = packed.texts[reads][:, None] == packed.texts
-        bias = torch.zeros(sees.shape, dtype=key.dtype, device=key.device)
-        bias = bias.masked_fill_(~sees, float("-inf"))[None, None]
-        return _attend(query, key, value, bias, scaling, fused)
+        return _attend(query, key, value, packed.read_bias(key.dtype), scaling, fused)
     if packed.is_even:
-        size = len(packed.lengths), packed.longest
-        q, k, v = (
-            x[0].unflatten(1, size).transpose(0, 1)  # type: ignore[no-untyped-call]
-            for x in (query, key, value)
-        )
+        q, k, v = (_cut_into_rows(tensor, packed.longest) for tensor in (query, key, value))
         return _attend(q, k, v, None, scaling, fused).transpose(0, 1).flatten(1, 2)[None]
     view = packed.rows
     q, k, v = (_to_rows(tensor, view) for tensor in (query, key, value))
     rows = _attend(q, k, v, view.bias(q.dtype), scaling, fused)
     return view.scatter(rows.transpose(1, 2)).transpose(0, 1)[None]
+
+
+def _attend_in_static_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: PackedTexts,
+    reads: Tensor | None,
+    scaling: float,
+    dropout: nn.Module | None,
+) -> Tensor:
+    """Attend where tokens lie in rows already; dropped weights need one text a row, in order."""
+    if reads is not None and dropout is None:
+        return _attend(query, key, value, packed.read_bias(key.dtype), scaling, True)
+    k, v = _cut_into_rows(key, packed.width), _cut_into_rows(value, packed.width)
+    bias = packed.row_bias(key.dtype)
+    if reads is not None:
+        q, own = query[0].transpose(0, 1)[:, :, None], packed.texts[reads]  # [n, heads, 1, d]
+        weights = _attention_weights(q, k[own], bias[own, :, :1], scaling)
+        attended = (weights if dropout is None else dropout(weights)) @ v[own]
+        return attended[:, :, 0].transpose(0, 1)[None]
+    q = _cut_into_rows(query, packed.width)
+    if dropout is None:
+        rows = _attend(q, k, v, bias, scaling, True)
+    else:
+        rows = dropout(_attention_weights(q, k, bias, scaling)) @ v
+    return rows.transpose(0, 1).flatten(1, 2)[None]
 
 
 def _attend_in_graph(
@@ -163,6 +186,12 @@ def _attend_dropped(
     weights = dropout(_attention_weights(q, k[:n], bias[:n], scaling))
     attended: Tensor = weights @ v[:n]
     return attended[:, :, 0].transpose(0, 1)[None]
+
+
+def _cut_into_rows(tensor: Tensor, width: int) -> Tensor:
+    """Return packed tokens [1, heads, t, d] as rows [t / width, heads, width, d], a view."""
+    rows: Tensor = tensor[0].unflatten(1, (-1, width))  # type: ignore[no-untyped-call]
+    return rows.transpose(0, 1)
 
 
 def _to_rows(tensor: Tensor, view: PaddedView) -> Tensor:

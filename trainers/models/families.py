@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,8 +68,8 @@ class ModelFamily:
             return packed.positions[None]
         real: Tensor = (ids[0] != config.pad_token_id).long()
         counted = real.cumsum(0)
-        starts = packed.offsets[:-1].long()
-        before = (counted[starts] - real[starts])[packed.texts]
+        starts = torch.arange(len(real), device=real.device) - packed.positions
+        before = counted[starts] - real[starts]
         rows: Tensor = (counted - before) * real + config.pad_token_id
         return rows[None]
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.data.static_rows import fit_into_rows
+
 INPUTS = ("ids", "texts", "positions", "reads")  # of a network
 FOLD_INPUTS = ("grid", "owners", "places")  # further inputs of a graph that is exported from it
 
@@ -72,7 +74,9 @@ class PackedTexts:
 
     lengths: tokens of each text, known to the host. texts: [t] int64, which text a token is of.
     positions: [t] int64, its place in its text. reads: [n] int64, the tokens whose outputs are
-    asked for. keys: [number of texts] int64 of `sample_keys`; None where nothing is dropped.
+    asked for. keys: [number of texts] int64 of `sample_keys`; None where nothing is dropped. width:
+    of the rows that no text reaches out of, where a device needs few shapes: pads fill the rows,
+    and are of no text of `lengths`. 0: nothing is padded.
     """
 
     lengths: tuple[int, ...]
@@ -80,6 +84,7 @@ class PackedTexts:
     positions: Tensor
     reads: Tensor
     keys: Tensor | None = None
+    width: int = 0
 
     @classmethod
     def from_lengths(
@@ -88,14 +93,23 @@ class PackedTexts:
         move: Callable[[np.ndarray], Tensor] = torch.from_numpy,
         reads: Tensor | None = None,
         keys: Tensor | None = None,
+        pads: np.ndarray | None = None,
+        width: int = 0,
     ) -> PackedTexts:
-        """Describe texts of `lengths`. move: to their device. reads: None for the first tokens."""
+        """Describe texts of `lengths`. move: to their device. reads: None for the first tokens.
+
+        pads: tokens after each text that are of none, in rows of `width`.
+        """
         sizes = np.asarray(lengths, dtype=np.int64)
         starts = np.cumsum(sizes) - sizes
         texts = np.repeat(np.arange(len(sizes)), sizes)
         positions = np.arange(len(texts)) - starts[texts]
+        if pads is not None:  # they are of one text more, at its first place
+            ends = np.cumsum(sizes).repeat(pads)
+            texts, positions = np.insert(texts, ends, len(sizes)), np.insert(positions, ends, 0)
+            starts = starts + np.cumsum(pads) - pads
         reads = move(starts) if reads is None else reads
-        return cls(tuple(sizes.tolist()), move(texts), move(positions), reads, keys)
+        return cls(tuple(sizes.tolist()), move(texts), move(positions), reads, keys, width)
 
     @property
     def longest(self) -> int:
@@ -122,6 +136,15 @@ class PackedTexts:
     def text_rows(self) -> PaddedView:
         """One row for each text, in their order."""
         return self._view(pad_each(self.lengths))
+
+    def row_bias(self, dtype: torch.dtype) -> Tensor:
+        """Return which tokens of a row see each other, to add to scores: [r, 1, w, w]."""
+        rows = self.texts.view(-1, self.width)
+        return _to_bias((rows[:, :, None] == rows[:, None])[:, None], dtype)
+
+    def read_bias(self, dtype: torch.dtype) -> Tensor:
+        """Return which tokens those that are read see, to add to scores: [1, 1, n, t]."""
+        return _to_bias((self.texts[self.reads][:, None] == self.texts)[None, None], dtype)
 
     def free(self) -> None:
         """Drop what was derived for attention; it is made again where it is needed again."""
@@ -156,9 +179,7 @@ class PaddedView:
     def bias(self, dtype: torch.dtype) -> Tensor:
         """Return `mask` as numbers to add to scores: 0 or minus infinity."""
         if dtype not in self._biases:
-            mask = self.mask
-            zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            self._biases[dtype] = zeros.masked_fill_(~mask, float("-inf"))
+            self._biases[dtype] = _to_bias(self.mask, dtype)
         return self._biases[dtype]
 
     @cached_property
@@ -179,6 +200,11 @@ class PaddedView:
     def scatter(self, rows: Tensor) -> Tensor:
         """Return what stands in the slots [r, w, ...] of tokens: [t, ...]."""
         return rows.flatten(0, 1)[self.slot_of_token]
+
+
+def _to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, float("-inf"))
 
 
 class _Gather(torch.autograd.Function):
@@ -203,16 +229,12 @@ def pad_into_rows(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.nd
     fit, the longest first.
     """
     width = max(lengths)
-    used: list[int] = []  # tokens in each row
+    rows = fit_into_rows(lengths, width)
     slots: list[tuple[int, int, int]] = []  # text, row, column
-    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
-        row = next((r for r, taken in enumerate(used) if taken + lengths[text] <= width), None)
-        if row is None:
-            row = len(used)
-            used.append(0)
-        slots.append((text, row, used[row]))
-        used[row] += lengths[text]
-    return _fill_slots(lengths, (len(used), width), slots)
+    for row, texts in enumerate(rows):
+        columns = np.cumsum([0, *(lengths[text] for text in texts)]).tolist()
+        slots += [(text, row, column) for text, column in zip(texts, columns, strict=False)]
+    return _fill_slots(lengths, (len(rows), width), slots)
 
 
 def pad_each(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

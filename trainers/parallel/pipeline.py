@@ -26,7 +26,8 @@ class DeviceBatch:
     """One micro-batch on its device: the inputs of `TextModel.forward` and of the loss.
 
     inputs: [1, t] token ids of texts end to end, or [b, f] numbers, and then packed is None.
-    weight: of each sample or token in the loss. teacher: [b, num_labels], logits of the teacher in
+    weight: of each sample or token in the loss. count: of the targets that count; those behind them
+    fill up a shape. teacher: [b, num_labels], logits of the teacher in
     distillation. rows: [b] int64, the places of the samples in their split.
     """
 
@@ -36,6 +37,12 @@ class DeviceBatch:
     weight: float | Tensor
     teacher: Tensor | None = None
     rows: np.ndarray | None = None
+    count: int | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """The number of targets that count."""
+        return len(self.targets) if self.count is None else self.count
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -11,6 +11,7 @@ from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit
 from trainers.data.masking import mask_tokens
 from trainers.data.microbatch import MicroBatch, sample_keys
+from trainers.data.static_rows import StaticRows, lay_into_static_rows, round_up
 from trainers.data.tokenizer import Encoder, TextEncoder
 from trainers.distributed.transfer import Transfer
 from trainers.models.packed import PackedTexts
@@ -20,14 +21,22 @@ EVALUATION_EPOCH = 2**31 - 1  # the epoch whose masks every evaluation uses
 
 
 class Collator:
-    """Collates micro-batches. multiple: a further text of pads makes their tokens one of it."""
+    """Collates micro-batches.
+
+    multiple: a further text of pads makes their tokens one of it. row_widths: see `Device`.
+    """
 
     def __init__(
-        self, recipe: Recipe, encoder: Encoder, transfer: Transfer, multiple: int = 1
+        self,
+        recipe: Recipe,
+        encoder: Encoder,
+        transfer: Transfer,
+        multiple: int = 1,
+        row_widths: Sequence[int] = (),
     ) -> None:
         self._pad_id = encoder.pad_id
         self._recipe, self._multiple = recipe, multiple
-        self._move = transfer.to_device
+        self._move, self._row_widths = transfer.to_device, row_widths
         self._vocabulary = None
         if recipe.task == "masked-lm":
             assert isinstance(encoder, TextEncoder)
@@ -43,6 +52,13 @@ class Collator:
         self, split: DatasetSplit, micro_batch: MicroBatch, epoch: int | None
     ) -> DeviceBatch:
         rows, seed = micro_batch.rows, self._recipe.seed
+        static = None
+        if self._row_widths and split.samples.values.dtype.kind != "f":
+            # Weights that are dropped are keyed by row, so there each text has its own.
+            shares = self._recipe.model.attention_dropout == 0 or epoch is None
+            sizes = split.samples.lengths[rows].tolist()
+            static = lay_into_static_rows(sizes, self._row_widths, shares)
+            rows = rows[static.order]
         values, lengths = split.samples.take(rows), split.samples.lengths[rows]
         keys = None if epoch is None else sample_keys(seed, epoch, rows)
         reads, targets = None, split.targets[rows]
@@ -57,25 +73,36 @@ class Collator:
                 self._vocabulary,
             )
             values, reads, targets = masked.ids, masked.positions, masked.targets
-        packed = None
+        teacher = None if split.teacher is None else split.teacher[rows]
+        packed, count = None, None
         if values.dtype.kind == "f":
             inputs = self._move(values.reshape(len(rows), -1))
         else:
-            values, lengths, keys, reads = self._fill_up(values, lengths, keys, reads)
+            pads, width = None, 0
+            if static is not None:
+                pads, width, count = static.pads, static.width, len(targets)
+                values, keys, reads, targets, teacher = self._fill_rows(
+                    static, values, lengths, keys, reads, targets, teacher
+                )
+            else:
+                values, lengths, keys, reads = self._fill_up(values, lengths, keys, reads)
             inputs = self._move(values)[None].long()
             packed = PackedTexts.from_lengths(
                 lengths,
                 self._move,
                 None if reads is None else self._move(reads),
                 None if keys is None else self._move(keys),
+                pads,
+                width,
             )
         return DeviceBatch(
             inputs=inputs,
             packed=packed,
             targets=self._move(targets),
             weight=micro_batch.weight,
-            teacher=None if split.teacher is None else self._move(split.teacher[rows]),
+            teacher=None if teacher is None else self._move(teacher),
             rows=rows,
+            count=count,
         )
 
     def _fill_up(
@@ -94,3 +121,29 @@ class Collator:
         pads = np.full(lacking, self._pad_id, dtype=values.dtype)
         keys = None if keys is None else np.append(keys, 0)
         return np.append(values, pads), np.append(lengths, lacking), keys, reads
+
+    def _fill_rows(
+        self,
+        static: StaticRows,
+        values: np.ndarray,
+        lengths: np.ndarray,
+        keys: np.ndarray | None,
+        reads: np.ndarray | None,
+        targets: np.ndarray,
+        teacher: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Insert pads, and repeat what is read until there is a power of two of it."""
+        ends = np.cumsum(lengths)
+        values = np.insert(values, ends.repeat(static.pads), self._pad_id)
+        shifts = np.cumsum(static.pads) - static.pads  # of the tokens of each text
+        reads = ends - lengths if reads is None else reads
+        reads = reads + shifts[np.searchsorted(ends, reads, side="right")]
+        wanted = round_up(len(reads))
+
+        def repeat_first(array: np.ndarray) -> np.ndarray:
+            return np.concatenate([array, array[:1].repeat(wanted - len(array), axis=0)])
+
+        if keys is not None:
+            keys = np.pad(keys, (0, max(wanted, len(values) // static.width, len(keys) + 1)))
+        teacher = None if teacher is None else repeat_first(teacher)
+        return values, keys, repeat_first(reads), repeat_first(targets), teacher

@@ -98,7 +98,7 @@ class TrainingLoop:
         self._warnings: list[WarningEvent] = []
         self._cut_constraints = CutConstraints.for_layout(layout)
         multiple = layout.tp if layout.sequence_parallel else 1
-        self._collator = Collator(recipe, encoder, self._transfer, multiple)
+        self._collator = Collator(recipe, encoder, self._transfer, multiple, device.row_widths)
         self._autocast = autocast_dtype(device, recipe.precision)
         parallel.set_fused_attention(device.prefers_fused_attention(self._autocast))
         self.loss_scale = LossScale() if self._autocast == torch.float16 else None
@@ -151,9 +151,10 @@ class TrainingLoop:
         """Train to the end, yielding every step, every evaluation, and when to save.
 
         On a device that computes beside the host, a step is yielded when the next one has been
-        launched; with `waits`, which a timer of single steps needs, when it is done. is_preempted: whether a machine of the run is about to be reclaimed; polled by all
-        ranks at the same steps, and while it is true each poll yields a SaveEvent. Raises
-        TrainingError when the loss is not finite; before that step is evaluated or saved.
+        launched; with `waits`, which a timer of single steps needs, when it is done. is_preempted:
+        whether a machine of the run is about to be reclaimed; polled by all ranks at the same
+        steps, and while it is true each poll yields a SaveEvent. Raises TrainingError when the loss
+        is not finite; before that step is evaluated or saved.
         """
         eval_every = self.recipe.evaluation.every_steps or self.steps_per_epoch
         save_every = self.recipe.checkpoints.every_steps or eval_every
@@ -206,19 +207,20 @@ class TrainingLoop:
 
         def count_batch(logits: Tensor, batch: DeviceBatch) -> None:
             # Batches of weight 0 only pad a rank to as many micro-batches as the others.
-            counts = batch.weight and self.mesh.is_tp_rank0
+            counts, num = batch.weight and self.mesh.is_tp_rank0, batch.num_targets
+            logits, targets = logits[:num], batch.targets[:num]
             if self.recipe.task == "masked-lm":
                 # The losses of a sharded vocabulary are a collective: every rank computes them.
-                losses, correct = token_losses(logits, batch.targets, self.parallel.vocab_shard)
+                losses, correct = token_losses(logits, targets, self.parallel.vocab_shard)
                 if counts:
                     accumulator.add_tokens(losses, correct)
             elif counts:
                 logits = self.scale.restore(logits)
-                accumulator.add_batch(logits, batch.targets)
+                accumulator.add_batch(logits, targets)
                 if collect is not None and batch.rows is not None:
                     collect(batch.rows, logits)
                 if batch.teacher is not None:
-                    accumulator.add_agreement(logits, batch.teacher, deviation)
+                    accumulator.add_agreement(logits, batch.teacher[:num], deviation)
 
         self.parallel.train(False)
         self._is_exact = is_exact
@@ -279,7 +281,7 @@ class TrainingLoop:
             grad_norm=norm,
             samples=len(batches.rows),
             tokens=batches.tokens,
-            computed_tokens=batches.tokens,
+            computed_tokens=batches.computed_tokens,
             squared_tokens=batches.squared_tokens,
             memory_bytes=self._transfer.peak_memory,
             micro_batches=batches.micro_batches,
@@ -359,6 +361,9 @@ class TrainingLoop:
                 if teacher is not None and self.recipe.task == "regression":
                     teacher = self.scale.standardize(teacher)
                 losses = training_losses(self.recipe, logits, targets, teacher)
+            if batch.count is not None:
+                places = torch.arange(len(losses), device=losses.device)
+                losses = losses.masked_fill(places >= batch.count, 0.0)
             return losses.sum() * (batch.weight * factor)
 
         total = self._pipeline.forward_backward(batches, loss_fn)
@@ -370,7 +375,7 @@ class TrainingLoop:
 
     def _weigh_by_token(self, batches: list[DeviceBatch]) -> list[DeviceBatch]:
         """Weigh every masked token by one over those of the global batch."""
-        counted = sum(len(batch.targets) for batch in batches if batch.weight)
+        counted = sum(batch.num_targets for batch in batches if batch.weight)
         count = torch.full((), float(counted), dtype=self._sum_dtype, device=self._device)
         copies = self.mesh.layout.world_size // self.mesh.layout.dp
         (total,) = self._sum_over_ranks(count)

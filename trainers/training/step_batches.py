@@ -34,8 +34,9 @@ class StepBatches:
     """What a step computes on.
 
     rows: of the global batch. batches: this rank's. token_ids: [n] the distinct tokens of the
-    global batch, where the embeddings' gradient is reduced row by row. counts: samples, tokens,
-    squares of tokens and micro-batches, of all ranks. mark: of the copies, see `Transfer`.
+    global batch, where the embeddings' gradient is reduced row by row. tokens, squared_tokens,
+    micro_batches: of all ranks. computed_tokens: with pads, as if all ranks had this one's share of
+    them. mark: of the copies, see `Transfer`.
     """
 
     step: int
@@ -45,6 +46,7 @@ class StepBatches:
     token_ids: Tensor | None
     tokens: int
     squared_tokens: int
+    computed_tokens: int
     micro_batches: int
     mark: Any = None
 
@@ -122,6 +124,7 @@ class StepPreparer:
             token_ids=ids,
             tokens=int(lengths.sum()),
             squared_tokens=int(np.square(lengths).sum()),
+            computed_tokens=int(lengths.sum() * _share_computed(batches)),
             micro_batches=sum(map(len, shares)),
             mark=mark,
         )
@@ -137,3 +140,10 @@ class StepPreparer:
 
     def _collate(self, epoch: int, shares: Sequence[list[MicroBatch]]) -> list[DeviceBatch]:
         return self._collator.collate(self._train, shares[self._dp_rank], epoch)
+
+
+def _share_computed(batches: Sequence[DeviceBatch]) -> float:
+    """Return the tokens that are computed over those of texts."""
+    packed = [batch.packed for batch in batches if batch.packed is not None]
+    real = sum(sum(each.lengths) for each in packed)
+    return sum(len(each.texts) for each in packed) / real if real else 1.0
