@@ -2,7 +2,8 @@
 
 A teacher is a bundle. Its logits are computed for the training rows, which a student learns from,
 and for the test rows, on which the two are compared; with its own cleaning, tokenizer and
-max_length, in fp32 on the CPU, before a run starts: a function of the text alone, on any layout.
+max_length, in fp32, before a run starts: a function of the text alone, on any layout. A GPU of the
+machine where the run is started computes them.
 
     bertha train distill.yaml --dry-run      # shows teacher and student
 """
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import AutoConfig
 
 from cluster.costmodel.model_shape import ModelShape
@@ -75,9 +77,13 @@ class Teacher:
         """Compute logits [n, num_labels] float32 of texts that its own encoder encoded."""
         if not len(samples):
             return np.empty((0, max(1, len(self.card.labels))), dtype=np.float32)
-        budget = DEVICES["cpu"].default_token_budget(self.card.max_length)
-        model = load_model(self.directory)
-        return predict_logits(model, samples, budget, on_progress=on_progress)
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        device, budget = (
+            torch.device(kind),
+            DEVICES[kind].default_token_budget(self.card.max_length),
+        )
+        model = load_model(self.directory).to(device)
+        return predict_logits(model, samples, budget, device, on_progress)
 
 
 def load_teacher(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:

@@ -25,7 +25,7 @@ from trainers.data.ragged import ragged_from_rows
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
-from trainers.distributed.object_collectives import run_on_rank0
+from trainers.distributed.object_collectives import get_world_size, run_on_rank0
 from trainers.models.build import build_on_meta, materialize, meta_model
 from trainers.parallel.parallelize import parallelize
 from trainers.training.linear_probe import set_head
@@ -68,11 +68,12 @@ def check_parity(
 ) -> dict[str, Any] | None:
     """Compare the layout of `loop` with one device; return the report as plain values. Collective.
 
-    restored: what the weights were loaded from. Returns None for one rank, or where the recipe
+    restored: what the weights were loaded from. Returns None for one CPU, or where the recipe
     turns the check off; the reason where the host has no memory for a copy. Raises TrainingError
     where the differences are too large for rounding.
     """
-    if loop.mesh.device_mesh is None or not loop.recipe.parity:
+    is_reference = loop.mesh.device_mesh is None and loop.device.kind == "cpu"
+    if is_reference or not loop.recipe.parity:
         return None
     layout = loop.mesh.layout.model_dump(mode="json")
     needed, memory = run_on_rank0(lambda: (_reference_bytes(loop, encoder), _host_memory()))
@@ -176,7 +177,8 @@ def _largest_difference(
     largest = max((float(g.abs().max()) for g in expected.values()), default=0.0)
     differences = [(gradients[name] - expected[name]).abs().max() for name in gradients]
     worst = torch.stack([torch.zeros(()), *differences]).max().to(device)
-    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    if get_world_size() > 1:
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
     return worst.item() / max(largest, 1e-12)
 
 

@@ -1,11 +1,12 @@
 """The parity receipt: taken where a layout is new, true, harmless, and stern."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import multiprocessing
 
 from tests.support import worker_processes
@@ -15,12 +16,15 @@ from tests.support.worker_processes import run_workers, worker_config
 from trainers.checkpoint import checkpoint
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
+from trainers.data import prepare
+from trainers.distributed.device import DEVICES, Device
 from trainers.parallel.parallelize import ParallelModel
 from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking.run_directory import RunDirectory
 from trainers.training import parity_check
 from trainers.training.events import EvalEvent, StepEvent
 from trainers.training.linear_probe import Head
+from trainers.training.loop import TrainingError
 from trainers.training.parity_check import ParityReport
 
 HEAD = Head(np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32), np.float32([0.1, -0.1]))
@@ -68,6 +72,33 @@ def test_a_difference_beyond_rounding_is_a_flaw() -> None:
     assert "loss differs by nan" in str(report_with(loss=float("nan")).find_violation())
     rounded = report_with(gradient=0.3, judged=("loss", "grad_norm"), tolerance=5e-2)
     assert rounded.find_violation() is None
+
+
+class OtherDevice(Device):
+    """The CPU under another name, as an accelerator that nothing is known of."""
+
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def test_one_accelerator_is_compared_with_a_cpu(
+    tiny_bert: Path, corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(tiny_bert, corpus)
+    loop, encoder = make_loop(recipe, cache), prepare.load_recipe_encoder(recipe)
+    loop.device = OtherDevice(**asdict(DEVICES["cpu"]) | {"kind": "other"})
+    report = parity_check.check_parity(loop, encoder, None)
+    assert report is not None and report["gradient"] <= report["tolerance"]
+    clean = ParallelModel.finalize_gradients
+
+    def spoil(self: ParallelModel, ids: Any) -> None:
+        clean(self, ids)
+        if self is loop.parallel:
+            next(p for _, p in self.named_parameters() if p.grad is not None).grad *= 1.1
+
+    monkeypatch.setattr(ParallelModel, "finalize_gradients", spoil)
+    with pytest.raises(TrainingError, match="does not compute what one device computes"):
+        parity_check.check_parity(loop, encoder, None)
 
 
 def test_one_rank_needs_no_receipt(tiny_bert: Path, corpus: Path, cache: Path) -> None:
