@@ -1,7 +1,7 @@
 """Attention over packed texts: each text to itself, by the kernel that is fastest where it runs.
 
 On CUDA in 16 bits it is flash attention over texts of any lengths, without padding. Elsewhere
-training pads the texts into rows for the time of the attention alone, and inference goes text by
+texts are padded into rows for the time of the attention alone; on a CPU inference goes text by
 text. Which kernel runs never changes what is computed.
 """
 
@@ -42,7 +42,7 @@ def attention_forward(
         attended = _attend_dropped(*heads, packed, reads, scaling, dropout)
     elif has_varlen_attention(query.device, query.dtype):
         attended = _attend_varlen(*heads, packed, reads, scaling)
-    elif torch.is_grad_enabled():
+    elif torch.is_grad_enabled() or query.device.type != "cpu":  # a launch a text costs more there
         fused = getattr(module, "fused", True)
         attended = _attend_in_rows(*heads, packed, reads, scaling, fused)
     else:
