@@ -22,6 +22,7 @@ from upheavals import (
 from cluster.errors import BerthaError
 from serving.registry.canary_rule import CanaryRule
 
+BUSY_TRIES = 50  # to remount a disk, 0.2 s apart
 FAULT_SECONDS = 10.0  # ten polls of the registry
 HOUR = 3600
 
@@ -162,4 +163,10 @@ def _count(versions: list[str]) -> str:
 
 
 def _remount(root: Path, mode: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{mode}", str(root)], check=True)
+    """Remount a disk; it is busy while anybody writes a file there, as replicas do now and then."""
+    command = ["mount", "-o", f"remount,{mode}", str(root)]
+    for _ in range(BUSY_TRIES):
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.2)
+    subprocess.run(command, check=True)
