@@ -1,6 +1,7 @@
 """The checks for a GPU, in their CPU form: the same code, tiny models."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_a_check_that_ends_badly_or_takes_too_long_is_told(
     assert "more than 0.05 s" in gpu.run_alone(slow, "cpu", True)["error"][0]
     unknown = gpu.Check("nothing", 30, gpu_checks.compare_with_cpu)
     assert "invalid choice" in gpu.run_alone(unknown, "cpu", True)["error"][0]
+
+
+def test_checks_need_neither_ray_nor_what_reads_data() -> None:
+    """A bare GPU machine has torch and Transformers."""
+    absent = ("ray", "datasets", "captum", "optuna", "sklearn", "matplotlib")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}));"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'benchmarks')!r}];"
+        "import gpu, gpu_checks; print(gpu_checks.count_waits('cpu', True)[0]['holds'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what to do without a GPU")
