@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data.static_rows import fit_into_rows
+from trainers.models.static_rows import fit_into_rows
 
 INPUTS = ("ids", "texts", "positions", "reads")  # of a network
 FOLD_INPUTS = ("grid", "owners", "places")  # further inputs of a graph that is exported from it

@@ -11,10 +11,10 @@ from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit
 from trainers.data.masking import mask_tokens
 from trainers.data.microbatch import MicroBatch, sample_keys
-from trainers.data.static_rows import StaticRows, lay_into_static_rows, round_up
 from trainers.data.tokenizer import Encoder, TextEncoder
 from trainers.distributed.transfer import Transfer
 from trainers.models.packed import PackedTexts
+from trainers.models.static_rows import StaticRows, lay_into_static_rows, round_up
 from trainers.parallel.pipeline import DeviceBatch
 
 EVALUATION_EPOCH = 2**31 - 1  # the epoch whose masks every evaluation uses
@@ -36,7 +36,8 @@ class Collator:
     ) -> None:
         self._pad_id = encoder.pad_id
         self._recipe, self._multiple = recipe, multiple
-        self._move, self._row_widths = transfer.to_device, row_widths
+        self.device, self._move = transfer.device, transfer.to_device
+        self._row_widths = row_widths
         self._vocabulary = None
         if recipe.task == "masked-lm":
             assert isinstance(encoder, TextEncoder)

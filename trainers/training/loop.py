@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,14 @@ from trainers.data.microbatch import CutConstraints, MicroBatch, cut_batch, step
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import Device, autocast_dtype
 from trainers.distributed.object_collectives import get_rank, get_world_size
-from trainers.distributed.transfer import Readback, open_transfer
+from trainers.distributed.transfer import open_transfer
 from trainers.distributed.vocab_parallel_loss import token_losses
 from trainers.models.bert import TextModel
 from trainers.parallel.parallelize import ParallelModel
 from trainers.parallel.pipeline import DeviceBatch, Pipeline
+from trainers.training.autocast import Autocast
 from trainers.training.collator import Collator
+from trainers.training.evaluator import Collect, Evaluator
 from trainers.training.events import (
     EvalEvent,
     Event,
@@ -41,15 +42,13 @@ from trainers.training.events import (
     WarningEvent,
 )
 from trainers.training.grad_scaler import LossScale, unscale_gradients
+from trainers.training.launched_step import LaunchedStep, SyncedClock
 from trainers.training.linear_probe import Head
 from trainers.training.losses import training_losses
-from trainers.training.metrics import MetricAccumulator, Metrics
+from trainers.training.metrics import Metrics
 from trainers.training.optimizer import build_optimizer, learning_rate_at
 from trainers.training.step_batches import StepBatches, StepPreparer
 from trainers.training.target_scale import TargetScale
-
-PREEMPTION_POLL_SECONDS = 5.0
-EVAL_MICRO_BATCHES = 64  # on the device together
 
 
 class TrainingError(BerthaError):
@@ -94,14 +93,14 @@ class TrainingLoop:
         self._hidden_size = model.config.hidden_size if isinstance(model, TextModel) else 0
         layout, self._device = self.mesh.layout, device.torch_device()
         self._transfer = open_transfer(self._device)
-        self._finished, self._is_exact = 0.0, False
+        self._finished = 0.0
         self._warnings: list[WarningEvent] = []
         self._cut_constraints = CutConstraints.for_layout(layout)
         multiple = layout.tp if layout.sequence_parallel else 1
         self._collator = Collator(recipe, encoder, self._transfer, multiple, device.row_widths)
-        self._autocast = autocast_dtype(device, recipe.precision)
-        parallel.set_fused_attention(device.prefers_fused_attention(self._autocast))
-        self.loss_scale = LossScale() if self._autocast == torch.float16 else None
+        dtype = autocast_dtype(device, recipe.precision)
+        parallel.set_fused_attention(device.prefers_fused_attention(dtype))
+        self.loss_scale = LossScale() if dtype == torch.float16 else None
         self._preparer = StepPreparer(
             recipe,
             data.train,
@@ -111,7 +110,18 @@ class TrainingLoop:
             self.mesh.dp_rank,
             parallel.has_row_gradients,
         )
-        self._pipeline = Pipeline(parallel, self._hidden_size, self._autocast_context)
+        autocast = Autocast(self._device, dtype, self._transfer.is_immediate)
+        self._pipeline = Pipeline(parallel, self._hidden_size, autocast.context)
+        self._evaluator = Evaluator(
+            recipe,
+            data,
+            parallel,
+            self._collator,
+            self._pipeline,
+            autocast,
+            self._split_over_ranks,
+            self.scale,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain values."""
@@ -188,50 +198,12 @@ class TrainingLoop:
     def evaluate(
         self,
         split: DatasetSplit,
-        collect: Callable[[np.ndarray, Tensor], None] | None = None,
+        collect: Collect | None = None,
         shift: np.ndarray | None = None,
         is_exact: bool = True,
     ) -> Metrics:
-        """Compute the metrics of all rows of `split`, exact over all ranks.
-
-        is_exact: in fp32, as they are served; else an accelerator takes the training precision.
-        collect: called with the rows [b] and the logits [b, num_labels] of each micro-batch, each
-        row on one rank alone. shift: [num_labels], see `MetricAccumulator`.
-        """
-        accumulator = MetricAccumulator(
-            self.recipe.task, max(1, len(self.data.labels)), shift, self._device
-        )
-        shares = self._split_over_ranks(np.arange(len(split)), split.samples.lengths)
-        micro_batches = shares[self.mesh.dp_rank]
-        deviation = 0.0 if split.teacher is None else float(np.std(split.targets))
-
-        def count_batch(logits: Tensor, batch: DeviceBatch) -> None:
-            # Batches of weight 0 only pad a rank to as many micro-batches as the others.
-            counts, num = batch.weight and self.mesh.is_tp_rank0, batch.num_targets
-            logits, targets = logits[:num], batch.targets[:num]
-            if self.recipe.task == "masked-lm":
-                # The losses of a sharded vocabulary are a collective: every rank computes them.
-                losses, correct = token_losses(logits, targets, self.parallel.vocab_shard)
-                if counts:
-                    accumulator.add_tokens(losses, correct)
-            elif counts:
-                logits = self.scale.restore(logits)
-                accumulator.add_batch(logits, targets)
-                if collect is not None and batch.rows is not None:
-                    collect(batch.rows, logits)
-                if batch.teacher is not None:
-                    accumulator.add_agreement(logits, batch.teacher[:num], deviation)
-
-        self.parallel.train(False)
-        self._is_exact = is_exact
-        for start in range(0, len(micro_batches), EVAL_MICRO_BATCHES):
-            chunk = micro_batches[start : start + EVAL_MICRO_BATCHES]
-            self._pipeline.predict(self._collator.collate(split, chunk, epoch=None), count_batch)
-        self.parallel.train()
-        self._is_exact = False
-        if self.mesh.device_mesh is not None:
-            accumulator.all_reduce()
-        return accumulator.compute_metrics(self.data.labels)
+        """Compute the metrics of all rows of `split`; see `Evaluator.evaluate`."""
+        return self._evaluator.evaluate(split, collect, shift, is_exact)
 
     def loss_and_grad(self) -> float:
         """Return the loss of the first global batch; leave its gradient in the parameters."""
@@ -387,15 +359,6 @@ class TrainingLoop:
         how = self.mesh.layout.dp, self.token_budget, self._hidden_size, self._cut_constraints
         return cut_batch(rows, lengths, *how)
 
-    def _autocast_context(self) -> AbstractContextManager[Any]:
-        if self._autocast is None or self._is_exact or not self._computes_in_autocast():
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._autocast)
-
-    def _computes_in_autocast(self) -> bool:
-        """Whether this forward takes the training precision: on the host, training alone does."""
-        return torch.is_grad_enabled() or not self._transfer.is_immediate
-
     @property
     def _sum_dtype(self) -> torch.dtype:
         """The dtype of sums over ranks."""
@@ -408,35 +371,3 @@ class TrainingLoop:
         total = torch.stack(values)
         dist.all_reduce(total)
         return total.unbind()
-
-
-@dataclass(frozen=True)
-class LaunchedStep:
-    """A step whose loss and gradient norm the device may still compute.
-
-    figures: the loss, seconds since the start summed over the ranks, and the norm.
-    """
-
-    batches: StepBatches
-    learning_rate: float
-    figures: Readback
-    started: float
-
-
-class SyncedClock:
-    """Decides when to poll, alike on all ranks: by the mean of their seconds since the start."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self._now = self._polled = 0.0
-
-    def set_mean(self, seconds: float) -> None:
-        """Set the mean over the ranks."""
-        self._now = seconds
-
-    def is_due(self) -> bool:
-        """Return whether PREEMPTION_POLL_SECONDS have passed since this last returned True."""
-        due = self._now - self._polled >= PREEMPTION_POLL_SECONDS
-        if due:
-            self._polled = self._now
-        return due

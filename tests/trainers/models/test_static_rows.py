@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.layouts import make_loop, tiny_recipe
-from trainers.data.static_rows import lay_into_static_rows, round_up
 from trainers.distributed import device as devices
+from trainers.models.static_rows import lay_into_static_rows, round_up
 from trainers.training.events import EvalEvent, StepEvent
 
 WIDTHS = (8, 16, 32)
