@@ -6,6 +6,8 @@ endpoint follows its registry again.
 
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from places import Place
@@ -22,7 +24,6 @@ from upheavals import (
 from cluster.errors import BerthaError
 from serving.registry.canary_rule import CanaryRule
 
-BUSY_TRIES = 50  # to remount a disk, 0.2 s apart
 FAULT_SECONDS = 10.0  # ten polls of the registry
 HOUR = 3600
 
@@ -81,12 +82,9 @@ def fill_disk(endpoint: EndpointUnderTest, place: Place) -> str:
 
 def forbid_writing(endpoint: EndpointUnderTest, place: Place) -> str:
     """Make the disk of registry and cache read-only, and writable again."""
-    _remount(place.root, "ro")
-    try:
+    with _read_only(place.root):
         refused = _try_change(endpoint)
         time.sleep(FAULT_SECONDS)
-    finally:
-        _remount(place.root, "rw")
     return f"read-only: a change {refused}; writable again, {_go_on(endpoint)}"
 
 
@@ -162,11 +160,12 @@ def _count(versions: list[str]) -> str:
     return f"{len(versions)} version{'s' if len(versions) != 1 else ''} served"
 
 
-def _remount(root: Path, mode: str) -> None:
-    """Remount a disk; it is busy while anybody writes a file there, as replicas do now and then."""
-    command = ["mount", "-o", f"remount,{mode}", str(root)]
-    for _ in range(BUSY_TRIES):
-        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
-            return
-        time.sleep(0.2)
-    subprocess.run(command, check=True)
+@contextmanager
+def _read_only(root: Path) -> Iterator[None]:
+    """Cover a disk by itself, read-only: what is open for writing would keep it from a remount."""
+    subprocess.run(["mount", "--bind", str(root), str(root)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(root)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
