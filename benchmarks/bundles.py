@@ -72,7 +72,8 @@ def copy_with_nan_bias(source: Path, out: Path) -> Path:
 
 def chosen_engine(directory: Path) -> str:
     """Return the name of the engine that serves a bundle."""
-    return next((each.name for each in read_card(directory).engines if each.chosen), "torch fp32")
+    chosen = read_card(directory).chosen_engine()
+    return "torch fp32" if chosen is None else chosen.name
 
 
 def _write_untrained(out: Path, max_length: int) -> Path:

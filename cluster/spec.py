@@ -16,15 +16,24 @@ from cluster.settings import Settings, SettingsError, did_you_mean, read_yaml, v
 
 SHIPPED_DIR = Path(__file__).parent
 
+DeviceKind = Literal["cpu", "cuda", "neuron", "tpu"]
+
 
 class ClusterMetadata(Settings):
     """Bertha's own keys of a cluster file."""
 
-    accelerator: Literal["cpu", "cuda", "neuron", "tpu"] = Field(
-        "cpu", description="the kind of device that trains"
+    accelerator: Literal["auto"] | DeviceKind = Field(
+        "auto",
+        description="the kind of device that trains; auto: cuda where the machine that starts the "
+        "run has a GPU that torch can use, else cpu",
     )
     accelerator_name: str | None = Field(None, description="as in the catalog: A100-SXM4-80GB")
-    devices_per_node: int = Field(1, ge=0, description="training workers a node")
+    devices_per_node: int = Field(
+        1,
+        ge=0,
+        description="training workers a node; where `accelerator: auto` finds GPUs in the only "
+        "machine, one each instead",
+    )
     device_memory_gib: float | None = Field(
         None,
         gt=0,
@@ -91,6 +100,21 @@ class ClusterSpec:
         return self.num_nodes * self.metadata.devices_per_node
 
     @property
+    def device_kind(self) -> DeviceKind:
+        """The kind of device that trains: of an `auto` that nobody has resolved, cpu.
+
+        `trainers.planning.accelerator` resolves it, as that needs torch.
+        """
+        kind = self.metadata.accelerator
+        return "cpu" if kind == "auto" else kind
+
+    def with_metadata(self, **changes: Any) -> "ClusterSpec":
+        """Return the same cluster with some of Bertha's own keys changed. Raises SettingsError."""
+        changed = replace(self, metadata=self.metadata.model_copy(update=changes))
+        _check_consistency(changed, self.name)
+        return changed
+
+    @property
     def is_elastic(self) -> bool:
         """Whether a run continues with fewer workers when some leave."""
         return self.metadata.min_workers is not None
@@ -109,7 +133,7 @@ class ClusterSpec:
         """Memory of a device in bytes; None for an accelerator whose memory is not given."""
         if self.metadata.device_memory_gib is not None:
             return self.metadata.device_memory_gib * 2**30
-        if self.metadata.accelerator != "cpu":
+        if self.device_kind != "cpu":
             return None
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return machine / max(1, self.metadata.devices_per_node)
@@ -197,7 +221,7 @@ class _NoAliasDumper(yaml.SafeDumper):
         return True
 
 
-def _check_consistency(cluster: ClusterSpec, path: Path) -> None:
+def _check_consistency(cluster: ClusterSpec, path: Path | str) -> None:
     """Raise SettingsError where metadata contradicts itself or the number of nodes."""
     metadata, most = cluster.metadata, cluster.num_workers
     if metadata.min_workers is not None and metadata.min_workers > most:

@@ -28,10 +28,12 @@ from typing import get_args
 from cluster.errors import BerthaError
 from serving import choices, client, commands
 from serving.batch import commands as batch_commands
-from serving.deployment.config import machine_memory_gib, suggest_replicas
+from serving.deployment import placement
+from serving.deployment.config import EndpointConfig, machine_memory_gib, suggest_replicas
 from serving.fetch import local_copy, upload_engines
 from serving.http import keys
 from serving.http.messages import Scope
+from serving.interface import SERVED_DEVICES
 from serving.protocols.labels import choose_labels
 from serving.publish import commands as publish_commands
 from serving.registry.model_ref import default_model_name
@@ -60,7 +62,9 @@ def run_service(options: argparse.Namespace) -> int:
     """Serve a bundle, or what is live in a registry, until Ctrl-C."""
     url = client.service_url(options.host, options.port)
     with _open_registry(options) as (registry, name, card):
-        endpoint = commands.endpoint_from_options(options, registry)
+        endpoint = _local_endpoint(options, registry)
+        for line in _describe_device(endpoint, card):
+            print(line, flush=True)
         if options.dry_run:
             number = endpoint.min_replicas
             replicas = f"{number} replica{'s' if number > 1 else ''} of one thread"
@@ -85,6 +89,34 @@ def run_service(options: argparse.Namespace) -> int:
     return 0
 
 
+def _local_endpoint(options: argparse.Namespace, registry: str) -> EndpointConfig:
+    """Return the endpoint that the command line describes, placed on this machine.
+
+    Without a number of replicas, one a core, but no more than suit its GPUs.
+    """
+    number = suggest_replicas(len(os.sched_getaffinity(0)), machine_memory_gib())
+    kind, gpus = ("cpu", 0) if options.device == "cpu" else placement.find_local_gpus()
+    if gpus:
+        number = min(number, gpus * placement.REPLICAS_PER_GPU)
+        options.device = kind if options.device == "auto" else options.device
+    endpoint = commands.endpoint_from_options(options, registry, number)
+    return placement.place_endpoint(endpoint, {"GPU": gpus})
+
+
+def _describe_device(endpoint: EndpointConfig, card: ModelCard) -> Iterator[str]:
+    """Yield what to say of the device of an endpoint, and of the engine that answers there."""
+    if endpoint.device == "cpu":
+        return
+    from serving.engine.choice import choose_engine  # torch, which serving on the CPU loads later
+    from serving.engine.devices import open_device
+
+    name = open_device(endpoint.device).name
+    yield f"device    {placement.describe_placement(endpoint)}: {name}"
+    remark = choose_engine(card, endpoint.device, name).remark
+    if remark:
+        yield f"engine    {remark}"
+
+
 def _format_answer(labels: client.LabelScores, card: ModelCard, text: str) -> str:
     """Format what the service says of a text, by the thresholds of the card."""
     by_name = {each["label"]: each["score"] for each in labels}
@@ -105,7 +137,7 @@ def serve_bundle(
     url = client.service_url(host, port)
     with contextlib.ExitStack() as stack:
         registry, _, _ = stack.enter_context(_open_registry(options))
-        endpoint = commands.endpoint_from_options(options, registry)
+        endpoint = _local_endpoint(options, registry)
         stack.enter_context(app.serve_locally(endpoint))
         client.wait_until_healthy(url)
         yield url
@@ -202,8 +234,9 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     runs.add_argument("what", metavar="BUNDLE|NAME", help="a directory, s3://, or a live name")
     runs.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this first")
     runs.add_argument("--dry-run", action="store_true", help="say what would be served")
-    num_cores = len(os.sched_getaffinity(0))
-    commands.add_endpoint_arguments(runs, suggest_replicas(num_cores, machine_memory_gib()))
+    commands.add_endpoint_arguments(
+        runs, f"one a core, on GPUs at most {placement.REPLICAS_PER_GPU} each"
+    )
     runs.set_defaults(command=run_service)
 
     batch_commands.add_commands(subparsers)
@@ -211,6 +244,12 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
     builds = subparsers.add_parser("build", help="measure engines of a bundle and choose one")
     builds.add_argument("bundle", help="directory of a bundle, or s3://")
+    builds.add_argument(
+        "--device",
+        choices=("auto", *SERVED_DEVICES),
+        default="auto",
+        help="the kind that will serve; one must be here; default: a GPU where there is one",
+    )
     builds.add_argument("--texts", type=Path, help="measure on these; default: the recipe's own")
     builds.add_argument("--threshold", type=float, help="least agreement; default: 0.995")
     builds.add_argument("--allow", action="append", default=[], metavar="NAME", help="even below")

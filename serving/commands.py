@@ -14,6 +14,7 @@ from typing import Any
 from cluster.errors import BerthaError
 from cluster.settings import validate_settings
 from serving.deployment.config import EndpointConfig
+from serving.deployment.placement import describe_placement
 from serving.fetch import local_copy
 from serving.registry.canary_rule import CanaryRule
 from serving.registry.model_ref import (
@@ -31,15 +32,19 @@ from trainers.storage.store import is_url
 REGISTRY = "registry"
 
 
-def endpoint_from_options(options: argparse.Namespace, registry: str) -> EndpointConfig:
-    """Return the endpoint that the command line describes."""
-    least = options.replicas
+def endpoint_from_options(
+    options: argparse.Namespace, registry: str, num_replicas: int = 1
+) -> EndpointConfig:
+    """Return the endpoint that the command line describes. num_replicas: where it does not say."""
+    least = num_replicas if options.replicas is None else options.replicas
     settings = {
         "registry": registry if "://" in registry else str(Path(registry).resolve()),
         "host": options.host,
         "port": options.port,
         "min_replicas": least,
         "max_replicas": max(least, options.max_replicas or least),
+        "device": options.device,
+        "gpus_per_replica": options.gpus_per_replica,
         "memory_gib": options.memory_gib,
         # Behind a link: Kubernetes exchanges what a link of a secret leads to.
         "keys": options.keys and options.keys.absolute(),
@@ -51,16 +56,28 @@ def endpoint_from_options(options: argparse.Namespace, registry: str) -> Endpoin
     return validate_settings(EndpointConfig, settings, "the command line")
 
 
-def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: int) -> None:
-    """Add the arguments that `endpoint_from_options` reads."""
+def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = "1") -> None:
+    """Add the arguments that `endpoint_from_options` reads. num_replicas: the default, in words."""
     parser.add_argument("--registry", default=REGISTRY, help="directory or s3://: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at: %(default)s")
-    parser.add_argument(
-        "--replicas", type=int, default=num_replicas, help="of one thread each: %(default)s"
-    )
+    parser.add_argument("--replicas", type=int, help=f"of one thread each; default: {num_replicas}")
     parser.add_argument("--max-replicas", type=int, help="scale up to as many; default: do not")
-    parser.add_argument("--memory-gib", type=float, default=4.0, help="of models, in each replica")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "neuron", "xpu", "mps"),
+        default="auto",
+        help="that replicas compute on; default: a GPU where there is one",
+    )
+    parser.add_argument(
+        "--gpus-per-replica",
+        type=float,
+        metavar="SHARE",
+        help="of a GPU and its memory, as 0.25; default: an even share",
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, default=4.0, help="of models on the device, each replica"
+    )
     parser.add_argument("--keys", type=Path, help="file of API keys; without it, none is needed")
     parser.add_argument(
         "--allow-host",
@@ -86,7 +103,7 @@ def add_commands(commands: Any) -> None:
         "--rule", action="append", default=[], metavar="KEY=VALUE", help="as min_requests=200"
     )
     deploys.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="a Ray cluster")
-    add_endpoint_arguments(deploys, 1)
+    add_endpoint_arguments(deploys)
     deploys.set_defaults(command=deploy_version)
     registers = commands.add_parser("register", help="keep a bundle under a name; it answers later")
     registers.add_argument("what", metavar="BUNDLE", help="a directory, or s3://")
@@ -132,8 +149,12 @@ def deploy_version(options: argparse.Namespace) -> int:
     if options.address:
         from serving.deployment import app  # Ray, which a change of the registry must not pay for
 
-        app.deploy_endpoint(endpoint_from_options(options, options.registry), options.address)
-        print(f"served at {options.host}:{options.port} of the cluster's head node")
+        endpoint = endpoint_from_options(options, options.registry)
+        placed = app.deploy_endpoint(endpoint, options.address)
+        print(
+            f"served at {options.host}:{options.port} of the cluster's head node, on "
+            f"{describe_placement(placed)}"
+        )
     return 0
 
 

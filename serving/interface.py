@@ -13,6 +13,11 @@ T = TypeVar("T", covariant=True)
 
 Vector = np.ndarray  # float32 [width], of length 1 where the bundle says so
 
+SERVED_DEVICES = ("cpu", "cuda", "xpu", "mps")  # kinds that there are engines for
+PROMISED_WAIT_SECONDS = 0.1  # for an engine: what is admitted, and replicas are added, by
+DEFAULT_WAITING_REQUESTS, DEFAULT_WAITING_TOKENS = 24, 32768  # of an engine of unknown speed
+SHORT_REQUEST_TOKENS = 32  # of the smallest requests, which are counted by their number
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -159,13 +164,22 @@ class Limits:
     """Limits of one request, and of all requests to a replica together.
 
     max_texts: of a request. max_waiting_requests, max_waiting_tokens: beyond either a request is
-    rejected at once, so that accepted ones are answered soon. max_body_bytes: after decompression.
+    rejected at once, so that accepted ones are answered soon; None: what the engine computes within
+    PROMISED_WAIT_SECONDS, but no less than the defaults. max_body_bytes: after decompression.
     """
 
     max_texts: int = 32
-    max_waiting_requests: int = 24
-    max_waiting_tokens: int = 32768
+    max_waiting_requests: int | None = None
+    max_waiting_tokens: int | None = None
     max_body_bytes: int = 2 * 1024 * 1024
+
+    def max_waiting(self, tokens_per_second: float) -> tuple[int, int]:
+        """Return the most requests and tokens that may wait for an engine of that speed."""
+        in_time = int(tokens_per_second * PROMISED_WAIT_SECONDS)
+        requests, tokens = self.max_waiting_requests, self.max_waiting_tokens
+        if requests is None:
+            requests = max(DEFAULT_WAITING_REQUESTS, in_time // SHORT_REQUEST_TOKENS)
+        return requests, max(DEFAULT_WAITING_TOKENS, in_time) if tokens is None else tokens
 
 
 class ModelManagement(Protocol):

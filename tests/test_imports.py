@@ -66,13 +66,13 @@ ROOMS: dict[str, dict[str, str]] = {
         "inference": "interface registry engine http",
         "optimize": "interface engine",
         "protocols": "interface http",
-        "deployment": "interface registry http inference protocols",
+        "deployment": "interface registry engine http inference protocols",
         "batch": "client fetch interface engine protocols",
         "publish": "fetch engine optimize",
         "commands": "fetch registry deployment",
         "choices": "registry",
-        "__main__": "client fetch registry http optimize protocols deployment batch publish "
-        "commands choices",
+        "__main__": "client fetch interface registry engine http optimize protocols deployment "
+        "batch publish commands choices",
     },
     "tuning": {
         "space": "",

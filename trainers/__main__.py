@@ -102,6 +102,7 @@ def _train(options: argparse.Namespace) -> int:
         from trainers.tracking import progress
         from trainers.training import distillation
 
+    cluster = fit.choose_accelerator(cluster)
     prepared = prepare.prepare_dataset(
         recipe, cluster.cache_dir, progress.count_printer("encoding texts")
     )

@@ -23,6 +23,7 @@ from trainers.config import recipe as recipes
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
+from trainers.planning.accelerator import check_accelerator, resolve_accelerator
 from trainers.planning.layout import resolve_shape
 from trainers.runtime.job_sources import check_job_sources
 from trainers.storage.directory import SyncedDirectory
@@ -51,7 +52,12 @@ def prepare_search(config: SearchConfig, estimate: bool = False) -> PreparedSear
     estimate: estimate the sizes of data that is not encoded yet, instead of encoding it. Raises
     BerthaError.
     """
-    cluster, recipe = spec.load_cluster_spec(config.cluster), config.recipe
+    choice = resolve_accelerator(spec.load_cluster_spec(config.cluster))
+    cluster, recipe = choice.cluster, config.recipe
+    if not estimate:
+        check_accelerator(cluster)
+    if choice.line:
+        print(choice.line, flush=True)
     if config.register_as is not None:
         check_registration(config.register_as, config.registry)
     max_seconds = None if config.budget is None else parse_budget(config.budget, cluster)

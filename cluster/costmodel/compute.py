@@ -49,9 +49,10 @@ class ForwardTime:
 class ComputeBatch:
     """The mean micro-batch of a device.
 
-    sequences x tokens: as computed, padding included. attended: tokens that a token attends to, the
-    mean over tokens: E[s^2] / E[s] where lengths differ. masked: tokens of a sequence that a
-    masked-lm head predicts. fresh: share of micro-batches of a shape not met before.
+    sequences x tokens: as computed, padding included where there is any. attended: tokens that a
+    token attends to, the mean over tokens: E[s^2] / E[s] where lengths differ. masked: tokens of a
+    sequence that a masked-lm head predicts. fresh: share of micro-batches of a shape not met
+    before.
     """
 
     sequences: float

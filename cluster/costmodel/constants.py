@@ -73,7 +73,8 @@ class Stack:
     """A software stack: what it fuses, and what it keeps in 16 bits.
 
     passes: name of its constant. fused_attention: scores never reach memory. narrow: elementwise
-    work in 16 bits too; else autocast keeps half of it in fp32. kernels: of a layer's forward.
+    work in 16 bits too; else autocast keeps half of it in fp32. kernels: of a layer's forward, a
+    third of those of a training step where backward has others.
     captured: launches are replayed (CUDA graphs, compiled engines). sharded: optimizer states are
     divided over the devices of a node. on_chip: activations of inference stay in on-chip memory.
     gradient_bytes: of a gradient in collectives of mixed precision.
@@ -91,11 +92,17 @@ class Stack:
 
 
 TORCH = Stack("torch", "passes_eager", True, False, 30, False)
+# Bertha's own training on CUDA, eager: texts end to end under flash attention, dropout keyed by
+# sample. Its kernels are counted (tests/trainers/planning/test_kernels.py); its speed has not been
+# measured on hardware, so its memory passes are those of PyTorch's published rows.
+PACKED = Stack("packed", "passes_eager", True, False, 52, False)
 STACKS = {
     stack.name: stack
     for stack in (
         TORCH,
         Stack("torch-unfused", "passes_eager", False, False, 40, False),
+        PACKED,
+        Stack("packed-unfused", "passes_eager", False, False, 76, False),
         Stack("mlperf", "passes_optimised", True, True, 10, True, sharded=True, gradient_bytes=2),
         Stack("deeplearning-examples", "passes_partly", False, False, 10, True, gradient_bytes=2),
         Stack("tensorrt", "passes_engine", True, True, 7, True),
@@ -103,6 +110,7 @@ STACKS = {
         Stack("neuron-engine", "passes_engine", True, True, 7, True, on_chip=True),
     )
 }
+
 
 CALIBRATED = Constants(
     flops_per_joule=0.752e12,
@@ -122,3 +130,8 @@ CALIBRATED = Constants(
 # Nine in ten published rows lie within this factor of their prediction, each accelerator predicted
 # without its own rows (benchmarks/results/planner.json).
 NINE_IN_TEN = 1.24
+
+
+def training_stack(kind: str) -> Stack:
+    """Return the stack by which Bertha trains on a `kind` of device."""
+    return PACKED if kind == "cuda" else TORCH

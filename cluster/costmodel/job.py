@@ -19,10 +19,10 @@ class TrainingJob:
     """What is trained on which devices.
 
     device_memory: bytes, None if unknown. global_batch_size: samples a step. max_length: tokens of
-    the longest sample. token_budget: tokens that a device computes at once;
-    may_lower_budget: the search may try fewer. lengths: of samples; None: all of max_length.
-    masked_tokens: of a sample, predicted by a masked-lm head. eval_ratio: samples evaluated for
-    each one trained on.
+    the longest sample. token_budget: tokens that a device computes at once; may_lower_budget: the
+    search may try fewer; may_raise_budget: as many as the memory holds. lengths: of samples; None:
+    all of max_length. masked_tokens: of a sample, predicted by a masked-lm head. eval_ratio:
+    samples evaluated for each one trained on.
     """
 
     shape: ModelShape
@@ -37,6 +37,7 @@ class TrainingJob:
     attention_dropout: bool = False
     masked_tokens: float | None = None
     may_lower_budget: bool = True
+    may_raise_budget: bool = False
     lengths: Lengths | None = None
     eval_ratio: float = 0.0
     constants: Constants = CALIBRATED
@@ -81,8 +82,9 @@ class TrainingJob:
 
     def predict_step(self, layout: Layout, token_budget: int) -> StepTime:
         """Predict the seconds of a step in a resolved `layout`."""
-        unfused = self.attention_dropout and self.stack == TORCH
-        stack = STACKS["torch-unfused"] if unfused else self.stack
+        stack = self.stack
+        if self.attention_dropout and stack == STACKS.get(stack.name):
+            stack = STACKS.get(f"{stack.name}-unfused", stack)
         return predict_step(
             self.step_work(token_budget), layout, self.topology, stack, self.constants
         )

@@ -16,6 +16,7 @@ from cluster.costmodel.layout import Layout, LayoutError, check_layout
 from cluster.costmodel.memory import peak_memory
 from cluster.costmodel.model_shape import Recompute
 from cluster.costmodel.step_time import StepTime
+from cluster.costmodel.token_budget import fitting_token_budget
 
 GIB = 2**30
 FREE_MEMORY_SHARE = (
@@ -63,15 +64,15 @@ class LayoutChoice:
 
     @property
     def token_budget(self) -> int:
-        """Tokens, padding included, that a device computes at once."""
+        """Tokens that a device computes at once."""
         return self.chosen.token_budget
 
 
 def choose_layout(job: TrainingJob) -> LayoutChoice:
     """Return the fastest layout that fits. Raises LayoutError when none does, with the way out.
 
-    With unknown memory, and for a linear model, every device holds a copy. Where only smaller
-    micro-batches fit, the token budget is lowered: that changes speed, never the result.
+    With unknown memory, and for a linear model, every device holds a copy. The token budget follows
+    from the memory where the job leaves it open: that changes speed, never the result.
     """
     if job.device_memory is None or job.shape.head == "linear":
         return _replicate_everywhere(job)
@@ -142,11 +143,12 @@ def _evaluate_layout(job: TrainingJob, layout: Layout) -> Iterator[LayoutCandida
 
     Budgets are halved down to one longest sample; a pipeline may gain by more micro-batches.
     """
-    largest = _make_candidate(job, layout, job.token_budget)
+    most = fitting_token_budget(job, layout) if job.may_raise_budget else None
+    largest = _make_candidate(job, layout, most or job.token_budget)
     yield largest
     if (largest.fits and layout.pp == 1) or not job.may_lower_budget:
         return
-    smaller, budget = [], job.token_budget // 2
+    smaller, budget = [], largest.token_budget // 2
     while budget >= job.max_length:
         smaller.append(_make_candidate(job, layout, budget))
         if smaller[-1].fits and layout.pp == 1:
@@ -205,11 +207,11 @@ def _explain_choice(
     if not before:
         return f"the fastest layout, {chosen.layout}, {need}"
     first = before[0]
-    lowered = ""
-    if chosen.token_budget < job.token_budget:
-        lowered = f" with micro-batches of {chosen.token_budget:,} tokens"
+    sized = ""
+    if chosen.token_budget != job.token_budget:
+        sized = f" with micro-batches of {chosen.token_budget:,} tokens"
     return (
-        f"{chosen.layout}{lowered} {need}; {len(before)} considered before it, {first.layout} "
+        f"{chosen.layout}{sized} {need}; {len(before)} considered before it, {first.layout} "
         f"first, would need {min(c.memory for c in before) / GIB:.2f} GiB or more, and a tenth "
         "stays free"
     )

@@ -119,7 +119,7 @@ class ModelShape:
         """Estimate the tokens of `num_tokens` that a masked-lm head predicts."""
         return -(-int(num_tokens * MASKED_SHARE * 100) // 100) if self.head == "masked-lm" else 0
 
-    def layer_flops(self, s: int, queries: int | None = None) -> float:
+    def layer_flops(self, s: float, queries: float | None = None) -> float:
         """Return one layer's forward FLOPs over `s` tokens, with outputs for `queries` of them.
 
         24 s h^2 + 4 s^2 h for a feed-forward of 4h (Narayanan et al. 2021, arXiv 2104.04473,
@@ -128,18 +128,24 @@ class ModelShape:
         is an encoder: nothing is halved for causality.
         """
         q = s if queries is None else queries
-        hidden, ups = self.hidden_size, 2 if self.gated else 1
-        projections = 4 * q * hidden**2 + 4 * s * hidden**2  # queries, output; keys, values
-        core = 4 * q * s * hidden
-        return projections + core + 2 * (ups + 1) * q * hidden * self.intermediate_size
+        return self._layer_flops(s, q, q * s)
 
-    def embedding_flops(self, s: int) -> float:
+    def _layer_flops(self, keys: float, queries: float, pairs: float) -> float:
+        """Return one layer's forward FLOPs; pairs: of a query and a key that it attends to."""
+        hidden, ups = self.hidden_size, 2 if self.gated else 1
+        projections = (
+            4 * queries * hidden**2 + 4 * keys * hidden**2
+        )  # queries, output; keys, values
+        core = 4 * pairs * hidden
+        return projections + core + 2 * (ups + 1) * queries * hidden * self.intermediate_size
+
+    def embedding_flops(self, s: float) -> float:
         """Return the forward FLOPs before the layers: only a projection multiplies."""
         if self.embedding_size == self.hidden_size:
             return 0.0
         return 2.0 * s * self.embedding_size * self.hidden_size
 
-    def head_flops(self, masked: int = 0) -> float:
+    def head_flops(self, masked: float = 0) -> float:
         """Return the head's forward FLOPs for one sequence; masked-lm predicts `masked` tokens.
 
         2 m e (h + V): the dense layer and the decoder, on masked tokens alone.
@@ -167,6 +173,30 @@ class ModelShape:
         Recomputation is left out, as MFU does (PaLM, arXiv 2204.02311, appendix B).
         """
         return 3 * self.forward_flops(s, masked)
+
+    def batch_training_flops(
+        self, samples: int, tokens: int, squared_tokens: int, masked: float = 0.0
+    ) -> float:
+        """Return the FLOPs of training on a batch, from the lengths of its texts: model FLOPs.
+
+        tokens: of all samples. squared_tokens: the sum over samples of the square of their tokens.
+        masked: tokens that a masked-lm head predicts, over all samples.
+
+        The sum of `training_flops` over the samples: each weight of a matrix costs 6 FLOPs a token
+        that it multiplies (2 forward, 4 backward), attention 12 h a pair of tokens of one text and
+        layer. What no answer needs is not counted, as it is not computed: padding, and all of a
+        classifier's last layer but keys, values and [CLS]. Nor are norms, dropout, softmax,
+        lookups, recomputation and the optimizer.
+        """
+        forward = self.embedding_flops(tokens)
+        if self.num_layers:
+            whole = self.num_layers - self.reads_cls_alone
+            forward += whole * self._layer_flops(tokens, tokens, squared_tokens)
+            if self.reads_cls_alone:
+                forward += self._layer_flops(tokens, samples, tokens)
+        is_masked = self.head == "masked-lm"
+        forward += self.head_flops(masked) if is_masked else samples * self.head_flops()
+        return 3 * forward
 
     @cached_property
     def _stage_costs(self) -> tuple[float, list[float], float]:

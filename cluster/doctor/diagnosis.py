@@ -8,7 +8,7 @@ from statistics import median
 
 from cluster.doctor import bandwidth
 from cluster.doctor.node_facts import DeviceList
-from cluster.doctor.observations import RESOURCES, Node, Observations
+from cluster.doctor.observations import RESOURCES, Node, Observations, device_kind
 from cluster.hardware.types import Machine
 from cluster.spec import ClusterSpec
 
@@ -60,7 +60,7 @@ def training_nodes(expected: ExpectedCluster, seen: Observations) -> list[Node]:
     """Return the nodes that should train: all listed ones; of a rented cluster all but the head."""
     if expected.cluster.provider == "local":
         return list(seen.nodes)
-    kind = expected.cluster.metadata.accelerator
+    kind = expected.cluster.device_kind
     return [node for node in seen.nodes if not node.is_head or node.count_devices(kind)]
 
 
@@ -106,7 +106,7 @@ def _check_versions(expected: ExpectedCluster, seen: Observations) -> Iterator[R
 
 def _check_devices(expected: ExpectedCluster, seen: Observations) -> Iterator[RawFinding]:
     metadata = expected.cluster.metadata
-    kind, wanted = metadata.accelerator, metadata.devices_per_node
+    kind, wanted = device_kind(expected.cluster, seen.nodes), metadata.devices_per_node
     if kind == "cpu":
         if seen.nodes and not any(node.count_devices("cpu") for node in seen.nodes):
             fix = "start Ray on them without --num-cpus=0, or with more"
@@ -120,9 +120,12 @@ def _check_devices(expected: ExpectedCluster, seen: Observations) -> Iterator[Ra
         known = {who: devices for who, devices in sources.items() if devices is not None}
         counts = {who: len(devices.names) for who, devices in known.items()}
         counts["Ray"] = node.count_devices(kind)
+        where = "in the file"
+        if metadata.accelerator == "auto" and expected.cluster.is_this_machine:
+            wanted, where = max(counts.values()), "here"  # a run takes all that it finds
         if set(counts.values()) != {wanted}:
             each = [f"{who} {n}{_trouble(known.get(who))}" for who, n in counts.items()]
-            found = f"{wanted} {RESOURCES[kind]} in the file; seen by {', by '.join(each)}"
+            found = f"{wanted} {RESOURCES[kind]} {where}; seen by {', by '.join(each)}"
             yield node.name, found, _device_fix(kind, counts, wanted)
     yield from _check_device_models(seen)
 

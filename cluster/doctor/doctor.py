@@ -20,7 +20,7 @@ from typing import Any
 from cluster import spec
 from cluster.doctor import bandwidth, diagnosis
 from cluster.doctor.diagnosis import CHECKS, GIB, ExpectedCluster, Finding
-from cluster.doctor.observations import Node, Observations
+from cluster.doctor.observations import Node, Observations, device_kind
 from cluster.hardware import catalog
 from cluster.settings import read_yaml
 
@@ -71,7 +71,7 @@ def format_report(
     expected: ExpectedCluster, seen: Observations, findings: Sequence[Finding]
 ) -> Iterator[str]:
     """Yield the lines to print: observations, passed checks, findings with fixes."""
-    kind = expected.cluster.metadata.accelerator
+    kind = device_kind(expected.cluster, seen.nodes)
     yield f"{expected.cluster.name}: {len(seen.nodes)} nodes"
     yield from (_format_node(node, kind, seen) for node in seen.nodes)
     for link in seen.links:

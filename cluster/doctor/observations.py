@@ -1,10 +1,11 @@
 """What the doctor observed of a cluster, as plain values: nodes, clocks, connections, links."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.doctor.allreduce import Link
 from cluster.doctor.node_facts import NodeFacts
+from cluster.spec import ClusterSpec, DeviceKind
 
 # Ray's resource name of each kind of device; the same names as in trainers/distributed/device.py.
 RESOURCES: Mapping[str, str] = {
@@ -56,3 +57,10 @@ class Observations:
     open_dashboard: str | None = None
     links: tuple[Link, ...] = ()
     busy_nodes: tuple[str, ...] = ()
+
+
+def device_kind(cluster: ClusterSpec, nodes: Sequence[Node]) -> DeviceKind:
+    """Return the kind of device that trains: of `auto`, cuda where Ray counts a GPU."""
+    is_auto = cluster.metadata.accelerator == "auto"
+    has_gpu = any(node.count_devices("cuda") for node in nodes)
+    return "cuda" if is_auto and has_gpu else cluster.device_kind

@@ -14,7 +14,7 @@ from cluster.doctor.allreduce import Link, schedule_rounds
 from cluster.doctor.identity import ClusterNotFoundError, check_identity
 from cluster.doctor.node_agent import CONNECT_SECONDS, VISIBLE_SECONDS, NodeAgent
 from cluster.doctor.node_facts import QUERY_SECONDS
-from cluster.doctor.observations import ClockReading, Node, Observations
+from cluster.doctor.observations import ClockReading, Node, Observations, device_kind
 from cluster.doctor.ranks import RankActors, gather_replies, start_actor
 from cluster.ray_token import close_token_file
 from cluster.spec import ClusterSpec
@@ -44,8 +44,8 @@ def observe_cluster(
         heads = {node.name: agents[node.name] for node in nodes if node.is_head}
         names, _ = gather_replies(_call_all(heads, "read_cluster_name", gcs_address), REPLY_SECONDS)
         check_identity(cluster, addresses, [*nodes, *dead], names)
-        directories = watched_directories(cluster)
-        futures = _call_all(agents, "collect_facts", cluster.metadata.accelerator, directories)
+        directories, kind = watched_directories(cluster), device_kind(cluster, nodes)
+        futures = _call_all(agents, "collect_facts", kind, directories)
         facts, unresponsive = gather_replies(futures, REPLY_SECONDS + 2 * QUERY_SECONDS)
         responsive = [node for node in nodes if node.name in facts]
         agents = {node.name: agents[node.name] for node in responsive}
@@ -229,7 +229,7 @@ def _time_links(
 
     Returns the links, and the nodes whose devices are busy.
     """
-    kind = cluster.metadata.accelerator
+    kind = device_kind(cluster, nodes)
     with RankActors([node for node in nodes if node.count_devices(kind)], kind) as actors:
         links = {link.ends: link for link in actors.time_groups(actors.multi_rank_nodes)}
         rounds = list(schedule_rounds(actors.ready_nodes))

@@ -69,6 +69,7 @@ class AcceleratorRow(Settings):
     link: str | None = None
     link_gb_per_s: float | None = Field(None, gt=0)
     tdp_w: float | None = Field(None, gt=0)
+    driver_name: str | None = Field(None, description="as torch.cuda.get_device_name() says")
     trains: str | None = None
     source: str | None = None
 
@@ -113,6 +114,13 @@ class Catalog:
         if name not in self.accelerators:
             raise CatalogError(_unknown_name("accelerator", name, self.accelerators))
         return self.accelerators[name]
+
+    def find_device(self, driver_name: str) -> Accelerator | None:
+        """Return the accelerator that its driver calls so, or None: a slice of one has its own."""
+        brand = "NVIDIA "  # which older drivers leave out
+        wanted = driver_name.removeprefix(brand)
+        rows = (a for a in self.accelerators.values() if a.driver_name)
+        return next((a for a in rows if a.driver_name.removeprefix(brand) == wanted), None)
 
     def get_machine(self, name: str, region: str = "") -> Machine:
         """Return a machine. Raises CatalogError with the closest name."""
@@ -204,6 +212,7 @@ def _parse_accelerator(row: Mapping[str, str]) -> Accelerator:
         link=row.get("link") or "pcie",
         link_rate=_parse_number(row, "link_gb_per_s", GIGA),
         watts=_parse_number(row, "tdp_w"),
+        driver_name=row.get("driver_name") or "",
         trains=row.get("trains") or "yes",
         relative_energy=_energy_by_process().get(process) if process else None,
     )

@@ -18,7 +18,7 @@ class Accelerator:
     units: multiprocessors that a matmul is spread over. link_rate: to its neighbours, bytes/s each
     way. relative_energy: of an operation, against TSMC's 7 nm. trains: whether training runs on it:
     yes, no, or `old` for only an older environment. cores: devices that it appears as, each with a
-    worker: a Neuron chip's logical cores.
+    worker: a Neuron chip's logical cores. driver_name: as torch calls the device; "" where unknown.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Accelerator:
     trains: str = "yes"
     cores: int = 1
     relative_energy: float | None = None
+    driver_name: str = ""
 
     def peak_flops(self, precision: str) -> float | None:
         """Return the peak FLOP/s of a precision; bf16's for fp16 where only that is known."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
+from cluster.costmodel.constants import CALIBRATED, Constants, Stack, training_stack
 from cluster.hardware.catalog import Catalog, load_catalog
 from cluster.hardware.types import Machine, Topology
 from cluster.planning import probe
@@ -50,24 +50,25 @@ def devices_of_cluster(cluster: ClusterSpec) -> ClusterDevices:
         machines = (each for each in catalog.machines if each.accelerator == accelerator)
         network = max((each.network or 0.0 for each in machines), default=NETWORK)
         return _catalog_devices(Topology(accelerator.core, per_node, nodes, network))
-    if metadata.accelerator == "cpu":
+    if cluster.device_kind == "cpu":
         local = probe.assume_cpu(per_node)
         topology = replace(local.topology, nodes=nodes, network=NETWORK)
         description = "as on cores of 60 GFLOP/s, which is assumed"
         return ClusterDevices(topology, local.constants, local.stack, description)
-    if metadata.accelerator == "tpu":
+    if cluster.device_kind == "tpu":
         topology = Topology(catalog.get_accelerator(COMMON_TPU), per_node, nodes, NETWORK)
     else:
-        machine = catalog.get_machine(COMMON[metadata.accelerator])
+        machine = catalog.get_machine(COMMON[cluster.device_kind])
         topology = Topology.from_machine(machine, nodes, per_node)
     name = topology.accelerator.name
     description = f"as on {name}, which is assumed; metadata.accelerator_name names another"
-    return ClusterDevices(topology, CALIBRATED, TORCH, description)
+    return ClusterDevices(topology, CALIBRATED, training_stack(cluster.device_kind), description)
 
 
 def _catalog_devices(topology: Topology, of: str = "") -> ClusterDevices:
     device = topology.accelerator
-    return ClusterDevices(topology, CALIBRATED, TORCH, f"as on {device.name}{of}", device.memory)
+    stack, description = training_stack(device.kind), f"as on {device.name}{of}"
+    return ClusterDevices(topology, CALIBRATED, stack, description, device.memory)
 
 
 def _find_rented_machine(cluster: ClusterSpec, catalog: Catalog) -> Machine | None:
@@ -76,5 +77,6 @@ def _find_rented_machine(cluster: ClusterSpec, catalog: Catalog) -> Machine | No
         machine = catalog.find_machine(instance, cluster.region) or catalog.find_machine(instance)
         if machine is None or machine.accelerator.missing:
             return None
-        return machine if machine.accelerator.kind == cluster.metadata.accelerator else None
+        kinds = ("auto", machine.accelerator.kind)
+        return machine if cluster.metadata.accelerator in kinds else None
     return None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
+from cluster.costmodel.constants import CALIBRATED, Constants, Stack, training_stack
 from cluster.costmodel.layout import Layout
 from cluster.costmodel.least_squares import FloatArray, least_squares
 from cluster.costmodel.microbatches import Lengths
@@ -175,7 +175,8 @@ def relative_speeds(workload: Workload, catalog: Catalog, probe: Probe) -> Mappi
         return {}
     topology = Topology(accelerator, 1, 1, None)
     work = workload.work_on(topology)
-    expected = predict_step(work, Layout(dp_replicate=1), topology).total
+    stack = training_stack(accelerator.kind)
+    expected = predict_step(work, Layout(dp_replicate=1), topology, stack).total
     return {accelerator.name: expected / probe.fit_devices(1).predict_step(work).total}
 
 
@@ -229,5 +230,5 @@ def _make_devices(probe: Probe, workers: int, values: Mapping[str, float]) -> Pr
         systolic=1.0,
     )
     # A CPU runs kernels one by one: nothing hides what a launch costs, as in a captured graph.
-    stack = replace(TORCH, captured=probe.kind == "cpu")
+    stack = replace(training_stack(probe.kind), captured=probe.kind == "cpu")
     return ProbedDevices(Topology(accelerator, workers, 1, None), constants, stack, probe.precision)

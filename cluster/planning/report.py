@@ -116,8 +116,13 @@ def _explain_pick(
     yield "          hardware narrows it. Limits are held against the slow end."
 
 
-def format_serving(services: Sequence[ServingCost], rate: float, target: float) -> Iterator[str]:
-    """Yield the costs of serving `rate` texts/s on each kind of machine."""
+def format_serving(
+    services: Sequence[ServingCost], rate: float, target: float, unserved: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the costs of serving `rate` texts/s on each kind of machine.
+
+    unserved: accelerators that are not offered, because serving has no engine for them.
+    """
     yield f"serving   {rate:,.0f} texts/s, p95 within {1000 * target:.0f} ms, on demand:"
     yield (
         f"  {'MACHINE':<32}{'BATCH':>6} {'p95 ms':>8} {'texts/s a device':>17} {'DEVICES':>8} "
@@ -130,6 +135,8 @@ def format_serving(services: Sequence[ServingCost], rate: float, target: float) 
             f"{_format_cell(each.dollars_per_hour, '9.2f')} "
             f"{_format_cell(each.dollars_per_million, '12.3f')}"
         )
+    if unserved:
+        yield f"  not offered: serving has no engine for {', '.join(unserved)} yet"
 
 
 def format_probe(workload: Workload, measured: Probe) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 A replica computes batch after batch: a text waits for at most the batch before it and for its own,
 so p95 is two batches, and the largest batch within the target is taken. Network latency is not
-included.
+included. Only devices that serving has engines for are offered.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass
 
 from cluster.costmodel.compute import ComputeBatch, DeviceModel, predict_forward
-from cluster.costmodel.constants import CALIBRATED, STACKS, TORCH
+from cluster.costmodel.constants import CALIBRATED, TORCH
 from cluster.costmodel.model_shape import ModelShape
 from cluster.hardware.types import Accelerator, Machine
 
+SERVED = ("cpu", "cuda")  # kinds of the catalog that serving has engines for
 UTILISATION = 0.7  # of a replica's throughput, so that bursts do not grow queues
 BATCHES = tuple(2**n for n in range(10))
 
@@ -40,17 +41,21 @@ class ServingCost:
 def predict_batch_seconds(
     shape: ModelShape, tokens: float, batch: int, accelerator: Accelerator
 ) -> float:
-    """Predict one batch of texts of `tokens` each; Neuron devices run compiled engines."""
-    stack = STACKS["neuron-engine"] if accelerator.kind == "neuron" else TORCH
-    device = DeviceModel(accelerator, accelerator.half_precision, stack, CALIBRATED)
+    """Predict one batch of texts of `tokens` each."""
+    device = DeviceModel(accelerator, accelerator.half_precision, TORCH, CALIBRATED)
     return predict_forward(shape, ComputeBatch(batch, tokens, tokens), device).total
 
 
 def price_serving(
     shape: ModelShape, tokens: float, machine: Machine, target_p95: float, rate: float
 ) -> ServingCost | None:
-    """Price `rate` texts/s within `target_p95` seconds; None where no batch is fast enough."""
+    """Price `rate` texts/s within `target_p95` seconds.
+
+    None where no batch is fast enough, or serving has no engine for the accelerator.
+    """
     best = None
+    if machine.accelerator.kind not in SERVED:
+        return None
     for batch in BATCHES:
         seconds = predict_batch_seconds(shape, tokens, batch, machine.accelerator)
         if 2 * seconds <= target_p95:

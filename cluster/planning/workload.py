@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.costmodel.constants import CALIBRATED, TORCH, Constants, Stack
+from cluster.costmodel.constants import CALIBRATED, Constants, Stack, training_stack
 from cluster.costmodel.job import TrainingJob
 from cluster.costmodel.microbatches import Lengths, default_token_budget
 from cluster.costmodel.model_shape import ModelShape
@@ -47,9 +47,12 @@ class Workload:
         return self.steps * self.global_batch * self.mean_tokens
 
     def job_on(
-        self, topology: Topology, constants: Constants = CALIBRATED, stack: Stack = TORCH
+        self, topology: Topology, constants: Constants = CALIBRATED, stack: Stack | None = None
     ) -> TrainingJob:
-        """Return the layout search's input for this run on `topology`."""
+        """Return the layout search's input for this run on `topology`.
+
+        stack: by default that of a run on such devices.
+        """
         accelerator = topology.accelerator
         auto = self.precision == "auto"
         return TrainingJob(
@@ -66,10 +69,11 @@ class Workload:
             attention_dropout=self.attention_dropout,
             masked_tokens=self.masked_tokens or None,
             may_lower_budget=self.token_budget is None,
+            may_raise_budget=self.token_budget is None and accelerator.kind == "cuda",
             lengths=self.lengths,
             eval_ratio=self.eval_ratio,
             constants=constants,
-            stack=stack,
+            stack=stack or training_stack(accelerator.kind),
         )
 
     def work_on(self, topology: Topology) -> StepWork:

@@ -99,7 +99,7 @@ def _check_counts(
 def _check_metadata(settings: Mapping[str, Any]) -> Iterator[ConfigProblem]:
     """Check our keys against all enabled machines, since one may replace another."""
     metadata, known = as_mapping(settings.get("metadata")), catalog.load_catalog()
-    devices, kind = metadata.get("devices_per_node"), metadata.get("accelerator", "cpu")
+    devices, kind = metadata.get("devices_per_node"), metadata.get("accelerator", "auto")
     named = metadata.get("accelerator_name")
     for machine in filter(None, map(known.find_machine, worker_instance_types(settings))):
         accelerator = machine.accelerator

@@ -19,6 +19,7 @@ from cluster.local_ray import LocalRay, run_local_ray
 from cluster.ray_token import close_token_file
 from serving.deployment.config import EndpointConfig, autoscaling_policy, limit_per_node
 from serving.deployment.front import Front
+from serving.deployment.placement import actor_options, count_places, place_endpoint
 from serving.deployment.replica import Replica
 
 APPLICATION = "bertha"
@@ -68,18 +69,23 @@ def _delete_application(local_ray: LocalRay) -> None:
         serve.delete(APPLICATION)
 
 
-def deploy_endpoint(endpoint: EndpointConfig, address: str) -> None:
-    """Serve on the Ray cluster at `address`, and leave it running. Raises ReplicaStartError."""
+def deploy_endpoint(endpoint: EndpointConfig, address: str) -> EndpointConfig:
+    """Serve on the Ray cluster at `address`, and leave it running; return what was placed.
+
+    Raises PlacementError and ReplicaStartError.
+    """
     close_token_file()
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    _start_application(endpoint)
+    return _start_application(endpoint)
 
 
-def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
-    """Deploy the front and the replicas; return when one answers.
+def _start_application(endpoint: EndpointConfig, host: str = "") -> EndpointConfig:
+    """Deploy the front and the replicas; return the endpoint as placed when one answers.
 
     host: where replicas listen for HAProxy; by default the address of their node.
     """
+    endpoint = place_endpoint(endpoint, ray.cluster_resources())
+    nodes = ray._private.state.available_resources_per_node().values()
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
     front = serve.deployment(
         name="front",
@@ -92,7 +98,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
     replica = serve.deployment(
         name="replica",
         max_ongoing_requests=1000,
-        max_replicas_per_node=limit_per_node(endpoint.max_replicas, _list_free_cores()),
+        max_replicas_per_node=limit_per_node(endpoint.max_replicas, count_places(endpoint, nodes)),
         autoscaling_config=AutoscalingConfig(
             min_replicas=endpoint.min_replicas,
             max_replicas=endpoint.max_replicas,
@@ -106,7 +112,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=40,
         ray_actor_options={
-            "num_cpus": 1,
+            **actor_options(endpoint),
             "runtime_env": {"env_vars": REPLICA_VARIABLES},
         },
     )(Replica)
@@ -125,12 +131,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> None:
         )
     except RuntimeError as error:
         raise ReplicaStartError(f"{endpoint.registry}: no replica started: {error}") from error
-
-
-def _list_free_cores() -> list[int]:
-    """Return the free cores of each node that has one, as a replica needs it."""
-    nodes = ray._private.state.available_resources_per_node().values()
-    return [int(free["CPU"]) for free in nodes if free.get("CPU", 0) >= 1]
+    return endpoint
 
 
 def _check_port(host: str, port: int) -> None:

@@ -5,17 +5,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.settings import Settings
 from serving.http.hosts import HostNames, is_loopback, parse_host
-from serving.interface import Limits
+from serving.interface import PROMISED_WAIT_SECONDS, Limits
 
 BYTES_PER_GIB = 1 << 30
 TARGET_UTILIZATION = 0.7  # share of the time that an engine computes, at most
-MAX_QUEUE_SECONDS = 0.1  # mean wait for an engine
 MAX_GROWTH = 2.0  # factor at once
 
 
@@ -27,8 +26,14 @@ class EndpointConfig(Settings):
     port: int = 8000
     min_replicas: int = Field(1, ge=1, description="processes of one thread each")
     max_replicas: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "cuda", "neuron", "xpu", "mps"] = Field(
+        "auto", description="kind that replicas compute on; auto: a GPU where there is one"
+    )
+    gpus_per_replica: float | None = Field(
+        None, gt=0, le=1, description="share of a GPU, its memory included; default: an even one"
+    )
     downscale_seconds: float = Field(60.0, ge=0, description="of too little load before one goes")
-    memory_gib: float = Field(4.0, gt=0, description="of models, in each replica")
+    memory_gib: float = Field(4.0, gt=0, description="of models on the device, each replica")
     keys: Path | None = Field(None, description="file of API keys; without it inference is open")
     allowed_hosts: tuple[str, ...] = Field(
         (), description="names beside its own that it answers to, as a proxy before it sends them"
@@ -40,6 +45,15 @@ class EndpointConfig(Settings):
     limits: Limits = Limits()
     log_requests: bool = Field(False, description="a JSON line for each request, without the text")
     traces: str | None = Field(None, description="URL of an OpenTelemetry collector, for spans")
+
+    @model_validator(mode="after")
+    def _check_share(self) -> "EndpointConfig":
+        if self.gpus_per_replica is not None and self.device not in ("auto", "cuda", "xpu"):
+            raise ValueError(
+                f"gpus_per_replica = {self.gpus_per_replica:g} with device = {self.device}: such a "
+                "replica holds no GPU; leave the share out, or set device to cuda"
+            )
+        return self
 
     @property
     def memory_bytes(self) -> int:
@@ -83,15 +97,15 @@ def machine_memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GIB
 
 
-def limit_per_node(num_replicas: int, cores: Sequence[int]) -> int:
-    """Return how many of the replicas one node may hold. cores: free ones of each node.
+def limit_per_node(num_replicas: int, places: Sequence[int]) -> int:
+    """Return how many of the replicas one node may hold. places: how many fit on each node.
 
     As many as must fit where one node is missing, spread evenly: so whichever node dies takes no
     more than its share, also after another has died and come back. More where the nodes are so
     unequal that not all replicas would find a place.
     """
-    limit = math.ceil(num_replicas / max(1, len(cores) - 1))
-    while limit < num_replicas and sum(min(limit, free) for free in cores) < num_replicas:
+    limit = math.ceil(num_replicas / max(1, len(places) - 1))
+    while limit < num_replicas and sum(min(limit, free) for free in places) < num_replicas:
         limit += 1
     return limit
 
@@ -115,6 +129,6 @@ def desired_replicas(num_replicas: int, busy: float, waited_seconds: float) -> i
     """
     now = max(1, num_replicas)
     number = math.ceil(now * busy / TARGET_UTILIZATION - 1e-9)
-    if waited_seconds > MAX_QUEUE_SECONDS:
+    if waited_seconds > PROMISED_WAIT_SECONDS:
         number = max(number, now + 1)
     return max(1, min(number, math.ceil(now * MAX_GROWTH)))

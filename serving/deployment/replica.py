@@ -18,6 +18,7 @@ from serving.deployment.call_port import close_call_port
 from serving.deployment.config import EndpointConfig
 from serving.deployment.front import Heartbeat
 from serving.deployment.server import ReplicaServer
+from serving.engine.devices import limit_device_memory
 
 HEARTBEAT_SECONDS = 1.0
 DRAIN_SECONDS = 0.3  # until HAProxy has stopped sending
@@ -35,8 +36,12 @@ class Replica:
         torch.set_num_threads(1)
         close_call_port()
         self._front = front
+        config = EndpointConfig(**endpoint)
+        share = config.gpus_per_replica
+        if share is not None and share < 1:  # Ray reserves a share, and nobody holds to it
+            limit_device_memory(config.device, share)
         self._server = ReplicaServer(
-            EndpointConfig(**endpoint),
+            config,
             host or ray.util.get_node_ip_address(),
             samples=lambda: self._ask_front("merge_samples"),
             canary_metrics=lambda: self._ask_front("merge_canary_metrics"),

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving import protocols
 from serving.deployment import admin_routes
 from serving.deployment.config import EndpointConfig
+from serving.engine.devices import find_engine_device
 from serving.http.asgi import App, log_requests_to_stdout
 from serving.http.keys import ApiKeys, load_keys
 from serving.http.messages import bertha_version
@@ -120,6 +121,7 @@ class ReplicaServer:
                 endpoint.cache,
                 endpoint.limits,
                 endpoint.memory_bytes,
+                find_engine_device() if endpoint.device == "auto" else endpoint.device,
             )
             await self._models.start()
             self._server = uvicorn.Server(_uvicorn_config(self._build_app()))

@@ -4,37 +4,34 @@ engine = Engine.load(Path("runs/reviews/bundle"))
 engine.predict(["A warm, funny film."])[0].scores
 """
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.errors import BerthaError
-from serving.engine.backends.backend import Backend
-from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT, LoadContext
+from serving.engine.backends.backend import Backend, OverlappingBackend
+from serving.engine.backends.load import load_backend
+from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT
+from serving.engine.choice import choose_engine
+from serving.engine.devices import CPU
 from serving.engine.fill_mask import predict_masks
 from serving.interface import MaskPrediction, Prediction, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
 from trainers.models import bundle
-from trainers.models.card import (
-    CARD_FILE,
-    BundleError,
-    EngineRecord,
-    ModelCard,
-    list_bundle_files,
-    read_card,
-)
+from trainers.models.card import ModelCard, read_card
 from trainers.models.families import position_ids
 from trainers.models.packed import PackedBatch
-from trainers.storage.atomic import find_corruption
 
 Value = Prediction | Vector | np.ndarray
 
 MAX_COUNTED_CHARACTERS = 100_000  # of one request whose tokens are counted beyond max_length
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -45,7 +42,11 @@ class Engine:
     ) -> None:
         """Bind a backend to a bundle. config: of the model, from Transformers' `config.json`."""
         self.card = card
-        self.batch_tokens = card.batch_tokens(backend.name)
+        device = backend.device if isinstance(backend, OverlappingBackend) else None
+        where = (CPU, "") if device is None else (device.kind, device.name)
+        choice = choose_engine(card, *where, backend.name)
+        self.batch_tokens, self.tokens_per_second = choice.batch_tokens, choice.tokens_per_second
+        self.remark = choice.remark
         self._encoder = encoder
         self._backend = backend
         self._config = config
@@ -55,15 +56,26 @@ class Engine:
             self._mask_id = encoder.tokenizer.mask_token_id
 
     @classmethod
-    def load(cls, directory: Path, backend: str | None = None, num_threads: int = 1) -> "Engine":
-        """Read and verify a bundle. backend: a name of `BACKENDS`; default: the chosen one.
+    def load(
+        cls,
+        directory: Path,
+        backend: str | None = None,
+        num_threads: int = 1,
+        device: str = CPU,
+    ) -> "Engine":
+        """Read and verify a bundle.
 
-        Raises BundleError that names what is wrong.
+        backend: a name of `BACKENDS`; default: the one chosen for this kind of `device`, or torch
+        fp32 on it. Raises BundleError that names what is wrong, and DeviceError.
         """
         card = read_card(directory)
         encoder = bundle.load_encoder(directory, card)
-        loaded = load_backend(directory, card, backend, num_threads)
-        return cls(card, encoder, loaded, load_model_config(directory, loaded.name))
+        name = backend or choose_engine(card, device).name
+        loaded = load_backend(directory, card, name, num_threads)
+        engine = cls(card, encoder, loaded, load_model_config(directory, loaded.name))
+        if engine.remark:
+            log.warning("%s: %s", directory, engine.remark)
+        return engine
 
     @property
     def backend(self) -> str:
@@ -71,8 +83,13 @@ class Engine:
         return self._backend.name
 
     @property
+    def overlaps(self) -> bool:
+        """Whether the next batch may begin while one is computed (`start_rows`)."""
+        return isinstance(self._backend, OverlappingBackend)
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes of memory that the weights hold."""
+        """Bytes of memory that the weights hold, on the device."""
         return self._backend.num_bytes
 
     @property
@@ -131,14 +148,27 @@ class Engine:
         [num_masks, vocabulary] of its masks. What a row is batched with changes only rounding.
         Raises FloatingPointError if the model computes infinity or NaN.
         """
-        packed = self.pack_rows(rows)
+        return self.start_rows(rows)()
+
+    def start_rows(self, rows: Sequence[np.ndarray]) -> Callable[[], list[Value]]:
+        """Begin to compute as `infer_rows` does; return what waits for the values and returns them.
+
+        Where the engine `overlaps`, two batches may be under way; else all is done by the wait.
+        """
+        packed, backend = self.pack_rows(rows), self._backend
         if self._mask_id is not None and not len(packed.reads):
-            return [np.empty((0, 0), dtype=np.float32) for _ in rows]
-        outputs = self._backend.run(packed)
+            return lambda: [np.empty((0, 0), dtype=np.float32) for _ in rows]
+        if isinstance(backend, OverlappingBackend):
+            wait = backend.start(packed)
+            return lambda: self._to_values(packed, wait())
+        return lambda: self._to_values(packed, backend.run(packed))
+
+    def _to_values(self, packed: PackedBatch, outputs: np.ndarray) -> list[Value]:
+        """Return a value for each text of a batch. Raises FloatingPointError."""
         if not np.isfinite(outputs).all():
             raise FloatingPointError("the model answered infinity or no number")
         if self._mask_id is not None:
-            of_text = np.bincount(packed.texts[packed.reads], minlength=len(rows))
+            of_text = np.bincount(packed.texts[packed.reads], minlength=len(packed.lengths))
             return list(np.split(outputs, np.cumsum(of_text)[:-1]))
         if self.card.task == "embedding":
             return list(outputs)
@@ -159,8 +189,13 @@ class Engine:
 
     def infer(self, samples: RaggedArray) -> list[Value]:
         """Compute any number of samples, in order, `batch_tokens` at a time."""
-        values = map(self.infer_rows, batch_rows(split_rows(samples), self.batch_tokens))
-        return list(itertools.chain.from_iterable(values))
+        values: list[Value] = []
+        waits: deque[Callable[[], list[Value]]] = deque()
+        for batch in batch_rows(split_rows(samples), self.batch_tokens):
+            waits.append(self.start_rows(batch))
+            if len(waits) == 2:
+                values += waits.popleft()()
+        return [*values, *(value for wait in waits for value in wait())]
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         """Return one value a text, in order, as `infer_rows` does."""
@@ -181,59 +216,6 @@ class Engine:
         assert isinstance(self._encoder, TextEncoder)
         cleaned, tokenizer = self._encoder.clean(text), self._encoder.tokenizer
         return predict_masks(tokenizer, cleaned, row, logits, top_k, targets)
-
-
-def load_backend(directory: Path, card: ModelCard, name: str | None, num_threads: int) -> Backend:
-    """Load the backend of a bundle by name, by default the chosen one, and verify its files.
-
-    Raises BundleError if there is none, or its files are not as they were written.
-    """
-    chosen = next((each.name for each in card.engines if each.chosen), REFERENCE)
-    spec = BACKENDS.get(name or chosen)
-    if spec is None:
-        raise BundleError(f"no engine {name!r}; there is {', '.join(BACKENDS)}")
-    missing = spec.missing_requirement()
-    if missing is not None:
-        raise BundleError(
-            f"{directory}: {spec.name}: {missing}; or name another engine, as {REFERENCE!r}"
-        )
-    if spec.directory:
-        record = next((each for each in card.engines if each.name == spec.name), None)
-        _verify_files(directory, spec.name, record)
-    try:
-        return spec.load(LoadContext(directory, card, directory / spec.directory, num_threads))
-    except (BerthaError, OSError):
-        raise
-    except Exception as error:  # each library has kinds of its own, some of them no more than this
-        reason = " ".join(str(error).split())[:300]
-        raise BundleError(
-            f"{directory}: {spec.name!r} cannot be loaded ({type(error).__name__}: {reason}); "
-            f"build again: bertha build {directory}, or name another engine"
-        ) from None
-
-
-def _verify_files(directory: Path, name: str, record: EngineRecord | None) -> None:
-    """Raise a BundleError unless the bundle holds the files of an engine as they were written."""
-    if record is None or not record.files:
-        why = "was never built" if record is None else f"was refused at {record.agreement:.2%}"
-        how = f"build {directory}" + (" --student BUNDLE" if name == STUDENT else "")
-        raise BundleError(
-            f"{directory}: {name!r} {why}; bertha {how}, with --allow where it is to "
-            f"serve all the same, or name {REFERENCE!r}"
-        )
-    folder = BACKENDS[name].directory
-    unlisted = set(list_bundle_files(directory, folder)) - set(record.files)
-    if unlisted:
-        raise BundleError(
-            f"{directory}: {CARD_FILE} does not list {min(unlisted)} as a file of {name!r}, so "
-            f"nobody has verified it; build again: bertha build {directory}, or name "
-            f"{REFERENCE!r}"
-        )
-    damage = find_corruption(directory, record.files)
-    if damage is not None:
-        raise BundleError(
-            f"{directory}: {damage}; build again: bertha build {directory}, or name {REFERENCE!r}"
-        )
 
 
 def load_model_config(directory: Path, engine: str = REFERENCE) -> dict[str, Any]:

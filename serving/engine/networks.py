@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
-from trainers.models.attention import attention_forward
+from trainers.models.attention import HALF, attention_forward
 from trainers.models.bert import ClsOnlyLayer
 from trainers.models.build import LinearModel, load_model
 from trainers.models.card import ModelCard
@@ -63,9 +63,25 @@ class PackedNetwork(nn.Module):
         if self.output == "labels":
             return self.family.classify(self.net, read[:, None])
         if self.output == "mean":
-            of_text = (texts[reads][:, None] == texts).to(hidden.dtype)
-            read = of_text @ hidden[0] / of_text.sum(dim=1, keepdim=True)
+            read = _mean_by_text(hidden[0], texts, reads)
         return F.normalize(read, dim=-1)
+
+
+def _mean_by_text(hidden: Tensor, texts: Tensor, reads: Tensor) -> Tensor:
+    """Return the mean [n, h] of `hidden` [t, h] over the text of each of the tokens `reads` [n].
+
+    reads: one of each text, or the same again.
+    """
+    # A graph format has no sum by segments; this costs n * t * h.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        of_text = (texts[reads][:, None] == texts).to(hidden.dtype)
+        return of_text @ hidden / of_text.sum(dim=1, keepdim=True)
+    wide = torch.float32 if hidden.dtype in HALF else hidden.dtype  # sums of many tokens
+    sums = hidden.new_zeros((len(reads), hidden.shape[1]), dtype=wide)
+    sums = sums.index_add(0, texts, hidden.to(wide))
+    counts = hidden.new_zeros(len(reads), dtype=wide)
+    counts = counts.index_add(0, texts, torch.ones_like(texts, dtype=wide))
+    return (sums / counts[:, None])[texts[reads]]
 
 
 class PackedLinear(nn.Module):

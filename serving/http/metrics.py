@@ -33,6 +33,8 @@ HELP = {
     "bertha_waiting_requests": ("gauge", "Requests without an answer yet."),
     "bertha_model_loaded": ("gauge", "Replicas that have a version in memory."),
     "bertha_model_bytes": ("gauge", "Their memory for it."),
+    "bertha_device": ("gauge", "Replicas by the device that they compute on."),
+    "bertha_device_memory_bytes": ("gauge", "Memory that they hold on it, but on a CPU."),
     "bertha_replicas": ("gauge", "Replicas that answer."),
 }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.errors import BerthaError
 from serving.http.messages import HTTPError
@@ -31,6 +31,7 @@ from trainers.models import bundle
 from trainers.models.bert import TextModel
 from trainers.models.build import load_model
 from trainers.models.card import ModelCard, read_card
+from trainers.models.packed import PackedTexts
 from trainers.training.losses import logits_to_scores
 
 STEPS = (32, 128)  # along the path; the more where the fewer leave too large an error
@@ -58,6 +59,30 @@ class _EncodedText(NamedTuple):
     spans: Sequence[tuple[int, int]]
 
 
+class _RowModel(nn.Module):
+    """A model over texts of one length, ids [b, s], as captum gives them.
+
+    embedded: passes the embeddings of their tokens, [b, s, h]; captum replaces what it returns.
+    """
+
+    def __init__(self, model: TextModel) -> None:
+        super().__init__()
+        self._model, self.embedded = model, nn.Identity()
+        self._shape: tuple[int, ...] = ()
+        model.word_embeddings.register_forward_hook(self._pass_embeddings)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return logits [b, num_labels]."""
+        self._shape = tuple(ids.shape)
+        packed = PackedTexts.from_lengths([ids.shape[1]] * len(ids))
+        logits: Tensor = self._model(ids.reshape(1, -1), packed)
+        return logits
+
+    def _pass_embeddings(self, table: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        rows: Tensor = self.embedded(output.view(*self._shape, -1))
+        return rows.reshape(output.shape)
+
+
 class Attributor:
     """A loaded bundle that explains its labels; thread-safe, one text at a time.
 
@@ -67,7 +92,7 @@ class Attributor:
     def __init__(self, card: ModelCard, tokenizer: Any, model: TextModel) -> None:
         self.card = card
         self._tokenizer = tokenizer
-        self._model = model.eval().requires_grad_(False)
+        self._model = _RowModel(model.eval().requires_grad_(False)).eval()
         # The neutral token of the baseline. Padding would do for most models, but RoBERTa numbers
         # positions by the tokens that are not padding.
         mask: int | None = tokenizer.mask_token_id
@@ -153,7 +178,7 @@ class Attributor:
         with torch.inference_mode():
             ends = self._model(torch.cat([baseline, ids]))[:, index]
         difference = float(ends[1] - ends[0])
-        method = LayerIntegratedGradients(self._model, self._model.word_embeddings)
+        method = LayerIntegratedGradients(self._model, self._model.embedded)
         for steps in STEPS:
             attributed = method.attribute(
                 ids,

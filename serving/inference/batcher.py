@@ -1,10 +1,11 @@
 """Dynamic batching: combine the texts of concurrent requests into few calls of the models.
 
 One engine thread takes its next batch itself the moment it is free, so it never waits for the
-event loop, and an idle one starts at once: there is no batching timer. Requests that were
-cancelled or have timed out are dropped before they reach the model.
+event loop, and an idle one starts at once: there is no batching timer. Of a model on a device
+beside the host it takes the next batch while one is computed. Requests that were cancelled or have
+timed out are dropped before they reach the model.
 
-    batcher = Batcher(max_waiting_requests=32, max_waiting_tokens=32768)
+    batcher = Batcher(Limits())
     answers, waited = await batcher.submit(engine, rows)
 """
 
@@ -12,15 +13,16 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from serving.inference.queue import BatchQueue, QueuedText
+from serving.interface import Limits
 
 # A request is due this many times its own work after it arrived. With 1 the order is nearly that of
 # arrival; the higher, the more small requests overtake large ones.
@@ -31,13 +33,20 @@ _SMOOTHING = 0.2  # of the speed, by batch
 class BatchModel(Hashable, Protocol):
     """A model that answers batches.
 
-    batch_tokens: most tokens of a batch; a longer text goes alone.
+    batch_tokens: most tokens of a batch; a longer text goes alone. tokens_per_second: as measured,
+    0 where nothing was. overlaps: whether two batches may be under way. Its methods are called in
+    the engine thread only.
     """
 
     batch_tokens: int
+    tokens_per_second: float
 
-    def infer_rows(self, rows: Sequence[np.ndarray]) -> Sequence[Any]:
-        """Return one answer a row, in order. Called in the engine thread only."""
+    @property
+    def overlaps(self) -> bool:
+        """Whether `start_rows` returns before the batch is computed."""
+
+    def start_rows(self, rows: Sequence[np.ndarray]) -> Callable[[], Sequence[Any]]:
+        """Begin a batch; return what waits for one answer a row, in order, and returns them."""
 
 
 class Overloaded(Exception):
@@ -91,19 +100,29 @@ class BatchStatistics:
     num_failed: int = 0
 
 
+@dataclass(slots=True)
+class RunningBatch:
+    """A batch that was begun at `started`; `wait` returns its answers."""
+
+    model: BatchModel
+    texts: list[QueuedText]
+    started: float
+    wait: Callable[[], Sequence[Any]]
+
+
 class Batcher:
     """Batches the rows of concurrent `submit` calls. Belongs to the event loop that creates it.
 
-    max_waiting_requests, max_waiting_tokens: beyond either, `submit` raises Overloaded, unless
-    nothing waits at all.
+    limits: beyond what may wait for a model, `submit` raises Overloaded, unless nothing waits.
     """
 
-    def __init__(self, max_waiting_requests: int, max_waiting_tokens: int) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.statistics: WeakKeyDictionary[BatchModel, BatchStatistics] = WeakKeyDictionary()
         self.total = BatchStatistics()
         self._queue = BatchQueue(attrgetter("batch_tokens"))
-        self._max_requests, self._max_tokens = max_waiting_requests, max_waiting_tokens
+        self._limits = limits
         self._num_requests = 0
+        self._last_finished = 0.0
         self._seconds_per_token = 1e-4
         self._loop = asyncio.get_running_loop()
         # The hand-over between the two threads: the event loop puts texts into the queue, and the
@@ -137,7 +156,7 @@ class Batcher:
             return [], 0.0
         num_tokens = sum(map(len, rows))
         if not admitted:
-            self._check_capacity(num_tokens)
+            self._check_capacity(model, num_tokens)
         now = time.perf_counter()
         request = PendingRequest(self._loop.create_future(), len(rows), deadline)
         due = now + PATIENCE * num_tokens * self._seconds_per_token
@@ -164,41 +183,75 @@ class Batcher:
         await self._loop.run_in_executor(None, self._thread.join)
         await asyncio.sleep(0)  # run what the thread handed over last
 
-    def _check_capacity(self, num_tokens: int) -> None:
+    def _check_capacity(self, model: BatchModel, num_tokens: int) -> None:
         if self._closed:
             raise BatcherClosed("the server is ending")
+        max_requests, max_tokens = self._limits.max_waiting(model.tokens_per_second)
         waiting = self._queue.num_tokens
-        many = self._num_requests >= self._max_requests
-        if many or (waiting and waiting + num_tokens > self._max_tokens):
+        many = self._num_requests >= max_requests
+        if many or (waiting and waiting + num_tokens > max_tokens):
             raise Overloaded(max(1, math.ceil(waiting * self._seconds_per_token)))
 
     def _run_engine_thread(self) -> None:
         """Run batch after batch until closed and nothing waits."""
-        while batch := self._next_batch():
-            started = time.perf_counter()
-            for text in batch:
-                text.request.started = text.request.started or started
-            model: Any = batch[0].model
-            try:
-                answers = model.infer_rows([text.values for text in batch])
-                if len(answers) != len(batch):
-                    raise RuntimeError(f"{len(answers)} answers to {len(batch)} rows")
-            except Exception as error:  # whatever a model raises fails these requests, not us
-                self._record_batch(model, batch, time.perf_counter() - started, failed=True)
-                with self._changed:  # no later batch shall compute the rest of failed requests
-                    for request in {id(text.request): text.request for text in batch}.values():
-                        self._queue.discard_request(request)
-                self._call_in_loop(self._fail_requests, batch, error)
-                continue
-            self._record_batch(model, batch, time.perf_counter() - started)
-            self._call_in_loop(self._deliver_answers, batch, answers)
+        running: RunningBatch | None = None
+        while True:
+            texts = self._next_batch(is_idle=running is None)
+            if not texts and running is None:
+                return
+            following = self._begin_batch(texts) if texts else None
+            if running is not None:
+                self._finish_batch(running)
+            running = following
+            if running is not None and not running.model.overlaps:
+                self._finish_batch(running)
+                running = None
 
-    def _next_batch(self) -> list[QueuedText]:
-        """Wait for texts and take a batch; [] when closed and nothing waits."""
+    def _begin_batch(self, texts: list[QueuedText]) -> RunningBatch:
+        """Begin a batch; what the model raises is raised again by the wait."""
+        started, model = time.perf_counter(), cast(BatchModel, texts[0].model)
+        for text in texts:
+            text.request.started = text.request.started or started
+        try:
+            wait = model.start_rows([text.values for text in texts])
+        except Exception as error:  # fails these requests, not us
+            failure = error  # the name in `except` is gone after it
+
+            def wait() -> Sequence[Any]:
+                raise failure
+
+        return RunningBatch(model, texts, started, wait)
+
+    def _finish_batch(self, batch: RunningBatch) -> None:
+        """Wait for the answers to a batch and deliver them, or fail its requests."""
+        texts, error = batch.texts, None
+        try:
+            answers = batch.wait()
+            if len(answers) != len(texts):
+                raise RuntimeError(f"{len(answers)} answers to {len(texts)} rows")
+        except Exception as raised:  # whatever a model raises fails these requests, not us
+            error = raised
+        # Of two batches under way, the second counts from the end of the first.
+        now, since = time.perf_counter(), max(batch.started, self._last_finished)
+        self._last_finished = now
+        self._record_batch(batch.model, texts, now - since, failed=error is not None)
+        if error is None:
+            self._call_in_loop(self._deliver_answers, texts, answers)
+            return
+        with self._changed:  # no later batch shall compute the rest of failed requests
+            for request in {id(text.request): text.request for text in texts}.values():
+                self._queue.discard_request(request)
+        self._call_in_loop(self._fail_requests, texts, error)
+
+    def _next_batch(self, is_idle: bool) -> list[QueuedText]:
+        """Take a batch; [] when closed and nothing waits.
+
+        Where nothing waits, an idle engine waits for texts; else [] is returned.
+        """
         while True:
             with self._changed:
                 while not (batch := self._queue.pop_batch()):
-                    if self._closed:
+                    if self._closed or not is_idle:
                         return []
                     self._changed.wait()
             now = time.perf_counter()

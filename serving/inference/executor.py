@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import BerthaError
+from serving.engine.devices import EngineDevice
 from serving.engine.engine import Engine, split_rows
 from serving.http.messages import HTTPError, request_deadline
 from serving.http.metrics import Sample
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Executor:
-    """Versions of models that share one engine thread and one memory budget."""
+    """Versions of models that share one device, one engine thread and one memory budget."""
 
     def __init__(
         self,
@@ -39,9 +40,11 @@ class Executor:
         get_info: Callable[[ModelKey], ModelInfo],
         limits: Limits,
         budget_bytes: int,
+        device: EngineDevice,
     ) -> None:
         self.cache = ModelCache(load, budget_bytes)
-        self.batcher = Batcher(limits.max_waiting_requests, limits.max_waiting_tokens)
+        self.batcher = Batcher(limits)
+        self._device = device
         self._get_info = get_info
         self._statistics: dict[ModelKey, ModelStatistics] = {}
         self._healthy: dict[ModelKey, bool] = {}  # whether the last batch of each succeeded
@@ -112,7 +115,11 @@ class Executor:
 
     def metric_samples(self) -> Iterator[tuple[Sample, float]]:
         """Yield the samples of this replica's models."""
-        total = self.batcher.total
+        total, device = self.batcher.total, self._device
+        kind = ("device", device.kind)
+        yield ("bertha_device", (kind, ("name", device.name))), 1
+        if memory := device.memory_bytes():
+            yield ("bertha_device_memory_bytes", (kind,)), memory
         yield ("bertha_batches_total", ()), total.num_batches
         yield ("bertha_batch_rows_total", ()), total.num_rows
         yield ("bertha_tokens_total", ()), total.num_tokens

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BerthaError
+from serving.engine.devices import CPU, open_device
 from serving.engine.engine import Engine
 from serving.http.messages import HTTPError
 from serving.inference.attribution import ExplainerPool
@@ -50,12 +51,24 @@ log = logging.getLogger(__name__)
 class ModelServer:
     """Implements `Models` over a registry. Belongs to the event loop that creates it."""
 
-    def __init__(self, registry: Registry, cache: Path, limits: Limits, budget_bytes: int) -> None:
-        """cache: for bundles of a remote registry. budget_bytes: of models in memory."""
+    def __init__(
+        self,
+        registry: Registry,
+        cache: Path,
+        limits: Limits,
+        budget_bytes: int,
+        device: str = CPU,
+    ) -> None:
+        """Describe what is served. Raises DeviceError if no such device is here.
+
+        cache: for bundles of a remote registry. budget_bytes: of models, in the memory of `device`,
+        the kind that they compute on.
+        """
         self.limits = limits
-        self._registry, self._cache = registry, cache
-        self.table = ModelTable(registry)
-        self.executor = Executor(self._load_engine, self._info_of, limits, budget_bytes)
+        self._registry, self._cache, self._device = registry, cache, device
+        opened = open_device(device)
+        self.table = ModelTable(registry, device, opened.name)
+        self.executor = Executor(self._load_engine, self._info_of, limits, budget_bytes, opened)
         self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
         self._explainers = ExplainerPool(self._fetch_bundle)
         self._watch = RegistryWatch(
@@ -198,7 +211,7 @@ class ModelServer:
     def _load_engine(self, key: ModelKey) -> Engine:
         directory = self._fetch_bundle(key)
         try:
-            return Engine.load(directory)
+            return Engine.load(directory, device=self._device)
         except (BerthaError, OSError):
             raise
         except Exception as error:  # of a library, on files that are as they were registered

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from cluster.errors import BerthaError
+from serving.engine.choice import choose_engine
+from serving.engine.devices import CPU
 from serving.inference.model_cache import ModelKey
 from serving.interface import ModelInfo
 from serving.registry.model_ref import ModelDamaged, ModelReference
@@ -21,10 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class ModelTable:
-    """Names and versions of a registry. Only `refresh` may run in another thread."""
+    """Names and versions of a registry. Only `refresh` may run in another thread.
 
-    def __init__(self, registry: Registry) -> None:
+    device: the kind that models compute on. device_name: of the card.
+    """
+
+    def __init__(self, registry: Registry, device: str = CPU, device_name: str = "") -> None:
         self._registry = registry
+        self._device, self._device_name = device, device_name
         self._latest = RegistrySnapshot()
         self._served = RegistrySnapshot()
         self._default: str | None = None
@@ -144,14 +150,14 @@ class ModelTable:
     def _describe_version(self, state: ModelState, version: str) -> ModelInfo:
         card = self._registry.read_card(state.name, version, state.versions[version].seal)
         model, served = card.recipe.get("model"), self.served_state(state.name)
-        chosen = next((engine.name for engine in card.engines if engine.chosen), "torch fp32")
+        chosen = choose_engine(card, self._device, self._device_name)
         return ModelInfo(
             name=state.name,
             version=version,
             task=card.task,
             labels=card.labels,
             max_length=card.max_length,
-            engine=chosen,
+            engine=chosen.name,
             base_model=str(model.get("name", "")) if isinstance(model, dict) else "",
             metrics=dict(card.metrics),
             revision=card.revision,
@@ -160,7 +166,7 @@ class ModelTable:
             aliases=served.aliases_of(version) if served is not None else (),
             pooling=card.pooling or "",
             width=self._registry.read_width(state.name, version, card),
-            batch_tokens=card.batch_tokens(chosen),
+            batch_tokens=chosen.batch_tokens,
             thresholds=dict(card.thresholds),
             verdict=dict(card.verdict),
             target=dict(card.target),

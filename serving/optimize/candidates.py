@@ -1,4 +1,6 @@
-"""Build the engines of a bundle and compare each with torch fp32; the bundle stays as it is.
+"""Build the engines of a bundle and compare each with torch fp32 on the same kind of device.
+
+The bundle stays as it is.
 
 Each engine is built in a temporary directory and computes the held-out rows. Int8 is tried with
 ever fewer layers until one variant is faithful.
@@ -22,7 +24,9 @@ from serving.engine.backends.registry import (
     REFERENCE,
     STUDENT,
     LoadContext,
+    reference_backend,
 )
+from serving.engine.devices import CPU
 from serving.engine.engine import Engine, load_model_config, split_rows
 from serving.engine.networks import load_network
 from serving.interface import Prediction
@@ -55,6 +59,7 @@ class EngineCandidate:
     max_logit_difference: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     texts_per_second: dict[str, float] = field(default_factory=dict)
+    tokens_per_second: float = 0.0
     batch_tokens: int = 0
     load_seconds: float = 0.0
     num_bytes: int = 0
@@ -67,16 +72,20 @@ class EngineCandidate:
         """One number for short and long texts: their geometric mean."""
         return _geometric_mean(self.texts_per_second)
 
-    def keep_if_faster(self, batch_tokens: int, texts_per_second: dict[str, float]) -> None:
+    def keep_if_faster(
+        self, batch_tokens: int, texts_per_second: dict[str, float], tokens_per_second: float
+    ) -> None:
         """Compute so many tokens at once if that is the fastest so far."""
         if _geometric_mean(texts_per_second) > self.speed:
             self.batch_tokens, self.texts_per_second = batch_tokens, texts_per_second
+            self.tokens_per_second = tokens_per_second
 
 
 class CandidateEvaluator:
     """Builds and compares the engines of one bundle.
 
-    build_directory: where files are written, and where a student's are already.
+    build_directory: where files are written, and where a student's are already. device: the kind
+    that all of them compute on.
     """
 
     def __init__(
@@ -87,11 +96,12 @@ class CandidateEvaluator:
         rows: EvalRows,
         build_directory: Path,
         log: Callable[[str], None],
+        device: str = CPU,
     ) -> None:
         self._directory, self._card, self._encoder = directory, card, encoder
         self._rows, self._build_directory, self._log = rows, build_directory, log
         self._network = load_network(directory, card)
-        self._reference = self._compute_outputs(self._load_engine(REFERENCE)[0])
+        self._reference = self._compute_outputs(self._load_engine(reference_backend(device))[0])
 
     @property
     def num_compared(self) -> int:

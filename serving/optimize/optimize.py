@@ -2,36 +2,37 @@
 
 The fastest of those that agree with torch fp32 in at least 99.5% of the held-out rows serves the
 bundle from then on; all figures go into its card. A candidate that agrees less is refused unless it
-is allowed by name.
+is allowed by name. A build is for one kind of device, and runs on one; the engines of other kinds
+stay as they were.
 
-    bertha build runs/reviews/bundle [--texts FILE] [--threshold 0.995]
+    bertha build runs/reviews/bundle [--device cuda] [--texts FILE] [--threshold 0.995]
         [--allow "onnxruntime int8"] [--only NAME] [--student BUNDLE] [--rounds 3] [--dry-run]
 """
 
 import argparse
 import shutil
+import time
 from collections.abc import Callable, Collection, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT
+from serving.engine.backends.registry import BACKENDS, STUDENT, reference_backend
+from serving.engine.devices import (
+    CPU,
+    DeviceError,
+    find_device_problem,
+    find_engine_device,
+    open_device,
+)
 from serving.engine.engine import load_model_config, split_rows
 from serving.optimize import throughput
 from serving.optimize.candidates import CandidateEvaluator, EngineCandidate
 from serving.optimize.eval_texts import EvalRows, load_eval_rows
+from serving.optimize.install import describe_engines, install_engines
 from trainers.config.recipe import METRICS
 from trainers.data.tokenizer import Encoder
 from trainers.models import bundle
-from trainers.models.card import (
-    CARD_FILE,
-    BundleError,
-    EngineRecord,
-    ModelCard,
-    read_card,
-    serialize_card,
-)
-from trainers.storage.atomic import create_temporary, file_sha256, replace_file
-from trainers.tracking import provenance
+from trainers.models.card import BundleError, ModelCard, read_card
+from trainers.storage.atomic import create_temporary
 
 THRESHOLD = 0.995
 ROUNDS, SECONDS = 3, 0.5  # of each engine's turns at each length of text and number of tokens
@@ -52,17 +53,20 @@ def build_engines(
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
     log: Callable[[str], None] = print,
+    device: str = CPU,
 ) -> list[EngineCandidate]:
     """Build and measure engines of the bundle in `directory` and write them into it.
 
     candidates: names of `BACKENDS`; default: all but those on request. student: the bundle of a
     model distilled from this one, as one more candidate. rows: to measure on; default: those the
     recipe held out. threshold: the least agreement with torch fp32. allow: candidates that may
-    serve with less. rounds, seconds: how often and how long the speed of each is measured. Raises
-    BundleError and TextsError.
+    serve with less. rounds, seconds: how often and how long the speed of each is measured. device:
+    the kind that the engines are for, one of which must be here. Raises BundleError, TextsError and
+    DeviceError.
     """
     card = read_card(directory)
-    names = _candidate_names(card, candidates, allow, student)
+    names = _candidate_names(card, candidates, allow, student, device)
+    device_name = open_device(device).name if device != CPU else ""
     encoder = bundle.load_encoder(directory, card)
     if student is not None:
         _check_student(card, encoder, student)
@@ -74,17 +78,18 @@ def build_engines(
             student_directory.mkdir()
             for file in STUDENT_FILES:
                 shutil.copyfile(student / file, student_directory / file)
-        evaluator = CandidateEvaluator(directory, card, encoder, rows, temporary, log)
+        evaluator = CandidateEvaluator(directory, card, encoder, rows, temporary, log, device)
         measured = []
         for name in names:
             log(f"{name} …")
             candidate = evaluator.evaluate(name, threshold)
             is_unfaithful = candidate.engine is not None and candidate.agreement < threshold
-            if is_unfaithful and name not in {REFERENCE, *allow}:
+            if is_unfaithful and name not in {names[0], *allow}:
                 candidate.reason = f"refused: under {threshold:.1%}"
             measured.append(candidate)
-        _choose_fastest(directory, card, measured, rows, rounds, seconds)
-        _install_engines(directory, temporary, card, measured, evaluator.num_compared)
+        _choose_fastest(directory, card, measured, rows, rounds, seconds, device)
+        records = describe_engines(measured, evaluator.num_compared, device, device_name)
+        install_engines(directory, temporary, card, records, device)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return measured
@@ -96,17 +101,20 @@ def run_build_command(options: argparse.Namespace, directory: Path) -> int:
     options: as `serving.__main__` parses them.
     """
     card = read_card(directory)
+    device = find_build_device(options.device)
+    names = _candidate_names(card, options.only, options.allow, options.student, device)
     encoder = bundle.load_encoder(directory, card)
     if options.student is not None:
         _check_student(card, encoder, options.student)
     rows = load_eval_rows(card, encoder, options.texts)
     print(
         f"{options.bundle}: {card.task}, {len(rows.held_out)} texts to judge by and "
-        f"{len(rows.calibration)} to calibrate with, of {rows.origin}",
+        f"{len(rows.calibration)} to calibrate with, of {rows.origin}"
+        + ("" if device == CPU else f", on {device}: {open_device(device).name}"),
         flush=True,
     )
     if options.dry_run:
-        for name in _candidate_names(card, options.only, options.allow, options.student):
+        for name in names:
             missing = BACKENDS[name].missing_requirement(to_build=True)
             print(f"  {name}: {missing or 'would be measured'}")
         return 0
@@ -119,9 +127,22 @@ def run_build_command(options: argparse.Namespace, directory: Path) -> int:
         threshold=THRESHOLD if options.threshold is None else options.threshold,
         allow=options.allow,
         log=lambda line: print(line, flush=True),
+        device=device,
     )
     print(format_table(candidates, card))
     return 0
+
+
+def find_build_device(asked: str) -> str:
+    """Return the kind of device that engines are built for. asked: "auto" for what serves here.
+
+    Raises DeviceError where none is here: an engine is measured where it serves.
+    """
+    device = find_engine_device() if asked == "auto" else asked
+    problem = find_device_problem(device)
+    if problem is not None:
+        raise DeviceError(f"--device {device}: {problem}, or build where there is one")
+    return device
 
 
 def format_table(candidates: Sequence[EngineCandidate], card: ModelCard) -> str:
@@ -186,20 +207,36 @@ def _check_student(card: ModelCard, encoder: Encoder, student: Path) -> None:
 
 
 def _candidate_names(
-    card: ModelCard, candidates: Sequence[str] | None, allow: Collection[str], student: Path | None
+    card: ModelCard,
+    candidates: Sequence[str] | None,
+    allow: Collection[str],
+    student: Path | None,
+    device: str,
 ) -> list[str]:
-    """Return the names of the candidates, the reference first, a student last."""
-    unknown = sorted({*(candidates or ()), *allow} - BACKENDS.keys())
+    """Return the names of the candidates on `device`, the reference first, a student last."""
+    of_device = {name: spec for name, spec in BACKENDS.items() if spec.device == device}
+    unknown = sorted({*(candidates or ()), *allow} - of_device.keys())
+    if unknown and unknown[0] in BACKENDS:
+        kind = BACKENDS[unknown[0]].device
+        raise BundleError(
+            f"{unknown[0]!r} computes on {kind}, and this build is for {device}; build again with "
+            f"--device {kind}, or name one of {', '.join(of_device)}"
+        )
     if unknown:
-        raise BundleError(f"no engine is called {unknown[0]!r}; there is {', '.join(BACKENDS)}")
+        raise BundleError(f"no engine is called {unknown[0]!r}; there is {', '.join(of_device)}")
+    if student is not None and device != CPU:
+        raise BundleError(
+            f"--student {student}: {STUDENT!r} computes on {CPU}, and this build is for {device}; "
+            f"build again with --device {CPU}"
+        )
     if student is None and STUDENT in (candidates or ()):
         raise BundleError(f"{STUDENT!r} is of another bundle; name it with --student BUNDLE")
-    default = [name for name, spec in BACKENDS.items() if not spec.on_request]
+    default = [name for name, spec in of_device.items() if not spec.on_request]
     if card.recipe["model"]["name"] == "linear":
         candidates, default = None, []
     others = [name for name in candidates or default if name != STUDENT]
     students = [] if student is None else [STUDENT]
-    return list(dict.fromkeys([REFERENCE, *others, *students]))
+    return list(dict.fromkeys([reference_backend(device), *others, *students]))
 
 
 def _choose_fastest(
@@ -209,6 +246,7 @@ def _choose_fastest(
     rows: EvalRows,
     rounds: int,
     seconds: float,
+    device: str,
 ) -> None:
     """Measure the speed of all engines, each at its best batch size, and choose the fastest."""
     built = {each.name: each for each in candidates if each.engine is not None}
@@ -217,7 +255,8 @@ def _choose_fastest(
     lengths = (card.max_length,) if width is None else (width, width)
     texts = split_rows(rows.held_out)
     workloads = {
-        budget: throughput.make_workload(texts, budget, *lengths) for budget in throughput.BUDGETS
+        budget: throughput.make_workload(texts, budget, *lengths)
+        for budget in throughput.budgets_of(device)
     }
     runs = {
         (name, budget): (each.engine.infer_rows, workload)
@@ -225,56 +264,10 @@ def _choose_fastest(
         if each.engine is not None
         for budget, workload in workloads.items()
     }
-    for (name, budget), speeds in throughput.measure_interleaved(runs, rounds, seconds).items():
-        built[name].keep_if_faster(budget, speeds)
+    clock = time.process_time if device == CPU else time.perf_counter
+    measured = throughput.measure_interleaved(runs, rounds, seconds, clock)
+    for (name, budget), speeds in measured.items():
+        tokens = throughput.slowest_tokens_per_second(workloads[budget], speeds)
+        built[name].keep_if_faster(budget, speeds, tokens)
     faithful = [each for each in built.values() if not each.reason]
     max(faithful, key=lambda each: each.speed).chosen = True
-
-
-def _install_engines(
-    directory: Path,
-    temporary: Path,
-    card: ModelCard,
-    candidates: Sequence[EngineCandidate],
-    num_compared: int,
-) -> None:
-    """Move the engines into the bundle and write their figures into its card.
-
-    The card never lists a file that is not there: it forgets the old engines first.
-    """
-    if card.engines:
-        replace_file(directory / CARD_FILE, serialize_card(card.model_copy(update={"engines": ()})))
-    built = [each for each in candidates if each.engine is not None]
-    old = {each.directory for each in card.engines if each.directory}
-    new = {BACKENDS[each.name].directory for each in built if not each.reason} - {""}
-    for name in old | new:
-        shutil.rmtree(directory / name, ignore_errors=True)
-    for name in new:
-        (temporary / name).rename(directory / name)
-    records = tuple(_engine_record(directory, each, num_compared) for each in built)
-    with_engines = card.model_copy(update={"engines": records})
-    replace_file(directory / CARD_FILE, serialize_card(with_engines))
-
-
-def _engine_record(directory: Path, candidate: EngineCandidate, num_compared: int) -> EngineRecord:
-    """Return the figures of a candidate for the card, and its files if it may serve."""
-    spec = BACKENDS[candidate.name]
-    holder = "" if candidate.reason else spec.directory
-    files = sorted((directory / holder).iterdir()) if holder else []
-    return EngineRecord(
-        name=candidate.name,
-        chosen=candidate.chosen,
-        directory=holder,
-        files={str(path.relative_to(directory)): file_sha256(path) for path in files},
-        agreement=candidate.agreement,
-        refused=candidate.reason,
-        max_logit_difference=candidate.max_logit_difference,
-        rows=num_compared,
-        metrics=candidate.metrics,
-        texts_per_second=candidate.texts_per_second,
-        batch_tokens=candidate.batch_tokens,
-        num_bytes=candidate.num_bytes,
-        load_seconds=candidate.load_seconds,
-        trials=tuple(candidate.trials),
-        environment=provenance.describe_environment() | {spec.module: version(spec.module)},
-    )

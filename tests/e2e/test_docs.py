@@ -33,8 +33,12 @@ COMMANDS = list(dict.fromkeys(command for _, command in ALL))
 
 
 def starting(*starts: str) -> list[str]:
-    """Return the commands of all pages that begin so."""
-    return [command for command in COMMANDS if command.startswith(starts)]
+    """Return the commands of all pages that begin so, but for those that need a GPU."""
+    return [
+        command
+        for command in COMMANDS
+        if command.startswith(starts) and "--device cuda" not in command
+    ]
 
 
 def in_our_words(command: str) -> list[str]:

@@ -93,13 +93,16 @@ def test_the_run_directory_is_complete(undisturbed: tuple[Outcome, RunDirectory]
     assert {path.name for path in (run.path / "plots").iterdir()} == {
         "loss.png",
         "f1.png",
+        "throughput.png",
         "confusion.png",
     }
     record = json.loads((run.path / "record.json").read_text())
     assert record["data"] and record["revision"] and record["environment"]["torch"]
+    assert record["accelerator"] == "cpu"
     rows = list(run.metric_rows("step"))
     assert [row["step"] for row in rows] == list(range(1, outcome.result["steps"] + 1))
-    assert all(0 <= row["padding_share"] < 1 and row["tokens_per_second"] > 0 for row in rows)
+    assert all(row["padding_share"] == 0 and row["tokens_per_second"] > 0 for row in rows)
+    assert all(row["tflops_per_device"] > 0 and "mfu" not in row for row in rows)
 
 
 def test_the_bundle_is_the_best_checkpoint_and_loads_in_transformers(

@@ -12,6 +12,7 @@ import pytest
 from serving import client
 from serving.__main__ import main
 from serving.registry.registry import Registry
+from tests.support.fake_gpu import CARD, install_gpu
 from tests.support.paths import ROOT
 from tests.support.tiny_bundle import write_linear_bundle, write_tiny_bundle
 
@@ -68,6 +69,50 @@ def test_a_dry_run_says_what_would_be_served(
     said = capsys.readouterr().out
     assert said.startswith("reviews: classification (negative, positive), texts of up to 16 tokens")
     assert re.search(r"http://127.0.0.1:8123, on \d+ replicas? of one thread", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "replicas", "device"),
+    [
+        ([], None, "cuda, "),
+        (["--replicas", "2", "--device", "cuda"], 2, "cuda, a GPU each"),
+        (["--replicas", "4"], 4, "cuda, 0.5 of a GPU each"),
+        (["--replicas", "3", "--gpus-per-replica", "0.25"], 3, "cuda, 0.25 of a GPU each"),
+        (["--device", "cpu", "--replicas", "1"], 1, ""),
+    ],
+)
+def test_a_machine_with_gpus_serves_on_them_and_says_so(
+    words: list[str],
+    replicas: int | None,
+    device: str,
+    tiny_classifier: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_gpu(monkeypatch)  # two of them
+    capsys.readouterr()
+    assert main(["run", str(tiny_classifier), "--dry-run", *words]) == 0
+    said = capsys.readouterr().out
+    number = re.search(r"on (\d+) replicas? of one thread", said)
+    assert number and int(number[1]) in ([replicas] if replicas else range(1, 9))
+    assert (f"\ndevice    {device}" in said) == bool(device) == (f": {CARD}\n" in said)
+    assert ("nobody has measured there: bertha build BUNDLE --device cuda" in said) == bool(device)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda"], "device = cuda: there is no GPU here"),
+        (["--gpus-per-replica", "0.5"], "gpus_per_replica = 0.5: there is no GPU"),
+        (["--device", "neuron"], "device = neuron: serving has no engine for it yet"),
+        (["--device", "cpu", "--gpus-per-replica", "0.5"], "such a replica holds no GPU"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused(
+    words: list[str], message: str, tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(tiny_classifier), "--dry-run", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_long_text_is_shortened_in_its_line() -> None:

@@ -169,8 +169,8 @@ class BatchConfig(Settings):
     )
     token_budget: Count | None = Field(
         None,
-        description="most tokens, padding included, a device computes at once; "
-        "default: what suits the device. It changes speed and memory, never the result",
+        description="most tokens a device computes at once; default: what suits the device, of a "
+        "GPU what its memory holds. It changes speed and memory, never the result",
     )
 
     @model_validator(mode="after")

@@ -51,8 +51,9 @@ def attention_forward(
 
 
 def has_varlen_attention(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether torch has flash attention over texts of various lengths there."""
-    return device.type == "cuda" and dtype in HALF
+    """Return whether torch has flash attention over texts of various lengths there: from Ampere."""
+    has_kernel = device.type == "cuda" and dtype in HALF
+    return has_kernel and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend_varlen(

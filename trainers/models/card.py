@@ -81,22 +81,32 @@ FileDigests = Annotated[dict[str, str], AfterValidator(_check_file_names)]
 class EngineRecord(Settings):
     """An engine built from a bundle, with its measurements on held-out texts.
 
-    Speed and memory are those of one thread of the machine in `environment`.
+    Speed and memory are those of the device, on the CPU of one thread, of the machine in
+    `environment`.
     """
 
     name: str = Field(description="as in `onnxruntime int8`")
-    chosen: bool = Field(False, description="whether this engine answers unless another is named")
+    device: str = Field("cpu", description="kind of device it computes on, as `cuda`")
+    device_name: str = Field("", description="of the card that it was measured on; '' of a CPU")
+    chosen: bool = Field(
+        False, description="whether it answers on its kind of device unless another is named"
+    )
     directory: Annotated[str, AfterValidator(_check_directory)] = Field(
         "", description="in the bundle; '' for an engine without files"
     )
     files: FileDigests = Field({}, description="SHA-256 by file name")
-    agreement: float = Field(description="share of the rows answered as torch fp32 answers them")
+    agreement: float = Field(description="share of the rows that torch fp32 answers so, there")
     max_logit_difference: float = Field(description="from torch fp32, over all rows")
     refused: str = Field("", description="why it may not serve; '' where it may")
     rows: int = Field(description="held-out texts, or masks of a masked language model")
     metrics: dict[str, Any] = Field({}, description="on the held-out rows, where they have labels")
     texts_per_second: dict[str, float] = Field(
-        {}, description="texts a CPU-second of one thread, short ones and long ones"
+        {},
+        description="short texts and long ones, a CPU-second of one thread, or a second of another "
+        "device",
+    )
+    tokens_per_second: float = Field(
+        0.0, description="of these the slower, in tokens; 0 where it was not recorded"
     )
     batch_tokens: int = Field(
         DEFAULT_BATCH_TOKENS, description="tokens computed at once, as was fastest"
@@ -140,10 +150,13 @@ class ModelCard(Settings):
         (), description="made from this bundle, each measured"
     )
 
-    def batch_tokens(self, engine: str) -> int:
-        """Return how many tokens `engine` computes at once."""
-        measured = (each.batch_tokens for each in self.engines if each.name == engine)
-        return next(measured, DEFAULT_BATCH_TOKENS)
+    def find_engine(self, name: str) -> EngineRecord | None:
+        """Return what was measured of the engine `name`, if it was."""
+        return next((each for each in self.engines if each.name == name), None)
+
+    def chosen_engine(self, device: str = "cpu") -> EngineRecord | None:
+        """Return the engine that was chosen for a kind of device, if one was."""
+        return next((each for each in self.engines if each.chosen and each.device == device), None)
 
 
 def find_bundle(directory: Path) -> Path:

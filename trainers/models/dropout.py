@@ -26,8 +26,6 @@ class DropoutKeys:
     def __init__(self) -> None:
         self.packed: PackedTexts | None = None
         self._hashes: dict[tuple[int, ...], Tensor] = {}
-        self._of_tokens: dict[tuple[int, int, int], Tensor] = {}  # of the texts `_gathered_for`
-        self._gathered_for: PackedTexts | None = None
 
     def site_keys(self, site: int) -> Tensor:
         """Return the keys [number of texts] int32 of one dropout site.
@@ -47,13 +45,11 @@ class DropoutKeys:
         packed, (_, length, width) = self.packed, shape
         assert packed is not None
         texts, positions = self.find_tokens(length, shard)
-        if self._gathered_for is not packed:
-            self._gathered_for, self._of_tokens = packed, {}
         place = length, width, shard[0]
-        if place not in self._of_tokens:  # the same for all sites
+        if place not in packed.dropout_hashes:  # the same for all sites
             table = self.position_hashes(torch.Size((packed.longest, width)), texts.device)
-            self._of_tokens[place] = table[positions]
-        return texts, self._of_tokens[place]
+            packed.dropout_hashes[place] = table[positions]
+        return texts, packed.dropout_hashes[place]
 
     def find_tokens(self, length: int, shard: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return texts [t] and positions [t] of `length` tokens: of a shard, or those read."""

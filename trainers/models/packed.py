@@ -137,6 +137,11 @@ class PackedTexts:
         """One row for each text, in their order."""
         return self._view(pad_each(self.lengths))
 
+    @cached_property
+    def dropout_hashes(self) -> dict[tuple[int, int, int], Tensor]:
+        """Tables of dropout, kept until the backward is over: recomputation needs them again."""
+        return {}
+
     def row_bias(self, dtype: torch.dtype) -> Tensor:
         """Return which tokens of a row see each other, to add to scores: [r, 1, w, w]."""
         rows = self.texts.view(-1, self.width)
@@ -147,8 +152,8 @@ class PackedTexts:
         return _to_bias((self.texts[self.reads][:, None] == self.texts)[None, None], dtype)
 
     def free(self) -> None:
-        """Drop what was derived for attention; it is made again where it is needed again."""
-        for name in ("offsets", "rows", "text_rows"):
+        """Drop what was derived; it is made again where it is needed again."""
+        for name in ("offsets", "rows", "text_rows", "dropout_hashes"):
             self.__dict__.pop(name, None)
 
     def _view(self, fold: tuple[np.ndarray, ...]) -> PaddedView:

@@ -22,6 +22,7 @@ from trainers.data.microbatch import (
     steps_per_epoch,
 )
 from trainers.distributed.device import DEVICES, Device, autocast_dtype
+from trainers.planning.accelerator import resolve_accelerator
 from trainers.planning.layout import ResolvedLayout, resolve_layout, resolve_shape
 from trainers.planning.placement import place_run
 from trainers.training.distillation import load_teacher as teacher_of
@@ -31,7 +32,10 @@ BATCHES_SAMPLED = 20  # global batches that are cut, to show micro-batches and b
 
 def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     """Yield lines for a person. Raises what the run would raise for bad data or settings."""
-    device = DEVICES[cluster.metadata.accelerator]
+    choice = resolve_accelerator(cluster)
+    cluster, device = choice.cluster, DEVICES[choice.cluster.device_kind]
+    if choice.line:
+        yield choice.line
     workers = max(1, cluster.num_workers)
     nodes = cluster.num_nodes
     yield f"cluster   {cluster.name}: {nodes} node(s), {workers} worker(s) on {device.kind}"

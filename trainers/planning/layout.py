@@ -22,6 +22,7 @@ from cluster.costmodel.layout_search import (
 from cluster.costmodel.memory import MemoryBreakdown, memory_by_rank
 from cluster.costmodel.microbatches import Lengths
 from cluster.costmodel.model_shape import ModelShape
+from cluster.costmodel.token_budget import fitting_token_budget
 from cluster.planning import devices
 from cluster.planning.devices import ClusterDevices
 from cluster.spec import ClusterSpec
@@ -49,7 +50,7 @@ class ResolvedLayout:
 
     @property
     def tokens_at_once(self) -> int:
-        """The padded tokens of a micro-batch at most, whoever decided."""
+        """The tokens of a micro-batch at most, whoever decided."""
         return self.token_budget or self.job.token_budget
 
 
@@ -82,10 +83,13 @@ def resolve_layout(recipe: Recipe, shape: ModelShape, cluster: ClusterSpec) -> R
             job.devices_per_node,
             recipe.global_batch_size,
         )
-        layout = recipe.layout.resolve_for(job.num_devices)
-        return ResolvedLayout(
-            layout, recipe.batch.token_budget, tuple(_explicit_lines(job, layout)), job
-        )
+        layout, budget = recipe.layout.resolve_for(job.num_devices), recipe.batch.token_budget
+        if job.may_raise_budget:
+            budget = fitting_token_budget(job, layout)
+            if budget is not None and layout.pp > 1:  # fewer micro-batches would fill it worse
+                budget = min(budget, job.token_budget)
+        job = replace(job, token_budget=budget or job.token_budget)
+        return ResolvedLayout(layout, budget, tuple(_explicit_lines(job, layout)), job)
     choice = choose_layout(job)
     budget = recipe.batch.token_budget
     if choice.token_budget != job.token_budget:
@@ -105,7 +109,7 @@ def _build_job(
         workload.job_on(known.topology, known.constants, known.stack),
         num_devices=max(1, cluster.num_workers),
         device_memory=cluster.device_memory_bytes or known.memory,
-        precision=_resolve_precision(DEVICES[cluster.metadata.accelerator], recipe),
+        precision=_resolve_precision(DEVICES[cluster.device_kind], recipe),
         masked_tokens=max(1, round(workload.masked_tokens)) if workload.masked_tokens else None,
     )
 

@@ -63,7 +63,7 @@ def place_run(
         return Placement(cluster)
     known = devices_of_cluster(alone)
     single = _predict_seconds(recipe, shape, known, lengths, steps)
-    has_threads = cluster.metadata.accelerator == "cpu" and cluster.num_workers > 1
+    has_threads = cluster.device_kind == "cpu" and cluster.num_workers > 1
     seconds = single / (cluster.num_workers * THREADS_SHARE if has_threads else 1)
     gain = seconds - single / cluster.num_workers
     if gain > RAY_START_SECONDS or seconds > LONGEST_SECONDS:

@@ -23,7 +23,7 @@ from cluster.launch import prices
 from cluster.planning import probe, report, write_cluster_file
 from cluster.planning.plan import Constraints, plan_hardware
 from cluster.planning.probe import Probe
-from cluster.planning.serving_cost import price_serving
+from cluster.planning.serving_cost import SERVED, price_serving
 from cluster.planning.this_machine import describe_this_machine
 from cluster.planning.workload import Workload
 from cluster.settings import SettingsError
@@ -128,14 +128,20 @@ def _run_plan(options: argparse.Namespace) -> list[str]:
 def _price_serving(options: argparse.Namespace, workload: Workload, hardware: Catalog) -> list[str]:
     """Return the price of serving the model on each machine, the cheapest first."""
     target = _parse_amount(options.p95, LATENCIES, "--p95", "50ms")
-    costs = [
-        price_serving(workload.shape, workload.mean_tokens, machine, target, options.serve)
+    machines = [
+        machine
         for machine in hardware.machines
         if not machine.accelerator.missing and options.region in (None, machine.region)
     ]
+    costs = [
+        price_serving(workload.shape, workload.mean_tokens, machine, target, options.serve)
+        for machine in machines
+    ]
+    accelerators = (machine.accelerator for machine in machines)
+    unserved = sorted({each.name for each in accelerators if each.kind not in SERVED})
     met = [cost for cost in costs if cost is not None]
     met.sort(key=lambda cost: cost.dollars_per_million or float("inf"))
-    return list(report.format_serving(met, options.serve, target))
+    return list(report.format_serving(met, options.serve, target, unserved))
 
 
 def _load_or_run_probe(options: argparse.Namespace) -> Probe | None:

@@ -43,7 +43,7 @@ def simulation_lines(
     if recipe.model.name == "linear":
         raise LayoutError("a linear model needs no simulation: every device holds all of it")
     num_tokens, origin = _resolve_vocabulary_size(recipe, vocabulary_size)
-    device = DEVICES[cluster.metadata.accelerator]
+    device = DEVICES[cluster.device_kind]
     labels = recipe.data.labels or (("no", "yes") if recipe.task != "regression" else ())
     encoder = FakeTokenizer(num_tokens)
     shape = shape_from_config(build_config(recipe, labels, encoder), recipe.task, len(labels))

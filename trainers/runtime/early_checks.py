@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.costmodel.layout import Layout, check_layout
 from cluster.costmodel.model_shape import ModelShape
+from cluster.planning.this_machine import read_gpu_models
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import AUTO, Recipe
 from trainers.planning.model_sizes import known_shape
@@ -51,11 +52,17 @@ def check_settings(recipe: Recipe, cluster: ClusterSpec) -> None:
 def _check_layout(recipe: Recipe, cluster: ClusterSpec) -> None:
     """Raise LayoutError for a layout of the recipe that cannot run on `cluster`.
 
-    A model of unknown sizes and an elastic cluster are left to the run, which checks all again once
-    the data and the model are there.
+    A model of unknown sizes, an elastic cluster and GPUs that are still to be counted are left to
+    the run, which checks all again once the data and the model are there.
     """
     shape = _find_shape(recipe)
-    if shape is None or cluster.is_elastic or not isinstance(recipe.layout, Layout):
+    is_counted = cluster.metadata.accelerator != "auto" or not read_gpu_models()
+    if (
+        not is_counted
+        or shape is None
+        or cluster.is_elastic
+        or not isinstance(recipe.layout, Layout)
+    ):
         return
     size = recipe.batch.global_size
     check_layout(

@@ -23,6 +23,7 @@ from trainers.data.dataset_cache import PreparedDataset
 from trainers.evaluation.held_out import load_held_out
 from trainers.evaluation.verdict import describe_baselines
 from trainers.models.card import CARD_FILE, BundleError, parse_card, read_card
+from trainers.planning.accelerator import check_accelerator, resolve_accelerator
 from trainers.planning.elastic import ElasticPlanner
 from trainers.planning.layout import resolve_layout, resolve_shape
 from trainers.planning.placement import place_run
@@ -68,6 +69,7 @@ def fit(
     another driver has the run, and what a worker raised when it cannot go on.
     """
     started, recipe = time.monotonic(), recipe.with_absolute_paths()
+    cluster = choose_accelerator(cluster)
     directory = run if isinstance(run, RunDirectory) else open_run(run, cluster)
     with ExitStack() as stack:
         if directory.lease is None:  # else its caller holds it
@@ -89,6 +91,18 @@ def fit(
             config = replace(config, head=_fit_head(config, prepared))
             result = _train(config, cluster, report, prepared)
     return Outcome(result, time.monotonic() - started)
+
+
+def choose_accelerator(cluster: ClusterSpec) -> ClusterSpec:
+    """Return `cluster` with what `accelerator: auto` finds, and say it.
+
+    Raises SettingsError where a run here asks for a GPU that torch cannot use.
+    """
+    choice = resolve_accelerator(cluster)
+    check_accelerator(choice.cluster)
+    if choice.line:
+        print(choice.line, flush=True)
+    return choice.cluster
 
 
 def _settle_recipe(
@@ -246,7 +260,7 @@ def _build_worker_config(
         run,
         cluster.cache_dir,
         prepared.fingerprint,
-        cluster.metadata.accelerator,
+        cluster.device_kind,
         provenance.code_revision(),
         plan.layout,
         plan.token_budget,

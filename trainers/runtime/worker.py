@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.costmodel.model_shape import ModelShape
 from cluster.errors import BerthaError
 from trainers.checkpoint import checkpoint
 from trainers.checkpoint.checkpoint import Checkpoint
@@ -20,7 +21,9 @@ from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
 from trainers.distributed.object_collectives import gather_from_ranks, get_world_size, run_on_rank0
+from trainers.models.bert import TextModel
 from trainers.models.build import build_on_meta, materialize
+from trainers.models.shape import shape_from_config
 from trainers.parallel.parallelize import parallelize
 from trainers.runtime.conclusion import write_result
 from trainers.runtime.worker_config import WorkerConfig
@@ -28,6 +31,7 @@ from trainers.storage.filesystem import StoreError
 from trainers.tracking import provenance
 from trainers.tracking.metric_logger import MetricLogger
 from trainers.tracking.run_directory import RunDirectory, RunError
+from trainers.tracking.throughput import ThroughputMeter, device_peak_flops
 from trainers.training import distillation, parity_check
 from trainers.training.events import EvalEvent, SaveEvent
 from trainers.training.linear_probe import set_head
@@ -95,7 +99,8 @@ def run_worker(
     recorder = None
     if loop.rank == 0:
         settings = recipe.model_dump(mode="json")
-        recorder = MetricLogger(run, loop.progress.step, recipe.tracking, settings)
+        meter = _build_meter(config, loop)
+        recorder = MetricLogger(run, loop.progress.step, recipe.tracking, settings, meter)
         _write_record(config, loop, parity)
         recorder.log_start(
             step=loop.progress.step,
@@ -169,6 +174,18 @@ def _build_loop(config: WorkerConfig, prepared: PreparedDataset, encoder: Encode
     )
 
 
+def _build_meter(config: WorkerConfig, loop: TrainingLoop) -> ThroughputMeter:
+    """Return what tells how well the steps of `loop` use its devices."""
+    recipe, device = config.recipe, DEVICES[config.device]
+    model, labels = next(iter(loop.parallel.stage_modules.values())), loop.data.labels
+    if isinstance(model, TextModel):
+        shape = shape_from_config(model.config, recipe.task, len(labels))
+    else:
+        shape = ModelShape.for_linear(model.linear.in_features, model.linear.out_features)
+    peak = device_peak_flops(device.kind, autocast_dtype(device, recipe.precision))
+    return ThroughputMeter(shape, loop.mesh.layout.world_size, peak, recipe.masking.share)
+
+
 def _save_checkpoint(loop: TrainingLoop, run: RunDirectory) -> None:
     store, progress = run.checkpoints, loop.progress
     checkpoint.save_checkpoint(
@@ -197,6 +214,7 @@ def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, An
         "data": prepared.report.to_json(),
         "teacher": prepared.teacher,
         "settings": stated_settings(config.recipe),
+        "accelerator": config.device,
         "revision": config.revision,
         "environment": provenance.describe_environment(),
         "workers": layout.world_size,

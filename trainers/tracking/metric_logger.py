@@ -22,11 +22,22 @@ from trainers.storage.filesystem import StoreError
 from trainers.tracking.run_directory import RunDirectory
 from trainers.tracking.sinks.sink import Point, TrackedRun, flatten_settings
 from trainers.tracking.sinks.trackers import Trackers
-from trainers.training.events import EvalEvent, StepEvent
+from trainers.tracking.throughput import ThroughputMeter
+from trainers.training.events import EvalEvent, StepEvent, WarningEvent
 
 UPLOAD_SECONDS = 3.0  # between uploads
 UPLOAD_SHARE = 0.05  # of the time, at most, for uploading ever larger files
-STEP_SCALARS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")
+STEP_SCALARS = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "tokens_per_second_per_device",
+    "tflops_per_device",
+    "mfu",
+    "memory_gib",
+    "padding_share",
+)
 
 
 class MetricLogger:
@@ -42,12 +53,14 @@ class MetricLogger:
         resumed_at: int,
         tracking: Sequence[str] = ("tensorboard",),
         settings: Mapping[str, Any] | None = None,
+        meter: ThroughputMeter | None = None,
     ) -> None:
         """Open for appending, after dropping the rows of steps after `resumed_at`.
 
         What is no row of metrics is kept in a copy of the file. tracking: the trackers of the
-        recipe. settings: the recipe's, nested, for the trackers.
+        recipe. settings: the recipe's, nested, for the trackers. meter: adds columns to steps.
         """
+        self._meter = meter
         self._run, self._step, self._succeeded = run, resumed_at, False
         self._lock = threading.Lock()  # trackers warn from their threads
         run.check_lease()
@@ -73,16 +86,17 @@ class MetricLogger:
         """Write from which step, and with what, the run starts or resumes."""
         self._write_row("start", facts)
 
-    def log_event(self, event: StepEvent | EvalEvent) -> None:
-        """Write an optimizer step or an evaluation."""
+    def log_event(self, event: StepEvent | EvalEvent | WarningEvent) -> None:
+        """Write an optimizer step, an evaluation or a warning."""
         self._step = event.step
+        if isinstance(event, WarningEvent):
+            self._log_warning(event.text)
+            return
         if isinstance(event, EvalEvent):
             self._write_row("evaluation", asdict(event))
             self._track(event.step, "validation", event.metrics, tuple(event.metrics))
             return
-        row = asdict(event)
-        row["tokens_per_second"] = event.tokens / event.seconds
-        row["padding_share"] = 1 - event.tokens / event.computed_tokens
+        row = self._step_row(event)
         self._write_row("step", row)
         self._track(event.step, "train", row, STEP_SCALARS)
 
@@ -116,8 +130,18 @@ class MetricLogger:
             self._file.close()
         self._uploader.close()
 
+    def _step_row(self, event: StepEvent) -> dict[str, Any]:
+        row = asdict(event)
+        memory = row.pop("memory_bytes")
+        if memory:
+            row["memory_gib"] = memory / 2**30
+        row["tokens_per_second"] = event.tokens / event.seconds
+        row["padding_share"] = 1 - event.tokens / event.computed_tokens
+        return row if self._meter is None else row | self._meter.measure(event)
+
     def _track(self, step: int, part: str, values: Mapping[str, Any], names: Sequence[str]) -> None:
-        scalars = {f"{part}/{name}": values[name] for name in names if _is_scalar(values[name])}
+        known = [name for name in names if _is_scalar(values.get(name))]
+        scalars = {f"{part}/{name}": float(values[name]) for name in known}
         self._trackers.log_point(Point(step, time.time(), scalars))
 
     def _log_warning(self, text: str) -> None:

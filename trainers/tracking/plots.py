@@ -1,4 +1,4 @@
-"""Plots of a run as PNG files: loss, metric, and how the test rows were answered.
+"""Plots of a run as PNG files: loss, metric, speed, and how the test rows were answered.
 
 classification: the confusion matrix. multi-label: precision over recall of each label, its
 threshold marked. regression: predicted over true values. Takes plain arrays and knows no model.
@@ -53,7 +53,7 @@ def draw_plots(
     test: Mapping[str, Any],
     rows: TestRows | None = None,
 ) -> None:
-    """Draw plots/loss.png, plots/<metric>.png, and those of the test rows.
+    """Draw plots/loss.png, plots/<metric>.png, plots/throughput.png, and those of the test rows.
 
     test: their metrics. rows: the answers themselves, without which neither the values of a
     regression nor precision over recall are drawn.
@@ -64,6 +64,7 @@ def draw_plots(
     _draw_curves(directory / "loss.png", "loss", steps, evaluations)
     if metric != "loss":
         _draw_curves(directory / f"{metric}.png", metric, steps, evaluations)
+    _draw_throughput(directory / "throughput.png", steps)
     confusion = np.array(test.get("confusion", []))
     if confusion.ndim == 2 and confusion.size:
         draw_confusion(directory / "confusion.png", confusion, labels)
@@ -235,6 +236,31 @@ def _draw_curves(
         axes.legend(
             handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False
         )
+    figure.savefig(path)
+
+
+def _draw_throughput(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what a device does in each step: tokens/s, and MFU, or FLOP/s without a known peak."""
+    name, label, scale = "mfu", "MFU in %", 100.0
+    if not any(name in row for row in steps):
+        name, label, scale = "tflops_per_device", "TFLOP/s a device", 1.0
+        if all(row.get(name, 0.0) < 1 for row in steps):
+            label, scale = "GFLOP/s a device", 1000.0
+    panels = [("tokens_per_second_per_device", "tokens/s a device", 1.0), (name, label, scale)]
+    panels = [panel for panel in panels if any(panel[0] in row for row in steps)]
+    if not panels:
+        return
+    figure = Figure(figsize=(7, 2.2 * len(panels)), layout="constrained")
+    shown = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, label, scale) in zip(shown, panels, strict=True):
+        rows = [row for row in steps if name in row]
+        values = [scale * row[name] for row in rows]
+        marker = "." if len(rows) < FEW_STEPS else ""
+        positions = [row["step"] for row in rows]
+        axes.plot(positions, values, marker=marker, color=HELD_OUT, linewidth=1)
+        axes.set(ylabel=label, ylim=(0, 1.1 * max(values) or 1))
+        axes.grid(alpha=0.3)
+    shown[-1].set_xlabel("optimizer step")
     figure.savefig(path)
 
 

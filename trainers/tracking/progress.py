@@ -176,18 +176,43 @@ def count_printer(
 
 
 def format_steps(rows: list[dict[str, Any]], total_steps: int) -> str:
-    """Format steps as one line: means, and the time left at their speed."""
+    """Format steps as one line: means, and the time left at their speed.
+
+    MFU where it is known, else FLOP/s; memory where the device says it; padding where there is any.
+    """
     last = rows[-1]
     seconds = sum(row["seconds"] for row in rows)
     tokens = sum(row["tokens"] for row in rows)
     padding = 1 - tokens / sum(row["computed_tokens"] for row in rows)
     loss = sum(row["loss"] for row in rows) / len(rows)
     left = (total_steps - last["step"]) * seconds / len(rows)
-    return (
-        f"step {last['step']}/{total_steps}  loss {loss:.4f}  "
-        f"learning rate {last['learning_rate']:.2e}  {tokens / seconds:,.0f} tokens/s  "
-        f"padding {padding:.1%}  {format_duration(left)} left"
-    )
+    mfu, tflops = _mean_over_time(rows, "mfu"), _mean_over_time(rows, "tflops_per_device")
+    parts = [
+        f"step {last['step']}/{total_steps}",
+        f"loss {loss:.4f}",
+        f"learning rate {last['learning_rate']:.2e}",
+        f"{tokens / seconds:,.0f} tokens/s",
+        f"MFU {mfu:.1%}" if mfu else _format_flops(tflops),
+        f"{last['memory_gib']:.1f} GiB" if "memory_gib" in last else "",
+        f"padding {padding:.1%}" if padding >= 0.0005 else "",
+        f"{format_duration(left)} left",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def _format_flops(tflops: float) -> str:
+    """Format the FLOP/s of a device in a unit that leaves few zeros; "" for none."""
+    if not tflops:
+        return ""
+    text = f"{tflops:.3g} T" if tflops >= 1 else f"{1000 * tflops:.3g} G"
+    return f"{text}FLOP/s a device"
+
+
+def _mean_over_time(rows: list[dict[str, Any]], name: str) -> float:
+    """Return the mean of a rate over the seconds of the steps that have it; 0.0 where none has."""
+    known = [row for row in rows if name in row]
+    total = sum(row[name] * row["seconds"] for row in known)
+    return float(total / sum(row["seconds"] for row in known)) if known else 0.0
 
 
 def format_start(row: dict[str, Any], usd_per_hour: float | None = None) -> str:

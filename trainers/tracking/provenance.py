@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,24 @@ def code_revision() -> str:
 def describe_environment() -> dict[str, Any]:
     """Describe versions and hardware of this machine, as plain values."""
     accelerator = torch.accelerator.current_accelerator()
-    name = torch.get_device_module(accelerator).get_device_name() if accelerator else None
+    module = None if accelerator is None else torch.get_device_module(accelerator)
+    name = None if module is None else getattr(module, "get_device_name", processor_name)()
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "ray", "transformers")},
-        "processor": _processor_name(),
+        **{package: find_version(package) for package in ("torch", "ray", "transformers")},
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "accelerator": name,
     }
+
+
+def find_version(package: str) -> str | None:
+    """Return the installed version of a package; None if it is not installed, as Ray may be."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _run_git(directory: Path, *words: str) -> str | None:
@@ -43,7 +52,8 @@ def _run_git(directory: Path, *words: str) -> str | None:
     return done.stdout.strip()
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

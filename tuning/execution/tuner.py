@@ -248,7 +248,7 @@ class Search:
         """
         cluster, capacity = self.prepared.cluster, self.prepared.capacity
         part = capacity.trial_cluster(cluster).with_workers(capacity.devices)
-        device = DEVICES[part.metadata.accelerator]
+        device = DEVICES[part.device_kind]
         per_device = resources_per_worker(part, device)
         seen = ray.cluster_resources().get(device.resource, 0.0)
         room = int(seen / per_device[device.resource] / capacity.devices + 1e-9)

@@ -62,7 +62,8 @@ def measure_engines(search: Search, number: int) -> list[DeploymentOption]:
             upload_engines(directory, bundle)
     except BerthaError as error:
         raise DeploymentError(f"the engines of trial {number}: {error}") from None
-    return [_to_option(number, each, card.max_length, metric, cluster) for each in card.engines]
+    on_cpu = [each for each in card.engines if each.device == "cpu"]  # priced by the CPU-second
+    return [_to_option(number, each, card.max_length, metric, cluster) for each in on_cpu]
 
 
 def _to_option(

@@ -2,10 +2,12 @@
 
 import importlib
 import sys
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from serving.engine.devices import EngineDevice
 from trainers.models.packed import PackedBatch
 
 
@@ -20,6 +22,16 @@ class Backend(Protocol):
 
     def run(self, packed: PackedBatch) -> np.ndarray:
         """Return outputs [n, width] float32 of the n tokens that are read."""
+
+
+@runtime_checkable
+class OverlappingBackend(Backend, Protocol):
+    """A backend on a device beside the host, which packs the next batch meanwhile."""
+
+    device: EngineDevice
+
+    def start(self, packed: PackedBatch) -> Callable[[], np.ndarray]:
+        """Begin a batch; return what waits for the outputs of `run`. Two may be under way."""
 
 
 def import_optional(name: str) -> Any:

@@ -5,21 +5,30 @@ Which of them serves a bundle is measured (`serving.optimize`).
 
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from serving.engine.backends.accelerator import AcceleratorBackend
 from serving.engine.backends.backend import Backend
 from serving.engine.backends.onnx import OnnxBackend
 from serving.engine.backends.openvino import OpenVinoBackend
 from serving.engine.backends.pytorch import CompiledBackend, EagerBackend
+from serving.engine.devices import (
+    CPU,
+    ENGINE_DEVICES,
+    find_device_problem,
+    has_flash_attention,
+    open_device,
+)
 from serving.engine.networks import load_network
 from trainers.distributed.device import DEVICES
+from trainers.models.attention import HALF
 from trainers.models.card import ModelCard
 
-REFERENCE = "torch fp32"  # what evaluation measured
+REFERENCE = "torch fp32"  # what evaluation measured; on another device with its kind behind it
 ONNX_INT8 = "onnxruntime int8"
 OPENVINO_INT8 = "openvino int8"
 STUDENT = "student fp32"  # a distilled model, from another bundle
@@ -42,7 +51,7 @@ class BackendSpec:
     module: that it runs on. load: returns a Backend. directory: in the bundle; "" if it needs no
     files of its own. build_modules: that write the files. unsupported: returns why this machine
     cannot run it, or None. on_request: measured only if it is named, because it loads for minutes
-    or is of another bundle.
+    or is of another bundle. device: the kind that it computes on.
     """
 
     name: str
@@ -52,6 +61,7 @@ class BackendSpec:
     build_modules: tuple[str, ...] = ()
     unsupported: Callable[[], str | None] = lambda: None
     on_request: bool = False
+    device: str = CPU
 
     def missing_requirement(self, to_build: bool = False) -> str | None:
         """Return why this backend cannot run here, or not be built here; None if it can."""
@@ -114,6 +124,44 @@ def _openvino_spec(
     return BackendSpec(name, "openvino", load, directory, unsupported=unsupported)
 
 
+def _check_accelerator(kind: str, dtype: torch.dtype, graphs: bool) -> str | None:
+    """Return why a device of `kind` cannot compute fast in `dtype`, or replay graphs; or None."""
+    problem = find_device_problem(kind)
+    if problem is not None or kind != "cuda":
+        return problem
+    if dtype == torch.bfloat16 and not DEVICES[kind].has_fast_bf16():
+        return "the card has no fast bf16"
+    return "the card has no flash attention" if graphs and not has_flash_attention(kind) else None
+
+
+def _accelerator_specs(kind: str) -> Iterator[BackendSpec]:
+    """Yield the backends of a kind of accelerator: in each dtype, and as captured graphs."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for word, dtype in dtypes.items():
+        yield _accelerator_spec(kind, f"torch {word} {kind}", dtype, graphs=False)
+        if dtype in HALF and ENGINE_DEVICES[kind].has_graphs:
+            yield _accelerator_spec(kind, f"torch {word} graphs {kind}", dtype, graphs=True)
+
+
+def _accelerator_spec(kind: str, name: str, dtype: torch.dtype, graphs: bool) -> BackendSpec:
+    def load(context: LoadContext) -> Backend:
+        network = load_network(context.bundle, context.card)
+        return AcceleratorBackend(network, name, open_device(kind), dtype, graphs)
+
+    return BackendSpec(
+        name,
+        "torch",
+        load,
+        unsupported=lambda: _check_accelerator(kind, dtype, graphs),
+        device=kind,
+    )
+
+
+def reference_backend(kind: str) -> str:
+    """Return the name of torch fp32 on a kind of device."""
+    return REFERENCE if kind == CPU else f"{REFERENCE} {kind}"
+
+
 BACKENDS = {
     spec.name: spec
     for spec in (
@@ -131,5 +179,6 @@ BACKENDS = {
             OPENVINO_INT8, "openvino-int8", lambda: "f32" if _check_bf16() else "bf16", _check_vnni
         ),
         BackendSpec(STUDENT, "torch", _load_student, "student", on_request=True),
+        *(spec for kind in ENGINE_DEVICES if kind != CPU for spec in _accelerator_specs(kind)),
     )
 }

@@ -1,5 +1,6 @@
 """Sizes to parameters and FLOPs: equal to Transformers' own counts and to sums by hand."""
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -101,6 +102,23 @@ def test_a_classifier_computes_its_last_layer_for_one_token() -> None:
     assert BASE.layers_flops(s) == 11 * BASE.layer_flops(s) + alone
     assert BASE.forward_flops(s) == BASE.layers_flops(s) + 2 * h * (h + 2)
     assert BASE.training_flops(s) == 3 * BASE.forward_flops(s)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        BASE,
+        replace(BASE, head="masked-lm", num_labels=0),
+        replace(BASE, gated=True, pre_norm=True, cls_only=False, embedding_size=128),
+        ModelShape.for_linear(3, 2),
+    ],
+)
+def test_the_flops_of_a_batch_are_the_sum_over_its_texts(shape: ModelShape) -> None:
+    lengths, masked = (7, 128, 30), (1, 19, 5)
+    apart = sum(shape.training_flops(s, m) for s, m in zip(lengths, masked, strict=True))
+    squared = sum(s * s for s in lengths)
+    found = shape.batch_training_flops(3, sum(lengths), squared, sum(masked))
+    assert found == pytest.approx(apart, rel=1e-12)
 
 
 @pytest.mark.parametrize("head", ["classification", "masked-lm"])

@@ -174,6 +174,20 @@ def test_a_bucket_is_not_mounted() -> None:
     assert "by its role" in found.fix
 
 
+def test_the_gpus_of_an_auto_cluster_are_examined_where_ray_counts_any() -> None:
+    auto = expected_cluster(accelerator="auto")
+    blind = with_facts(healthy_cluster(), "w1", torch=DeviceList())
+    (found,) = diagnosis.run_checks(auto, blind)
+    assert found.check == "devices" and "2 GPU in the file; seen by its driver 2" in found.found
+    bare = tuple(replace(node, resources={"CPU": 8}) for node in blind.nodes)
+    assert diagnosis.run_checks(auto, replace(blind, nodes=bare)) == []
+    alone = expected_cluster(accelerator="auto", devices_per_node=1)
+    alone = replace(alone, addresses=(), cluster=replace(alone.cluster, num_nodes=1))
+    assert diagnosis.run_checks(alone, healthy_cluster()) == [], "a run takes all that are here"
+    (found,) = diagnosis.run_checks(alone, blind)
+    assert "2 GPU here; seen by its driver 2, by torch 0, by Ray 2" in found.found
+
+
 def test_every_check_has_an_illness() -> None:
     assert {check for _, check, *_ in ILL.values()} == set(CHECKS)
 

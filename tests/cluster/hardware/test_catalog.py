@@ -42,6 +42,27 @@ def test_unknown_stays_unknown() -> None:
     assert known.get_machine("g5.xlarge").spot is None
 
 
+def test_a_device_is_found_by_its_drivers_name(tmp_path: Path) -> None:
+    known = catalog.load_catalog()
+    for name, row in (
+        ("NVIDIA H200", "H200-SXM-141GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-PCIe-80GB"),
+        ("A100-SXM4-40GB", "A100-SXM4-40GB"),  # of an older driver
+        ("Tesla T4", "T4"),
+    ):
+        found = known.find_device(name)
+        assert found is not None and found.name == row
+    for name in ("", "NVIDIA ", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce GTX 1080"):
+        assert known.find_device(name) is None
+    names = [row["driver_name"] for row in catalog.read_table("accelerators") if row["driver_name"]]
+    assert len(set(names)) == len(names) == 20
+    own = tmp_path / "own.yaml"
+    row = {"accelerator": "Mine", "bf16_tflops": 3, "driver_name": "NVIDIA Mine"}
+    own.write_text(yaml.safe_dump({"accelerators": [row]}))
+    mine = catalog.load_catalog(own).find_device("NVIDIA Mine")
+    assert mine is not None and mine.peak_flops("bf16") == 3e12
+
+
 def test_traps_of_data_sheets_are_avoided() -> None:
     known = catalog.load_catalog()
     assert known.get_accelerator("A10G").peak_flops("bf16") == 70e12  # 125 is the A10's

@@ -237,7 +237,9 @@ def test_another_row_may_be_picked_and_serving_quoted(capsys: pytest.CaptureFixt
     _, out, _ = run(capsys, "imdb", "--pick", "3", "--serve", "2000", "--p95", "20ms")
     assert "=>* g5.xlarge" in out and "is your pick" in out
     assert "serving   2,000 texts/s, p95 within 20 ms" in out
-    assert "inf2.xlarge" in out[out.index("serving ") :]
+    serving = out[out.index("serving ") :]
+    assert "g5.xlarge" in serving and "inf2" not in serving
+    assert "  not offered: serving has no engine for Inferentia2, Trainium1, Trainium2" in serving
 
 
 def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:

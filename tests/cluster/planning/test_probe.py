@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.costmodel.constants import CALIBRATED, TORCH
+from cluster.costmodel.constants import CALIBRATED, PACKED, TORCH
 from cluster.costmodel.layout import Layout
 from cluster.costmodel.step_time import predict_step
 from cluster.hardware import catalog
@@ -87,7 +87,7 @@ def test_a_probed_accelerator_corrects_its_own_row() -> None:
     timed = [
         Measurement(trial, 1, predict_step(
             replace(trial.step_work("cuda"), precision="fp16"), Layout(dp_replicate=1),
-            Topology(t4, 1, 1, None), TORCH, slow,
+            Topology(t4, 1, 1, None), PACKED, slow,
         ).total)
         for trial in (*TRIALS, *OTHERS)
     ]  # fmt: skip

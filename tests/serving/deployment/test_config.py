@@ -92,7 +92,7 @@ def test_an_endpoint_answers_to_its_own_address(host: str) -> None:
 
 def test_hosts_are_allowed_on_the_command_line() -> None:
     parser = argparse.ArgumentParser()
-    commands.add_endpoint_arguments(parser, 1)
+    commands.add_endpoint_arguments(parser)
     options = parser.parse_args(["--allow-host", "box.lan", "--allow-host", "Box"])
     assert commands.endpoint_from_options(options, "r").allowed_hosts == ("box.lan", "Box")
     with pytest.raises(SettingsError, match="'box:1' is no host name"):
@@ -103,7 +103,7 @@ def test_a_link_to_keys_stays_one(tmp_path: Path) -> None:
     (tmp_path / "now").write_text("")
     (tmp_path / "keys").symlink_to(tmp_path / "now")
     parser = argparse.ArgumentParser()
-    commands.add_endpoint_arguments(parser, 1)
+    commands.add_endpoint_arguments(parser)
     options = parser.parse_args(["--keys", str(tmp_path / "keys")])
     assert commands.endpoint_from_options(options, "r").keys == tmp_path / "keys"
 

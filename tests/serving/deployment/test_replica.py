@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from serving.deployment import replica as replica_module
 from serving.deployment.front import Heartbeat
 from serving.deployment.replica import Replica
+from tests.support.fake_gpu import CARD, install_gpu
 from tests.support.model_servers import make_registry
 from tests.support.tiny_bundle import write_linear_bundle
 
@@ -102,6 +104,29 @@ def test_a_front_that_is_being_replaced_hears_the_next_heartbeat(
     replica = start(registry, front)  # returns when it is known
     assert len(front.heard("heartbeat")) >= 2
     assert "the front does not hear 127.0.0.1:" in caplog.text
+    asyncio.run(replica.end())
+
+
+@pytest.mark.parametrize(("share", "limits"), [(None, []), (1.0, []), (0.25, [("cuda", 0.25)])])
+def test_it_holds_to_its_share_of_a_gpu(
+    share: float | None,
+    limits: list[tuple[str, float]],
+    tmp_path: Path,
+    tiny_classifier: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_gpu(monkeypatch)
+    limited: list[tuple[str, float]] = []
+    monkeypatch.setattr(replica_module, "limit_device_memory", lambda *given: limited.append(given))
+    make_registry(tmp_path / "models", tiny_classifier, "reviews")
+    settings = {"device": "cuda", "gpus_per_replica": share, "registry": str(tmp_path / "models")}
+    front = Front()
+    replica = AwaitedReplica(settings, "127.0.0.1", front)  # type: ignore[arg-type]
+    assert limited == limits
+    samples = front.calls[0][1][0].samples
+    assert samples["bertha_device", (("device", "cuda"), ("name", CARD))] == 1
+    (scores,) = asyncio.run(replica.predict(["a warm film"]))
+    assert sum(scores.values()) == pytest.approx(1)
     asyncio.run(replica.end())
 
 

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -14,6 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from serving.engine import networks
 from serving.engine.networks import PackedNetwork, build_embedder, load_network
 from tests.support.tiny_bundle import write_tiny_bundle
 from trainers.models.bert import TextModel
@@ -121,3 +124,38 @@ def test_texts_are_folded_into_rows_as_wide_as_the_longest() -> None:
         [[0] * 4],
         [0, 1, 2, 3],
     )
+
+
+class LargestOutput(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that is computed."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        outputs = func(*args, **(kwargs or {}))
+        if isinstance(outputs, torch.Tensor):
+            self.numel = max(self.numel, outputs.numel())
+        return outputs
+
+
+def test_a_mean_over_each_text_costs_no_more_than_the_tokens() -> None:
+    lengths = [1, 3, 2] * 200
+    texts = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    hidden = torch.randn(len(texts), 4, generator=torch.manual_seed(0))
+    reads = torch.tensor(
+        [0, *np.cumsum(lengths)[:-1], 0, 0]
+    )  # slots that hold no text read token 0
+    with LargestOutput() as largest:
+        found = networks._mean_by_text(hidden, texts, reads)
+    expected = torch.stack([part.mean(dim=0) for part in hidden.split(lengths)])
+    torch.testing.assert_close(found, torch.cat([expected, expected[:1], expected[:1]]))
+    assert largest.numel <= hidden.numel()
+
+
+def test_a_mean_over_a_long_text_is_summed_in_fp32() -> None:
+    hidden = torch.full((5000, 2), 1.5, dtype=torch.bfloat16)  # bf16 counts no further than 256
+    texts = torch.zeros(5000, dtype=torch.int64)
+    found = networks._mean_by_text(hidden, texts, torch.tensor([0]))
+    assert found.tolist() == [[1.5, 1.5]]

@@ -19,6 +19,8 @@ from serving.inference.attribution import TOLERANCE, Attributor, NotExplainable
 from serving.inference.offsets import trace_cleaning
 from tests.support.tiny_bundle import write_linear_bundle, write_tiny_bundle
 from trainers.data.cleaning import CLEANINGS
+from trainers.models.bert import TextModel
+from trainers.models.build import load_model
 
 FUZZED = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))
@@ -178,11 +180,14 @@ def test_the_label_by_default_is_the_answer_by_its_threshold(
     tmp_path: Path, tiny_bert: Path
 ) -> None:
     text = TEXTS[0]
-    plain = Attributor.from_bundle(write_tiny_bundle(tmp_path / "plain", tiny_bert))
+    place = write_tiny_bundle(tmp_path / "plain", tiny_bert)
+    plain = Attributor.from_bundle(place)
     scores = plain.explain(text).prediction.scores
     for threshold, expected in ((scores[1] - 1e-3, 1), (scores[1] + 1e-3, 0)):
         card = plain.card.model_copy(update={"thresholds": {plain.card.labels[1]: threshold}})
-        assert Attributor(card, plain._tokenizer, plain._model).explain(text).label == expected
+        model = load_model(place)
+        assert isinstance(model, TextModel)
+        assert Attributor(card, plain._tokenizer, model).explain(text).label == expected
 
 
 def test_words_stand_where_they_stood(explainer: Attributor) -> None:
@@ -194,13 +199,14 @@ def test_words_stand_where_they_stood(explainer: Attributor) -> None:
 
 def by_hand(explainer: Attributor, engine: Engine, text: str, label: int) -> list[float]:
     """The weight of each token: the gradient at many points of the path, averaged."""
-    model, table = explainer._model, explainer._model.word_embeddings
+    model, embedded = explainer._model, explainer._model.embedded
     ids, masks = read_and_masked(engine, text)
-    here, there = table(ids).detach(), table(masks).detach()
+    table = model._model.word_embeddings.weight.detach()
+    here, there = table[ids], table[masks]
     gradient, steps = torch.zeros_like(here), 200
     for step in range(steps):
         point = (there + (step + 0.5) / steps * (here - there)).requires_grad_()
-        hook = table.register_forward_hook(lambda *_, point=point: point)
+        hook = embedded.register_forward_hook(lambda *_, point=point: point)
         gradient += torch.autograd.grad(model(ids)[0, label], point)[0] / steps
         hook.remove()
     return ((here - there) * gradient).sum(dim=-1)[0, 1:-1].tolist()

@@ -14,6 +14,12 @@ from serving.inference.batcher import (
     DeadlineExceeded,
     Overloaded,
 )
+from serving.interface import (
+    DEFAULT_WAITING_REQUESTS,
+    PROMISED_WAIT_SECONDS,
+    SHORT_REQUEST_TOKENS,
+    Limits,
+)
 
 Row = str
 Scenario = Callable[["Engine", Batcher], Awaitable[None]]
@@ -25,12 +31,18 @@ class Engine:
     Rows are strings: a batcher asks no more of them than a length.
     """
 
+    overlaps = False
+    tokens_per_second = 0.0
+
     def __init__(self, batch_tokens: int = 64) -> None:
         self.batch_tokens = batch_tokens
         self.batches: list[list[Row]] = []
         self.free = threading.Event()
         self.free.set()
         self.entered = threading.Event()
+
+    def start_rows(self, rows: Sequence[Row]) -> Callable[[], Sequence[str]]:
+        return lambda: self.infer_rows(rows)
 
     def infer_rows(self, rows: Sequence[Row]) -> Sequence[str]:
         self.batches.append(list(rows))
@@ -63,14 +75,18 @@ async def answers(
 def play(
     scenario: Scenario,
     token_budget: int = 64,
-    max_waiting_tokens: int = 1000,
-    max_waiting_requests: int = 1000,
+    max_waiting_tokens: int | None = 1000,
+    max_waiting_requests: int | None = 1000,
+    engine: Engine | None = None,
 ) -> Engine:
     """Run a scenario against a fresh batcher; the engine with the batches it saw."""
-    engine = Engine(token_budget)
+    engine = engine or Engine(token_budget)
+    limits = Limits(
+        max_waiting_requests=max_waiting_requests, max_waiting_tokens=max_waiting_tokens
+    )
 
     async def run() -> None:
-        batcher = Batcher(max_waiting_requests, max_waiting_tokens)
+        batcher = Batcher(limits)
         await scenario(engine, batcher)
         await batcher.close()
 
@@ -269,3 +285,91 @@ def test_many_at_once_all_get_their_own_answer() -> None:
 
     engine = play(scenario, max_waiting_tokens=10**6)
     assert len(engine.batches) < sum(i % 4 + 1 for i in range(200))
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_second", "admitted"),
+    [(0.0, DEFAULT_WAITING_REQUESTS), (1e3, DEFAULT_WAITING_REQUESTS), (1e6, 3125)],
+)
+def test_what_may_wait_follows_from_the_measured_speed(
+    tokens_per_second: float, admitted: int
+) -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        held = await engine.hold(batcher)
+        waiting = await queued(batcher, engine, *["one"] * (admitted - 1))
+        with pytest.raises(Overloaded):
+            await answers(batcher, engine, "two")
+        engine.free.set()
+        await asyncio.gather(held, *waiting)
+
+    assert 1e6 * PROMISED_WAIT_SECONDS // SHORT_REQUEST_TOKENS == 3125
+    engine = Engine()
+    engine.tokens_per_second = tokens_per_second
+    play(scenario, max_waiting_requests=None, max_waiting_tokens=None, engine=engine)
+
+
+class Ahead(Engine):
+    """Computes beside the host: `start_rows` returns at once; `events` is what happened in order.
+
+    Rows wait, once begun, until `free`.
+    """
+
+    overlaps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.under_way = self.most_under_way = 0
+
+    def start_rows(self, rows: Sequence[Row]) -> Callable[[], Sequence[str]]:
+        if any("unbegun" in row for row in rows):
+            raise ArithmeticError("not begun")
+        self.events.append(f"begin {rows[0]}")
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+        def wait() -> Sequence[str]:
+            try:
+                return self.infer_rows(rows)
+            finally:
+                self.under_way -= 1
+                self.events.append(f"end {rows[0]}")
+
+        return wait
+
+
+def test_beside_the_host_the_next_batch_begins_before_the_first_is_waited_for() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        held = await engine.hold(batcher)
+        tasks = await queued(batcher, engine, *(letter * 50 for letter in "abc"))
+        engine.free.set()
+        assert await held == ["HELD"]
+        assert await asyncio.gather(*tasks) == [[letter * 50] for letter in "ABC"]
+        assert await answers(batcher, engine, "later") == ["LATER"]
+
+    engine = Ahead()
+    play(scenario, engine=engine)
+    a, b, c = (letter * 50 for letter in "abc")
+    assert engine.events == [
+        "begin held", "end held", f"begin {a}", f"begin {b}", f"end {a}", f"begin {c}", f"end {b}",
+        f"end {c}", "begin later", "end later",
+    ]  # fmt: skip
+    assert engine.most_under_way == 2
+
+
+def test_of_two_batches_under_way_one_may_fail_and_time_is_counted_once() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        started = time.perf_counter()
+        held = await engine.hold(batcher)
+        tasks = await queued(
+            batcher, engine, "poison" + "a" * 50, "unbegun" + "b" * 50, "c" * 50, "d" * 50
+        )
+        await asyncio.sleep(0.05)
+        engine.free.set()
+        found = await asyncio.gather(held, *tasks, return_exceptions=True)
+        assert [type(each) for each in found] == [list, BatchFailed, BatchFailed, list, list]
+        assert found[3] == ["C" * 50]
+        assert batcher.statistics[engine].num_failed == 2
+        assert 0.05 <= batcher.total.busy_seconds <= time.perf_counter() - started
+
+    play(scenario, engine=Ahead())

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from serving.engine.devices import HostDevice
 from serving.engine.engine import Engine
 from serving.http.messages import HTTPError, request_deadline
+from serving.http.metrics import to_prometheus
 from serving.inference.executor import FEW_CHARACTERS, Executor
 from serving.inference.model_cache import ModelKey
 from serving.interface import Limits, ModelInfo
+from tests.support.fake_gpu import CARD, FakeGPU
 from tests.support.fake_models import fake_model_info
 from tests.support.tiny_bundle import write_linear_bundle
 from trainers.models.card import BundleError
@@ -42,7 +45,7 @@ def run(engines: dict[str, Engine]) -> Callable[..., None]:
 
     def run_scenario(scenario: Scenario, limits: Limits | None = None) -> None:
         async def run_with_executor() -> None:
-            executor = Executor(load, get_info, limits or Limits(), 1 << 30)
+            executor = Executor(load, get_info, limits or Limits(), 1 << 30, HostDevice())
             try:
                 await scenario(executor)
             finally:
@@ -202,3 +205,23 @@ def test_metrics_are_of_this_replica_and_of_each_version(
         }
 
     run(scenario)
+
+
+def test_metrics_name_the_device_and_its_memory(
+    engines: dict[str, Engine],
+) -> None:
+    def load(key: ModelKey) -> Engine:
+        return engines[key[0]]
+
+    async def gather() -> list[str]:
+        lines = []
+        for device in (HostDevice(), FakeGPU("cuda")):
+            executor = Executor(load, lambda key: fake_model_info(*key), Limits(), 1 << 30, device)
+            lines += to_prometheus(dict(executor.metric_samples())).splitlines()
+            await executor.close()
+        return [line for line in lines if line.startswith("bertha_device")]
+
+    on_cpu, on_gpu, memory = asyncio.run(gather())
+    assert on_cpu.startswith('bertha_device{device="cpu",name="') and on_cpu.endswith("} 1")
+    assert on_gpu == f'bertha_device{{device="cuda",name="{CARD}"}} 1'
+    assert memory == f'bertha_device_memory_bytes{{device="cuda"}} {5 << 20}'

@@ -132,11 +132,24 @@ def test_what_a_gpu_runs_is_what_rows_compute(
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=2e-6, msg=name)
 
 
-@pytest.mark.parametrize(("device", "dtype", "has"), [
-    ("cuda", torch.bfloat16, True), ("cuda", torch.float16, True),
-    ("cuda", torch.float32, False), ("cpu", torch.bfloat16, False),
-])  # fmt: skip
-def test_flash_attention_is_taken_where_it_is(device: str, dtype: torch.dtype, has: bool) -> None:
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "has"),
+    [
+        ("cuda", torch.bfloat16, (9, 0), True),
+        ("cuda", torch.float16, (8, 0), True),
+        ("cuda", torch.float16, (7, 5), False),
+        ("cuda", torch.float32, (9, 0), False),
+        ("cpu", torch.bfloat16, (9, 0), False),
+    ],
+)
+def test_flash_attention_is_taken_where_it_is(
+    device: str,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    has: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert attention.has_varlen_attention(torch.device(device), dtype) is has
 
 

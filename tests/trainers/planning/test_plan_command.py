@@ -76,7 +76,9 @@ def test_serving_is_priced_in_the_region_the_cheapest_first(
     serving = out[out.index("serving ") :]
     assert serving.startswith("serving   500 texts/s, p95 within 20 ms")
     assert "us-east-1" in serving and "ap-southeast-4" not in serving
-    prices = [line.split()[-1] for line in serving.splitlines()[2:]]
+    *rows, unserved = serving.splitlines()[2:]
+    assert unserved.startswith("  not offered: serving has no engine for ")
+    prices = [line.split()[-1] for line in rows]
     known = [float(price) for price in prices if price != "?"]
     assert known == sorted(known) and prices[len(known) :] == ["?"] * (len(prices) - len(known))
     _, slower, _ = run(capsys, *REGION, "--serve", "500", "--p95", "2s")

@@ -25,6 +25,7 @@ from trainers.distributed.mesh import Mesh
 from trainers.distributed.vocab_parallel_loss import token_losses
 from trainers.models.bert import TextModel
 from trainers.models.build import materialize
+from trainers.models.packed import PackedTexts
 from trainers.models.shape import shape_from_config
 from trainers.parallel.parallelize import parallelize
 from trainers.parallel.pipeline import DeviceBatch, Pipeline
@@ -263,10 +264,12 @@ def _compute(rank: int, layout: Layout, out: Path, num_micro_batches: int) -> No
             lasting = tracker.total
             batches = [
                 DeviceBatch(
-                    inputs=torch.randint(5, WORDS, (SEQUENCES, TOKENS)),
-                    mask=None,
-                    keys=torch.arange(SEQUENCES),
-                    positions=torch.arange(masked),
+                    inputs=torch.randint(5, WORDS, (1, SEQUENCES * TOKENS)),
+                    packed=PackedTexts.from_lengths(
+                        [TOKENS] * SEQUENCES,
+                        reads=torch.arange(masked),
+                        keys=torch.arange(SEQUENCES),
+                    ),
                     targets=torch.arange(masked),
                     weight=1 / masked,
                 )

@@ -46,6 +46,23 @@ def lines(axes: Axes) -> dict[str, list[tuple[float, float]]]:
     }
 
 
+def test_speed_is_drawn_with_mfu_or_flops(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    rates = [{"tokens_per_second_per_device": float(100 * n)} for n in (1, 2)]
+    steps = [step_row(n, **rate, tflops_per_device=n / 8) for n, rate in enumerate(rates, 1)]
+
+    def panels() -> dict[str, list[tuple[float, float]]]:
+        found = drawn["throughput.png"].figure.axes
+        return {axes.get_ylabel(): next(iter(lines(axes).values())) for axes in found}
+
+    assert "throughput.png" in draw(tmp_path, steps)
+    speed = {"tokens/s a device": [(1, 100), (2, 200)]}
+    assert panels() == speed | {"GFLOP/s a device": [(1, 125), (2, 250)]}
+    draw(tmp_path, [row | {"tflops_per_device": row["step"]} for row in steps])
+    assert panels() == speed | {"TFLOP/s a device": [(1, 1), (2, 2)]}
+    draw(tmp_path, [row | {"mfu": 0.1 * row["step"]} for row in steps])
+    assert panels() == speed | {"MFU in %": [(1, 10), (2, 20)]}
+
+
 def test_the_loss_is_drawn_as_it_is_and_smoothed_beside_that_of_validation(
     tmp_path: Path, drawn: dict[str, Axes]
 ) -> None:

@@ -88,3 +88,8 @@ def test_a_processor_is_named_by_the_kernel_or_else_by_python(
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(platform, "processor", lambda: "as python says")
     assert provenance.describe_environment()["processor"] == name
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert provenance.find_version("torch") is not None
+    assert provenance.find_version("no-such-package-at-all") is None

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.engine.backends.load import load_backend
 from serving.engine.backends.onnx import FILE, OnnxBackend
-from serving.engine.engine import load_backend
 from tests.support.engine_builds import needs_graphs
 from tests.support.hostile import copy_bundle, refused_cheaply, seal_bundle
 from trainers.models.card import BundleError, read_card

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from serving.engine.backends.backend import import_optional
+from serving.engine.backends.load import load_backend
 from serving.engine.backends.openvino import FILE, OpenVinoBackend
-from serving.engine.engine import load_backend
 from tests.support.engine_builds import needs_graphs
 from tests.support.hostile import copy_bundle, seal_bundle
 from trainers.models.card import BundleError, read_card
