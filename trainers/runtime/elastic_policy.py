@@ -43,14 +43,19 @@ class FreeNodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
             return NoopDecision()
         return self._get_resize_decision(min(decision.num_workers, room))
 
-    def make_decision_for_running_worker_group(self, state: Any, status: Any) -> Any:
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
         """Return the size of the running worker group, which grows where there is room alone."""
         self._starts = 0
-        decision = super().make_decision_for_running_worker_group(state, status)
-        if not isinstance(decision, ResizeDecision) or decision.num_workers <= state.num_workers:
+        decision = super().make_decision_for_running_worker_group(
+            worker_group_state=worker_group_state, worker_group_status=worker_group_status
+        )
+        running = worker_group_state.num_workers
+        if not isinstance(decision, ResizeDecision) or decision.num_workers <= running:
             return decision
-        wanted = min(decision.num_workers, state.num_workers + self._count_room())
-        return NoopDecision() if wanted == state.num_workers else self._get_resize_decision(wanted)
+        wanted = min(decision.num_workers, running + self._count_room())
+        return NoopDecision() if wanted == running else self._get_resize_decision(wanted)
 
     def _count_room(self) -> int:
         """Count the workers that would find room beside what runs now."""

@@ -78,15 +78,18 @@ def test_without_workers_the_world_is_one(tmp_path: Path) -> None:
         resolve_layout(recipe_of("b", layout={"dp_shard": 2}), SHAPE, cluster)
 
 
-def test_a_budget_is_lowered_only_when_nobody_fixed_it(tmp_path: Path) -> None:
+def test_a_budget_follows_the_memory_only_when_nobody_fixed_it(tmp_path: Path) -> None:
     shape = ModelShape(768, 12, 12, 3072, 30522, 512, 2, 768, "classification", 2)
     cluster = cluster_of(tmp_path, accelerator="cuda", device_memory_gib=3)
     lowered = resolve_layout(
         recipe_of("b", precision="bf16", batch={"global_size": 256}), shape, cluster
     )
     assert lowered.token_budget is not None and lowered.token_budget < 32768
-    free = resolve_layout(recipe_of("b"), SHAPE, cluster)
-    assert free.token_budget is None
+    raised = resolve_layout(recipe_of("b"), SHAPE, cluster)
+    assert raised.token_budget == 131072
+    small = recipe_of("b", batch={"token_budget": 512, "global_size": 32})
+    kept = resolve_layout(small, SHAPE, cluster)
+    assert kept.token_budget == 512
     fixed = recipe_of("b", batch={"token_budget": 32768, "global_size": 256}, precision="bf16")
     with pytest.raises(LayoutError, match=r"lower batch.token_budget"):
         resolve_layout(fixed, shape, cluster)

@@ -41,7 +41,8 @@ def size_of(decision: Any) -> int | None:
 def running(policy: FreeNodesPolicy, workers: int) -> int | None:
     state: Any = SimpleNamespace(num_workers=workers, start_time=float("-inf"))
     policy._latest_monitor_time = float("-inf")
-    return size_of(policy.make_decision_for_running_worker_group(state, None))
+    decide: Any = policy.make_decision_for_running_worker_group
+    return size_of(decide(worker_group_state=state, worker_group_status=None))  # as Ray calls it
 
 
 def test_a_start_that_found_no_room_is_tried_with_what_is_free(free: dict[str, float]) -> None:
