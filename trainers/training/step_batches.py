@@ -83,14 +83,14 @@ class StepPreparer:
         self._next: tuple[int, Future[StepBatches]] | None = None
 
     def get(self, step: int, is_last: bool) -> StepBatches:
-        """Return the batches of `step`, and begin those of the next unless this is the last."""
+        """Return the batches of `step`; begin those of the next, beside a device that computes."""
         if self._next is not None and self._next[0] == step:
             prepared = self._next[1].result()
         else:
             self.forget()
             prepared = self._prepare(step)
         self._next = None
-        if not is_last:
+        if not is_last and not self._transfer.is_immediate:  # the host would only share its cores
             self._next = step + 1, self._thread.submit(self._prepare, step + 1)
         self._transfer.wait_for(prepared.mark, prepared.tensors)
         return prepared

@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_is_neither_evaluated_nor_saved(
 
 
 def test_what_was_prepared_ahead_is_dropped_where_the_run_goes_elsewhere(
-    tiny_bert: Path, corpus: Path, cache: Path
+    tiny_bert: Path, corpus: Path, cache: Path, ahead: list[FakeAccelerator]
 ) -> None:
     loop = make(tiny_bert, corpus, cache)
     first = loop._preparer.get(0, is_last=False)
