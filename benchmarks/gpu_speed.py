@@ -33,9 +33,13 @@ from transformers import (
 
 from cluster.costmodel.layout import Layout
 from cluster.costmodel.memory import TrainingSetup, memory_by_rank
+from cluster.costmodel.model_shape import ModelShape
 from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import PreparedDataset
+from trainers.models.config import build_config
 from trainers.models.shape import shape_from_config
+from trainers.planning.fake import FakeTokenizer
+from trainers.tracking.throughput import device_peak_flops
 from trainers.training.events import StepEvent, WarningEvent
 
 WARMUP = 3
@@ -63,6 +67,8 @@ def race_trainer(device: str, tiny: bool) -> Iterator[Row]:
                 free(device)
                 turns[contender].append(run())
                 peaks[contender] = peak_gib(device)
+        of_token = flops_per_token(recipe, lengths)
+        peak = device_peak_flops(device, torch.bfloat16)
         for contender, speeds in turns.items():
             speed = statistics.median(speeds)
             yield {
@@ -70,7 +76,8 @@ def race_trainer(device: str, tiny: bool) -> Iterator[Row]:
                 "contender": contender,
                 "tokens_per_second": speed,
                 "samples_per_second": speed / float(lengths.mean()),
-                "tflops": speed * flops_per_token(recipe, lengths) / 1e12,
+                "tflops": speed * of_token / 1e12,
+                "mfu": None if peak is None else speed * of_token / peak,
                 "peak_gib": peaks[contender],
                 "rounds": speeds,
             }
@@ -182,12 +189,14 @@ def train_with_trainer(
 
 def flops_per_token(recipe: Recipe, lengths: np.ndarray) -> float:
     """Return the model's FLOPs of training one token of these texts."""
-    loop = make_loop(recipe, make_dataset(lengths[:1]), "cpu")
-    shape = shape_from_config(
-        next(iter(loop.parallel.stage_modules.values())).config, recipe.task, 2
-    )
-    whole = sum(shape.training_flops(int(length)) for length in lengths)
-    return float(whole / lengths.sum())
+    tokens, squares = int(lengths.sum()), int(np.square(lengths).sum())
+    return find_shape(recipe).batch_training_flops(len(lengths), tokens, squares) / tokens
+
+
+def find_shape(recipe: Recipe) -> ModelShape:
+    """Return the sizes of the recipe's model, without making its weights."""
+    config = build_config(recipe, ("no", "yes"), FakeTokenizer(VOCABULARY))
+    return shape_from_config(config, recipe.task, 2)
 
 
 def measure_dropout(device: str, tiny: bool) -> Iterator[Row]:
@@ -232,11 +241,8 @@ def compare_memory(device: str, tiny: bool) -> Iterator[Row]:
         data = make_dataset(draw_lengths("full", 2 * batch, 128))
         free(device)
         run_steps(make_loop(recipe, data, device), 2)
-        loop = make_loop(recipe, data, "cpu")
-        config = next(iter(loop.parallel.stage_modules.values())).config
         setup = TrainingSetup(budget // 128, 128, 2, "bf16", "adamw")
-        shape = shape_from_config(config, recipe.task, 2)
-        (predicted,) = memory_by_rank(shape, Layout().resolve_for(1), setup)
+        (predicted,) = memory_by_rank(find_shape(recipe), Layout().resolve_for(1), setup)
         ratio = predicted.total / 2**30 / peak_gib(device)
         holds = 0.85 <= ratio <= 1.25
         yield {"budget": budget, "peak_gib": peak_gib(device), "predicted": ratio, "holds": holds}

@@ -51,7 +51,7 @@ class Transfer:
     def wait_for(self, mark: Any, tensors: Iterable[Tensor]) -> None:
         """Let the device compute on `tensors` only when they have arrived."""
 
-    def read(self, values: Tensor) -> Readback:
+    def begin_read(self, values: Tensor) -> Readback:
         """Begin to read `values` [n] from the device."""
         return Readback(values.detach().to("cpu", copy=True))
 
@@ -93,7 +93,7 @@ class CudaTransfer(Transfer):
         for tensor in tensors:
             tensor.record_stream(current)
 
-    def read(self, values: Tensor) -> Readback:
+    def begin_read(self, values: Tensor) -> Readback:
         """Copy `values` to pinned memory when the device has computed them."""
         pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         pinned.copy_(values.detach(), non_blocking=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.errors import BerthaError
 from trainers.config.recipe import Recipe
-from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
+from trainers.data.dataset_cache import PreparedDataset
 from trainers.data.microbatch import CutConstraints, MicroBatch, cut_batch, steps_per_epoch
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import Device, autocast_dtype
@@ -32,7 +32,7 @@ from trainers.parallel.parallelize import ParallelModel
 from trainers.parallel.pipeline import DeviceBatch, Pipeline
 from trainers.training.autocast import Autocast
 from trainers.training.collator import Collator
-from trainers.training.evaluator import Collect, Evaluator
+from trainers.training.evaluator import Evaluator
 from trainers.training.events import (
     EvalEvent,
     Event,
@@ -45,7 +45,6 @@ from trainers.training.grad_scaler import LossScale, unscale_gradients
 from trainers.training.launched_step import LaunchedStep, SyncedClock
 from trainers.training.linear_probe import Head
 from trainers.training.losses import training_losses
-from trainers.training.metrics import Metrics
 from trainers.training.optimizer import build_optimizer, learning_rate_at
 from trainers.training.step_batches import StepBatches, StepPreparer
 from trainers.training.target_scale import TargetScale
@@ -112,7 +111,7 @@ class TrainingLoop:
         )
         autocast = Autocast(self._device, dtype, self._transfer.is_immediate)
         self._pipeline = Pipeline(parallel, self._hidden_size, autocast.context)
-        self._evaluator = Evaluator(
+        self.evaluate = Evaluator(
             recipe,
             data,
             parallel,
@@ -121,7 +120,7 @@ class TrainingLoop:
             autocast,
             self._split_over_ranks,
             self.scale,
-        )
+        ).evaluate
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain values."""
@@ -195,16 +194,6 @@ class TrainingLoop:
             elif leaves and is_preempted is not None and is_preempted():
                 yield SaveEvent(self.progress.step, preempted=True)
 
-    def evaluate(
-        self,
-        split: DatasetSplit,
-        collect: Collect | None = None,
-        shift: np.ndarray | None = None,
-        is_exact: bool = True,
-    ) -> Metrics:
-        """Compute the metrics of all rows of `split`; see `Evaluator.evaluate`."""
-        return self._evaluator.evaluate(split, collect, shift, is_exact)
-
     def loss_and_grad(self) -> float:
         """Return the loss of the first global batch; leave its gradient in the parameters."""
         (loss,) = self._sum_over_ranks(self._accumulate_gradients(self._preparer.get(0, True)))
@@ -238,7 +227,7 @@ class TrainingLoop:
         self._optimizer_step(norm)
         seconds = torch.full_like(loss, time.perf_counter() - self._clock.started)
         figures = torch.stack([*self._sum_over_ranks(loss, seconds), norm.to(loss.dtype)])
-        return LaunchedStep(batches, rate, self._transfer.read(figures), started)
+        return LaunchedStep(batches, rate, self._transfer.begin_read(figures), started)
 
     def _finish_step(self, launched: LaunchedStep) -> Iterator[StepEvent]:
         """Read and yield a step that was launched. Raises TrainingError if it is not finite."""
@@ -290,21 +279,22 @@ class TrainingLoop:
         while True:
             try:
                 return self._accumulate_gradients(prepared)
-            except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError:
                 # Where ranks work on one step together, the others are in a collective by now: the
                 # attempt ends, and the run goes on from its last checkpoint.
                 if self.mesh.device_mesh is not None:
                     raise
-                prepared = self._halve_token_budget(prepared, error)
+            # Not above: the exception holds the tensors of the attempt.
+            prepared = self._halve_token_budget(prepared)
 
-    def _halve_token_budget(self, prepared: StepBatches, error: Exception) -> StepBatches:
+    def _halve_token_budget(self, prepared: StepBatches) -> StepBatches:
         """Return the step cut anew with half the token budget: the same samples and sum."""
         if len(prepared.rows) == 1 or self.recipe.batch.max_length >= self.token_budget:
             raise TrainingError(
                 f"the device has no memory for a micro-batch of {self.token_budget} tokens (step "
                 f"{prepared.step + 1}); lower batch.max_length ({self.recipe.batch.max_length}), "
                 "or set layout.recompute: full"
-            ) from error
+            )
         self.optimizer.zero_grad()
         self._preparer.forget()
         self._transfer.free_memory()

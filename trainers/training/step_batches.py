@@ -1,7 +1,7 @@
 """The batches of each training step: ordered, cut, packed and on the device before they are due.
 
-What a step computes on is a function of (seed, epoch, step) alone, so it is prepared in a thread
-while the step before computes, and a resumed run prepares the same.
+What a step computes on is a function of (seed, epoch, step) alone, so beside a device that computes
+it is prepared in a thread while the step before does, and a resumed run prepares the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StepBatches:
 
 
 class StepPreparer:
-    """Prepares steps of a run on this rank, the next one in a thread of its own.
+    """Prepares steps of a run on this rank, beside an accelerator the next one ahead, in a thread.
 
     cut: cuts a global batch, given its rows and their lengths, for every data-parallel rank.
     needs_ids: whether steps need `token_ids`.

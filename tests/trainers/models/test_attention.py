@@ -20,6 +20,7 @@ from transformers import (
 
 from cluster.costmodel.memory import attention_storage
 from tests.support.layouts import make_loop
+from tests.support.varlen import attend_by_text
 from trainers.config import recipe as recipes
 from trainers.data.microbatch import sample_keys
 from trainers.distributed.device import DEVICES
@@ -73,32 +74,9 @@ def test_multiplied_out_it_is_the_same(
         torch.testing.assert_close(found[name], gradient, msg=name)
 
 
-def attend_by_the_book(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-) -> Tensor:
-    """What `varlen_attn`, which no CPU has, is documented to compute."""
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-    assert (max_q, max_k) == (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max()))
-    assert cu_seq_q[-1] == len(query) and cu_seq_k[-1] == len(key) == len(value)
-    parts = []
-    for text in range(len(cu_seq_q) - 1):
-        q = query[cu_seq_q[text] : cu_seq_q[text + 1]].transpose(0, 1)
-        k, v = (x[cu_seq_k[text] : cu_seq_k[text + 1]].transpose(0, 1) for x in (key, value))
-        parts.append(((q @ k.transpose(1, 2) * scale).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(parts)
-
-
 def test_the_reference_takes_what_the_kernel_takes() -> None:
     theirs = inspect.signature(varlen.varlen_attn).parameters
-    ours = inspect.signature(attend_by_the_book).parameters
+    ours = inspect.signature(attend_by_text).parameters
     assert [n for n in theirs if n in ours] == list(ours)
     for name, parameter in ours.items():
         assert theirs[name].kind is parameter.kind, name
@@ -120,7 +98,7 @@ def test_what_a_gpu_runs_is_what_rows_compute(
 
     def kernel(*given: Any, **named: Any) -> Tensor:
         called.append(len(given[0]))
-        return attend_by_the_book(*given, **named)
+        return attend_by_text(*given, **named)
 
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "has_varlen_attention", lambda *_: True)

@@ -42,7 +42,7 @@ class FakeAccelerator(Transfer):
         assert all(isinstance(tensor, torch.Tensor) for tensor in tensors)
         self.arrived = max(self.arrived, mark)
 
-    def read(self, values: torch.Tensor) -> Readback:
+    def begin_read(self, values: torch.Tensor) -> Readback:
         return Readback(values.detach())
 
 
