@@ -1,5 +1,7 @@
 """Attention in training: by the fused kernel and multiplied out, it is the same."""
 
+import copy
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers import (
 
 from cluster.costmodel.memory import attention_storage
 from tests.support.layouts import make_loop
+from tests.support.padded import pack
 from tests.support.varlen import attend_by_text
 from trainers.config import recipe as recipes
 from trainers.data.microbatch import sample_keys
@@ -72,6 +75,36 @@ def test_multiplied_out_it_is_the_same(
     assert found.keys() == expected.keys() != set()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("task", ["classification", "masked-lm"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_packed_is_what_transformers_computes_of_padded_rows(family: str, task: str) -> None:
+    """Logits and gradients, with a pad inside a text, which RoBERTa's positions do not count."""
+    torch.manual_seed(0)
+    kind = AutoModelForMaskedLM if task == "masked-lm" else AutoModelForSequenceClassification
+    config = copy.deepcopy(CONFIGS[family])
+    config.pad_token_id, config._attn_implementation = 0, "eager"
+    for name in ("hidden_dropout_prob", "dropout", "seq_classif_dropout", "classifier_dropout"):
+        setattr(config, name, 0.0)
+    theirs = kind.from_config(config).train()
+    ours = TextModel(copy.deepcopy(theirs)).train()
+    ids = torch.arange(5, 5 + 48).view(4, 12)
+    present = torch.arange(12) < torch.tensor([12, 5, 1, 11])[:, None]
+    ids[0, 3] = 0
+    flat, packed = pack(ids, present, torch.zeros(4, dtype=torch.int64))
+    expected = theirs(input_ids=ids.masked_fill(~present, 0), attention_mask=present).logits
+    if task == "masked-lm":
+        packed = dataclasses.replace(packed, reads=torch.arange(flat.shape[1]))
+        expected = expected[present]
+    found = ours(flat, packed)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    own = {name.removeprefix("net."): p.grad for name, p in ours.named_parameters()}
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None and "token_type" not in name:
+            torch.testing.assert_close(own[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_reference_takes_what_the_kernel_takes() -> None:

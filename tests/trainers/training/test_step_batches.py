@@ -189,6 +189,33 @@ def test_a_loss_that_is_not_finite_is_neither_evaluated_nor_saved(
         assert not any(isinstance(event, EvalEvent | SaveEvent) for event in events)
 
 
+def test_an_accelerator_evaluates_in_the_training_precision_but_for_the_final_figures(
+    tiny_bert: Path, corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(precision: str) -> tuple[float, float]:
+        loop = make(tiny_bert, corpus, cache, f"precision={precision}")
+        rows = loop.data.test
+        exact = loop.evaluate(rows, is_exact=True)["loss"]
+        return loop.evaluate(rows, is_exact=False)["loss"], exact
+
+    (full, exact), host = losses("fp32"), losses("bf16")
+    assert full == exact == host[0] == host[1], "a CPU evaluates in fp32"
+    monkeypatch.setattr(loops, "open_transfer", FakeAccelerator)
+    half, final = losses("bf16")
+    assert final == exact
+    assert half != exact and half == pytest.approx(exact, rel=2e-2)
+    loop, asked = make(tiny_bert, corpus, cache), []
+    evaluate = loop.evaluate
+
+    def watched(*given: Any, **named: Any) -> Any:
+        asked.append(named)
+        return evaluate(*given, **named)
+
+    monkeypatch.setattr(loop, "evaluate", watched)
+    list(loop.run())
+    assert asked and all(named == {"is_exact": False} for named in asked)
+
+
 def test_what_was_prepared_ahead_is_dropped_where_the_run_goes_elsewhere(
     tiny_bert: Path, corpus: Path, cache: Path, ahead: list[FakeAccelerator]
 ) -> None:
