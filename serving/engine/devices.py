@@ -164,11 +164,6 @@ def find_device_problem(kind: str) -> str | None:
     return None
 
 
-def has_flash_attention(kind: str) -> bool:
-    """Return whether flash attention runs on the device of `kind`: on Ampere and later cards."""
-    return kind == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-
-
 def find_engine_device() -> str:
     """Return the kind of the device that serves here: an accelerator where there is one."""
     kinds = (kind for kind in ENGINE_DEVICES if kind != CPU and find_device_problem(kind) is None)

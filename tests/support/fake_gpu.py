@@ -32,6 +32,6 @@ def install_gpu(
     patch.setattr(torch.accelerator, "device_count", lambda: 2)
     named = SimpleNamespace(get_device_name=lambda: CARD)
     patch.setattr(torch, "get_device_module", lambda _: named)
-    patch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    patch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     patch.setattr(devices, "TorchAccelerator", FakeGPU)
     use_varlen_attention(patch)

@@ -45,6 +45,5 @@ def use_varlen_attention(patch: pytest.MonkeyPatch) -> None:
     ours = inspect.signature(attend_by_text).parameters
     assert [name for name in theirs if name in ours] == list(ours)
     patch.setattr(varlen, "varlen_attn", attend_by_text)
-    patch.setattr(accelerator, "has_flash_attention", lambda _: True)
     for module in (attention, accelerator):
         patch.setattr(module, "has_varlen_attention", lambda *_: True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.engine.backends.pytorch import parameter_bytes
-from serving.engine.devices import Completion, EngineDevice, has_flash_attention
+from serving.engine.devices import Completion, EngineDevice
 from trainers.models.attention import has_varlen_attention
 from trainers.models.packed import PackedBatch
 
@@ -45,9 +45,7 @@ class AcceleratorBackend:
         self.name, self.device = name, device
         self.network = network.to(device.torch_device, dtype)
         self.num_bytes = parameter_bytes(network)
-        self._is_varlen = has_varlen_attention(device.torch_device, dtype) and has_flash_attention(
-            device.kind
-        )
+        self._is_varlen = has_varlen_attention(device.torch_device, dtype)
         self._stagings = [Staging(device), Staging(device)]
         self._ladder = GraphLadder(self.network, device) if graphs and self._is_varlen else None
 

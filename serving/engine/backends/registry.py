@@ -20,12 +20,11 @@ from serving.engine.devices import (
     CPU,
     ENGINE_DEVICES,
     find_device_problem,
-    has_flash_attention,
     open_device,
 )
 from serving.engine.networks import load_network
 from trainers.distributed.device import DEVICES
-from trainers.models.attention import HALF
+from trainers.models.attention import HALF, has_varlen_attention
 from trainers.models.card import ModelCard
 
 REFERENCE = "torch fp32"  # what evaluation measured; on another device with its kind behind it
@@ -131,7 +130,8 @@ def _check_accelerator(kind: str, dtype: torch.dtype, graphs: bool) -> str | Non
         return problem
     if dtype == torch.bfloat16 and not DEVICES[kind].has_fast_bf16():
         return "the card has no fast bf16"
-    return "the card has no flash attention" if graphs and not has_flash_attention(kind) else None
+    has_flash = has_varlen_attention(torch.device(kind), dtype)
+    return "the card has no flash attention" if graphs and not has_flash else None
 
 
 def _accelerator_specs(kind: str) -> Iterator[BackendSpec]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import varlen
 
 from serving.engine.backends import accelerator
 from serving.engine.backends.accelerator import (
@@ -20,7 +19,7 @@ from serving.engine.backends.accelerator import (
 )
 from serving.engine.backends.backend import OverlappingBackend
 from serving.engine.backends.pytorch import EagerBackend
-from serving.engine.devices import HostDevice, has_flash_attention
+from serving.engine.devices import HostDevice
 from serving.engine.networks import load_network
 from tests.support.tiny_bundle import LABELS, write_linear_bundle, write_tiny_bundle
 from tests.support.varlen import use_varlen_attention
@@ -79,20 +78,6 @@ def test_without_flash_attention_it_computes_the_same_in_rows(bundle: Path) -> N
     backend, expected = accelerated(bundle, graphs=True), reference(bundle)
     for packed in batches(bundle):
         np.testing.assert_allclose(backend.run(packed), expected.run(packed), atol=2e-6)
-
-
-@pytest.mark.parametrize("bundle", ["classification"], indirect=True)
-def test_an_old_card_lays_texts_in_rows(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_varlen_attention(monkeypatch)
-    monkeypatch.setattr(accelerator, "has_flash_attention", has_flash_attention)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    monkeypatch.delattr(varlen, "varlen_attn")
-    backend = accelerated(bundle, graphs=True)
-    monkeypatch.undo()  # the reference goes text by text
-    expected = reference(bundle)
-    for packed in batches(bundle)[:2]:
-        found = backend.run(packed)
-        np.testing.assert_allclose(found, expected.run(packed), atol=2e-6)
 
 
 @pytest.mark.parametrize("bundle", ["embedding"], indirect=True)
