@@ -6,9 +6,11 @@ it is prepared in a thread while the step before does, and a resumed run prepare
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -79,27 +81,40 @@ class StepPreparer:
         self._needs_ids = needs_ids
         self._steps_per_epoch = steps_per_epoch(len(train), recipe.global_batch_size)
         self._order: tuple[int, np.ndarray] = -1, np.empty(0, dtype=np.int64)
-        self._thread = ThreadPoolExecutor(1, "bertha-batches")
-        self._next: tuple[int, Future[StepBatches]] | None = None
+        # No executor: an interrupt in the middle of its `submit` can leave a lock held that the end
+        # of the process waits for. A put is atomic.
+        self._tasks: SimpleQueue[Any] = SimpleQueue()
+        self._results: SimpleQueue[StepBatches | Exception] = SimpleQueue()
+        self._thread: Thread | None = None
+        self._ahead: int | None = None  # the step that the thread prepares
 
     def get(self, step: int, is_last: bool) -> StepBatches:
         """Return the batches of `step`; begin those of the next, beside a device that computes."""
-        if self._next is not None and self._next[0] == step:
-            prepared = self._next[1].result()
+        if self._ahead == step:
+            self._ahead, prepared = None, self._results.get()
+            if isinstance(prepared, Exception):
+                raise prepared
         else:
             self.forget()
             prepared = self._prepare(step)
-        self._next = None
         if not is_last and not self._transfer.is_immediate:  # the host would only share its cores
-            self._next = step + 1, self._thread.submit(self._prepare, step + 1)
+            self._begin(step + 1)
         self._transfer.wait_for(prepared.mark, prepared.tensors)
         return prepared
 
     def forget(self) -> None:
         """Drop what was prepared ahead, as after a change of the cut."""
-        if self._next is not None:
-            self._next[1].exception()  # the thread has one step at a time
-        self._next = None
+        if self._ahead is not None:
+            self._ahead, _ = None, self._results.get()
+
+    def _begin(self, step: int) -> None:
+        if self._thread is None:
+            queues = self._tasks, self._results
+            self._thread = Thread(target=_work, args=queues, name="bertha-batches", daemon=True)
+            self._thread.start()
+            weakref.finalize(self, self._tasks.put, None)  # ends the thread
+        self._tasks.put((self._prepare, step))
+        self._ahead = step
 
     def collate(self, prepared: StepBatches) -> list[DeviceBatch]:
         """Cut and collate the batches of a step anew, after a change of the cut."""
@@ -147,3 +162,14 @@ def _share_computed(batches: Sequence[DeviceBatch]) -> float:
     packed = [batch.packed for batch in batches if batch.packed is not None]
     real = sum(sum(each.lengths) for each in packed)
     return sum(len(each.texts) for each in packed) / real if real else 1.0
+
+
+def _work(tasks: SimpleQueue[Any], results: SimpleQueue[StepBatches | Exception]) -> None:
+    """Prepare steps until there is no preparer; hold nothing of it in between."""
+    while (task := tasks.get()) is not None:
+        prepare, step = task
+        try:
+            results.put(prepare(step))
+        except Exception as error:  # raised where the step is asked for
+            results.put(error)
+        del task, prepare

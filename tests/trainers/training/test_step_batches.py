@@ -1,5 +1,6 @@
 """Steps that are launched ahead: the same numbers, nothing read too early, nothing saved unseen."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,6 +139,37 @@ def test_the_next_step_is_copied_while_this_one_computes(
     loop._preparer.forget()  # waits for the thread
     (transfer,) = ahead
     assert transfer.copied_ahead > transfer.arrived > 0
+
+
+def test_what_fails_ahead_is_raised_where_the_step_is_asked_for(
+    tiny_bert: Path, corpus: Path, cache: Path, ahead: list[FakeAccelerator],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    loop = make(tiny_bert, corpus, cache)
+    loop._launch_step(0)
+    loop._preparer.forget()
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(loop._collator, "collate", fail)
+    loop._preparer._begin(1)
+    with pytest.raises(OSError, match="the disk is gone"):
+        loop._launch_step(1)
+
+
+def test_the_thread_ends_with_its_loop(
+    tiny_bert: Path, corpus: Path, cache: Path, ahead: list[FakeAccelerator]
+) -> None:
+    loop = make(tiny_bert, corpus, cache)
+    loop._launch_step(0)
+    loop._preparer.forget()
+    thread = loop._preparer._thread
+    assert thread is not None and thread.is_alive()
+    del loop
+    gc.collect()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_a_step_is_told_when_the_next_has_been_launched(
