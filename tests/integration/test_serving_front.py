@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -143,9 +144,10 @@ def test_haproxy_that_is_killed_is_back_with_its_replicas(
     with ClientLoad(f"http://127.0.0.1:{port}", NUM_CLIENTS) as load:
         for _ in range(kills):
             wait_until(lambda: load.seen[200] > 20)
-            load.seen[200] = 0
             killed = find_haproxy(directory)
             killed.kill()
+            psutil.wait_procs([killed])
+            load.seen[200] = 0  # what is answered from here on, another one has answered
             wait_until(lambda: load.seen[200] > 20)
             assert find_haproxy(directory) != killed
             assert looker.list_slots() == slots
