@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.errors import BerthaError
 from cluster.hardware.catalog import load_catalog
-from cluster.settings import read_yaml
+from cluster.settings import read_cluster_yaml
 from cluster.spec import SHIPPED_DIR
 
 EXAMPLES = {
@@ -49,7 +49,7 @@ def _file_lines() -> list[str]:
 
 def _is_cluster_file(path: Path) -> bool:
     try:
-        return "provider" in read_yaml(path)
+        return "provider" in read_cluster_yaml(path)
     except BerthaError:
         return False
 

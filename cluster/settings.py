@@ -4,7 +4,7 @@ Recipes and cluster files are both read through here.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.errors import BerthaError
+from cluster.yaml_schema import load_as_ray, load_yaml
+
+SIGNS = frozenset(" \t|-#>&*!%@`:;?,/\\")  # alone they separate columns and labels; YAML reads more
 
 
 class SettingsError(BerthaError):
@@ -34,16 +37,20 @@ Group = TypeVar("Group", bound=Settings)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file. Raises SettingsError for a missing or malformed file."""
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise SettingsError(f"{path}: holds no `key: value` settings")
-    return settings
+    """Read the mapping in a YAML file by YAML 1.2's core schema.
+
+    Raises SettingsError for a missing or malformed file.
+    """
+    return _read_mapping(path, load_yaml)
+
+
+def read_cluster_yaml(path: Path) -> dict[str, Any]:
+    """Read a cluster file as Ray does, by YAML 1.1; but `metadata`, which is ours, as `read_yaml`.
+
+    Raises SettingsError for a missing or malformed file.
+    """
+    settings, ours = _read_mapping(path, load_as_ray), _read_mapping(path, load_yaml)
+    return settings | {key: ours[key] for key in ("metadata",) if key in ours}
 
 
 def apply_override(settings: dict[str, Any], assignment: str) -> None:
@@ -56,10 +63,7 @@ def apply_override(settings: dict[str, Any], assignment: str) -> None:
         raise SettingsError(
             f"{assignment!r} is not an override; write key=value, as in {_example_of(assignment)}"
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = _parse_value(text)
     *groups, last = key.split(".")
     for group in groups:
         inner = settings.setdefault(group, {})
@@ -106,19 +110,26 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys; PyYAML silently keeps the last one."""
+def _read_mapping(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        settings = load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path}: holds no `key: value` settings")
+    return settings
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+
+def _parse_value(text: str) -> Any:
+    """Parse the value of an override; what is no YAML, or a bare sign such as `|`, is itself."""
+    if text and not set(text) - SIGNS:
+        return text
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _find_booleans(

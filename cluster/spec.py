@@ -9,10 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
-from cluster.settings import Settings, SettingsError, did_you_mean, read_yaml, validate_settings
+from cluster.settings import (
+    Settings,
+    SettingsError,
+    did_you_mean,
+    read_cluster_yaml,
+    validate_settings,
+)
 
 SHIPPED_DIR = Path(__file__).parent
 
@@ -169,7 +174,7 @@ def find_cluster_file(name: str | Path) -> Path:
 def load_cluster_spec(name: str | Path) -> ClusterSpec:
     """Read a cluster YAML, a file or a shipped one's name. Raises SettingsError if unusable."""
     path = find_cluster_file(name)
-    return parse_cluster_spec(path, read_yaml(path))
+    return parse_cluster_spec(path, read_cluster_yaml(path))
 
 
 def parse_cluster_spec(path: Path, settings: dict[str, Any]) -> ClusterSpec:
@@ -209,16 +214,6 @@ def worker_instance_types(settings: Mapping[str, Any]) -> tuple[str, ...]:
     nodes = [kind.get("node_config") for kind in enabled]
     instances = (node.get("InstanceType") for node in nodes if isinstance(node, Mapping))
     return tuple(dict.fromkeys(str(instance) for instance in instances if instance))
-
-
-def dump_yaml(settings: Mapping[str, Any]) -> str:
-    """Format settings as YAML in their order, without anchors and aliases."""
-    return yaml.dump(dict(settings), Dumper=_NoAliasDumper, sort_keys=False, width=100)
-
-
-class _NoAliasDumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 def _check_consistency(cluster: ClusterSpec, path: Path | str) -> None:

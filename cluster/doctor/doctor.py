@@ -22,7 +22,7 @@ from cluster.doctor import bandwidth, diagnosis
 from cluster.doctor.diagnosis import CHECKS, GIB, ExpectedCluster, Finding
 from cluster.doctor.observations import Node, Observations, device_kind
 from cluster.hardware import catalog
-from cluster.settings import read_yaml
+from cluster.settings import read_cluster_yaml
 
 LOOPBACK = "127.0.0.1"
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 def load_expected(file: str) -> ExpectedCluster:
     """Read what the cluster should be from its file. Raises SettingsError."""
     cluster = spec.load_cluster_spec(file)
-    provider = read_yaml(spec.find_cluster_file(file))["provider"]
+    provider = read_cluster_yaml(spec.find_cluster_file(file))["provider"]
     listed = [provider.get("head_ip"), *(provider.get("worker_ips") or [])]
     # This machine's loopback is no address by which Ray knows it.
     addresses = tuple(str(each) for each in listed if each and each != LOOPBACK)

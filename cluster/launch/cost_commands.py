@@ -10,7 +10,7 @@ from cluster import spec
 from cluster.launch import aws, prices
 from cluster.launch.aws import AwsAccount, AwsError
 from cluster.launch.prices import InstanceCost
-from cluster.settings import SettingsError, read_yaml
+from cluster.settings import SettingsError, read_cluster_yaml
 
 HOME_REGION = "us-east-1"  # the region that is asked for the list of regions
 
@@ -61,7 +61,7 @@ def format_offer(account: AwsAccount, instance: str) -> str | None:
 
 def run_spent(options: argparse.Namespace) -> int:
     """Print each running machine and the sum."""
-    settings = read_yaml(spec.find_cluster_file(options.file))
+    settings = read_cluster_yaml(spec.find_cluster_file(options.file))
     provider = settings.get("provider") or {}
     if provider.get("type") != "aws" or "region" not in provider:
         raise SettingsError(f"{options.file}: provider.type is not aws, and nothing is rented")

@@ -24,7 +24,7 @@ from cluster.errors import BerthaError
 from cluster.launch import aws, nat, provision, spot_fallback
 from cluster.launch.aws import AwsAccount
 from cluster.ray_token import ensure_token_file, token_path
-from cluster.settings import SettingsError, read_yaml
+from cluster.settings import SettingsError, read_cluster_yaml
 from cluster.validation import check
 
 AUTOSCALER_V2 = "RAY_UP_enable_autoscaler_v2"
@@ -72,7 +72,7 @@ def bring_up(name: str, yes: bool, run: CommandRunner, dry_run: bool = False) ->
     if account is not None and dry_run:
         print(f"first     bucket, roles, groups and network are made; ids go into {target.name}")
     elif account is not None:
-        previous = read_yaml(target) if target.is_file() else None
+        previous = read_cluster_yaml(target) if target.is_file() else None
         resources = provision.provision_resources(settings, account, print, previous)
         settings = provision.resolve_ids(settings, resources)
         provision.write_resolved(settings, target, path)
@@ -153,7 +153,7 @@ def stop_command(head: str, port: int) -> str:
 def _replace_missing_spot(
     target: Path, source: Path, missing: Mapping[str, int], run: CommandRunner
 ) -> None:
-    settings = read_yaml(target)
+    settings = read_cluster_yaml(target)
     moved = spot_fallback.move_to_on_demand(settings, missing)
     if moved == settings:
         print("          no node type has them on demand; the cluster waits for spot")
@@ -166,7 +166,7 @@ def _replace_missing_spot(
 
 def _load_launchable(path: Path) -> tuple[dict[str, Any], AwsAccount | None]:
     """Return the settings, and the account if the machines are rented. Raises SettingsError."""
-    settings = read_yaml(path)
+    settings = read_cluster_yaml(path)
     provider = settings.get("provider")
     supported = check.SUPPORTED_PROVIDERS
     if not isinstance(provider, Mapping) or provider.get("type") not in supported:

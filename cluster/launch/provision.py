@@ -12,10 +12,10 @@ from typing import Any
 from cluster.launch import aws, iam, nat, network
 from cluster.launch.aws import AwsAccount, AwsError
 from cluster.launch.network import NetworkPlacement, NetworkRequest
-from cluster.settings import SettingsError, read_yaml
-from cluster.spec import dump_yaml
+from cluster.settings import SettingsError, read_cluster_yaml
 from cluster.validation.instance import catalog_row
 from cluster.validation.problem import as_mapping
+from cluster.yaml_schema import dump_yaml
 
 Log = Callable[[str], None]
 # B300 instances support no EFA on the first card (their card 0 is ENA only).
@@ -130,7 +130,7 @@ def write_resolved(settings: Mapping[str, Any], path: Path, source: Path) -> Non
     would replace a running head.
     """
     if path.is_file():
-        earlier = _node_configs(read_yaml(path))
+        earlier = _node_configs(read_cluster_yaml(path))
         for kind, node in _node_configs(settings).items():
             old = earlier.get(kind, {})
             if old.get("InstanceType") == node["InstanceType"] and old.get("ImageId"):

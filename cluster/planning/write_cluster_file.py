@@ -12,8 +12,9 @@ from typing import Any
 
 from cluster.hardware.catalog import read_table
 from cluster.planning.plan import Offer, format_duration
-from cluster.settings import SettingsError, read_yaml
-from cluster.spec import SHIPPED_DIR, dump_yaml
+from cluster.settings import SettingsError, read_cluster_yaml
+from cluster.spec import SHIPPED_DIR
+from cluster.yaml_schema import dump_yaml
 
 KINDS = ("cuda", "neuron")
 EXAMPLE_NETWORK = "192.0.2"  # RFC 5737: `check` asks to replace it
@@ -49,7 +50,7 @@ def cluster_settings(offer: Offer) -> tuple[str, dict[str, Any]]:
 
 def _aws_settings(offer: Offer, template: str) -> dict[str, Any]:
     """Return the shipped file with one instance type, on demand and where priced as spot."""
-    settings = copy.deepcopy(read_yaml(SHIPPED_DIR / template))
+    settings = copy.deepcopy(read_cluster_yaml(SHIPPED_DIR / template))
     machine, nodes = offer.machine, offer.nodes
     name = f"bertha-{machine.name.replace('.', '-')}"
     kinds, head = settings["available_node_types"], settings["head_node_type"]
@@ -80,7 +81,7 @@ def _aws_settings(offer: Offer, template: str) -> dict[str, Any]:
 
 def _onprem_settings(offer: Offer) -> dict[str, Any]:
     """Return the shipped file with an address to fill in for each machine of the offer."""
-    settings = read_yaml(SHIPPED_DIR / "onprem.yaml")
+    settings = read_cluster_yaml(SHIPPED_DIR / "onprem.yaml")
     machine = offer.machine
     settings["cluster_name"] = f"bertha-{machine.name.lower().replace(' ', '-')}"
     addresses = [f"{EXAMPLE_NETWORK}.{10 + number}" for number in range(offer.nodes)]

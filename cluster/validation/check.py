@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import spec
-from cluster.settings import SettingsError, read_yaml, validate_settings
+from cluster.settings import SettingsError, read_cluster_yaml, validate_settings
 from cluster.validation import ec2, onprem, start_commands
 from cluster.validation.problem import ConfigProblem, as_mapping, suggest_name
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
 def check_cluster_file(path: Path) -> spec.ClusterSpec:
     """Return the spec of a valid file. Raises SettingsError that lists every problem."""
-    settings = read_yaml(path)
+    settings = read_cluster_yaml(path)
     problems = list(dict.fromkeys(map(str, find_problems(settings))))
     if not problems:
         return spec.parse_cluster_spec(path, settings)

@@ -8,6 +8,7 @@ import yaml
 
 from cluster import spec
 from cluster.settings import SettingsError, read_yaml
+from cluster.yaml_schema import dump_yaml
 
 
 def test_the_default_is_this_machine() -> None:
@@ -152,6 +153,6 @@ def test_a_rented_cluster_says_who_may_log_in_and_which_bucket_is_its() -> None:
 
 def test_settings_are_written_as_they_are_read(tmp_path: Path) -> None:
     settings = read_yaml(spec.find_cluster_file("aws-gpu"))
-    (tmp_path / "c.yaml").write_text(spec.dump_yaml(settings))
+    (tmp_path / "c.yaml").write_text(dump_yaml(settings))
     assert read_yaml(tmp_path / "c.yaml") == settings
-    assert "&id" not in spec.dump_yaml(settings) and next(iter(settings)) == "cluster_name"
+    assert "&id" not in dump_yaml(settings) and next(iter(settings)) == "cluster_name"

@@ -17,6 +17,7 @@ from cluster.launch import aws, iam, launcher, spot_fallback
 from cluster.launch.aws import AwsAccount
 from cluster.launch.launcher import AUTOSCALER_V2, LaunchError
 from cluster.settings import SettingsError, read_yaml
+from cluster.yaml_schema import dump_yaml
 from tests.support.emulated_aws import FakeServices, emulated_aws
 from tests.support.paths import ROOT
 
@@ -47,7 +48,7 @@ def onprem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings = read_yaml(spec.SHIPPED_DIR / "onprem.yaml")
     settings["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2", "10.0.0.3"]}
     path = tmp_path / "mine.yaml"
-    path.write_text(spec.dump_yaml(settings))
+    path.write_text(dump_yaml(settings))
     return path
 
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_raised_says_so(
 def test_another_provider_is_left_to_ray(onprem: Path) -> None:
     settings = read_yaml(onprem)
     settings["provider"] = {"type": "gcp", "region": "us-central1"}
-    onprem.write_text(spec.dump_yaml(settings))
+    onprem.write_text(dump_yaml(settings))
     with pytest.raises(SettingsError, match="use `ray up` for others"):
         launcher.bring_up(str(onprem), True, Runs())
 
@@ -276,7 +277,7 @@ def test_rented_machines_are_raised_from_the_ids_that_were_found(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "mine.yaml"
-    source.write_text(spec.dump_yaml(gpu(cluster_name="all-come")))
+    source.write_text(dump_yaml(gpu(cluster_name="all-come")))
     runs = Launches(spot=2)
     kept = launcher.bring_up(str(source), True, runs)
     assert kept == tmp_path / "all-come.up.yaml"
@@ -307,7 +308,7 @@ def test_spot_that_does_not_come_is_replaced(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "mine.yaml"
-    source.write_text(spec.dump_yaml(gpu(cluster_name="one-comes")))
+    source.write_text(dump_yaml(gpu(cluster_name="one-comes")))
     runs = Launches(spot=1)
     kept = launcher.bring_up(str(source), True, runs)
     assert head_counts(runs)[1] == [
@@ -325,7 +326,7 @@ def test_a_newer_image_does_not_end_the_head(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "mine.yaml"
-    source.write_text(spec.dump_yaml(gpu(cluster_name="twice")))
+    source.write_text(dump_yaml(gpu(cluster_name="twice")))
     kept = launcher.bring_up(str(source), True, Launches(spot=2))
     older = kept.read_text().replace("ami-", "ami-0")
     kept.write_text(older)
@@ -339,7 +340,7 @@ def test_what_still_runs_after_down_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "mine.yaml"
-    source.write_text(spec.dump_yaml(gpu(cluster_name="stays")))
+    source.write_text(dump_yaml(gpu(cluster_name="stays")))
     launcher.bring_up(str(source), True, Launches(spot=2))
     with pytest.raises(LaunchError, match=r"still running, and costing: i-.* \(g6e.12xlarge\)"):
         launcher.tear_down(str(source), True, Runs())

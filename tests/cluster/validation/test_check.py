@@ -11,6 +11,7 @@ import yaml
 from cluster import __main__, spec
 from cluster.settings import SettingsError, read_yaml
 from cluster.validation import check
+from cluster.yaml_schema import dump_yaml
 from tests.support.broken_clusters import BROKEN, DELETED, NODE, Edits
 
 
@@ -47,7 +48,7 @@ def edited(settings: dict[str, Any], edits: Edits) -> dict[str, Any]:
 
 
 def written(path: Path, settings: dict[str, Any]) -> Path:
-    path.write_text(spec.dump_yaml(settings))
+    path.write_text(dump_yaml(settings))
     return path
 
 
@@ -129,7 +130,7 @@ def test_what_ray_accepts_and_refuses_is_what_the_schema_says() -> None:
     broken = edited(shipped("onprem"), {"max_worker": 3})
     with pytest.raises(Exception, match="max_worker"):
         validate_config(broken)
-    assert yaml.safe_load(spec.dump_yaml(broken)) == broken
+    assert yaml.safe_load(dump_yaml(broken)) == broken
 
 
 @pytest.mark.parametrize("name", ["onprem", "aws-trainium"])
