@@ -131,7 +131,7 @@ def answer_by_words(case: Case, rows: np.ndarray) -> tuple[Record, Answers]:
     encoder = prepare.load_recipe_encoder(recipe)
     corpus = gather_corpus(recipe, encoder.clean)
     baseline = fit_baselines(corpus, case.task, rows)
-    answers = Answers(case.task, baseline.words, corpus.targets["test"][rows])
+    answers = Answers(case.task, baseline.words, corpus.build_targets("test")[rows])
     return {"seconds": time.monotonic() - started}, answers
 
 
@@ -168,9 +168,9 @@ def train_with_trainer(case: Case, seed: int, place: Path) -> tuple[Record, Answ
     )
     parts = {}
     for part in ("train", "test"):
-        texts = corpus.splits[part].texts
+        texts = list(corpus.splits[part].texts)
         tokens = tokenizer(texts, truncation=True, max_length=recipe.batch.max_length)["input_ids"]
-        parts[part] = Rows(tokens, corpus.targets[part])
+        parts[part] = Rows(tokens, corpus.build_targets(part))
     arguments = TrainingArguments(
         output_dir=str(place / "trainer"), seed=seed, report_to=[], save_strategy="no"
     )
@@ -182,7 +182,7 @@ def train_with_trainer(case: Case, seed: int, place: Path) -> tuple[Record, Answ
     )
     trainer.train()
     outputs = trainer.predict(parts["test"]).predictions
-    answers = Answers(case.task, np.asarray(outputs, np.float32), corpus.targets["test"])
+    answers = Answers(case.task, np.asarray(outputs, np.float32), corpus.build_targets("test"))
     return {"seconds": time.monotonic() - started, "rows": len(parts["train"])}, answers
 
 

@@ -61,9 +61,20 @@ def _group(name: str, field: dict[str, Any], schema: dict[str, Any]) -> str:
     if reference is None:
         return ""
     group = schema["$defs"][reference]
-    rows = [(f"{name}.{key}", value, schema) for key, value in group["properties"].items()]
+    rows = _settings(name, group, schema)
     summary = (group.get("description") or "").strip().split("\n\n")[0].replace("\n", " ")
     return f"\n## {name}\n\n{summary}\n\n{_table(rows)}"
+
+
+def _settings(
+    name: str, group: dict[str, Any], schema: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Yield the settings of a group, each followed by those inside it."""
+    for key, field in group["properties"].items():
+        yield f"{name}.{key}", field, schema
+        inner = schema["$defs"].get(_reference(field), {})
+        if "properties" in inner:
+            yield from _settings(f"{name}.{key}", inner, schema)
 
 
 def _reference(field: dict[str, Any]) -> str | None:

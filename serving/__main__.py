@@ -178,7 +178,7 @@ def _open_registry(options: argparse.Namespace) -> Iterator[tuple[str, str, Mode
         card, name = read_card(directory), default_model_name(directory)
         labels = ", ".join(card.labels) or "a number"
         if options.dry_run:
-            print(f"{name}: {card.task} ({labels}), texts of up to {card.max_length} tokens")
+            print(f"{name}: {card.task} ({labels}), texts of up to {card.max_tokens} tokens")
             yield options.registry, name, card
             return
         own = Registry.open(place)

@@ -71,8 +71,9 @@ class ModelInfo:
     """What is known of one version of a model.
 
     task: "classification", "multi-label", "regression", "masked-lm" or "embedding". width: of an
-    embedding, else 0. engine: the backend, as "onnxruntime int8". metrics: measured on held-out
-    texts. created: seconds since 1970. state: "ready", "loading" or "cold" (loaded on first use).
+    embedding, else 0. max_length: the longest text that is read whole, in tokens. engine: the
+    backend, as "onnxruntime int8". metrics: measured on held-out texts. created: seconds since
+    1970. state: "ready", "loading" or "cold" (loaded on first use).
     pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
     thresholds, verdict, target, examples: as in the card of the bundle.
     """
@@ -128,12 +129,14 @@ def choose_labels(
 class InferenceResult(Generic[T]):
     """The outputs for the texts of one request, in order, by one version of a model.
 
-    rows: the token ids of each text as computed, special tokens included.
+    rows: the token ids of each text as computed, special tokens included, its windows end to end.
+    truncated: by place the texts of which the model did not read all.
     """
 
     model: ModelInfo
     values: Sequence[T]
     rows: Sequence[np.ndarray]
+    truncated: Sequence[int] = ()
 
     @property
     def num_tokens(self) -> list[int]:
@@ -241,7 +244,7 @@ class Models(Protocol):
         """Attribute a label, by default the answer, to words: classification, multi-label."""
 
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
-        """Count the tokens of each text before it is cut at the model's max_length.
+        """Count the tokens of each text before it is cut at max_length of its `ModelInfo`.
 
         Of a very long text, at least so many.
         """

@@ -5,6 +5,7 @@ Other commands: `recipes` lists the shipped recipes, `probe` times real steps on
 """
 
 import argparse
+import shlex
 import signal
 import sys
 import time
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m trainers
     except BerthaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _list_recipes(options: argparse.Namespace) -> int:
@@ -80,8 +84,10 @@ def _train(options: argparse.Namespace) -> int:
         return _simulate(options, recipe)
     cluster = spec.load_cluster_spec(options.cluster or "local.yaml")
     if options.dry_run:
-        from trainers.runtime.early_checks import check_settings
+        from trainers.runtime.early_checks import check_run, check_settings, open_run
 
+        if options.run and cluster.is_this_machine and "://" not in options.run:
+            check_run(recipe, cluster, open_run(options.run, cluster), options.resume)
         check_settings(recipe, cluster)
         with Wait(IMPORTS):
             from trainers.planning.dry_run import describe_run
@@ -89,20 +95,46 @@ def _train(options: argparse.Namespace) -> int:
         for line in describe_run(recipe, cluster):
             print(line)
         return 0
+    if options.resume and not options.run:
+        raise SettingsError("--resume goes on with a run; name its directory with --run")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = (options.run or cluster.run_path(f"{Path(options.recipe).stem}-{stamp}")).rstrip("/")
     print(f"run: {run}", flush=True)
+    try:
+        return _train_in(run, options, recipe, cluster)
+    except KeyboardInterrupt:
+        has_begun = run.startswith("s3://") or (Path(run) / "recipe.yaml").is_file()
+        what = "what is saved is kept; go on with" if has_begun else "nothing is saved; begin with"
+        command = _command_again(options, run, resume=has_begun)
+        print(f"interrupted: {run}: {what}\n  {command}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _command_again(options: argparse.Namespace, run: str, resume: bool) -> str:
+    """Return the command line that begins `run` again, or goes on with it."""
+    words = [options.recipe, *options.overrides]
+    words += ["--cluster", options.cluster] if options.cluster else []
+    words += ["--run", run, *(["--resume"] if resume else [])]
+    return f"{options.called} {shlex.join(words)}"
+
+
+def _train_in(
+    run: str, options: argparse.Namespace, recipe: recipes.Recipe, cluster: spec.ClusterSpec
+) -> int:
+    """Train `recipe` in the directory or URL `run`."""
     from trainers.runtime.early_checks import check_run, open_run
 
     directory = open_run(run, cluster)
     check_run(recipe, cluster, directory, options.resume)
     with Wait(IMPORTS):
         from trainers.data import prepare
+        from trainers.models.pretrained import check_pretrained
         from trainers.runtime import fit
         from trainers.tracking import progress
         from trainers.training import distillation
 
     cluster = fit.choose_accelerator(cluster)
+    check_pretrained(recipe, cluster.cache_dir)
     prepared = prepare.prepare_dataset(
         recipe, cluster.cache_dir, progress.count_printer("encoding texts")
     )
@@ -111,11 +143,7 @@ def _train(options: argparse.Namespace) -> int:
     prepared = distillation.attach_teacher_logits(
         recipe, prepared, cluster.cache_dir, progress.count_printer("asking the teacher")
     )
-    try:
-        outcome = fit.fit(recipe, cluster, directory, options.resume, prepared=prepared)
-    except KeyboardInterrupt:
-        print(f"interrupted: {run}: what is saved is kept; go on with --resume", file=sys.stderr)
-        return INTERRUPTED
+    outcome = fit.fit(recipe, cluster, directory, options.resume, prepared=prepared)
     for line in progress.summarize_run(outcome.result, outcome.seconds, run):
         print(line)
     return 0

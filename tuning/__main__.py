@@ -7,6 +7,8 @@ bertha tune report runs/tuning-reviews
 """
 
 import argparse
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 FOLLOW_UPS = ("resume", "dashboard", "report")
 RUNS = Path("runs")
 MAX_SHOWN = 10
+INTERRUPTED = 128 + signal.SIGINT  # as a shell says it
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m tuning") -> int:
@@ -50,6 +53,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m tuning")
     except BerthaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was begun", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _start_search(options: argparse.Namespace) -> int:
@@ -86,6 +92,8 @@ def _resume_search(options: argparse.Namespace) -> int:
         config = load_search_config(run.path, run.address)
         if options.cluster:
             config = config.model_copy(update={"cluster": resolve_cluster(options.cluster)})
+        if options.trials:
+            config = config.with_trials(options.trials)
         return _run_search(run, study.prepare_search(config))
 
 
@@ -111,7 +119,15 @@ def _run_search(run: SyncedDirectory, prepared: "PreparedSearch") -> int:
 
     if not run.home:
         print(f"look at it: bertha tune dashboard {run.address}", flush=True)
-    result = study.finish_search(run, prepared)
+    try:
+        result = study.finish_search(run, prepared)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: {run.address}: what is saved is kept; go on with\n"
+            f"  bertha tune resume {shlex.quote(run.address)}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     for line in report.summary_lines(result, prepared.cluster):
         print(line)
     print(f"report: {run.address}/{report.HTML}")
@@ -184,9 +200,13 @@ def _parse_follow_up(arguments: Sequence[str], name: str) -> argparse.Namespace:
     """Parse the commands on a search that exists."""
     parser = argparse.ArgumentParser(prog=name)
     subparsers = parser.add_subparsers(required=True)
-    resumes = subparsers.add_parser("resume", description="Continue an interrupted search.")
+    resumes = subparsers.add_parser(
+        "resume",
+        description="Continue an interrupted search, or one that has ended, with more trials.",
+    )
     resumes.add_argument("run", help="the directory of the search, or s3://...")
     resumes.add_argument("--cluster", help="where it goes on; default: where it began")
+    resumes.add_argument("--trials", type=int, metavar="N", help="in all, more than it began with")
     resumes.set_defaults(command=_resume_search)
     looks = subparsers.add_parser("dashboard", description="Show a live page of a search.")
     looks.add_argument("run", help="the directory of the search")

@@ -23,6 +23,7 @@ from trainers.config import recipe as recipes
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
 from trainers.data import prepare
+from trainers.models.pretrained import check_pretrained
 from trainers.planning.accelerator import check_accelerator, resolve_accelerator
 from trainers.planning.layout import resolve_shape
 from trainers.runtime.job_sources import check_job_sources
@@ -167,6 +168,7 @@ class DataSizes:
 def _measure_data(recipe: Recipe, cluster: ClusterSpec, estimate: bool) -> DataSizes:
     check_job_sources(recipe, cluster)
     check_trackers(recipe.tracking)
+    check_pretrained(recipe, cluster.cache_dir)
     if estimate:
         sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
         lengths, labels, num_train = sketch.lengths, sketch.labels, sketch.num_train

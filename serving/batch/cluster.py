@@ -225,7 +225,7 @@ class _Answerer:
         try:
             return _pack_answers(answer_texts(self._engine, texts))
         except BerthaError as error:
-            return {"kind": ERROR, "present": b"", "numbers": str(error).encode(), "cut": b"0"}
+            return {"kind": ERROR, "present": b"", "numbers": str(error).encode(), "cut": b""}
 
 
 def _pack_answers(answers: WindowAnswers) -> dict[str, bytes]:
@@ -238,7 +238,7 @@ def _pack_answers(answers: WindowAnswers) -> dict[str, bytes]:
         "kind": kind,
         "present": present.tobytes(),
         "numbers": np.array(numbers, dtype=np.float32).tobytes(),
-        "cut": str(answers.num_cut).encode(),
+        "cut": np.array(answers.cut, dtype=np.int64).tobytes(),
     }
 
 
@@ -254,4 +254,4 @@ def _unpack_answers(block: Columns) -> Iterator[WindowAnswers]:
         rows = np.frombuffer(numbers, dtype=np.float32).reshape(max(1, len(places)), -1)
         for place, row in zip(places, rows, strict=False):  # of no text one row, empty
             values[place] = row if kind == VECTORS else Prediction(tuple(row.tolist()), ())
-        yield WindowAnswers(values, int(cut))
+        yield WindowAnswers(values, tuple(np.frombuffer(cut, dtype=np.int64).tolist()))

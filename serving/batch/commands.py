@@ -123,8 +123,14 @@ def _predict_texts(options: argparse.Namespace, directory: Path, texts: Sequence
     from serving.protocols.labels import choose_labels, rank_labels
 
     engine = Engine.load(directory, options.engine)
-    card = engine.card
-    for text, answer in zip(texts, engine.predict(texts), strict=True):
+    card, (samples, is_cut) = engine.card, engine.encode(texts)
+    for number, was_cut in enumerate(is_cut, 1):
+        if was_cut:
+            print(
+                f"text {number}: longer than {card.max_tokens} tokens: the rest was not read",
+                file=sys.stderr,
+            )
+    for text, answer in zip(texts, engine.infer(samples), strict=True):
         if not isinstance(answer, Prediction):
             raise BerthaError(
                 f"{options.bundle}: a model for {card.task}; serve it and ask over HTTP: "
@@ -164,7 +170,7 @@ def _predict_files(options: argparse.Namespace, directory: Path, files: Sequence
             summary = predict_files(
                 engine, files, options.out, on_progress=progress.update, **settings
             )
-    for note in summary.describe(read_card(directory).max_length):
+    for note in summary.describe(read_card(directory).max_tokens):
         print(note, file=sys.stderr)
     where = f"{options.out}: " if options.out else ""
     print(f"{where}{summary.rows:,} rows in {format_duration(summary.seconds)}", file=sys.stderr)
@@ -200,11 +206,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def format_evaluation(found: dict[str, Any], trained: dict[str, Any]) -> list[str]:
     """Format an evaluation. trained: the metrics of the card, shown beside those found."""
     lines = [*found["skipped"], f"{found['rows']:,} rows, each figure with its 95% interval:"]
+    names = max(map(len, found["figures"]))
     for name, figure in found["figures"].items():
         before = trained.get(name)
         beside = "" if before is None else f"   {before:.4f} on the rows held out in training"
         value, low, high = (figure[each] for each in ("value", "low", "high"))
-        lines.append(f"  {name:<9} {value:8.4f}  {low:.4f} to {high:.4f}{beside}")
+        lines.append(f"  {name:<{names}} {value:8.4f}  {low:.4f} to {high:.4f}{beside}")
     if not found["per_class"]:
         return lines
     width = max(map(len, found["per_class"]))

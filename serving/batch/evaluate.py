@@ -32,7 +32,6 @@ from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.labels import Label
 from trainers.data.readers import SkipCounter
-from trainers.data.sources import RawRows
 from trainers.data.tables import Table, list_tables, open_table
 from trainers.evaluation.calibration import thresholds_to_shift
 from trainers.evaluation.intervals import Answers, bootstrap_intervals, compute_figures
@@ -62,14 +61,15 @@ class Evaluation:
 
     rows: that were answered. skipped: a sentence for each kind of row that was not. figures: by
     name. per_class: precision, recall, f1 and support of each label; {} of a regression. confusion:
-    counts [true][predicted], of multi-label [label][true][predicted]; [] of a regression.
+    counts [true][predicted], of more than 100 classes {true, predicted, rows} of the pairs that
+    there are, of multi-label [label][true][predicted]; [] of a regression.
     """
 
     rows: int
     skipped: tuple[str, ...]
     figures: dict[str, Figure]
     per_class: dict[str, dict[str, float]]
-    confusion: list[Any]
+    confusion: Any
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain values."""
@@ -135,8 +135,7 @@ def _read_labels(
     numbers = list(range(1, len(raw) + 1))
     skips = SkipCounter("row")
     assert card.task != "embedding"
-    rows = RawRows([""] * len(raw), raw, numbers, "row", len(raw), ())
-    parsed = labelling.parse_labels(rows, card.task, data, skips)
+    parsed = labelling.parse_cells(raw, numbers, card.task, data, skips)
     _check_labels(card, table, named, parsed)
     present = np.array([each is not None for each in parsed], dtype=bool)
     targets = labelling.build_targets(
@@ -210,7 +209,9 @@ def _evaluate_answers(
     outputs = np.array([each.scores if is_number else each.logits for each in answered])
     answers = Answers(task, outputs, targets, thresholds_to_shift(card.thresholds, card.labels))
     values, intervals = compute_figures(answers), bootstrap_intervals(answers)
-    figures = {name: Figure(value, *intervals[name]) for name, value in values.items()}
+    figures = {
+        name: Figure(value, *intervals[name]) for name, value in values.items() if name in intervals
+    }
     if is_number:
         return Evaluation(len(answered), skipped, figures, {}, [])
     names = card.labels
@@ -219,7 +220,8 @@ def _evaluate_answers(
     decided = np.array([[1.0 if name in given else -1.0 for name in names] for given in chosen])
     accumulator.add_batch(torch.from_numpy(decided), torch.from_numpy(targets))
     counted = accumulator.compute_metrics(card.labels)
-    return Evaluation(len(answered), skipped, figures, counted["per_class"], counted["confusion"])
+    confusion = counted.get("confusion", [])
+    return Evaluation(len(answered), skipped, figures, counted["per_class"], confusion)
 
 
 def _write_errors(

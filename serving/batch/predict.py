@@ -25,6 +25,7 @@ from trainers.data.tables import Table, list_tables, open_table
 from trainers.models.card import ModelCard
 
 WINDOW_ROWS = 1024
+MAX_NAMED_ROWS = 5  # of those that were cut
 WINDOW_CHARACTERS = 8_000_000  # of texts; a window holds at least one row
 
 OnProgress = Callable[[int, int], None]  # rows answered, of how many
@@ -36,10 +37,13 @@ class PredictionError(BerthaError):
 
 @dataclass(frozen=True)
 class WindowAnswers:
-    """The values of a window's texts, None for those that hold nothing; how many were cut."""
+    """The values of a window's texts, None for those that hold nothing.
+
+    cut: by place the texts that are longer than the model reads.
+    """
 
     values: list[Any]
-    num_cut: int
+    cut: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,33 @@ class Summary:
     """What became of the rows of a table.
 
     rows: that were answered or hold no text. empty: of them those without text, whose answers are
-    empty. cut: those whose text was longer than the model reads. skipped: a sentence for each kind
+    empty. cut: those whose text was longer than the model reads; cut_rows: the first of them, by
+    number from 1. skipped: a sentence for each kind
     of row that could not be read. seconds: that it took.
     """
 
     rows: int
     empty: int = 0
     cut: int = 0
+    cut_rows: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    def describe(self, max_length: int) -> list[str]:
-        """Return a sentence for each thing that a reader of the answers should know."""
+    def describe(self, max_tokens: int) -> list[str]:
+        """Return a sentence for each thing that a reader of the answers should know.
+
+        max_tokens: of the longest text that is read whole.
+        """
         notes = list(self.skipped)
         if self.empty:
             notes.append(f"{self.empty:,} without text: their answers are empty")
         if self.cut:
-            notes.append(f"{self.cut:,} longer than {max_length} tokens: the rest was not read")
+            dots = ", …" if self.cut > len(self.cut_rows) else ""
+            which = ", ".join(f"{row:,}" for row in self.cut_rows)
+            notes.append(
+                f"{self.cut:,} longer than {max_tokens} tokens: the rest was not read "
+                f"(row{'s' * (self.cut > 1)} {which}{dots})"
+            )
         return notes
 
 
@@ -202,9 +216,10 @@ def answer_texts(
     present = [place for place, text in enumerate(cleaned) if text]
     values: list[Any] = [None] * len(texts)
     if not present:
-        return WindowAnswers(values, 0)
-    samples, num_cut = engine.encode_cleaned([cleaned[place] or "" for place in present])
-    order, rows = np.argsort(samples.lengths, kind="stable"), split_rows(samples)
+        return WindowAnswers(values)
+    samples, is_cut = engine.encode_cleaned([cleaned[place] or "" for place in present])
+    order, rows = np.argsort(samples.sequences.lengths, kind="stable"), split_rows(samples)
+    of_rows: list[Any] = [None] * len(rows)
     done = 0
     for batch in batch_rows([rows[place] for place in order], engine.batch_tokens):
         try:
@@ -215,17 +230,21 @@ def answer_texts(
                 "in training: train again with a lower optimizer.learning_rate"
             ) from None
         for place, value in zip(order[done : done + len(batch)], computed, strict=True):
-            values[present[place]] = value
+            of_rows[place] = value
         done += len(batch)
-        on_texts(done)
-    return WindowAnswers(values, num_cut)
+        on_texts(done * len(present) // len(rows))
+    for place, value in zip(present, engine.pool_windows(of_rows, samples), strict=True):
+        values[place] = value
+    return WindowAnswers(values, tuple(present[place] for place in np.flatnonzero(is_cut)))
 
 
 def count_answers(summary: Summary, answers: WindowAnswers) -> Summary:
     """Return the summary with one more window."""
+    cut = tuple(summary.rows + place + 1 for place in answers.cut)
     return replace(
         summary,
         rows=summary.rows + len(answers.values),
         empty=summary.empty + sum(value is None for value in answers.values),
-        cut=summary.cut + answers.num_cut,
+        cut=summary.cut + len(cut),
+        cut_rows=(*summary.cut_rows, *cut)[:MAX_NAMED_ROWS],
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from serving.engine.backends.backend import Backend, OverlappingBackend
 from serving.engine.backends.load import load_backend
@@ -26,6 +27,7 @@ from trainers.models import bundle
 from trainers.models.card import ModelCard, read_card
 from trainers.models.families import position_ids
 from trainers.models.packed import PackedBatch
+from trainers.models.window_pool import WindowPool
 
 Value = Prediction | Vector | np.ndarray
 
@@ -106,8 +108,8 @@ class Engine:
             return str(self._encoder.tokenizer.mask_token)
         return ""
 
-    def encode(self, texts: Sequence[str]) -> tuple[RaggedArray, int]:
-        """Clean and encode raw texts; also return how many of them were cut at max_length.
+    def encode(self, texts: Sequence[str]) -> tuple[RaggedArray, np.ndarray]:
+        """Clean and encode raw texts; also return which [n] bool are longer than what is read.
 
         Raises EncodingError that names a text which cannot be encoded.
         """
@@ -117,16 +119,16 @@ class Engine:
         """Clean a raw text as the training rows were cleaned; "" where nothing is left of it."""
         return self._encoder.clean(text)
 
-    def encode_cleaned(self, texts: Sequence[str]) -> tuple[RaggedArray, int]:
+    def encode_cleaned(self, texts: Sequence[str]) -> tuple[RaggedArray, np.ndarray]:
         """Encode what `clean` returned, as `encode` does."""
-        samples, num_cut = self._encoder.encode(texts)
+        samples, truncated = self._encoder.encode(texts)
         width = int(samples.lengths.max(initial=0))
         if self._num_features not in (None, width):
             raise EncodingError(
                 f"text {texts[0][:60]!r} holds {width} numbers; this model reads "
                 f"{self._num_features}"
             )
-        return samples, num_cut
+        return samples, truncated
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each raw text has before it is cut, special ones included.
@@ -172,6 +174,10 @@ class Engine:
             return list(np.split(outputs, np.cumsum(of_text)[:-1]))
         if self.card.task == "embedding":
             return list(outputs)
+        return self._to_predictions(outputs)
+
+    def _to_predictions(self, outputs: np.ndarray) -> list[Value]:
+        """Return the predictions of logits [n, num_labels]."""
         scores = _logits_to_scores(self.card.task, outputs)
         return [
             Prediction(tuple(of_text), tuple(raw))
@@ -187,15 +193,24 @@ class Engine:
             rows, positions, np.flatnonzero(np.concatenate(rows) == self._mask_id)
         )
 
+    def pool_windows(self, values: Sequence[Any], samples: RaggedArray) -> list[Any]:
+        """Return a value for each of `samples`, given one for each row of `split_rows`."""
+        if samples.windows is None or self.card.windows is None or not len(samples):
+            return list(values)
+        pool = WindowPool.from_counts(samples.windows.lengths, self.card.windows.pool)
+        logits = np.array([value.logits for value in values], dtype=np.float32)
+        return self._to_predictions(pool(torch.from_numpy(logits)).numpy())
+
     def infer(self, samples: RaggedArray) -> list[Value]:
-        """Compute any number of samples, in order, `batch_tokens` at a time."""
+        """Compute any number of samples, in order, `batch_tokens` at a time; a value each."""
         values: list[Value] = []
         waits: deque[Callable[[], list[Value]]] = deque()
         for batch in batch_rows(split_rows(samples), self.batch_tokens):
             waits.append(self.start_rows(batch))
             if len(waits) == 2:
                 values += waits.popleft()()
-        return [*values, *(value for wait in waits for value in wait())]
+        values += [value for wait in waits for value in wait()]
+        return self.pool_windows(values, samples)
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         """Return one value a text, in order, as `infer_rows` does."""
@@ -226,8 +241,9 @@ def load_model_config(directory: Path, engine: str = REFERENCE) -> dict[str, Any
 
 
 def split_rows(samples: RaggedArray) -> list[np.ndarray]:
-    """Return the values of each sample."""
-    return np.split(samples.values, samples.offsets[1:-1])
+    """Return what is computed one by one: the values of each sample, or of each of its windows."""
+    sequences = samples.sequences
+    return np.split(sequences.values, sequences.offsets[1:-1])
 
 
 def batch_rows(rows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:

@@ -26,6 +26,8 @@ from serving.http.messages import (
     WireProtocol,
     parse_deadline,
     request_deadline,
+    truncated_headers,
+    truncated_texts,
 )
 from serving.http.metrics import Metrics
 from serving.http.routing import RouteMatch, Router
@@ -122,12 +124,14 @@ class App:
         body = await self._read_body(headers, receive)
         query = _parse_query(scope["query_string"])
         request_deadline.set(parse_deadline(headers))
+        truncated_texts.set([])
         request = Request(scope["method"], scope["path"], match.path_params, query, headers, body)
         task = asyncio.current_task()
         assert task is not None
         watcher = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
         try:
-            return await match.route.handler(request, self._models)
+            response = await match.route.handler(request, self._models)
+            return response._replace(headers=(*response.headers, *truncated_headers()))
         except asyncio.CancelledError:
             # Either the client left, and our own cancellation is undone here, or the server ends.
             if not watcher.done() or task.uncancel():

@@ -6,7 +6,7 @@ writes an error the way the protocol's clients read it.
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,10 +17,15 @@ from serving.interface import Models
 
 JSON = "application/json"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
+TRUNCATED_HEADER = "x-bertha-truncated"
+MAX_NAMED_TEXTS = 100  # in that header
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
 # When the client of the current request stops waiting, on the clock of `time.perf_counter`.
 request_deadline: ContextVar[float | None] = ContextVar("request_deadline", default=None)
+
+# The texts of the current request, by place, of which the model did not read all.
+truncated_texts: ContextVar[list[int] | None] = ContextVar("truncated_texts", default=None)
 
 # What a key may call: questions to models, changes of the registry, counters of operation.
 Scope = Literal["inference", "management", "metrics"]
@@ -154,6 +159,22 @@ def parse_deadline(headers: Mapping[str, str]) -> float:
     if not (math.isfinite(seconds) and 0 < seconds < DEFAULT_TIMEOUT_SECONDS):
         seconds = DEFAULT_TIMEOUT_SECONDS
     return time.perf_counter() + seconds
+
+
+def note_truncated(texts: Sequence[int]) -> None:
+    """Note the places of texts that were cut, for the header of the current request's answer."""
+    noted = truncated_texts.get()
+    if noted is not None:
+        noted.extend(texts)
+
+
+def truncated_headers() -> tuple[tuple[str, str], ...]:
+    """Return the header that names the texts which were cut, as `0,3`; none where none was."""
+    noted = truncated_texts.get()
+    if not noted:
+        return ()
+    more = ",..." if len(noted) > MAX_NAMED_TEXTS else ""
+    return ((TRUNCATED_HEADER, ",".join(map(str, noted[:MAX_NAMED_TEXTS])) + more),)
 
 
 def bertha_version() -> str:

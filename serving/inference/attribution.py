@@ -15,9 +15,11 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +28,13 @@ from serving.http.messages import HTTPError
 from serving.inference.model_cache import ModelKey
 from serving.inference.offsets import OffsetMapping, trace_cleaning
 from serving.interface import Attribution, Explanation, Prediction, choose_labels
-from trainers.data.tokenizer import CHARACTERS_PER_TOKEN, MARGIN, EncodingError, TextEncoder
+from trainers.data.tokenizer import EncodingError, TextEncoder
 from trainers.models import bundle
 from trainers.models.bert import TextModel
 from trainers.models.build import load_model
 from trainers.models.card import ModelCard, read_card
 from trainers.models.packed import PackedTexts
+from trainers.models.window_pool import WindowPool
 from trainers.training.losses import logits_to_scores
 
 STEPS = (32, 128)  # along the path; the more where the fewer leave too large an error
@@ -47,7 +50,7 @@ class NotExplainable(BerthaError):
 
 
 class _EncodedText(NamedTuple):
-    """A text as the model reads it.
+    """A text, or one window of it, as the model reads it.
 
     ids [1, s]; special: which of them the tokenizer added; words: the word each belongs to, None
     for special tokens; spans: their characters in the cleaned text.
@@ -89,9 +92,9 @@ class Attributor:
     Has a model of its own, because captum's hooks would disturb other users of it.
     """
 
-    def __init__(self, card: ModelCard, tokenizer: Any, model: TextModel) -> None:
+    def __init__(self, card: ModelCard, encoder: TextEncoder, model: TextModel) -> None:
         self.card = card
-        self._tokenizer = tokenizer
+        self._encoder, tokenizer = encoder, encoder.tokenizer
         self._model = _RowModel(model.eval().requires_grad_(False)).eval()
         # The neutral token of the baseline. Padding would do for most models, but RoBERTa numbers
         # positions by the tokens that are not padding.
@@ -113,46 +116,63 @@ class Attributor:
                 f"{directory}: a {type(encoder.tokenizer).__name__} does not say where its tokens "
                 "stand; train with the fast tokenizer of the model"
             )
-        return cls(card, encoder.tokenizer, model)
+        return cls(card, encoder, model)
 
     def explain(self, text: str, label: str | None = None) -> Explanation:
         """Attribute a label, by default the likeliest of the answer, to the words of `text`.
 
-        A text that is truncated at max_length is explained as far as the model reads it. Raises
-        NotExplainable.
+        A text that is truncated is explained as far as the model reads it. Of one that is read in
+        windows, a word has the weights that it has in all of them, as far as they decide the label:
+        evenly of their mean, and of the highest that window's alone. Raises NotExplainable.
         """
         mapping = trace_cleaning(self.card.cleaning, text)
-        tokens = self._encode_text(mapping.text)
-        task = self.card.task
+        windows = self._encode_text(mapping.text)
+        task, pool = self.card.task, self.card.windows.pool if self.card.windows else "mean"
         assert task != "embedding", "from_bundle rejects it"
         with self._lock:
             with torch.inference_mode():
-                logits = self._model(tokens.ids)
+                of_windows = torch.cat([self._model(tokens.ids) for tokens in windows])
+            logits = WindowPool.from_counts(np.array([len(windows)]), pool)(of_windows)
             prediction = Prediction(
                 tuple(logits_to_scores(task, logits)[0].tolist()), tuple(logits[0].tolist())
             )
             index = self._label_index(label, prediction)
-            weights = self._token_weights(tokens, index)
-        return Explanation(index, prediction, _sum_by_word(tokens, weights, mapping))
+            if pool == "max":
+                windows = [windows[int(of_windows[:, index].argmax())]]
+            share = 1 / len(windows)
+            weighed = [
+                (tokens, [share * weight for weight in self._token_weights(tokens, index)])
+                for tokens in windows
+            ]
+        return Explanation(index, prediction, _sum_by_word(weighed, mapping))
 
-    def _encode_text(self, text: str) -> _EncodedText:
-        """Tokenize a cleaned text exactly as the encoder of the bundle does."""
-        limit = self.card.max_length * CHARACTERS_PER_TOKEN + MARGIN
-        encodable = text[:limit].encode("utf-8", "replace").decode("utf-8")
-        encoding = self._tokenizer(
-            encodable,
-            truncation=True,
-            max_length=self.card.max_length,
+    def _encode_text(self, text: str) -> list[_EncodedText]:
+        """Tokenize a cleaned text exactly as the encoder of the bundle does, in its windows."""
+        encodable = text[: self._encoder.max_characters]
+        encoding = self._encoder.tokenizer(
+            encodable.encode("utf-8", "replace").decode("utf-8"),
+            add_special_tokens=False,
+            truncation=False,
             return_offsets_mapping=True,
-            return_special_tokens_mask=True,
             verbose=False,
         )
-        return _EncodedText(
-            torch.tensor([encoding["input_ids"]]),
-            torch.tensor(encoding["special_tokens_mask"], dtype=torch.bool),
-            encoding.word_ids(),
-            encoding["offset_mapping"],
-        )
+        before, behind = self._encoder.special_ids
+        ids, words, offsets = encoding["input_ids"], encoding.word_ids(), encoding["offset_mapping"]
+        no_word = [None] * len(before), [None] * len(behind)
+        no_span = [(0, 0)] * len(before), [(0, 0)] * len(behind)
+        found = []
+        for start, end in self._encoder.window_spans(len(ids))[0]:
+            special = torch.ones(len(before) + end - start + len(behind), dtype=torch.bool)
+            special[len(before) : len(before) + end - start] = False
+            found.append(
+                _EncodedText(
+                    torch.tensor([[*before, *ids[start:end], *behind]]),
+                    special,
+                    [*no_word[0], *words[start:end], *no_word[1]],
+                    [*no_span[0], *offsets[start:end], *no_span[1]],
+                )
+            )
+        return found
 
     def _label_index(self, label: str | None, prediction: Prediction) -> int:
         labels = self.card.labels or ("value",)  # of a regression
@@ -198,11 +218,12 @@ class Attributor:
 
 
 def _sum_by_word(
-    tokens: _EncodedText, weights: Sequence[float], mapping: OffsetMapping
+    weighed: Sequence[tuple[_EncodedText, Sequence[float]]], mapping: OffsetMapping
 ) -> tuple[Attribution, ...]:
-    """Add up token weights by word, at the spans of the original text."""
+    """Add up the weights of the tokens of windows by word, at the spans of the original text."""
     by_word: dict[int, Attribution] = {}
-    for word, (start, end), weight in zip(tokens.words, tokens.spans, weights, strict=True):
+    rows = (zip(each.words, each.spans, weights, strict=True) for each, weights in weighed)
+    for word, (start, end), weight in chain.from_iterable(rows):
         if word is None:
             continue
         start = min(start, len(mapping.text) - 1)  # a token may be of no width, even at the end

@@ -23,6 +23,7 @@ from serving.inference.batcher import (
 )
 from serving.inference.model_cache import ModelCache, ModelKey
 from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics
+from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import EncodingError
 
 # Texts of fewer characters are encoded in the event loop: a hop to a thread costs more.
@@ -61,14 +62,18 @@ class Executor:
                 f"{key[0]}:{key[1]} is a model for {engine.card.task}; this call is for "
                 f"{' or '.join(sorted(tasks))}",
             )
-        rows = await self._encode_with(engine, texts, truncate)
+        samples, truncated = await self._encode_with(engine, texts, truncate)
+        rows, deadline = split_rows(samples), request_deadline.get()
         try:
-            values, waited = await self.batcher.submit(engine, rows, request_deadline.get())
+            values, waited = await self.batcher.submit(engine, rows, deadline)
         except (Overloaded, DeadlineExceeded, BatcherClosed, BatchFailed) as error:
             raise self._to_http_error(key, error) from error
         self._healthy[key] = True
         self._record_answer(key, len(texts), time.perf_counter() - started, waited)
-        return InferenceResult(self._get_info(key), values, rows)
+        if samples.windows is not None:
+            values = engine.pool_windows(values, samples)
+            rows = [samples[text] for text in range(len(samples))]
+        return InferenceResult(self._get_info(key), values, rows, truncated)
 
     async def preload(self, key: ModelKey) -> None:
         """Load a version and run its slow first batch, whatever waits.
@@ -87,8 +92,10 @@ class Executor:
         except (BerthaError, OSError) as error:
             raise HTTPError("unready", f"{key[0]}:{key[1]} cannot be loaded: {error}") from error
 
-    async def encode_texts(self, key: ModelKey, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encode texts for a version. Raises HTTPError."""
+    async def encode_texts(
+        self, key: ModelKey, texts: Sequence[str]
+    ) -> tuple[RaggedArray, list[int]]:
+        """Encode texts for a version; return the places of those cut as well. Raises HTTPError."""
         return await self._encode_with(await self.get_engine(key), texts, truncate=True)
 
     async def count_tokens(self, key: ModelKey, texts: Sequence[str]) -> list[int]:
@@ -155,21 +162,22 @@ class Executor:
 
     async def _encode_with(
         self, engine: Engine, texts: Sequence[str], truncate: bool
-    ) -> list[np.ndarray]:
+    ) -> tuple[RaggedArray, list[int]]:
         try:
             if sum(map(len, texts)) < FEW_CHARACTERS:
-                samples, num_cut = engine.encode(texts)
+                samples, is_cut = engine.encode(texts)
             else:
-                samples, num_cut = await asyncio.to_thread(engine.encode, texts)
+                samples, is_cut = await asyncio.to_thread(engine.encode, texts)
         except EncodingError as error:
             raise HTTPError("unreadable", str(error)) from None
-        if num_cut and not truncate:
+        truncated: list[int] = np.flatnonzero(is_cut).tolist()
+        if truncated and not truncate:
             raise HTTPError(
                 "too-long",
-                f"{num_cut} of {len(texts)} texts longer than {engine.card.max_length} tokens; "
-                "shorten, or let them be cut",
+                f"{len(truncated)} of {len(texts)} texts longer than {engine.card.max_tokens} "
+                "tokens; shorten, or let them be cut",
             )
-        return split_rows(samples)
+        return samples, truncated
 
     def _to_http_error(
         self, key: ModelKey, error: Overloaded | DeadlineExceeded | BatcherClosed | BatchFailed

@@ -14,7 +14,7 @@ from typing import Any
 from cluster.errors import BerthaError
 from serving.engine.devices import CPU, open_device
 from serving.engine.engine import Engine
-from serving.http.messages import HTTPError
+from serving.http.messages import HTTPError, note_truncated
 from serving.inference.attribution import ExplainerPool
 from serving.inference.canary import CanaryRouter
 from serving.inference.executor import Executor
@@ -133,9 +133,11 @@ class ModelServer:
             names = ", ".join(info.labels)
             raise HTTPError("malformed", f"label {label[:60]!r}: this model has {names}")
         key = (info.name, info.version)
-        rows = await self.executor.encode_texts(key, texts)
+        samples, truncated = await self.executor.encode_texts(key, texts)
+        rows = [samples[text] for text in range(len(samples))]
         explanations = await self._explainers.explain(key, texts, label)
-        return InferenceResult(self._info_of(key), explanations, rows)
+        note_truncated(truncated)
+        return InferenceResult(self._info_of(key), explanations, rows, truncated)
 
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
         """As `Models.count_tokens`."""
@@ -185,10 +187,13 @@ class ModelServer:
     ) -> InferenceResult[Any]:
         """Answer texts by the version that `model` means now."""
         state, reference = self._resolve_reference(model)
+        route = self.canary_router.run_request
         try:
-            return await self.canary_router.run_request(state, reference, texts, tasks, truncate)
+            result = await route(state, reference, texts, tasks, truncate)
         except ModelNotFound as error:
             raise HTTPError("no-model", str(error)) from None
+        note_truncated(result.truncated)
+        return result
 
     def _resolve_reference(self, model: str | None) -> tuple[ModelState, ModelReference]:
         try:

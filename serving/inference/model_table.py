@@ -156,7 +156,7 @@ class ModelTable:
             version=version,
             task=card.task,
             labels=card.labels,
-            max_length=card.max_length,
+            max_length=card.max_tokens,
             engine=chosen.name,
             base_model=str(model.get("name", "")) if isinstance(model, dict) else "",
             metrics=dict(card.metrics),

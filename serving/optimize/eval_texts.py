@@ -4,6 +4,7 @@ Texts to calibrate with come from the training split, texts to judge by from the
 the training run drew them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from trainers.data.corpus import gather_corpus
 from trainers.data.files import DataError, open_text
 from trainers.data.masking import mask_tokens
 from trainers.data.ragged import RaggedArray, ragged_from_rows
-from trainers.data.splits import TRAIN, assign_splits, spread_indices, text_digest
+from trainers.data.splits import TRAIN, assign_splits, spread_indices, text_hash
 from trainers.data.tokenizer import Encoder, TextEncoder
 from trainers.models.card import ModelCard
 
@@ -27,7 +28,7 @@ MAX_MASKED = 64  # texts of a masked language model, whose logits are a vocabula
 SHARE = 0.75  # of the texts of a file, judged by; the rest calibrates
 
 # Texts to calibrate with, texts to judge by, the targets of these, and where they come from.
-TextSplit = tuple[list[str], list[str], np.ndarray | None, str]
+TextSplit = tuple[Sequence[str], list[str], np.ndarray | None, str]
 
 
 class TextsError(BerthaError):
@@ -57,7 +58,8 @@ def load_eval_rows(card: ModelCard, encoder: Encoder, texts: Path | None = None)
     )
     if not held_out or not calibration:
         raise TextsError(f"{origin}: too few texts to calibrate with and to judge by; give more")
-    calibration = [calibration[row] for row in spread_indices(len(calibration), MAX_CALIBRATION)]
+    kept = spread_indices(len(calibration), MAX_CALIBRATION)
+    calibration = [calibration[int(row)] for row in kept]
     kept = spread_indices(len(held_out), MAX_MASKED if card.task == "masked-lm" else MAX_HELD_OUT)
     held_out = [held_out[row] for row in kept]
     targets = None if targets is None else targets[kept]
@@ -82,20 +84,20 @@ def _texts_from_recipe(card: ModelCard, encoder: Encoder) -> TextSplit:
     except BerthaError as error:
         raise TextsError(f"{error}; {ways_out}") from None
     held_out = [*corpus.splits["validation"].texts, *corpus.splits["test"].texts]
-    targets = np.concatenate([corpus.targets["validation"], corpus.targets["test"]])
+    targets = np.concatenate([corpus.build_targets("validation"), corpus.build_targets("test")])
     if not held_out:
         raise TextsError(f"the recipe holds no rows out; {ways_out}")
     return corpus.splits["train"].texts, held_out, targets, f"{trained.data.source}, held out"
 
 
 def _texts_from_file(path: Path, encoder: Encoder) -> TextSplit:
-    """Read and clean the texts of a file, split by a digest of each text."""
+    """Read and clean the texts of a file, split by a hash of each text."""
     try:
         texts = _read_texts(path)
     except DataError as error:
         raise TextsError(str(error)) from None
     cleaned = list(dict.fromkeys(filter(None, map(encoder.clean, texts))))
-    sides = assign_splits([text_digest(text) for text in cleaned], SHARE, 0.0)
+    sides = assign_splits([text_hash(text) for text in cleaned], SHARE, 0.0)
     calibration = [text for text, side in zip(cleaned, sides, strict=True) if side == TRAIN]
     held_out = [text for text, side in zip(cleaned, sides, strict=True) if side != TRAIN]
     return calibration, held_out, None, str(path)

@@ -38,7 +38,8 @@ THRESHOLD = 0.995
 ROUNDS, SECONDS = 3, 0.5  # of each engine's turns at each length of text and number of tokens
 
 STUDENT_FILES = ("config.json", "model.safetensors")
-STUDENT_MATCHES = ("task", "labels", "cleaning", "max_length")  # fields of the teacher's card
+# Fields of the teacher's card.
+STUDENT_MATCHES = ("task", "labels", "cleaning", "max_length", "windows")
 STUDENT_TASKS = ("classification", "multi-label", "regression")
 
 

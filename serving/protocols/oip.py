@@ -19,6 +19,7 @@ from serving.http.messages import (
     Route,
     WireProtocol,
     bertha_version,
+    truncated_texts,
 )
 from serving.interface import ModelInfo, ModelManagement, Models, ModelStatistics
 from serving.protocols.json_bodies import (
@@ -64,6 +65,8 @@ async def infer(http: Request, models: Models) -> Response:
     if request.parameters.count_tokens:
         num_tokens = await models.count_tokens(f"{model.name}:{model.version}", texts)
         head["parameters"] = {"num_tokens": num_tokens, "max_tokens": model.max_length}
+    if truncated := truncated_texts.get():
+        head.setdefault("parameters", {})["truncated"] = truncated
     return infer_response(head, select_outputs(tensors, request, model))
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from trainers.config import recipe as recipes
 from trainers.models import card
 from trainers.runtime import fit
 from trainers.runtime.fit import Outcome
+from trainers.runtime.worker import WorkerError
 from trainers.tracking.run_directory import RunDirectory, RunError
 
 SETTINGS = [
@@ -302,6 +303,26 @@ def test_a_number_of_workers_that_no_layout_suits_is_refused_before_anything_sta
     recipe = recipes.load_recipe("csv", [*settings, "layout.pp=2"])
     with pytest.raises(LayoutError, match=r"from 3 to 4, but .*\(pp 2\) is possible with 4; set"):
         fit.fit(recipe, spec.load_cluster_spec(path), tmp_path / "run")
+
+
+@pytest.mark.ray
+def test_what_nobody_foresaw_in_a_worker_is_one_sentence_and_a_file(
+    place: Path,
+    settings: list[str],
+    tmp_path: Path,
+    ray_here: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(metrics: Mapping[str, float]) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    run, cluster = tmp_path / "run", spec.load_cluster_spec(cluster_file(place, 2))
+    recipe = recipes.load_recipe("csv", settings)
+    with pytest.raises(WorkerError, match=r"ZeroDivisionError: nobody foresaw this") as caught:
+        fit.fit(recipe, cluster.with_metadata(max_failures=0), run, report=fail)
+    assert "\n" not in str(caught.value) and str(run / "traceback.txt") in str(caught.value)
+    assert "raise ZeroDivisionError" in (run / "traceback.txt").read_text()
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.ray

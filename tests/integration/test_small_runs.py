@@ -1,5 +1,6 @@
 """Runs that are shorter than starting Ray train in the process that was asked for them."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from tests.support.results import without_place
 from trainers.__main__ import main
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
+from trainers.models import card
 from trainers.runtime import fit
-from trainers.tracking.run_directory import RunDirectory
+from trainers.runtime.worker import WorkerError
+from trainers.tracking.run_directory import RunDirectory, RunError
+from trainers.training.optimizer import learning_rate_at
 
 SETTINGS = [
     "batch.global_size=16",
@@ -93,13 +97,48 @@ def test_what_nobody_foresaw_says_how_to_go_on_and_the_run_goes_on(
     recipe = recipes.load_recipe("csv", settings)
     whole = fit.fit(recipe, here(place), tmp_path / "whole")
     run = tmp_path / "run"
-    with pytest.raises(Interruption) as raised:
+    with pytest.raises(WorkerError) as raised:
         fit.fit(recipe, here(place), run, report=interrupt)
-    assert raised.value.__notes__ == [f"{run}: what is saved is kept; go on with --resume"]
+    where = f"its traceback is in {run}/traceback.txt"
+    assert str(raised.value) == (
+        f"{run}: Interruption; {where}. What is saved is kept: go on with --resume"
+    )
+    assert isinstance(raised.value.__cause__, Interruption)
+    assert "in interrupt\n    raise Interruption" in (run / "traceback.txt").read_text()
     assert not (run / "result.json").exists()
     outcome = fit.fit(recipe, here(place), run, resume=True)
     assert without_place(outcome.result) == without_place(whole.result)
     assert losses(run) == losses(tmp_path / "whole")
+    assert not (run / "traceback.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_trains_longer(
+    place: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cluster = tmp_path / "run", here(place)
+    short = fit.fit(recipes.load_recipe("csv", settings), cluster, run).result
+    recipe = recipes.load_recipe("csv", [*settings, "stopping.epochs=4"])
+    capsys.readouterr()
+    longer = fit.fit(recipe, cluster, run, resume=True).result
+    assert "longer    stopping.epochs 2 -> 4: training goes on" in capsys.readouterr().out
+    assert longer["steps"] == 2 * short["steps"]
+    rows = list(RunDirectory(run).metric_rows("step"))
+    assert [row["step"] for row in rows] == list(range(1, longer["steps"] + 1))
+    half = short["steps"]
+    for row in rows[half:]:
+        expected = learning_rate_at(recipe, row["step"] - 1, longer["steps"])
+        assert row["learning_rate"] == pytest.approx(expected)
+    assert rows[half - 1]["learning_rate"] < rows[half]["learning_rate"]
+    assert RunDirectory(run).read_record()["longer"] == [
+        {"from_step": half, "settings": {"stopping.epochs": [2, 4]}}
+    ]
+    assert card.read_card(run / "bundle").recipe["stopping"]["epochs"] == 4
+    again = fit.fit(recipe, cluster, run, resume=True)
+    assert again.result == longer and len(losses(run)) == longer["steps"]
+    for words, said in [([], "epochs = 2, but the run has 4"), (["seed=1"], "differs in seed")]:
+        with pytest.raises(RunError, match=said):
+            fit.fit(recipes.load_recipe("csv", [*settings, *words]), cluster, run, resume=True)
 
 
 @pytest.mark.multiprocess
@@ -117,8 +156,11 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    (line,) = said.decode().splitlines()
-    assert line == f"interrupted: {run}: what is saved is kept; go on with --resume"
+    line, way_out = said.decode().splitlines()
+    assert line == f"interrupted: {run}: what is saved is kept; go on with"
+    again = shlex.split(way_out)
+    where, cluster = words[-4:-2], words[-2:]
+    assert again == ["python", "-m", "trainers", *words[:-4], *cluster, *where, "--resume"]
     assert RunDirectory(run).read_result() is None
 
 
@@ -131,7 +173,7 @@ def test_a_tracker_sees_one_run_through_an_interruption(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     recipe: Recipe = recipes.load_recipe("csv", [*settings, "tracking=[mlflow]"])
     run = tmp_path / "run"
-    with pytest.raises(Interruption):
+    with pytest.raises(WorkerError, match="Interruption"):
         fit.fit(recipe, here(place), run, report=interrupt)
     outcome = fit.fit(recipe, here(place), run, resume=True)
     client = MlflowClient(tracking_uri=server.as_uri())

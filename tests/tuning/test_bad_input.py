@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.searches import prepared_search, write_search
 from trainers.storage.directory import SyncedDirectory
 from tuning.__main__ import main
 from tuning.store.config import build_search_config, load_search_config
@@ -120,3 +121,12 @@ def test_a_search_that_another_process_holds_keeps_its_plan(
         assert main(command) == 2
     assert f"process {os.getpid()}" in capsys.readouterr().err
     assert load_search_config(run.path, run.address).cluster == cluster
+
+
+def test_fewer_trials_than_a_search_has_are_refused_before_any_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_search(tmp_path, prepared_search(), max_evals=3)
+    assert main(["resume", str(tmp_path), "--trials", "3"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --trials 3: the search has 12; a search can only grow: give 12")

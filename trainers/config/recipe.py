@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from cluster.costmodel.layout import Layout
 from cluster.settings import Settings, SettingsError, apply_override, read_yaml, validate_settings
+from cluster.yaml_schema import dump_yaml
 from trainers.config import trainer_names
 from trainers.config.sections import (
     BatchConfig,
@@ -30,6 +30,7 @@ from trainers.config.sections import (
     ScheduleConfig,
     StoppingConfig,
 )
+from trainers.config.windows import SPECIAL_TOKENS
 
 AUTO = "auto"
 Number = TypeVar("Number", int, float)
@@ -40,9 +41,15 @@ SEARCH_KEY = "tune"  # the key of the ranges to search, which `tuning` reads
 Task = Literal["classification", "multi-label", "regression", "masked-lm"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 METRICS: dict[Task, tuple[str, ...]] = {
-    "classification": ("f1", "accuracy", "precision", "recall", "loss"),
-    "multi-label": ("f1", "accuracy", "precision", "recall", "loss"),
-    "regression": ("loss", "mae", "r2"),
+    "classification": (
+        *("f1", "accuracy", "precision", "recall", "loss", "f1_micro", "f1_weighted"),
+        *("mcc", "kappa", "auroc", "average_precision"),
+    ),
+    "multi-label": (
+        *("f1", "accuracy", "precision", "recall", "loss", "f1_micro", "f1_weighted"),
+        *("auroc", "average_precision"),
+    ),
+    "regression": ("loss", "mae", "r2", "pearson", "spearman"),
     "masked-lm": ("loss", "accuracy", "perplexity"),
 }
 
@@ -127,12 +134,42 @@ class Recipe(Settings):
                 f"distillation.teacher = {self.distillation.teacher!r}: task masked-lm has no "
                 "teacher; remove distillation, or set the teacher's task"
             )
+        self._check_windows()
+        if self.evaluation.label_errors and (
+            self.task not in ("classification", "multi-label")
+            or self.model.name in ("random", "linear")
+        ):
+            raise ValueError(
+                "evaluation.label_errors reads the features of a named model for labels, but task "
+                f"is {self.task} and model.name {self.model.name}; remove evaluation.label_errors"
+            )
         if not self.data.validation and self.stopping.patience is not None:
             raise ValueError(
                 "stopping.patience waits for evaluations, but data.validation is 0; "
                 "hold rows out, or remove patience"
             )
         return self
+
+    def _check_windows(self) -> None:
+        """Raise ValueError where `data.windows` cannot be, or leaves tokens of a text unread."""
+        windows, length = self.data.windows, self.batch.max_length
+        if windows is None:
+            return
+        if self.task == "masked-lm":
+            raise ValueError(
+                "data.windows reads long texts in windows, but task masked-lm packs every text "
+                "whole and cuts none; set data.windows: null"
+            )
+        if self.model.name == "linear":
+            raise ValueError(
+                "data.windows reads long texts in windows, but model.name is linear, which reads "
+                "numbers; set data.windows: null"
+            )
+        if windows.step(length) > length - SPECIAL_TOKENS:
+            raise ValueError(
+                f"data.windows.stride = {windows.stride} leaves tokens between windows of "
+                f"batch.max_length = {length} unread; set it to {length - SPECIAL_TOKENS} or less"
+            )
 
     @property
     def metric(self) -> str:
@@ -175,7 +212,7 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """Dump the recipe with every default written out; `load_recipe` reads it back equal."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def lower_is_better(metric: str) -> bool:

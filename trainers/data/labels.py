@@ -7,8 +7,8 @@ cell, or numbers to predict.
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
 from trainers.data.readers import SkipCounter
-from trainers.data.sources import RawRows, is_missing
+from trainers.data.sources import is_missing
 
 # The classes of a row (one for classification, none for masked-lm), or the number to predict.
 Label = tuple[str, ...] | float
@@ -29,31 +29,115 @@ _MIN_ROWS = 10  # fewer say nothing of what a column holds
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def parse_labels(
-    rows: RawRows, task: Task, data: DataConfig, skips: SkipCounter
-) -> list[Label | None]:
-    """Parse the label of each row; None, and counted in `skips`, where it cannot be used.
+@dataclass(frozen=True)
+class LabelColumn:
+    """The cells of a label column, each distinct one once, in the order of their first rows.
 
-    A column of whole numbers written as floats (1.0) is read as whole numbers. Where data.labels or
-    the source names the classes and the column holds indices from 0, these become names. Masked-lm
-    has no labels: each is ().
+    values: raw cells: str, int, float, bool, list or None. counts: `[d]` int64, the rows that hold
+    each. numbers: `[d]` int64, of the first such row. names: of a column of class indices, if the
+    source names them.
     """
-    if task == "masked-lm":
-        return [()] * len(rows.labels)
+
+    values: list[Any]
+    counts: np.ndarray
+    numbers: np.ndarray
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_cells(
+        cls, cells: Sequence[Any], numbers: Sequence[int], names: tuple[str, ...] = ()
+    ) -> tuple["LabelColumn", np.ndarray]:
+        """Collect the distinct ones of `cells`; return also which of them each is, `[n]` int32."""
+        interner = CellInterner()
+        codes = np.array([interner.intern_cell(cell) for cell in cells], dtype=np.int32)
+        return interner.build_column(codes, np.array(numbers, dtype=np.int64), names)
+
+
+class CellInterner:
+    """Numbers distinct label cells from 0, in the order in which they are met."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._codes: dict[Any, int] = {}
+
+    def intern_cell(self, cell: Any) -> int:
+        """Return the number of a cell; 1, 1.0, True and "1" are four."""
+        key = cell if isinstance(cell, str) else (type(cell).__name__, repr(cell))
+        code = self._codes.setdefault(key, len(self.values))
+        if code == len(self.values):
+            self.values.append(cell)
+        return code
+
+    def build_column(
+        self, codes: np.ndarray, numbers: np.ndarray, names: tuple[str, ...] = ()
+    ) -> tuple[LabelColumn, np.ndarray]:
+        """Return the column of the rows that hold the cells `codes` `[n]`, and their new codes.
+
+        numbers: `[n]` of those rows. Cells that no row holds are left out.
+        """
+        counts = np.bincount(codes, minlength=len(self.values))
+        first = np.zeros(len(counts), dtype=np.int64)
+        first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several rows the first stays
+        present = np.flatnonzero(counts)
+        present = present[np.argsort(first[present])]
+        places = np.zeros(len(counts), dtype=np.int32)
+        places[present] = np.arange(len(present), dtype=np.int32)
+        values = [self.values[code] for code in present.tolist()]
+        column = LabelColumn(values, counts[present], numbers[first[present]], names)
+        return column, places[codes]
+
+
+def parse_labels(
+    column: LabelColumn, task: Task, data: DataConfig, skips: SkipCounter
+) -> tuple[list[Label | None], tuple[str, ...]]:
+    """Parse each cell of a column; None, and its rows counted in `skips`, where it has no use.
+
+    Returns notes for the data report as well. A column of whole numbers written as floats (1.0) is
+    read as whole numbers. Where data.labels or the source names the classes and the column holds
+    indices from 0, these become names. Not for masked-lm, which has no labels.
+    """
     labels: list[Label | None] = []
-    for value, number in zip(rows.labels, rows.numbers, strict=True):
+    for value, count, number in zip(column.values, column.counts, column.numbers, strict=True):
         label, reason = _READERS[task](value, data.label_separator)
         if label is None:
-            skips.count_skipped(reason, number)
+            skips.count_skipped(reason, int(number), int(count))
         labels.append(label)
-    return labels if task == "regression" else _resolve_names(labels, rows, data, skips)
+    return labels if task == "regression" else _resolve_names(labels, column, data, skips), ()
 
 
-def check_label_column(labels: Sequence[Label], task: Task, data: DataConfig, source: str) -> None:
+def parse_cells(
+    cells: Sequence[Any], numbers: Sequence[int], task: Task, data: DataConfig, skips: SkipCounter
+) -> list[Label | None]:
+    """Parse all cells of a label column that is in memory; numbers: `[n]` of their rows."""
+    if task == "masked-lm":
+        return [()] * len(cells)
+    if task == "regression":
+        found: list[Label | None] = []
+        for cell, number in zip(cells, numbers, strict=True):
+            value, reason = parse_number(cell, data)
+            if value is None:
+                skips.count_skipped(reason, number)
+            found.append(value)
+        return found
+    column, codes = LabelColumn.from_cells(cells, numbers)
+    labels, _ = parse_labels(column, task, data, skips)
+    return [labels[code] for code in codes]
+
+
+def parse_number(cell: Any, data: DataConfig) -> tuple[float | None, str]:
+    """Parse one cell of a regression's label column; None, and the reason, for one without use."""
+    number, reason = _parse_number(cell, data.label_separator)
+    return number if isinstance(number, float) else None, reason
+
+
+def check_label_column(
+    labels: Sequence[Label], counts: np.ndarray, task: Task, data: DataConfig, source: str
+) -> None:
     """Raise DataError where the labels of a source are hardly classes but numbers, ids or texts.
 
-    That is where nearly each row has another value, or where they are many decimal fractions.
-    data.labels, which names the classes, vouches for them.
+    labels: the distinct ones; counts: `[d]` the rows of each. It is an error where nearly each row
+    has another value, or where they are many decimal fractions. data.labels, which names the
+    classes, vouches for them.
     """
     texts = (data.text,) if isinstance(data.text, str) else data.text
     if task != "masked-lm" and data.label in texts:
@@ -63,7 +147,7 @@ def check_label_column(labels: Sequence[Label], task: Task, data: DataConfig, so
         )
     if task in ("regression", "masked-lm") or data.labels is not None:
         return
-    distinct, rows = set(_flatten(labels)), len(labels)
+    distinct, rows = set(_flatten(labels)), int(counts.sum())
     are_numbers = all(map(_NUMBER.fullmatch, distinct))
     are_fractions = are_numbers and len(distinct) > _MAX_SHOWN and any("." in d for d in distinct)
     nearly = len(distinct) == rows or (rows >= 2 * _MIN_ROWS and len(distinct) > 0.8 * rows)
@@ -78,15 +162,24 @@ def check_label_column(labels: Sequence[Label], task: Task, data: DataConfig, so
 
 
 def class_names(
-    labels: Sequence[Label], task: Task, given: tuple[str, ...] | None
+    labels: Iterable[Label], task: Task, given: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """Return the class names in order: `given`, or those of the training rows.
+    """Return the class names in order: `given`, or those of all rows.
 
-    labels: of the training rows. () for regression and masked-lm. Raises DataError where there are
-    not two classes to distinguish.
+    labels: the distinct ones. () for regression and masked-lm.
     """
     if task in ("regression", "masked-lm"):
         return ()
+    if given is not None:
+        return given
+    present = set(_flatten(labels))
+    return tuple(sorted(present, key=int if all(map(_WHOLE.fullmatch, present)) else None))
+
+
+def check_training_labels(labels: Iterable[Label], task: Task) -> None:
+    """Raise DataError where the distinct `labels` of the training rows leave nothing to learn."""
+    if task in ("regression", "masked-lm"):
+        return
     present = set(_flatten(labels))
     if task == "classification" and len(present) < 2:
         raise DataError(
@@ -95,9 +188,6 @@ def class_names(
         )
     if not present:
         raise DataError("no training row has a label; is data.label the right column?")
-    if given is not None:
-        return given
-    return tuple(sorted(present, key=int if all(map(_WHOLE.fullmatch, present)) else None))
 
 
 def build_targets(
@@ -125,22 +215,26 @@ def build_targets(
     return hot
 
 
-def count_labels(labels: Sequence[Label], names: tuple[str, ...]) -> dict[str, int]:
-    """Count the rows of each label, in the order of `names`."""
-    counts = Counter(_flatten(labels))
-    return {name: counts[name] for name in names}
+def count_labels(
+    labels: Sequence[Label], counts: np.ndarray, names: tuple[str, ...]
+) -> dict[str, int]:
+    """Count the rows of each label, in the order of `names`; counts: `[d]` rows of `labels`."""
+    found = dict.fromkeys(names, 0)
+    for label, count in zip(labels, counts.tolist(), strict=True):
+        for name in _flatten([label]) if count else ():
+            found[name] += count
+    return found
 
 
 def _unknown_label_error(name: str, place: str, names: tuple[str, ...]) -> DataError:
     known = ", ".join(map(repr, names[:_MAX_SHOWN])) + (", ..." if len(names) > _MAX_SHOWN else "")
     return DataError(
         f"{place}: label {name[:60]!r} is not one of {known}. The classes are data.labels, "
-        "by default those of the training rows: add rows of it, fix the row, or name every class "
-        "in data.labels"
+        "by default those of all rows: fix the row, or name every class in data.labels"
     )
 
 
-def _flatten(labels: Sequence[Label | None]) -> list[str]:
+def _flatten(labels: Iterable[Label | None]) -> list[str]:
     return [name for label in labels if isinstance(label, tuple) for name in label]
 
 
@@ -187,23 +281,23 @@ _READERS = {
 
 
 def _resolve_names(
-    labels: list[Label | None], rows: RawRows, data: DataConfig, skips: SkipCounter
+    labels: list[Label | None], column: LabelColumn, data: DataConfig, skips: SkipCounter
 ) -> list[Label | None]:
     """Write whole numbers without decimals, and replace indices by their class names."""
     present = set(_flatten(labels))
     whole = {name: match[1] for name in present if (match := _WHOLE.fullmatch(name))}
     if len(whole) < len(present):
         whole = {name: name for name in present}
-    names = _index_names(set(whole.values()), rows.label_names, data.labels)
+    names = _index_names(set(whole.values()), column.names, data.labels)
     final = {name: names.get(number, number) for name, number in whole.items()}
-    for row, label in enumerate(labels):
+    for place, label in enumerate(labels):
         if not isinstance(label, tuple):
             continue
-        if rows.label_names and "-1" in label:  # how hubs mark a label that is withheld
-            skips.count_skipped("no label", rows.numbers[row])
-            labels[row] = None
+        if column.names and "-1" in label:  # how hubs mark a label that is withheld
+            skips.count_skipped("no label", int(column.numbers[place]), int(column.counts[place]))
+            labels[place] = None
         else:
-            labels[row] = tuple(final[name] for name in label)
+            labels[place] = tuple(final[name] for name in label)
     return labels
 
 

@@ -29,14 +29,20 @@ class MicroBatch:
     weight: float
 
 
-def sample_costs(lengths: np.ndarray, hidden_size: int) -> np.ndarray:
+def sample_costs(
+    lengths: np.ndarray, hidden_size: int, max_length: int | None = None
+) -> np.ndarray:
     """Return the cost [n] of samples of `lengths` [n], in units of one token's linear layers.
 
     Attention adds length / (6 hidden_size) a token, from 24 s h^2 + 4 s^2 h FLOPs a layer
     (Narayanan et al. 2021, arXiv 2104.04473, appendix). hidden_size: 0 where there is none.
+    max_length: of a sequence, where a sample may be several windows of a text.
     """
     tokens = lengths.astype(np.float64)
-    return tokens * (1 + tokens / (6 * hidden_size)) if hidden_size else tokens
+    if not hidden_size:
+        return tokens
+    attended = tokens if max_length is None else np.minimum(tokens, max_length)
+    return tokens * (1 + attended / (6 * hidden_size))
 
 
 def steps_per_epoch(num_samples: int, global_size: int) -> int:
@@ -85,17 +91,18 @@ def cut_batch(
     token_budget: int,
     hidden_size: int = 0,
     constraints: CutConstraints = CutConstraints(),
+    max_length: int | None = None,
 ) -> list[list[MicroBatch]]:
     """Cut a global batch into a list of micro-batches for each of `num_ranks`, the largest last.
 
     rows: [n] the samples; lengths: [n] their token counts. Tokens of a micro-batch stay within
-    `token_budget`, or the longest sample where that exceeds it. hidden_size: of `sample_costs`. A
-    rank with too few samples gets micro-batches of weight 0, so that every rank takes part in the
-    collectives of the step.
+    `token_budget`, or the longest sample where that exceeds it. hidden_size, max_length: of
+    `sample_costs`. A rank with too few samples gets micro-batches of weight 0, so that every rank
+    takes part in the collectives of the step.
     """
     longest_first = np.argsort(-lengths, kind="stable")
     rows, lengths = rows[longest_first], lengths[longest_first]
-    shares = deal(sample_costs(lengths, hidden_size), num_ranks)
+    shares = deal(sample_costs(lengths, hidden_size, max_length), num_ranks)
     counts = [
         max(constraints.min_count, _fewest_parts(lengths[share], token_budget)) for share in shares
     ]

@@ -1,6 +1,7 @@
 """Prepare a recipe's data: read, clean, split, label, encode (for masked-lm: and pack), cache.
 
-The first process on a machine does the work; the others, and later runs, map the cached files.
+The first process on a machine does the work; the others, and later runs, map the cached files. The
+source is read once and encoded a block of rows at a time, so memory is a few numbers a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,26 +13,31 @@ import numpy as np
 from cluster.spec import ClusterMetadata
 from trainers.config.recipe import Recipe
 from trainers.data import packing
-from trainers.data.corpus import PARTS, corpus_identity, gather_corpus
+from trainers.data.corpus import PARTS, Corpus, corpus_identity, gather_corpus
 from trainers.data.dataset_cache import (
-    DatasetSplit,
     PreparedDataset,
+    SplitWriter,
     load_dataset,
-    write_dataset,
+    load_split,
+    open_split,
+    write_index,
 )
 from trainers.data.files import DataError
-from trainers.data.ragged import RaggedArray
+from trainers.data.packing import DocumentPacker
+from trainers.data.ragged import RaggedArray, concat_ragged
 from trainers.data.report import DataReport
-from trainers.data.splits import spread_indices
+from trainers.data.rows.spilled_texts import iter_blocks
+from trainers.data.splits import SplitName, spread_indices
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder, load_encoder
 from trainers.data.wordpiece import resolve_tokenizer
 from trainers.storage.atomic import json_sha256
 from trainers.storage.cache import build_once
 
-FORMAT = 1  # of a cache entry; bump to invalidate existing entries
+FORMAT = 2  # of a cache entry; bump to invalidate existing entries
 ESTIMATE_TEXTS = 1000  # training texts encoded for an estimate
 
-Progress = Callable[[int, int], None]  # texts encoded, of how many
+# Called with the texts encoded so far, and of how many; while the source is read, with rows and 0.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def load_or_build_dataset(
     """
 
     def build(directory: Path) -> None:
-        write_dataset(directory, _build_dataset(recipe, encoder, key, progress))
+        _build_dataset(recipe, encoder, key, directory, progress)
 
     try:
         return build_once(cache / key, build, load_dataset)
@@ -90,10 +96,10 @@ def estimate_dataset(recipe: Recipe, cache: Path) -> DatasetEstimate:
     if data is not None:
         lengths = data.train.samples.lengths
         return DatasetEstimate(data.report, data.labels, len(data.train), lengths)
-    corpus = gather_corpus(recipe, encoder.clean)
+    corpus = gather_corpus(recipe, encoder.clean, cache if cache.is_dir() else None)
     texts = corpus.splits["train"].texts
-    sampled = [texts[row] for row in spread_indices(len(texts), ESTIMATE_TEXTS)]
-    samples, truncated = _encode_texts(recipe, encoder, sampled)
+    sampled = [texts[int(row)] for row in spread_indices(len(texts), ESTIMATE_TEXTS)]
+    samples, truncated = _encode_sample(recipe, encoder, sampled)
     report = DataReport.from_corpus(corpus, samples, truncated, len(sampled))
     num_train = round(len(samples) * len(texts) / len(sampled))
     return DatasetEstimate(report, corpus.names, num_train, samples.lengths)
@@ -106,9 +112,8 @@ def load_recipe_encoder(recipe: Recipe, cache: Path | None = None) -> Encoder:
     """
     cache = Path(ClusterMetadata().cache).expanduser() if cache is None else cache
     model = resolve_tokenizer(recipe, cache).model
-    return load_encoder(
-        model.tokenizer or model.name, recipe.data.cleaning, recipe.batch.max_length
-    )
+    data, length = recipe.data, recipe.batch.max_length
+    return load_encoder(model.tokenizer or model.name, data.cleaning, length, data.windows)
 
 
 def dataset_fingerprint(recipe: Recipe, encoder: Encoder) -> str:
@@ -125,44 +130,92 @@ def offset_progress(done: int, total: int, progress: Progress | None) -> Callabl
 
 
 def _build_dataset(
-    recipe: Recipe, encoder: Encoder, key: str, progress: Progress | None
-) -> PreparedDataset:
-    corpus = gather_corpus(recipe, encoder.clean)
+    recipe: Recipe, encoder: Encoder, key: str, directory: Path, progress: Progress | None
+) -> None:
+    """Write the data set of `recipe` into an empty directory, with temporary files beside it."""
+    on_rows = offset_progress(0, 0, progress)
+    corpus = gather_corpus(recipe, encoder.clean, directory.parent, on_rows)
     if dataset_fingerprint(recipe, encoder) != key:
         raise DataError(f"{recipe.data.source}: changed while it was read; start again")
-    texts = {part: corpus.splits[part].texts for part in PARTS}
-    total, done = sum(map(len, texts.values())), 0
-    packed = recipe.task == "masked-lm"
-    splits, truncated = {}, {}
+    total, done = sum(len(split.texts) for split in corpus.splits.values()), 0
+    truncated = {}
     for part in PARTS:
         on_progress = offset_progress(done, total, progress)
-        samples, truncated[part] = _encode_texts(recipe, encoder, texts[part], on_progress)
-        targets = np.zeros(len(samples), dtype=np.int64) if packed else corpus.targets[part]
-        splits[part] = DatasetSplit(samples, targets)
-        done += len(texts[part])
+        with open_split(directory, part) as writer:
+            truncated[part] = _encode_split(recipe, encoder, corpus, part, writer, on_progress)
+        done += len(corpus.splits[part].texts)
+    splits = {part: load_split(directory, part) for part in PARTS}
     _check_widths([split.samples for split in splits.values()])
-    train, validation, test = (splits[part] for part in PARTS)
-    report = DataReport.from_corpus(corpus, train.samples, truncated["train"], len(texts["train"]))
-    if packed:
+    num_texts = len(corpus.splits["train"].texts)
+    report = DataReport.from_corpus(corpus, splits["train"].samples, truncated["train"], num_texts)
+    if recipe.task == "masked-lm":
         report = replace(report, sequences={part: len(splits[part]) for part in PARTS})
-    return PreparedDataset(train, validation, test, corpus.names, report, fingerprint=key)
+    write_index(directory, corpus.names, report, key)
 
 
-def _encode_texts(
+def _encode_split(
     recipe: Recipe,
     encoder: Encoder,
-    texts: Sequence[str],
-    on_progress: Callable[[int], None] = lambda done: None,
+    corpus: Corpus,
+    part: SplitName,
+    writer: SplitWriter,
+    on_progress: Callable[[int], None],
+) -> int:
+    """Encode the rows of a split and write them, block by block; return how many were cut."""
+    texts, num_cut = corpus.splits[part].texts, 0
+    packer = _open_packer(encoder) if recipe.task == "masked-lm" else None
+    num_samples = 0
+    for rows in iter_blocks(texts):
+        if packer is None:
+            samples, cut = encoder.encode(texts[rows])
+            num_cut += int(cut.sum())
+            targets = corpus.build_targets(part, rows)
+            # Of 1,000 labels a million rows take 1 GB of disk so, and not 4.
+            writer.append(samples, targets.astype(np.uint8) if targets.ndim == 2 else targets)
+        else:
+            num_samples += _write_sequences(
+                writer, packer.add(_tokenize_uncut(encoder, texts[rows]))
+            )
+        on_progress(rows.stop)
+    if packer is not None:
+        num_samples += _write_sequences(writer, packer.finish())
+        _check_tokens(recipe, len(texts), num_samples)
+    return num_cut
+
+
+def _write_sequences(writer: SplitWriter, sequences: RaggedArray) -> int:
+    writer.append(sequences, np.zeros(len(sequences), dtype=np.int64))
+    return len(sequences)
+
+
+def _encode_sample(
+    recipe: Recipe, encoder: Encoder, texts: Sequence[str]
 ) -> tuple[RaggedArray, int]:
     """Encode texts as the recipe's task needs them; return how many were cut as well."""
     if recipe.task != "masked-lm":
-        return encoder.encode(texts, on_progress)
+        samples, cut = encoder.encode(texts)
+        return samples, int(cut.sum())
+    packer = _open_packer(encoder)
+    full = packer.add(_tokenize_uncut(encoder, texts))
+    samples = concat_ragged([full, packer.finish()])
+    _check_tokens(recipe, len(texts), len(samples))
+    return samples, 0
+
+
+def _open_packer(encoder: Encoder) -> DocumentPacker:
     if not isinstance(encoder, TextEncoder):
         raise EncodingError("masked-lm reads words; name the tokenizer of a BERT")
-    samples = encoder.pack_documents(encoder.tokenize_uncut(texts, on_progress))
-    if texts and not len(samples):
+    return encoder.document_packer()
+
+
+def _tokenize_uncut(encoder: Encoder, texts: Sequence[str]) -> RaggedArray:
+    assert isinstance(encoder, TextEncoder)
+    return encoder.tokenize_uncut(texts)
+
+
+def _check_tokens(recipe: Recipe, num_texts: int, num_samples: int) -> None:
+    if num_texts and not num_samples:
         raise DataError(f"{recipe.data.source}: the tokenizer finds no token in any text")
-    return samples, 0
 
 
 def _check_widths(samples: Sequence[RaggedArray]) -> None:

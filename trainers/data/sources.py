@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -54,33 +54,75 @@ class RawRows:
     label_names: tuple[str, ...] = ()
 
 
+class RowStream:
+    """The rows of a source that can be used, once and in its order: (number, text, raw label).
+
+    number: where a row stands, counted in `unit`s from 1. skips: counts the others, as they are
+    met. label_names: as in `RawRows`.
+    """
+
+    def __init__(self, source: str, data: DataConfig, part: SplitName, labelled: bool) -> None:
+        columns = _wanted_columns(data, labelled)
+        self.unit = readers.row_unit(str(_package_path(source)) if _is_package(source) else source)
+        self.skips = SkipCounter(self.unit)
+        self._source, self._selection = source, _RowSelection(data, list(columns), labelled)
+        self._records, self.label_names = _iter_records(source, data, part, columns, self.skips)
+
+    def __iter__(self) -> Iterator[tuple[int, str, Any]]:
+        """Iterate over the rows. Raises DataError where there is none."""
+        is_empty = True
+        for number, values in self._records:
+            text, label, reason = self._selection.read_row(values)
+            if text is None:
+                self.skips.count_skipped(reason, number)
+            else:
+                is_empty = False
+                yield number, text, label
+        if is_empty:
+            self._selection.raise_empty(self._source, self.skips)
+
+
+def open_source(
+    source: str, data: DataConfig, part: SplitName = "train", labelled: bool = True
+) -> RowStream:
+    """Open `source` to read the rows that can be used, by the columns and the filter of `data`.
+
+    Rows without text are left out and counted, like those that the filter leaves out. A text is cut
+    at MAX_CHARACTERS. `part` chooses the split of a hub data set. Not `labelled`: no label column
+    is read, and every label is None. Raises DataError.
+    """
+    return RowStream(source, data, part, labelled)
+
+
 def read_source(
     source: str, data: DataConfig, part: SplitName = "train", labelled: bool = True
 ) -> RawRows:
-    """Read the rows of `source` that can be used, by the columns and the filter of `data`.
+    """Read all rows of `open_source` into memory.
 
-    Rows without text are left out and counted, like those that the filter or data.max_rows leaves
-    out. max_rows limits the training source only and takes rows evenly: one, drawn with a fixed
-    generator, from each of max_rows equal stretches. A text is cut at MAX_CHARACTERS. `part`
-    chooses the split of a hub data set. Not `labelled`: no label column is read, and every label is
-    None. Raises DataError.
+    data.max_rows limits the training source only and takes rows evenly: one, drawn with a fixed
+    generator, from each of max_rows equal stretches. Raises DataError.
     """
-    columns = _wanted_columns(data, labelled)
-    skips = SkipCounter(
-        readers.row_unit(str(_package_path(source)) if _is_package(source) else source)
+    stream = open_source(source, data, part, labelled)
+    rows, skips = list(stream), stream.skips
+    if part == "train":
+        kept = thin_rows(np.array([number for number, _, _ in rows]), data.max_rows, skips)
+        rows = list(compress(rows, kept))
+    numbers, texts, labels = (list(each) for each in zip(*rows, strict=True))
+    num_read = len(rows) + sum(skip.rows for skip in skips.list_reasons())
+    return RawRows(
+        texts, labels, numbers, stream.unit, num_read, skips.list_reasons(), stream.label_names
     )
-    selection = _RowSelection(data, list(columns), labelled)
-    records, names = _iter_records(source, data, part, columns, skips)
-    for number, values in records:
-        reason = selection.take_row(number, values)
-        if reason:
-            skips.count_skipped(reason, number)
-    selection.check_not_empty(source, skips)
-    if part == "train" and data.max_rows is not None:
-        selection.thin_rows(data.max_rows, skips)
-    num_read = len(selection.numbers) + sum(skip.rows for skip in skips.list_reasons())
-    rows = (selection.texts, selection.labels, selection.numbers)
-    return RawRows(*rows, skips.unit, num_read, skips.list_reasons(), names)
+
+
+def thin_rows(numbers: np.ndarray, max_rows: int | None, skips: SkipCounter) -> np.ndarray:
+    """Return which rows, whose numbers are `[n]`, are the `max_rows` evenly spread, `[n]` bool."""
+    kept = np.ones(len(numbers), dtype=bool)
+    if max_rows is None or len(numbers) <= max_rows:
+        return kept
+    kept[:] = False
+    kept[spread_indices(len(kept), max_rows)] = True
+    skips.count_skipped("data.max_rows", int(numbers[kept.argmin()]), int((~kept).sum()))
+    return kept
 
 
 def source_fingerprint(source: str, data: DataConfig, part: SplitName = "train") -> str:
@@ -102,7 +144,7 @@ def source_fingerprint(source: str, data: DataConfig, part: SplitName = "train")
 
 
 class _RowSelection:
-    """Keeps rows of a source one by one."""
+    """Reads rows of a source one by one, by the columns and the filter of `data`."""
 
     def __init__(self, data: DataConfig, columns: list[str], labelled: bool) -> None:
         pieces = (data.text,) if isinstance(data.text, str) else data.text
@@ -110,30 +152,20 @@ class _RowSelection:
         self._label = columns.index(data.label) if labelled else None
         self._wanted = [(columns.index(name), value) for name, value in data.filter.items()]
         self._values: dict[str, Counter[str]] = {name: Counter() for name in data.filter}
-        self.texts: list[str] = []
-        self.labels: list[Any] = []
-        self.numbers: list[int] = []
 
-    def take_row(self, number: int, values: tuple[Any, ...]) -> str | None:
-        """Keep a row, or return the reason why not."""
+    def read_row(self, values: tuple[Any, ...]) -> tuple[str | None, Any, str]:
+        """Return the text and the label of a row, or None and the reason why it is left out."""
         for (column, wanted), counts in zip(self._wanted, self._values.values(), strict=True):
             value = "" if values[column] is None else str(values[column])
             if len(counts) < 1000:
                 counts[value[:40]] += 1
-            if value != wanted:
-                return "data.filter"
+            if value != wanted and not _is_same_truth(value, wanted):
+                return None, None, "data.filter"
         text, reason = join_text([values[column] for column in self._pieces])
-        if text is None:
-            return reason
-        self.texts.append(text)
-        self.labels.append(None if self._label is None else values[self._label])
-        self.numbers.append(number)
-        return None
+        return text, None if self._label is None else values[self._label], reason
 
-    def check_not_empty(self, source: str, skips: SkipCounter) -> None:
-        """Raise DataError where no row was kept."""
-        if self.texts:
-            return
+    def raise_empty(self, source: str, skips: SkipCounter) -> NoReturn:
+        """Raise the DataError of a source without a row that can be used."""
         reasons = [
             f"{skip.reason}: {skip.rows} (first: {skip.first})" for skip in skips.list_reasons()
         ]
@@ -147,17 +179,6 @@ class _RowSelection:
         why = "; ".join(reasons) if reasons else "it is empty, or has a header only"
         raise DataError(f"{source}: no row with a text; {why}")
 
-    def thin_rows(self, max_rows: int, skips: SkipCounter) -> None:
-        """Keep `max_rows` rows, evenly spread."""
-        if len(self.texts) <= max_rows:
-            return
-        kept = np.zeros(len(self.texts), dtype=bool)
-        kept[spread_indices(len(kept), max_rows)] = True
-        skips.count_skipped("data.max_rows", self.numbers[int(kept.argmin())], int((~kept).sum()))
-        self.texts = list(compress(self.texts, kept))
-        self.labels = list(compress(self.labels, kept))
-        self.numbers = list(compress(self.numbers, kept))
-
 
 def join_text(cells: Sequence[Any]) -> tuple[str | None, str]:
     """Join the text columns of a row by line breaks; else None, and the reason why not."""
@@ -167,6 +188,11 @@ def join_text(cells: Sequence[Any]) -> tuple[str | None, str]:
     if any(isinstance(piece, (list, dict, bytes)) for piece in pieces):
         return None, "text is not a string"
     return "\n".join(map(str, pieces))[:MAX_CHARACTERS], ""
+
+
+def _is_same_truth(value: str, wanted: str) -> bool:
+    """Return whether two texts are the same of true and false, which are written in any case."""
+    return wanted.lower() in ("true", "false") and value.lower() == wanted.lower()
 
 
 def is_missing(value: object) -> bool:
@@ -179,7 +205,8 @@ def _wanted_columns(data: DataConfig, labelled: bool) -> dict[str, str]:
     texts = (data.text,) if isinstance(data.text, str) else data.text
     filters = {name: f"data.filter.{name}" for name in data.filter}
     label = {data.label: "data.label"} if labelled else {}
-    return filters | dict.fromkeys(texts, "data.text") | label
+    slices = dict.fromkeys(data.slices, "data.slices")  # of which only the names are checked here
+    return slices | filters | dict.fromkeys(texts, "data.text") | label
 
 
 def _iter_records(
@@ -196,6 +223,24 @@ def _iter_records(
     if _is_file(source):
         return readers.read_rows(source, columns, skips), ()
     return hub.read_hub_rows(source, data.subset, part, columns)
+
+
+def read_slices(
+    source: str, data: DataConfig, part: SplitName, numbers: Iterable[int]
+) -> dict[int, tuple[str, ...]]:
+    """Read the columns of data.slices: of the rows with these numbers the texts of their cells.
+
+    What is missing is "". Raises DataError.
+    """
+    wanted = set(numbers)
+    columns = dict.fromkeys(data.slices, "data.slices")
+    unit = readers.row_unit(str(_package_path(source)) if _is_package(source) else source)
+    records, _ = _iter_records(source, data, part, columns, SkipCounter(unit))
+    return {
+        number: tuple("" if is_missing(cell) else str(cell).strip() for cell in cells)
+        for number, cells in records
+        if number in wanted
+    }
 
 
 def _pick_columns(

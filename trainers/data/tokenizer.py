@@ -6,86 +6,63 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from cluster.errors import BerthaError
+from trainers.config.windows import WindowsConfig
 from trainers.data.cleaning import CLEANINGS, MAX_CHARACTERS
+from trainers.data.encoders.encoder import EncodedTexts, OnProgress, ignore_progress
+from trainers.data.encoders.encoder import Encoder as Encoder
+from trainers.data.encoders.encoder import EncodingError as EncodingError
+from trainers.data.encoders.numbers import NumberEncoder
 from trainers.data.masking import MaskingVocabulary
 from trainers.data.packages import resolve_model
-from trainers.data.packing import pack_documents
+from trainers.data.packing import DocumentPacker
 from trainers.data.ragged import RaggedArray, concat_ragged, ragged_from_rows
 from trainers.storage.atomic import json_sha256
-from trainers.untrusted.tokenizer_files import check_tokenizer_files
+from trainers.untrusted.tokenizer_files import TABLES, check_tokenizer_files
 
 CHUNK_SIZE = 1000  # texts tokenized at a time
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
 # Characters read per token; text has four to six, so what is left out lies far beyond max_length,
 # and a single line of 50 MB costs no more than a page.
 CHARACTERS_PER_TOKEN, MARGIN = 20, 1000
 
 
-class EncodingError(BerthaError):
-    """A text that cannot be encoded, or no encoder; the text says which and the way out."""
-
-
-OnProgress = Callable[[int], None]  # called with the number of texts encoded so far
-
-
-def _ignore_progress(done: int) -> None:
-    """Report nothing."""
-
-
-class Encoder(Protocol):
-    """From raw texts to token ids."""
-
-    @property
-    def pad_id(self) -> int:
-        """The id of padding."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all that decides what comes out."""
-
-    def clean(self, text: str) -> str:
-        """Clean a raw text as `encode` expects it."""
-
-    def encode(
-        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
-    ) -> tuple[RaggedArray, int]:
-        """Encode cleaned texts; return how many of them were cut at max_length as well.
-
-        Raises EncodingError that names the text where one cannot be encoded.
-        """
-
-    def save(self, directory: Path) -> None:
-        """Write what `load_encoder(str(directory), ...)` needs to make this encoder again."""
-
-
-def load_encoder(source: str, cleaning: str, max_length: int) -> Encoder:
+def load_encoder(
+    source: str, cleaning: str, max_length: int, windows: WindowsConfig | None = None
+) -> Encoder:
     """Load the encoder of a directory, a hub name, `package:NAME`, or `linear`.
 
-    Raises EncodingError where there is none, and UntrustedFileError for one of a directory that
-    could cost too much or run code.
+    windows: over texts that are longer than max_length; None: they are cut. Raises EncodingError
+    where there is none, and UntrustedFileError for one of a directory that could cost too much or
+    run code.
     """
     if source == "linear":
         return NumberEncoder(cleaning, max_length)
-    return TextEncoder(_load_tokenizer(source), cleaning, max_length)
+    return TextEncoder(_load_tokenizer(source), cleaning, max_length, windows)
 
 
 class TextEncoder:
     """An encoder around a Transformers tokenizer. Safe to use from several threads."""
 
-    def __init__(self, tokenizer: Any, cleaning: str, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        cleaning: str,
+        max_length: int,
+        windows: WindowsConfig | None = None,
+    ) -> None:
         _disable_parallelism_in_forks()
         tokenizer.model_max_length = (
             max_length  # so that it cuts the same when loaded from a bundle
         )
         self.tokenizer, self._cleaning, self._max_length = tokenizer, cleaning, max_length
+        self.windows = windows
         self._rust = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         if self._rust is not None:
             self._rust.no_padding()
@@ -98,45 +75,59 @@ class TextEncoder:
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer, the cleaning and the length."""
         identity = ["text", self._serialize_tokenizer(), self.pad_id]
-        return json_sha256([*identity, self._cleaning, self._max_length])
+        windows = [] if self.windows is None else [self.windows.model_dump(mode="json")]
+        return json_sha256([*identity, self._cleaning, self._max_length, *windows])
 
     def clean(self, text: str) -> str:
         """Clean a raw text, of which MAX_CHARACTERS are read."""
         return CLEANINGS[self._cleaning](text[:MAX_CHARACTERS])
 
+    @property
+    def max_characters(self) -> int:
+        """Characters of a cleaned text that are read at most."""
+        longest, windows = self._max_length, self.windows
+        if windows is not None:
+            longest = windows.max_tokens(longest)
+        return longest * CHARACTERS_PER_TOKEN + MARGIN
+
     def encode(
-        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
-    ) -> tuple[RaggedArray, int]:
+        self, texts: Sequence[str], on_progress: OnProgress = ignore_progress
+    ) -> EncodedTexts:
         """Tokenize cleaned texts."""
-        limit = self._max_length * CHARACTERS_PER_TOKEN + MARGIN
-        truncated = 0
+        limit = self.max_characters
+        truncated: list[bool] = []
 
-        def encode_chunk(chunk: Sequence[str]) -> list[list[int]]:
-            nonlocal truncated
-            encoded = self._encode_ids([_replace_surrogates(text[:limit]) for text in chunk])
-            for text, (_, is_cut) in zip(chunk, encoded, strict=True):
-                truncated += is_cut or len(text) > limit
-            return [ids for ids, _ in encoded]
+        def encode_chunk(chunk: Sequence[str]) -> RaggedArray:
+            encodable = [_replace_surrogates(text[:limit]) for text in chunk]
+            if self.windows is None:
+                encoded = self._encode_ids(encodable)
+                cut, samples = [is_cut for _, is_cut in encoded], _to_ragged(i for i, _ in encoded)
+            else:
+                samples, cut = self._encode_windows(encodable)
+            truncated.extend(
+                is_cut or len(text) > limit for text, is_cut in zip(chunk, cut, strict=True)
+            )
+            return samples
 
-        return _encode_in_chunks(texts, encode_chunk, on_progress), truncated
+        samples = _encode_in_chunks(texts, encode_chunk, on_progress)
+        if self.windows is not None and samples.windows is None:  # of no text at all
+            samples = replace(samples, windows=_to_ragged([]))
+        return samples, np.array(truncated, dtype=bool)
 
     def tokenize_uncut(
-        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
+        self, texts: Sequence[str], on_progress: OnProgress = ignore_progress
     ) -> RaggedArray:
         """Return all the tokens of cleaned texts, none of them special and none cut."""
+        return _encode_in_chunks(
+            texts,
+            lambda chunk: _to_ragged(
+                self._tokenize_whole([_replace_surrogates(text) for text in chunk])
+            ),
+            on_progress,
+        )
 
-        def encode_chunk(chunk: Sequence[str]) -> list[list[int]]:
-            encodable = [_replace_surrogates(text) for text in chunk]
-            if self._untruncated is not None:
-                encoded = self._untruncated.encode_batch_fast(encodable, add_special_tokens=False)
-                return [each.ids for each in encoded]
-            settings = {"add_special_tokens": False, "truncation": False, "verbose": False}
-            return [self.tokenizer(text, **settings)["input_ids"] for text in encodable]
-
-        return _encode_in_chunks(texts, encode_chunk, on_progress)
-
-    def pack_documents(self, documents: RaggedArray) -> RaggedArray:
-        """Pack uncut documents into sequences of max_length tokens (`packing.py`).
+    def document_packer(self) -> DocumentPacker:
+        """Return what packs uncut documents into sequences of max_length tokens (`packing.py`).
 
         Raises EncodingError where the tokenizer has no tokens to begin and end them with.
         """
@@ -146,7 +137,7 @@ class TextEncoder:
                 f"a {type(self.tokenizer).__name__} has no tokens that begin and end a sequence, "
                 "as [CLS] and [SEP] do; name the tokenizer of a BERT as model.tokenizer"
             )
-        return pack_documents(documents, self._max_length, first, end)
+        return DocumentPacker(self._max_length, first, end)
 
     def masking_vocabulary(self) -> MaskingVocabulary:
         """Describe the ids for masking. Raises EncodingError where none means [MASK]."""
@@ -176,6 +167,55 @@ class TextEncoder:
         uncut.no_truncation()
         return uncut
 
+    @cached_property
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """The special tokens before a text, and those behind it."""
+        bare = self._tokenize_whole(["a"])[0]
+        whole = self._tokenize_whole(["a"], add_special_tokens=True)[0]
+        start = next(n for n in range(len(whole) + 1) if whole[n : n + len(bare)] == bare)
+        return whole[:start], whole[start + len(bare) :]
+
+    def window_spans(self, num_tokens: int) -> tuple[list[tuple[int, int]], bool]:
+        """Return (start, end) of each window over the tokens of a text, none of them special.
+
+        And whether there are more tokens than its windows read. Where the tokenizer cuts at the
+        left, the end of such a text is read.
+        """
+        before, behind = self.special_ids
+        room = self._max_length - len(before) - len(behind)
+        windows = self.windows
+        if windows is None:
+            spans = [(0, min(num_tokens, room))]
+        else:
+            spans = windows.spans(num_tokens, room, self._max_length)
+        lacking = num_tokens - spans[-1][1]
+        if self.tokenizer.truncation_side == "left":
+            spans = [(start + lacking, end + lacking) for start, end in spans]
+        return spans, lacking > 0
+
+    def _encode_windows(self, texts: list[str]) -> tuple[RaggedArray, list[bool]]:
+        """Return texts with their windows, and which are longer than those read."""
+        before, behind = self.special_ids
+        of_texts, cut = [], []
+        for ids in self._tokenize_whole(texts):
+            spans, is_cut = self.window_spans(len(ids))
+            of_texts.append([[*before, *ids[start:end], *behind] for start, end in spans])
+            cut.append(is_cut)
+        samples = _to_ragged([id for each in of_text for id in each] for of_text in of_texts)
+        return replace(samples, windows=_to_ragged(list(map(len, each)) for each in of_texts)), cut
+
+    def _tokenize_whole(
+        self, texts: list[str], add_special_tokens: bool = False
+    ) -> list[list[int]]:
+        """Return all token ids of each text."""
+        if self._untruncated is not None:
+            encoded = self._untruncated.encode_batch_fast(
+                texts, add_special_tokens=add_special_tokens
+            )
+            return [each.ids for each in encoded]
+        settings = {"add_special_tokens": add_special_tokens, "truncation": False}
+        return [self.tokenizer(text, **settings, verbose=False)["input_ids"] for text in texts]
+
     def _encode_ids(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the token ids of each text, and whether there were too many."""
         if self._rust is not None:
@@ -198,67 +238,22 @@ class TextEncoder:
         return json.dumps(contents | {"truncation": None, "padding": None}, sort_keys=True)
 
 
-class NumberEncoder:
-    """An encoder of texts that are numbers with white space between, as many in every text."""
-
-    pad_id = 0
-
-    def __init__(self, cleaning: str, max_length: int) -> None:
-        self._cleaning, self._max_length = cleaning, max_length
-        self.fingerprint = json_sha256(["numbers", cleaning, max_length])
-
-    def clean(self, text: str) -> str:
-        """Clean a raw text."""
-        return CLEANINGS[self._cleaning](text)
-
-    def encode(
-        self, texts: Sequence[str], on_progress: OnProgress = _ignore_progress
-    ) -> tuple[RaggedArray, int]:
-        """Parse the numbers of each text."""
-        rows = [np.array(self._parse_numbers(text), dtype=np.float32) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) != len(rows[0]):
-                raise EncodingError(
-                    f"text {text[:60]!r} holds {len(row)} numbers, {texts[0][:60]!r} holds "
-                    f"{len(rows[0])}; a linear model reads as many from every text"
-                )
-        on_progress(len(texts))
-        return ragged_from_rows(rows, np.float32), 0
-
-    def save(self, directory: Path) -> None:
-        """Write nothing: `load_encoder("linear", ...)` makes this encoder again."""
-
-    def _parse_numbers(self, text: str) -> list[float]:
-        try:
-            numbers = [float(word) for word in text.split()]
-        except ValueError:
-            numbers = []
-        if not numbers or not all(abs(each) <= LARGEST_NUMBER for each in numbers):
-            raise EncodingError(
-                f"text {text[:60]!r} is not numbers with white space between them; "
-                "a linear model reads nothing else"
-            )
-        if len(numbers) > self._max_length:
-            raise EncodingError(
-                f"text {text[:60]!r} holds {len(numbers)} numbers; raise batch.max_length = "
-                f"{self._max_length} to take them all"
-            )
-        return numbers
-
-
 def _encode_in_chunks(
     texts: Sequence[str],
-    encode_chunk: Callable[[Sequence[str]], list[list[int]]],
+    encode_chunk: Callable[[Sequence[str]], RaggedArray],
     on_progress: OnProgress,
 ) -> RaggedArray:
     """Encode CHUNK_SIZE texts at a time: the tokenizer's results are far larger than the ids."""
     parts = []
     for start in range(0, len(texts), CHUNK_SIZE):
         chunk = texts[start : start + CHUNK_SIZE]
-        ids = [np.array(each, dtype=np.int32) for each in encode_chunk(chunk)]
-        parts.append(ragged_from_rows(ids, np.int32))
+        parts.append(encode_chunk(chunk))
         on_progress(start + len(chunk))
     return concat_ragged(parts)
+
+
+def _to_ragged(rows: Iterable[list[int]]) -> RaggedArray:
+    return ragged_from_rows([np.array(row, dtype=np.int32) for row in rows], np.int32)
 
 
 def _replace_surrogates(text: str) -> str:
@@ -276,6 +271,11 @@ def _load_tokenizer(source: str) -> Any:
         )
     directory = resolve_model(source)
     if Path(directory).is_dir():
+        if not any((Path(directory) / name).is_file() for name in ("tokenizer.json", *TABLES)):
+            raise EncodingError(
+                f"{source}: holds no tokenizer (tokenizer.json or vocab.txt); copy it there from "
+                "where the model was made, or set model.tokenizer"
+            )
         check_tokenizer_files(Path(directory))
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

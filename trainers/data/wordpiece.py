@@ -35,7 +35,8 @@ def resolve_tokenizer(recipe: Recipe, cache: Path) -> Recipe:
         return recipe
 
     def build(directory: Path) -> None:
-        texts = gather_corpus(recipe, CLEANINGS[recipe.data.cleaning]).splits["train"].texts
+        corpus = gather_corpus(recipe, CLEANINGS[recipe.data.cleaning], directory.parent)
+        texts = corpus.splits["train"].texts
         _make_tokenizer(train_vocabulary(texts, size)).save_pretrained(directory)
         (directory / INDEX).write_text(json.dumps(hash_files(directory)) + "\n")
 

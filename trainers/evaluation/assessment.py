@@ -1,11 +1,12 @@
 """Assess the weights of a training loop on the test rows, at the end of a run.
 
-Thresholds are tuned on the validation rows first, so the test rows are looked at once. Every rank
-calls `assess`; rank 0 alone judges, and writes predictions.npz and errors.csv to the run directory.
+Temperature and thresholds are found on the validation rows, so the test rows are looked at once.
+Every rank calls `assess`; rank 0 alone judges, and writes predictions.npz and errors.csv to the run
+directory.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,12 @@ from trainers.evaluation.predictions import (
     StoredPredictions,
     write_predictions,
 )
+from trainers.evaluation.slices import load_slices
+from trainers.evaluation.temperature import fit_temperature
 from trainers.evaluation.verdict import Verdict, judge, main_metric
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.training.loop import TrainingLoop
-from trainers.training.metrics import Metrics
+from trainers.training.metrics import Metrics, for_result
 
 NUM_EXAMPLES = 3
 EXAMPLE_CHARACTERS = (15, 240)  # the shortest and the longest text that is a good example
@@ -38,7 +41,8 @@ class Assessment:
     """What became known of a model; on ranks but the first, the metrics alone.
 
     metrics: of the test rows, {} where there are none. thresholds: by label, as in the card of a
-    bundle. examples: up to three test texts.
+    bundle. examples: up to three test texts. temperature: that the logits were divided by, before
+    all else.
     """
 
     metrics: Metrics
@@ -46,6 +50,7 @@ class Assessment:
     thresholds: dict[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
     predictions: Predictions | None = None
+    temperature: float = 1.0
 
 
 def assess(
@@ -61,11 +66,11 @@ def assess(
     called. Raises RunError where the run directory cannot be written.
     """
     recipe, data = loop.recipe, loop.data
-    thresholds, tuned_rows = _tune(loop)
+    temperature, thresholds, tuned_rows = _tune(loop)
     shift = calibration.thresholds_to_shift(thresholds, data.labels)
-    metrics, predictions = _evaluate(loop, data.test, shift)
+    metrics, predictions = _evaluate(loop, data.test, shift, temperature)
     if loop.rank != 0:
-        return Assessment(metrics)
+        return Assessment(for_result(metrics), temperature=temperature)
     rows = load_held_out(recipe, data, clean, cache)
     training = Training(
         recipe,
@@ -76,14 +81,18 @@ def assess(
         thresholds,
         tuned_rows,
         candidate,
+        temperature,
     )
-    verdict = judge(training, data.labels, metrics, predictions, shift, rows.baseline, rows.reason)
+    slices = load_slices(recipe, rows)
+    verdict = judge(
+        training, data.labels, metrics, predictions, shift, rows.baseline, rows.reason, slices
+    )
     examples: tuple[str, ...] = ()
     if predictions is not None and len(rows):
         answers = predictions.to_answers(recipe.task, shift)
         _write_files(run, loop, rows, predictions, answers)
         examples = choose_examples(rows.texts, answers)
-    return Assessment(metrics, verdict, thresholds, examples, predictions)
+    return Assessment(for_result(metrics), verdict, thresholds, examples, predictions, temperature)
 
 
 def choose_examples(texts: tuple[str, ...], answers: Answers) -> tuple[str, ...]:
@@ -110,24 +119,34 @@ def choose_examples(texts: tuple[str, ...], answers: Answers) -> tuple[str, ...]
     return tuple(texts[row] for row in list(chosen.values())[:NUM_EXAMPLES])
 
 
-def _tune(loop: TrainingLoop) -> tuple[dict[str, float], int]:
-    """Tune thresholds on the validation rows; return how many there are as well. Collective."""
+def _tune(loop: TrainingLoop) -> tuple[float, dict[str, float], int]:
+    """Fit the temperature and tune thresholds on the validation rows, of which the number is last.
+
+    Collective.
+    """
     recipe, labels, validation = loop.recipe, loop.data.labels, loop.data.validation
-    is_binary = recipe.task == "classification" and len(labels) == 2
-    if not len(validation) or not (is_binary or recipe.task == "multi-label"):
-        return {}, 0
+    is_several = recipe.task == "multi-label"
+    has_thresholds = is_several or (recipe.task == "classification" and len(labels) == 2)
+    calibrates = recipe.evaluation.calibrate and (is_several or recipe.task == "classification")
+    if not len(validation) or not (has_thresholds or calibrates):
+        return 1.0, {}, 0
     _, predictions = _evaluate(loop, validation)
 
-    def tune() -> dict[str, float]:
+    def tune() -> tuple[float, dict[str, float]]:
         assert predictions is not None
         answers = predictions.to_answers(recipe.task)
-        return calibration.tune_thresholds(answers, labels, main_metric(recipe))
+        temperature = fit_temperature(answers) if calibrates else 1.0
+        scaled = replace(answers, outputs=answers.outputs / np.float32(temperature))
+        return temperature, calibration.tune_thresholds(scaled, labels, main_metric(recipe))
 
-    return run_on_rank0(tune), len(validation)
+    return *run_on_rank0(tune), len(validation)
 
 
 def _evaluate(
-    loop: TrainingLoop, split: DatasetSplit, shift: np.ndarray | None = None
+    loop: TrainingLoop,
+    split: DatasetSplit,
+    shift: np.ndarray | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Metrics, Predictions | None]:
     """Return the metrics of a split, {} of an empty one, and on rank 0 predictions. Collective."""
     if not len(split):
@@ -135,7 +154,7 @@ def _evaluate(
     if loop.recipe.task == "masked-lm":
         return loop.evaluate(split), None
     collector = PredictionCollector(split, len(loop.data.labels))
-    metrics = loop.evaluate(split, collector.add, shift)
+    metrics = loop.evaluate(split, collector.add, shift, temperature=temperature)
     return metrics, collector.gather()
 
 

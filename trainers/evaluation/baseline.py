@@ -57,11 +57,10 @@ def fit_baselines(
     whatever the data are like, has a reason and raises nothing.
     """
     started = time.monotonic()
-    train, targets = corpus.splits["train"], corpus.targets["train"]
-    width = max(1, len(corpus.names))
-    majority = np.repeat(_commonest(task, targets, width)[None], len(rows), axis=0)
+    train, width = corpus.splits["train"], max(1, len(corpus.names))
+    majority = np.repeat(_commonest(corpus)[None], len(rows), axis=0)
     kept = spread_indices(len(train.texts), MAX_TRAINING_ROWS)
-    texts = [corpus.splits["test"].texts[row] for row in rows]
+    texts = [corpus.splits["test"].texts[int(row)] for row in rows]
     name = "TF-IDF + ridge" if task == "regression" else "TF-IDF + logistic regression"
     reason, words = "", np.empty((0, width), dtype=np.float32)
     if are_numbers:
@@ -70,9 +69,9 @@ def fit_baselines(
         reason = f"it is fitted for at most {MAX_LABELS} labels, and there are {width}"
     else:
         try:
-            words = _answer_by_words(
-                task, [train.texts[row] for row in kept], targets[kept], texts, width
-            )
+            seen = [train.texts[int(row)] for row in kept]
+            targets = corpus.build_targets("train", kept)
+            words = _answer_by_words(task, seen, targets, texts, width)
         except (ImportError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
             reason = " ".join(f"it could not be fitted: {error}".split())
     seconds = time.monotonic() - started
@@ -80,15 +79,16 @@ def fit_baselines(
     return Baseline(majority, words, "" if reason else name, reason, used, seconds)
 
 
-def _commonest(task: Task, targets: np.ndarray, width: int) -> Outputs:
+def _commonest(corpus: Corpus) -> Outputs:
     """Return the one answer [num_labels] that is best without reading: frequencies, or the mean."""
-    if task == "regression":
-        return np.array([targets.mean()], dtype=np.float32)
-    if task == "multi-label":
-        shares = (targets.sum(axis=0) + 0.5) / (len(targets) + 1)
+    if corpus.task == "regression":
+        return np.array([corpus.build_targets("train").mean()], dtype=np.float32)
+    counts = np.array(list(corpus.count_labels("train").values()))
+    num_rows = len(corpus.splits["train"].texts)
+    if corpus.task == "multi-label":
+        shares = (counts + 0.5) / (num_rows + 1)
         return np.asarray(np.log(shares / (1 - shares)), dtype=np.float32)
-    counts = np.bincount(targets, minlength=width)
-    return np.asarray(np.log((counts + 0.5) / (len(targets) + 0.5 * width)), dtype=np.float32)
+    return np.asarray(np.log((counts + 0.5) / (num_rows + 0.5 * len(counts))), dtype=np.float32)
 
 
 def _answer_by_words(

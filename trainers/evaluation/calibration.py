@@ -1,4 +1,4 @@
-"""Calibration of probabilities, and the thresholds from which a label is the answer.
+"""The error of probabilities, and the thresholds from which a label is the answer.
 
 A threshold is tuned on validation rows, and kept only where it is better there beyond chance;
 anything else stays at 0.5, or with the likeliest class.
@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from trainers.evaluation.intervals import Answers, bootstrap_chance, compute_figures
+from trainers.training.figures import bin_confidence, compute_confidence
 
-BINS = 10
 LEAST_POSITIVES = 5  # validation rows with and without a label, for its threshold to be tuned
 LEAST_CHANCE = 0.99  # that a tuned threshold is the better one; most models are right at 0.5
 MARGIN = 0.02  # by how much, at least
@@ -25,16 +25,7 @@ def expected_calibration_error(answers: Answers) -> float:
     Guo et al. 2017, arXiv 1706.04599, section 2, with ten bins of equal width. classification: of
     the probability of the likeliest class. multi-label: of every label's.
     """
-    outputs = answers.outputs.astype(np.float64)
-    if answers.task == "classification":
-        shares = np.exp(outputs - np.logaddexp.reduce(outputs, axis=1)[:, None])
-        confidence, hit = shares.max(axis=1), shares.argmax(axis=1) == answers.targets
-    else:
-        confidence = _sigmoid(outputs).ravel()
-        hit = answers.targets.ravel() > 0.5
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(place, confidence - hit, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    return bin_confidence(*compute_confidence(answers.task, answers.outputs, answers.targets))[0]
 
 
 def tune_thresholds(answers: Answers, labels: tuple[str, ...], metric: str) -> dict[str, float]:
@@ -52,7 +43,7 @@ def tune_thresholds(answers: Answers, labels: tuple[str, ...], metric: str) -> d
             if threshold is not None:
                 found[label] = threshold
     elif answers.task == "classification" and len(labels) == 2:
-        by = "accuracy" if metric == "accuracy" else "f1"
+        by = "accuracy" if metric in ("accuracy", "f1_micro") else "f1"
         scores = answers.outputs[:, 1] - answers.outputs[:, 0]
         both = np.stack([np.zeros_like(scores), scores], axis=1)
         threshold = _tune_one(replace(answers, outputs=both), answers.targets == 1, by)
@@ -95,7 +86,8 @@ def _tune_one(answers: Answers, true: np.ndarray, metric: str) -> float | None:
         others = fold != number
         shift[~others, -1] = _best_cut(scores[others], true[others], metric, is_binary)
     held_out = replace(answers, shift=shift)
-    gain = compute_figures(held_out)[metric] - compute_figures(answers)[metric]
+    now, before = (compute_figures(each, [metric])[metric] for each in (held_out, answers))
+    gain = now - before
     if gain < MARGIN or bootstrap_chance(held_out, answers, metric) < LEAST_CHANCE:
         return None
     return round(float(_sigmoid(np.array(_best_cut(scores, true, metric, is_binary)))), 4)

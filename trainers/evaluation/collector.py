@@ -42,4 +42,4 @@ class PredictionCollector:
         order = np.argsort(rows)
         rows, logits = rows[order], logits[order]
         assert np.array_equal(rows, self._kept), "every kept row is evaluated on one rank"
-        return Predictions(rows, logits, np.asarray(self._split.targets)[rows], len(self._split))
+        return Predictions(rows, logits, self._split.take_targets(rows), len(self._split))

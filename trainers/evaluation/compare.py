@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
-from trainers.config.recipe import METRICS, Recipe, lower_is_better
+from trainers.config.recipe import Recipe, lower_is_better
 from trainers.evaluation.intervals import (
     FIGURES,
     Answers,
@@ -26,7 +26,8 @@ from trainers.evaluation.predictions import (
     StoredPredictions,
     read_predictions,
 )
-from trainers.tracking.run_directory import RunDirectory, differing_keys
+from trainers.tracking.resumption import differing_keys
+from trainers.tracking.run_directory import RunDirectory
 from trainers.tracking.verdict_lines import format_figure
 
 NOT_COMPARED = ("layout", "batch.token_budget", "parity", "baseline", "tracking", "checkpoints")
@@ -55,7 +56,7 @@ def compare_runs(addresses: Sequence[str], cache: Path, metric: str | None = Non
         _check_comparable(runs[0], run)
     metric = metric or runs[0].stored.metric
     task = runs[0].stored.task
-    known = [name for name in FIGURES[task] if name in METRICS[task]]
+    known = FIGURES[task]
     if metric not in known:
         raise EvaluationError(
             f"--metric {metric!r} does not exist for {task}; choose one of {', '.join(known)}"
@@ -112,7 +113,8 @@ def _format_figures(runs: Sequence[ComparedRun], metric: str) -> list[str]:
     better = "lower" if lower_is_better(metric) else "higher"
     for run in runs:
         answers = _in_label_order(run, runs[0])
-        value, (low, high) = compute_figures(answers)[metric], bootstrap_intervals(answers)[metric]
+        value = compute_figures(answers, [metric])[metric]
+        low, high = bootstrap_intervals(answers, names=[metric])[metric]
         figure = {"value": value, "low": min(low, value), "high": max(high, value)}
         line = f"  {run.address:<{width}}  {format_figure(figure)}"
         if run is not runs[0]:
@@ -122,7 +124,8 @@ def _format_figures(runs: Sequence[ComparedRun], metric: str) -> list[str]:
 
 
 def _format_difference(ours: Answers, theirs: Answers, metric: str, better: str) -> str:
-    value = compute_figures(ours)[metric] - compute_figures(theirs)[metric]
+    one, other = (compute_figures(each, [metric])[metric] for each in (ours, theirs))
+    value = one - other
     low, high = bootstrap_difference(ours, theirs, metric)
     low, high = min(low, value), max(high, value)
     sign = -1 if better == "lower" else 1

@@ -18,6 +18,8 @@ from cluster.errors import BerthaError
 from trainers.config.recipe import Recipe
 from trainers.data.corpus import SplitRows, gather_corpus
 from trainers.data.dataset_cache import PreparedDataset
+from trainers.data.rows.spilled_texts import iter_blocks
+from trainers.data.splits import text_digest
 from trainers.evaluation.baseline import Baseline, fit_baselines
 from trainers.evaluation.predictions import select_rows
 from trainers.storage.atomic import find_corruption, hash_files, json_sha256
@@ -63,7 +65,7 @@ def load_held_out(
         return HeldOut(reason=f"more than {MAX_SOURCE_ROWS:,} rows are not read a second time")
 
     def build(directory: Path) -> None:
-        _write(directory, _read_again(recipe, prepared, clean))
+        _write(directory, _read_again(recipe, prepared, clean, cache))
 
     kind = "baseline" if recipe.baseline else "rows"
     directory = cache / f"{prepared.fingerprint}-{kind}-{FORMAT}"
@@ -73,18 +75,26 @@ def load_held_out(
         return HeldOut(reason=" ".join(f"the source could not be read again: {error}".split()))
 
 
-def _read_again(recipe: Recipe, prepared: PreparedDataset, clean: Callable[[str], str]) -> HeldOut:
-    corpus = gather_corpus(recipe, clean)
-    test, targets = corpus.splits["test"], corpus.targets["test"]
-    same_labels = corpus.names == prepared.labels
-    if not same_labels or not np.array_equal(targets, np.asarray(prepared.test.targets)):
+def _read_again(
+    recipe: Recipe, prepared: PreparedDataset, clean: Callable[[str], str], cache: Path
+) -> HeldOut:
+    corpus = gather_corpus(recipe, clean, cache)
+    test, num_test = corpus.splits["test"], len(prepared.test)
+    if (
+        corpus.names != prepared.labels
+        or len(test.texts) != num_test
+        or not all(
+            np.array_equal(corpus.build_targets("test", rows), prepared.test.targets[rows])
+            for rows in iter_blocks(test.texts)
+        )
+    ):
         raise BerthaError(f"{recipe.data.source} has changed since it was encoded")
     kept = select_rows(len(test.texts), max(1, len(corpus.names)))
     return HeldOut(
-        tuple(test.texts[row][:MAX_CHARACTERS] for row in kept),
+        tuple(test.texts[int(row)][:MAX_CHARACTERS] for row in kept),
         test.origin,
-        tuple(test.numbers[row] for row in kept),
-        np.array([_row_digest(test, row) for row in kept], dtype=np.uint64),
+        tuple(int(test.numbers[row]) for row in kept),
+        np.array([_row_digest(test, int(row)) for row in kept], dtype=np.uint64),
         fit_baselines(corpus, recipe.task, kept, recipe.model.name == "linear")
         if recipe.baseline
         else None,
@@ -94,7 +104,7 @@ def _read_again(recipe: Recipe, prepared: PreparedDataset, clean: Callable[[str]
 def _row_digest(rows: SplitRows, row: int) -> int:
     label = rows.labels[row]
     named = sorted(label) if isinstance(label, tuple) else label
-    digest = hashlib.sha256(rows.digests[row] + json.dumps(named).encode()).digest()
+    digest = hashlib.sha256(text_digest(rows.texts[row]) + json.dumps(named).encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 

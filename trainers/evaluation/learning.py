@@ -19,7 +19,7 @@ class Training:
     """How a run went: the rows of metrics.jsonl, and where it ended.
 
     address: of the run. best_step: the one that was tested. thresholds: tuned on `tuned_rows`
-    validation rows.
+    validation rows, as was the temperature, which divides the logits.
     """
 
     recipe: Recipe
@@ -30,6 +30,7 @@ class Training:
     thresholds: Mapping[str, float] | None = None
     tuned_rows: int = 0
     candidate: str = "fine-tuned"
+    temperature: float = 1.0
 
 
 def is_loss_falling(

@@ -13,14 +13,12 @@ import numpy as np
 
 from cluster.errors import BerthaError
 from trainers.config.recipe import Task
-from trainers.data.splits import spread_indices
 from trainers.evaluation.intervals import Answers
 from trainers.storage.atomic import atomic_file
+from trainers.training.figures import select_rows as select_rows
 
 PREDICTIONS_FILE = "predictions.npz"
 FORMAT = 1
-MAX_ROWS = 50_000  # kept
-MAX_LOGITS = 8_000_000  # kept
 
 
 class EvaluationError(BerthaError):
@@ -47,11 +45,6 @@ class Predictions:
     def to_answers(self, task: Task, shift: np.ndarray | None = None) -> Answers:
         """Return what the model says of the rows. shift: see `Answers`."""
         return Answers(task, self.logits, self.targets, shift)
-
-
-def select_rows(total: int, num_labels: int) -> np.ndarray:
-    """Return which of `total` rows are kept, [n] int64, rising."""
-    return spread_indices(total, max(1, min(MAX_ROWS, MAX_LOGITS // max(1, num_labels))))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from trainers.config.recipe import lower_is_better
 from trainers.evaluation.learning import Training, advise_longer_run
-from trainers.tracking.verdict_lines import format_number
+from trainers.tracking.verdict_lines import format_figure, format_number
 
 MAX_NAMES = 8  # of labels in a sentence
 FEW_ROWS = 100  # of a test: its intervals are wide
@@ -36,6 +36,7 @@ def write_sentences(
     sentences = [
         *_about_baselines(verdict, reason),
         *_about_labels(verdict, labels),
+        *_about_slices(verdict),
         *_about_thresholds(verdict, training),
         *_about_probabilities(verdict),
     ]
@@ -88,6 +89,11 @@ def _about_baselines(verdict: Verdict, reason: str) -> list[str]:
 
 def _about_labels(verdict: Verdict, labels: tuple[str, ...]) -> list[str]:
     never, sentences = verdict["never_predicted"], []
+    if absent := verdict.get("absent_labels", 0):
+        sentences.append(
+            f"{absent} of {len(labels)} labels are in no test row and were never predicted: "
+            "averages over labels leave them out."
+        )
     if never:
         sentences.append(f"Never predicted: {_join(never)} ({len(never)} of {len(labels)} labels).")
     mixed = [
@@ -98,6 +104,22 @@ def _about_labels(verdict: Verdict, labels: tuple[str, ...]) -> list[str]:
     ]
     if mixed:
         sentences.append(f"{', '.join(mixed)}.")
+    return sentences
+
+
+def _about_slices(verdict: Verdict) -> list[str]:
+    """Say of each column which value is answered worst, where that is worse beyond chance."""
+    metric, sentences = verdict["metric"], []
+    better = -1 if lower_is_better(metric) else 1
+    whole = verdict["figures"].get(metric, {}).get("value")
+    for column, values in verdict.get("slices", {}).items():
+        worst = values[0]
+        best = worst["figure"]["high" if better > 0 else "low"]
+        if whole is not None and better * (best - whole) < 0:
+            sentences.append(
+                f"Worst by {column}: {worst['value']!r} ({worst['rows']} rows), {metric} "
+                f"{format_figure(worst['figure'])}, where all rows have {format_number(whole)}."
+            )
     return sentences
 
 
@@ -116,10 +138,19 @@ def _about_thresholds(verdict: Verdict, training: Training) -> list[str]:
 
 
 def _about_probabilities(verdict: Verdict) -> list[str]:
-    error = verdict["calibration"].get("ece", 0.0)
-    if error <= BAD_CALIBRATION:
-        return []
-    return [f"Its probabilities are off by {error:.2f} on average (ECE): do not take them at word."]
+    found, sentences = verdict["calibration"], []
+    error = found.get("ece", 0.0)
+    if "temperature" in found:
+        sentences.append(
+            f"Its logits are divided by {found['temperature']:.3g}, as is best on the validation "
+            f"rows: probabilities are off by {error:.3f} on average (ECE), where they were off by "
+            f"{found['ece_before']:.3f}."
+        )
+    if error > BAD_CALIBRATION:
+        sentences.append(
+            f"Its probabilities are off by {error:.2f} on average (ECE): do not take them at word."
+        )
+    return sentences
 
 
 def _is_poor(verdict: Verdict) -> bool:

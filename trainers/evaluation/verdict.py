@@ -3,6 +3,7 @@
 A plain value, kept in result.json and in the card of the bundle, and sentences for people.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +23,9 @@ from trainers.evaluation.intervals import (
 from trainers.evaluation.learning import Training, is_loss_falling
 from trainers.evaluation.predictions import Predictions, select_rows
 from trainers.evaluation.sentences import next_command, write_sentences
+from trainers.evaluation.slices import measure_slices
 from trainers.tracking.verdict_lines import format_number
-from trainers.training.metrics import Metrics
+from trainers.training.metrics import Metrics, list_confused_pairs
 
 Verdict = dict[str, Any]
 
@@ -40,12 +42,13 @@ def judge(
     shift: np.ndarray | None = None,
     baseline: Baseline | None = None,
     reason: str = "",
+    slices: Mapping[str, Sequence[str]] | None = None,
 ) -> Verdict:
     """Return the verdict on a run.
 
     test: the metrics of all test rows, with `shift` where thresholds were tuned. predictions: of
     the kept test rows; None for masked-lm or without test rows. baseline: of the same rows; where
-    it is None, `reason` says why, or it was turned off.
+    it is None, `reason` says why, or it was turned off. slices: columns of cells, of the same rows.
     """
     recipe = training.recipe
     task, metric = recipe.task, main_metric(recipe)
@@ -64,13 +67,19 @@ def judge(
         answers = predictions.to_answers(task, shift)
         _add_intervals(verdict, answers, predictions.total)
         if task != "regression":
-            _add_mistakes(verdict, test, labels, task)
-            verdict["calibration"] = {"ece": _round(expected_calibration_error(answers))}
+            verdict["never_predicted"] = test["never_predicted"][:MAX_NEVER]
+            if "absent_labels" in test:
+                verdict["absent_labels"] = test["absent_labels"]
+            if task == "classification":
+                verdict["confusions"] = _find_confusions(test, labels)
+            verdict["calibration"] = _measure_calibration(answers, training.temperature)
         if shift is not None:
             plain = compute_figures(replace(answers, shift=None))
             verdict["without_thresholds"] = {
                 name: _round(plain[name]) for name in ("f1", "accuracy")
             }
+        if slices:
+            verdict["slices"] = measure_slices(slices, answers, metric)
         if baseline is not None:
             verdict["baselines"] = _compare_with(baseline, answers, metric)
             reason = baseline.reason
@@ -92,7 +101,11 @@ def main_metric(recipe: Recipe) -> str:
 
 def _add_intervals(verdict: Verdict, answers: Answers, total: int) -> None:
     intervals = bootstrap_intervals(answers)
+    if verdict["metric"] not in intervals:
+        intervals |= bootstrap_intervals(answers, names=[verdict["metric"]])
     for name, figure in verdict["figures"].items():
+        if name not in intervals:  # too many rows and labels to rank them in every draw
+            continue
         low, high = intervals[name]
         value = figure["value"]
         figure |= {"low": _round(min(low, value)), "high": _round(max(high, value))}
@@ -100,27 +113,31 @@ def _add_intervals(verdict: Verdict, answers: Answers, total: int) -> None:
         verdict["interval_rows"] = len(answers)
 
 
-def _add_mistakes(verdict: Verdict, test: Metrics, labels: tuple[str, ...], task: str) -> None:
-    counts = np.array(test["confusion"])
-    if task == "multi-label":
-        true, predicted = counts[:, 1].sum(axis=1), counts[:, :, 1].sum(axis=1)
-    else:
-        true, predicted = counts.sum(axis=1), counts.sum(axis=0)
-        wrong = counts * (1 - np.eye(len(counts), dtype=int))
-        order = np.argsort(wrong, axis=None)[::-1][:MAX_CONFUSIONS]
-        places = [np.unravel_index(place, wrong.shape) for place in order]
-        verdict["confusions"] = [
-            {
-                "true": labels[a],
-                "predicted": labels[b],
-                "rows": int(wrong[a, b]),
-                "of": int(true[a]),
-            }
-            for a, b in places
-            if wrong[a, b]
-        ]
-    missing = np.flatnonzero((predicted == 0) & (true > 0))
-    verdict["never_predicted"] = [labels[place] for place in missing[:MAX_NEVER]]
+def _measure_calibration(answers: Answers, temperature: float) -> dict[str, float]:
+    """Return the expected calibration error, and where there is a temperature that without it."""
+    found = {"ece": _round(expected_calibration_error(answers))}
+    if temperature != 1:
+        before = replace(answers, outputs=answers.outputs * np.float32(temperature))
+        found |= {
+            "temperature": temperature,
+            "ece_before": _round(expected_calibration_error(before)),
+        }
+    return found
+
+
+def _find_confusions(test: Metrics, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the pairs of classes that were mixed up most often."""
+    pairs = list_confused_pairs(test.get("confusion", []))
+    true, predicted, rows = (column[:MAX_CONFUSIONS] for column in pairs)
+    return [
+        {
+            "true": labels[a],
+            "predicted": labels[b],
+            "rows": int(count),
+            "of": test["per_class"][labels[a]]["support"],
+        }
+        for a, b, count in zip(true, predicted, rows, strict=True)
+    ]
 
 
 def _compare_with(baseline: Baseline, ours: Answers, metric: str) -> dict[str, Any]:
@@ -130,7 +147,7 @@ def _compare_with(baseline: Baseline, ours: Answers, metric: str) -> dict[str, A
         return found
     theirs = replace(ours, outputs=baseline.words, shift=None)
     figures, low_high = _main_figures(theirs), bootstrap_difference(ours, theirs, metric)
-    value = compute_figures(ours)[metric] - compute_figures(theirs)[metric]
+    value = compute_figures(ours, [metric])[metric] - compute_figures(theirs, [metric])[metric]
     found["bag-of-words"] = {
         "name": baseline.name,
         **figures,
@@ -163,12 +180,12 @@ def describe_baselines(
     if baseline is None:
         return [f"baseline  none: {rows.reason}"]
     kept = np.asarray(targets)[select_rows(len(targets), max(1, len(labels)))]
-    simple = compute_figures(Answers(recipe.task, baseline.majority, kept))[metric]
+    simple = compute_figures(Answers(recipe.task, baseline.majority, kept), [metric])[metric]
     commonest = "the mean" if recipe.task == "regression" else "the commonest answer"
     always = f"always {commonest}: {format_number(simple)}"
     if not baseline.name:
         return [f"baseline  {metric} {always}; no bag of words: {baseline.reason}"]
-    words = compute_figures(Answers(recipe.task, baseline.words, kept))[metric]
+    words = compute_figures(Answers(recipe.task, baseline.words, kept), [metric])[metric]
     return [
         f"baseline  {metric} {format_number(words)} on {len(kept):,} test rows by a bag of words "
         f"({baseline.name}, {baseline.seconds:.1f}s), the bar to beat; {always}"

@@ -7,7 +7,7 @@ and embedding weights, zero for biases and padding rows, one for the weights of 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from trainers.config.recipe import Recipe
+from trainers.config.windows import Pool
 from trainers.data.microbatch import cut_batch
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder
@@ -30,7 +31,10 @@ from trainers.distributed.dtensor import local_shard, to_local
 from trainers.models.bert import TextModel
 from trainers.models.config import build_config, build_full_config, pretrained_source
 from trainers.models.families import FAMILIES
+from trainers.models.heads import plan_head
 from trainers.models.packed import PackedTexts
+from trainers.models.pretrained import check_loaded
+from trainers.models.window_pool import WindowPool
 from trainers.untrusted.model_files import CONFIG_FILE, check_model_files
 
 
@@ -82,11 +86,17 @@ def build_on_meta(
     if recipe.model.name in ("random", "linear"):
         return meta_model(recipe, labels, num_features, encoder)
     torch.manual_seed(recipe.seed)
-    config = build_full_config(recipe, labels)
-    net = _load_pretrained(recipe.model.name, _auto_class(recipe.task == "masked-lm"), config)
+    config, plan = build_full_config(recipe, labels), plan_head(recipe, labels)
+    auto_class = _auto_class(recipe.task == "masked-lm")
+    net = _load_pretrained(recipe.model.name, auto_class, config, plan.is_drawn)
+    if plan.rows is not None:
+        _reorder_classes(net, plan.rows)
     if recipe.model.layers is not None:
         FAMILIES[config.model_type].keep_layers(net, recipe.model.layers)
-    return TextModel(net).train()
+    model = TextModel(net).train()
+    if plan.is_drawn:
+        _init_parameters(model, recipe.seed, f"net.{model.family.encoder}.")
+    return model
 
 
 def meta_model(
@@ -133,24 +143,33 @@ def predict_logits(
     token_budget: int,
     device: torch.device | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
+    pool: Pool = "mean",
 ) -> np.ndarray:
     """Return logits [n, num_labels] float32 of `samples`, in their order.
 
+    pool: how those of the windows of a text become one row, where `samples` has windows.
     on_progress: called with the number done after each micro-batch.
     """
     device = device or torch.device("cpu")
-    rows = np.arange(len(samples))
+    rows, sequences = np.arange(len(samples)), samples.sequences
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     logits: np.ndarray | None = None
     done = 0
     with torch.inference_mode():
         for micro_batch in cut_batch(rows, samples.lengths, 1, token_budget)[0]:
-            inputs = torch.from_numpy(samples.take(micro_batch.rows)).to(device)
-            lengths = samples.lengths[micro_batch.rows]
+            of_rows, counts = samples.sequences_of(micro_batch.rows)
+            inputs = move(sequences.take(of_rows))
+            lengths = sequences.lengths[of_rows]
             if inputs.is_floating_point():
                 outputs = model(inputs.view(len(lengths), -1), None)
             else:
-                packed = PackedTexts.from_lengths(lengths, lambda x: torch.from_numpy(x).to(device))
+                packed = PackedTexts.from_lengths(lengths, move)
                 outputs = model(inputs[None].long(), packed)
+            if counts is not None:
+                outputs = WindowPool.from_counts(counts, pool, move)(outputs)
             outputs = outputs.float().cpu().numpy()
             if logits is None:
                 logits = np.empty((len(samples), outputs.shape[1]), dtype=np.float32)
@@ -166,24 +185,51 @@ def _auto_class(masked_lm: bool) -> Any:
 
 
 def _load_pretrained(
-    name: str, auto_class: Any, config: PreTrainedConfig | None
+    name: str, auto_class: Any, config: PreTrainedConfig | None, is_head_drawn: bool = False
 ) -> PreTrainedModel:
+    """Load a model. is_head_drawn: its head may be of other shapes, and is then left out."""
     with pretrained_source(name) as source:
-        net: PreTrainedModel = auto_class.from_pretrained(
-            source, config=config, use_safetensors=True, trust_remote_code=False
+        net, found = auto_class.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=is_head_drawn,
+            output_loading_info=True,
         )
-    return net
+    mismatched = {key for key, *_ in found["mismatched_keys"]}
+    family = FAMILIES.get(net.config.model_type)
+    if family is not None:
+        check_loaded(name, set(found["missing_keys"]), mismatched, family, is_head_drawn)
+    loaded: PreTrainedModel = net
+    return loaded
 
 
 @torch.no_grad()
+def _reorder_classes(net: PreTrainedModel, rows: Sequence[int]) -> None:
+    """Give the output layer of a classifier its classes in another order: new row i is rows[i]."""
+    layer = net.get_submodule(FAMILIES[net.config.model_type].output)
+    for parameter in layer.parameters():
+        parameter.copy_(parameter[list(rows)].clone())
+
+
 def init_weights(model: TextModel, seed: int) -> None:
     """Initialize every parameter and buffer of `model`: whole or a stage, sharded or not."""
+    _init_parameters(model, seed)
+    _init_buffers(model)
+
+
+@torch.no_grad()
+def _init_parameters(model: TextModel, seed: int, kept: str | None = None) -> None:
+    """Initialize the parameters of `model`, but for those whose name begins with `kept`."""
     # Each parameter is drawn whole from its own stream, a function of (seed, name), and cut after:
     # so its numbers are the same on any layout, and no rank ever holds the whole model.
     deviation = float(model.config.initializer_range)
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
+            if kept is not None and full.startswith(kept):
+                continue
             inner = full.removeprefix("net.")
             canonical = f"net.{model.tied_weights.get(inner, inner)}"  # tied ones share a draw
             padding = getattr(module, "padding_idx", None)
@@ -193,7 +239,6 @@ def init_weights(model: TextModel, seed: int) -> None:
             if padding is not None and values.dim() == 2:
                 values[padding] = 0.0
             to_local(parameter).copy_(local_shard(values, parameter))
-    _init_buffers(model)
 
 
 def _draw_weight(
@@ -206,6 +251,7 @@ def _draw_weight(
     return torch.empty(shape).normal_(0.0, deviation, generator=generator)
 
 
+@torch.no_grad()
 def _init_buffers(model: TextModel) -> None:
     """Fill position and token-type ids, which were only shapes on the meta device."""
     for name, buffer in model.named_buffers():

@@ -83,6 +83,6 @@ def load_encoder(directory: Path, card: ModelCard) -> Encoder:
     is_linear = card.recipe["model"]["name"] == "linear"
     source = "linear" if is_linear else str(directory)
     try:
-        return tokenizer.load_encoder(source, card.cleaning, card.max_length)
+        return tokenizer.load_encoder(source, card.cleaning, card.max_length, card.windows)
     except UntrustedFileError as error:
         raise BundleError(str(error)) from None

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from cluster.errors import BerthaError
 from cluster.settings import Settings, SettingsError, validate_settings
 from trainers.config.recipe import Task
+from trainers.config.windows import WindowsConfig
 from trainers.storage.atomic import find_corruption
 from trainers.untrusted.bounded_json import UntrustedFileError, check_size, parse_json, read_json
 from trainers.untrusted.model_files import (
@@ -124,7 +125,10 @@ class ModelCard(Settings):
     task: Task | Literal["embedding"]
     labels: tuple[str, ...] = Field(description="class names in logit order; () for regression")
     cleaning: str = Field(description="name of the cleaning applied before the tokenizer")
-    max_length: int = Field(description="tokens at which a text is cut")
+    max_length: int = Field(description="tokens of a sequence; a longer text is cut or in windows")
+    windows: WindowsConfig | None = Field(
+        None, description="over texts longer than max_length; null: they are cut"
+    )
     pooling: Literal["mean", "cls"] | None = Field(
         None,
         description="what becomes of the hidden states of an embedding, before its length is 1",
@@ -135,6 +139,9 @@ class ModelCard(Settings):
         {},
         description="probability from which a label is the answer: of each label for multi-label, "
         "of the second of two classes; without it 0.5",
+    )
+    temperature: float = Field(
+        1.0, description="what the logits were divided by; it is part of the last layer already"
     )
     target: dict[str, float] = Field(
         {}, description="of a regression: mean, deviation, low and high of the trained values"
@@ -149,6 +156,12 @@ class ModelCard(Settings):
     engines: tuple[EngineRecord, ...] = Field(
         (), description="made from this bundle, each measured"
     )
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that is read whole, in tokens, special ones included."""
+        length = self.max_length
+        return length if self.windows is None else self.windows.max_tokens(length)
 
     def find_engine(self, name: str) -> EngineRecord | None:
         """Return what was measured of the engine `name`, if it was."""

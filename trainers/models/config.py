@@ -1,10 +1,11 @@
 """The Transformers configuration of a recipe's BERT."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from transformers.utils import logging
@@ -22,6 +23,9 @@ PROBLEM_TYPES: dict[Task, str] = {
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
+
+
+LIBRARY_ERRORS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError)
 
 
 class ModelError(BerthaError):
@@ -51,12 +55,13 @@ def build_full_config(recipe: Recipe, labels: tuple[str, ...]) -> PreTrainedConf
     """
     settings = _head_settings(recipe, labels)
     with pretrained_source(recipe.model.name) as source:
+        _check_family(recipe.model.name, PreTrainedConfig.get_config_dict(source)[0])
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
-    if config.model_type not in FAMILIES:
-        raise ModelError(
-            f"model.name = {recipe.model.name!r}: a {config.model_type} model; "
-            f"this trains models of type {', '.join(FAMILIES)}"
-        )
+    # Weights are trained in fp32, whatever they were saved in: an update is often less than the
+    # spacing of half-precision numbers.
+    config.dtype = "float32"
+    _check_family(recipe.model.name, {"model_type": config.model_type})
+    _check_supported(recipe.model.name, config)
     config.update(_dropout_settings(recipe, config.model_type))
     max_length = config.max_position_embeddings
     if config.model_type == "roberta":
@@ -73,6 +78,31 @@ def build_full_config(recipe: Recipe, labels: tuple[str, ...]) -> PreTrainedConf
             f"{config.num_hidden_layers} layers; name some of 0 to {last}"
         )
     return config
+
+
+def _check_family(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError where a configuration names a family that is not trained here."""
+    family = config.get("model_type")
+    if family is not None and family not in FAMILIES:
+        raise ModelError(
+            f"model.name = {name!r}: a {family} model; this trains models of type "
+            f"{', '.join(FAMILIES)}"
+        )
+
+
+def _check_supported(name: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError for a variant of a known family that would be computed as if it were none.
+
+    Old files name them; Transformers has dropped some and says nothing.
+    """
+    absolute = {"position_embedding_type": "absolute"}
+    for key, plain in {**absolute, "is_decoder": False, "add_cross_attention": False}.items():
+        value = getattr(config, key, plain)
+        if value not in (plain, None):
+            raise ModelError(
+                f"model.name = {name!r}: its config.json has {key} = {value!r}, which is not "
+                f"trained here; name a model with {plain!r}"
+            )
 
 
 def _head_settings(recipe: Recipe, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -134,7 +164,7 @@ def pretrained_source(name: str) -> Iterator[str]:
             yield source
     except BerthaError:
         raise
-    except (TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(
             f"model.name = {name!r}: its files make no model ({reason}); fetch it again, or name "

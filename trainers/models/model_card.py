@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cluster.yaml_schema import dump_yaml
 from trainers.models.card import ModelCard
 from trainers.models.usage import GRAPHS, PIPELINES, describe_usage, is_linear
 
@@ -29,7 +28,15 @@ FIGURES = {  # in the order they are shown, as a reader calls them
     "f1": "F1 (macro)",
     "precision": "precision (macro)",
     "recall": "recall (macro)",
+    "f1_micro": "F1 (micro)",
+    "f1_weighted": "F1 (weighted)",
+    "mcc": "Matthews' correlation",
+    "kappa": "Cohen's kappa",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
     "r2": "R²",
+    "pearson": "Pearson's correlation",
+    "spearman": "Spearman's correlation",
     "mae": "mean absolute error",
     "perplexity": "perplexity",
     "loss": "loss",
@@ -59,7 +66,7 @@ def format_readme(
     card: ModelCard, name: str, form: str = "bundle", place: str = "DIRECTORY"
 ) -> str:
     """Return the README of a model. form, place: as of `write_readme`."""
-    metadata = yaml.safe_dump(_metadata(card, name, form), sort_keys=False, allow_unicode=True)
+    metadata = dump_yaml(_metadata(card, name, form))
     sections = [
         f"---\n{metadata}---",
         f"# {name}",
@@ -123,7 +130,7 @@ def _introduction(card: ModelCard) -> str:
     said = f"A model for {NAMES[card.task]}: {of_what}, {made}"
     if card.labels:
         said += f", with {len(card.labels)} labels"
-    return f"{said}. Texts of up to {card.max_length} tokens are read."
+    return f"{said}. Texts of up to {card.max_tokens} tokens are read."
 
 
 def _quality(card: ModelCard) -> Iterator[str]:
@@ -153,6 +160,16 @@ def _quality(card: ModelCard) -> Iterator[str]:
         cells += [_number(each.get(key)) for each in baselines.values()]
         table.append(_row(cells))
     yield "\n".join(table)
+    for column, values in card.verdict.get("slices", {}).items():
+        metric = FIGURES.get(str(card.verdict["metric"]), str(card.verdict["metric"]))
+        head = [column, metric, "95% interval", "rows"]
+        found = [(each["figure"], str(each["value"]), each["rows"]) for each in values]
+        table = [_row(head), _row(["---"] * len(head))]
+        for figure, value, count in found:
+            low, high = _number(figure["low"]), _number(figure["high"])
+            cells = [value, _number(figure["value"]), f"{low} to {high}", _number(count)]
+            table.append(_row(cells))
+        yield "\n".join(table)
     sentences = [str(each) for each in card.verdict.get("sentences", ())]
     if sentences:
         yield "\n".join(f"- {each}" for each in sentences)
@@ -225,7 +242,8 @@ def _data(card: ModelCard) -> Iterator[str]:
 
 def _limits(card: ModelCard) -> str:
     lines = [
-        f"- A text is cut at {card.max_length} tokens; what comes after is not read.",
+        *_windows(card),
+        f"- A text is cut at {card.max_tokens} tokens; what comes after is not read.",
         "- " + CLEANINGS.get(card.cleaning, f"Texts are cleaned by `{card.cleaning}`."),
     ]
     if "data" in card.recipe:
@@ -245,6 +263,18 @@ def _limits(card: ModelCard) -> str:
     if card.task == "regression":
         lines.append("- It learned nothing about values outside those it was trained on.")
     return "## Limits\n\n" + "\n".join(lines)
+
+
+def _windows(card: ModelCard) -> Iterator[str]:
+    """Yield how a long text is read, where that is in windows."""
+    windows = card.windows
+    if windows is not None:
+        made = "mean" if windows.pool == "mean" else "highest of each label"
+        yield (
+            f"- A text of more than {card.max_length} tokens is read in windows of so many, at a "
+            f"stride of {windows.step(card.max_length)}; the {made} of their logits is its own. "
+            "`bertha` does this by itself; Transformers cuts the text."
+        )
 
 
 def _row(cells: list[str]) -> str:

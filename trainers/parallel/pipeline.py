@@ -18,6 +18,7 @@ from torch import Tensor
 from trainers.distributed.mesh import Mesh
 from trainers.distributed.schedule import PipelineAction, forward_only, one_forward_one_backward
 from trainers.models.packed import PackedTexts
+from trainers.models.window_pool import WindowPool
 from trainers.parallel.parallelize import ParallelModel
 
 
@@ -29,6 +30,7 @@ class DeviceBatch:
     weight: of each sample or token in the loss. count: of the targets that count; those behind them
     fill up a shape. teacher: [b, num_labels], logits of the teacher in
     distillation. rows: [b] int64, the places of the samples in their split.
+    pool: makes one row of logits of those of a text's windows; None: every text is one sequence.
     """
 
     inputs: Tensor
@@ -38,6 +40,7 @@ class DeviceBatch:
     teacher: Tensor | None = None
     rows: np.ndarray | None = None
     count: int | None = None
+    pool: WindowPool | None = None
 
     @property
     def num_targets(self) -> int:
@@ -49,7 +52,8 @@ class DeviceBatch:
         """All tensors on the device."""
         packed = self.packed
         of_texts = () if packed is None else (packed.texts, packed.positions, packed.reads)
-        rest = (self.inputs, self.targets, self.teacher, packed and packed.keys)
+        of_pool = () if self.pool is None else self.pool.tensors
+        rest = (self.inputs, self.targets, self.teacher, packed and packed.keys, *of_pool)
         return [*of_texts, *(tensor for tensor in rest if tensor is not None)]
 
 
@@ -128,8 +132,10 @@ class Pipeline:
             stage_input = transport.receive(source)
             stage_input.requires_grad_(torch.is_grad_enabled())
         with self._autocast():
-            module = self._parallel.wrapped_modules[action.stage]
-            return stage_input, module(stage_input, batch.packed)
+            output = self._parallel.wrapped_modules[action.stage](stage_input, batch.packed)
+        if batch.pool is not None and action.stage == self._last_stage:
+            output = batch.pool(output)
+        return stage_input, output
 
     def _backward(
         self,

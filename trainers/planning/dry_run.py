@@ -21,9 +21,16 @@ from trainers.data.microbatch import (
     sample_costs,
     steps_per_epoch,
 )
-from trainers.distributed.device import DEVICES, Device, autocast_dtype
+from trainers.distributed.device import DEVICES, DTYPES, Device
+from trainers.models.heads import plan_head
+from trainers.models.pretrained import check_pretrained
 from trainers.planning.accelerator import resolve_accelerator
-from trainers.planning.layout import ResolvedLayout, resolve_layout, resolve_shape
+from trainers.planning.layout import (
+    ResolvedLayout,
+    resolve_layout,
+    resolve_precision,
+    resolve_shape,
+)
 from trainers.planning.placement import place_run
 from trainers.training.distillation import load_teacher as teacher_of
 
@@ -39,6 +46,7 @@ def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     workers = max(1, cluster.num_workers)
     nodes = cluster.num_nodes
     yield f"cluster   {cluster.name}: {nodes} node(s), {workers} worker(s) on {device.kind}"
+    check_pretrained(recipe, cluster.cache_dir)
     sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
     yield from sketch.report.to_lines()
     shape = resolve_shape(recipe, sketch.labels, int(sketch.lengths[0]), cluster.cache_dir)
@@ -60,6 +68,9 @@ def _model_lines(recipe: Recipe, shape: ModelShape, labels: tuple[str, ...]) -> 
     kept = recipe.model.layers
     of_which = "" if kept is None else f"; layers {', '.join(map(str, kept))} of it"
     yield f"model     {recipe.model.name}: {_format_sizes(shape)}{of_which}"
+    head = plan_head(recipe, labels).line
+    if head:
+        yield f"head      {head}"
     teacher = teacher_of(recipe, labels)
     if teacher is None or recipe.distillation is None:
         return
@@ -89,24 +100,25 @@ def _batch_lines(
     steps = steps_per_epoch(rows, size)
     total = min(steps * recipe.epochs, recipe.stopping.max_steps or 10**12)
     budget, ranks = plan.tokens_at_once, plan.layout.dp
-    dtype = autocast_dtype(device, recipe.precision) or torch.float32
+    dtype = DTYPES[resolve_precision(device, recipe)] or torch.float32
     yield f"batches   {rows:,} rows / {size} = {steps} steps an epoch, {total} steps in all"
-    lengths = sketch.lengths
+    lengths, length = sketch.lengths, recipe.batch.max_length
     constraints = CutConstraints.for_layout(plan.layout)
     ordered = epoch_order(recipe.seed, 0, len(lengths))
     cuts = [
-        cut_batch(batch, lengths[batch], ranks, budget, hidden_size, constraints)
+        cut_batch(batch, lengths[batch], ranks, budget, hidden_size, constraints, length)
         for step in range(min(BATCHES_SAMPLED, len(lengths) // size or 1))
         for batch in [global_batch_rows(ordered, step, size)]
     ]
     count = sum(bool(m.weight) for shares in cuts for share in shares for m in share)
-    costs = sample_costs(lengths, hidden_size)
+    sequences = sketch.report.windows.get("mean", 1.0)  # of a text
+    costs = sample_costs(lengths, hidden_size, length)
     work = [[sum(costs[m.rows].sum() for m in share) for share in shares] for shares in cuts]
     unevenness = sum(max(shares) for shares in work) * ranks / sum(map(sum, work))
     yield (
         f"cut       token budget {budget:,}: {count / len(cuts) / ranks:.1f} micro-batches a rank "
         "and step, without padding "
-        f"(to max_length it would be {1 - float(np.mean(lengths)) / recipe.batch.max_length:.0%})"
+        f"(to max_length it would be {1 - float(np.mean(lengths)) / sequences / length:.0%})"
     )
     yield f"balance   the busiest rank of a step has {unevenness:.2f}x an even share of the work"
     yield f"precision {str(dtype).removeprefix('torch.')}"

@@ -85,18 +85,19 @@ def resolve_layout(recipe: Recipe, shape: ModelShape, cluster: ClusterSpec) -> R
         )
         layout, budget = recipe.layout.resolve_for(job.num_devices), recipe.batch.token_budget
         if job.may_raise_budget:
-            budget = fitting_token_budget(job, layout)
+            budget = fitting_token_budget(_with_windows(job, recipe), layout)
             if budget is not None and layout.pp > 1:  # fewer micro-batches would fill it worse
                 budget = min(budget, job.token_budget)
         job = replace(job, token_budget=budget or job.token_budget)
-        return ResolvedLayout(layout, budget, tuple(_explicit_lines(job, layout)), job)
-    choice = choose_layout(job)
+        lines = _explicit_lines(_with_windows(job, recipe), layout)
+        return ResolvedLayout(layout, budget, tuple(lines), job)
+    whole = _with_windows(job, recipe)
+    choice = choose_layout(whole)
     budget = recipe.batch.token_budget
-    if choice.token_budget != job.token_budget:
+    if choice.token_budget != whole.token_budget:
         budget = choice.token_budget
-    return ResolvedLayout(
-        choice.layout, budget, tuple(_auto_lines(job, choice, known.description)), job
-    )
+    lines = _auto_lines(whole, choice, known.description)
+    return ResolvedLayout(choice.layout, budget, tuple(lines), job)
 
 
 def _build_job(
@@ -109,12 +110,24 @@ def _build_job(
         workload.job_on(known.topology, known.constants, known.stack),
         num_devices=max(1, cluster.num_workers),
         device_memory=cluster.device_memory_bytes or known.memory,
-        precision=_resolve_precision(DEVICES[cluster.device_kind], recipe),
+        precision=resolve_precision(DEVICES[cluster.device_kind], recipe),
         masked_tokens=max(1, round(workload.masked_tokens)) if workload.masked_tokens else None,
     )
 
 
-def _resolve_precision(device: Device, recipe: Recipe) -> str:
+def _with_windows(job: TrainingJob, recipe: Recipe) -> TrainingJob:
+    """Return the job with a sample for each window that a text may have, a text's at once."""
+    windows = recipe.data.windows
+    if windows is None:
+        return job
+    return replace(
+        job,
+        global_batch_size=job.global_batch_size * windows.max_windows,
+        token_budget=max(job.token_budget, job.max_length * windows.max_windows),
+    )
+
+
+def resolve_precision(device: Device, recipe: Recipe) -> str:
     """Return fp32, bf16 or fp16. On a machine without the device (a dry run) auto means bf16."""
     if recipe.precision != "auto":
         return recipe.precision

@@ -121,6 +121,9 @@ def _data_size(
     """Return (training rows, their lengths, what was assumed)."""
     assumed: list[str] = []
     source, length, spread = recipe.data.source, recipe.batch.max_length, 1.0
+    windows = recipe.data.windows
+    longest = length if windows is None else length * windows.max_windows
+    tokens = tokens if tokens is None else _computed_tokens(recipe, tokens)
     if run is not None:
         recorded = _read_run_record(run)
         rows = recorded[0] if rows is None else rows
@@ -136,7 +139,7 @@ def _data_size(
         rows = _training_rows(recipe, counted)
         assumed.append(f"{rows:,} training rows of the {counted:,} in {source}")
         if tokens is None and characters is not None and recipe.task != "masked-lm":
-            tokens = min(characters / CHARACTERS_PER_TOKEN + SPECIAL_TOKENS, length)
+            tokens = _computed_tokens(recipe, characters / CHARACTERS_PER_TOKEN + SPECIAL_TOKENS)
             assumed.append(f"about {tokens:.0f} tokens a row, by the characters of the first rows")
     if recipe.task == "masked-lm":
         if tokens is None and known is not None and known["whole_tokens"]:
@@ -146,13 +149,23 @@ def _data_size(
         measured_at, mean = int(known["measured_at"]), float(known["mean_tokens"])
         spread = float(known["spread"])
         if length <= measured_at:  # rows cut shorter cannot have more tokens
-            tokens = min(mean, length)
+            tokens = _computed_tokens(recipe, mean)
             assumed.append(f"{tokens:.0f} tokens a row (datasets.csv, cut at {measured_at})")
     if tokens is None:
         tokens = float(length)
         assumed.append(f"every row fills batch.max_length, {length} tokens (say --tokens)")
-    lengths = Lengths.assume_even(min(tokens, length), length)
+    if windows is not None:
+        assumed.append("long texts in windows, attention counted as if over whole texts")
+    lengths = Lengths.assume_even(min(tokens, longest), longest)
     return rows, replace(lengths, spread=min(spread, lengths.spread)), tuple(assumed)
+
+
+def _computed_tokens(recipe: Recipe, tokens: float) -> float:
+    """Return the tokens that a text of `tokens` is computed as: it is cut, or read in windows."""
+    windows, length = recipe.data.windows, recipe.batch.max_length
+    if recipe.task == "masked-lm":
+        return tokens
+    return min(tokens, length) if windows is None else windows.computed_tokens(tokens, length)
 
 
 def _pack_rows(

@@ -1,6 +1,8 @@
-"""The end of a run: judge the best weights on the test rows; write result, bundle and plots."""
+"""The end of a run: judge the best weights on the test rows; write bundle, result and plots."""
 
 import json
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from trainers.checkpoint import checkpoint
@@ -15,11 +17,22 @@ from trainers.tracking import provenance
 from trainers.tracking.run_directory import RunDirectory
 from trainers.training.linear_probe import output_layer_name
 from trainers.training.loop import TrainingError, TrainingLoop
-from trainers.training.target_scale import describe_targets
+from trainers.training.metrics import MAX_DENSE, without_tables
+from trainers.training.target_scale import TargetScale, describe_targets
+
+MAX_CARD_LABELS = 10_000  # with figures of their own in a card, whose size is limited
 
 
-def write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> None:
-    """Write result.json; where asked for, first evaluate the test rows and write the bundle."""
+def write_result(
+    config: WorkerConfig,
+    loop: TrainingLoop,
+    encoder: Encoder,
+    warn: Callable[[str], None] = warnings.warn,
+) -> None:
+    """Write result.json; where asked for, first evaluate the test rows and write the bundle.
+
+    Plots come last. warn: called where they cannot be drawn.
+    """
     run, progress = config.run, loop.progress
     best_step = progress.step if progress.best_step is None else progress.best_step
     found = None
@@ -37,6 +50,8 @@ def write_result(config: WorkerConfig, loop: TrainingLoop, encoder: Encoder) -> 
         "verdict": {} if found is None else found.verdict,
     }
     run.write_file(run.result_path, json.dumps(result, indent=2) + "\n")
+    if found is not None:
+        _draw_plots(loop, run, found, warn)
 
 
 def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Checkpoint:
@@ -53,9 +68,7 @@ def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Check
 def _test_and_write_bundle(
     config: WorkerConfig, loop: TrainingLoop, encoder: Encoder, best: Checkpoint
 ) -> Assessment:
-    """Assess the best weights on the test rows; write bundle and plots."""
-    from trainers.tracking import plots  # imports matplotlib: a second, and needed only here
-
+    """Assess the best weights on the test rows; write the bundle."""
     recipe, run, prepared = config.recipe, config.run, loop.data
     if best.step != loop.progress.step:
         best.restore(loop.parallel)
@@ -63,15 +76,18 @@ def _test_and_write_bundle(
     found = assess(loop, encoder.clean, config.cache, run, candidate)
     if loop.rank != 0:
         return found
+    few_tables = without_tables(found.metrics, MAX_CARD_LABELS)
     card = ModelCard(
         format=CARD_FORMAT,
         task=recipe.task,
         labels=prepared.labels,
         cleaning=recipe.data.cleaning,
         max_length=recipe.batch.max_length,
-        metrics=found.metrics,
+        windows=recipe.data.windows,
+        metrics=found.metrics if len(prepared.labels) <= MAX_DENSE else few_tables,
         verdict=found.verdict,
         thresholds=found.thresholds,
+        temperature=found.temperature,
         examples=found.examples,
         target=describe_targets(recipe, prepared),
         recipe=recipe.model_dump(mode="json"),
@@ -84,12 +100,30 @@ def _test_and_write_bundle(
     run.check_lease()
     num_features = int(prepared.train.samples.lengths[0])
     shapes = meta_model(recipe, prepared.labels, num_features, encoder)
-    tensors = loop.scale.fold_into(best.iter_tensors(), output_layer_name(shapes))
+    layer = output_layer_name(shapes)
+    tensors = loop.scale.fold_into(best.iter_tensors(), layer)
+    # So whoever computes the bundle, by whatever engine, has the probabilities that were measured.
+    tensors = TargetScale(deviation=1 / found.temperature).fold_into(tensors, layer)
     bundle.write_bundle(run.bundle_path, shapes, tensors, encoder, card)
-    rows = None
-    if found.predictions is not None:
-        logits, targets = found.predictions.logits, found.predictions.targets
-        rows = plots.TestRows(recipe.task, logits, targets, found.thresholds)
-    plots.draw_plots(run, recipe.metric, prepared.labels, found.metrics, rows)
-    run.publish_files("plots", run.bundle_path.name)
+    run.publish_files(run.bundle_path.name)
     return found
+
+
+def _draw_plots(
+    loop: TrainingLoop, run: RunDirectory, found: Assessment, warn: Callable[[str], None]
+) -> None:
+    """Draw the plots of a run that has its result, which no picture is worth losing."""
+    try:
+        # They import matplotlib: a second, and needed only here.
+        from trainers.tracking import plots
+        from trainers.tracking.answer_plots import TestRows
+
+        recipe, rows = loop.recipe, None
+        if found.predictions is not None:
+            logits, targets = found.predictions.logits, found.predictions.targets
+            rows = TestRows(recipe.task, logits, targets, found.thresholds, found.temperature)
+        plots.draw_plots(run, recipe.metric, loop.data.labels, found.metrics, rows)
+        run.publish_files("plots")
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warn(f"a plot could not be drawn, and all else of the run is there: {reason}")

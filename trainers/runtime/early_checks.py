@@ -4,6 +4,7 @@ The run's directory, its recipe, the sources that a job names, the layout and th
 neither torch nor Ray.
 """
 
+import difflib
 import os
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainers.runtime.job_sources import check_job_sources
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.tracking.sinks.trackers import check_trackers
 
+MAX_SHOWN = 3  # runs
 ANY_BATCH = 2**31  # in place of a batch size that the data decide: it suits every layout
 
 
@@ -36,6 +38,11 @@ def check_run(recipe: Recipe, cluster: ClusterSpec, directory: RunDirectory, res
     """
     check_settings(recipe, cluster)
     directory.check_recipe(recipe.with_absolute_paths(), resume)
+    if resume and not directory.recipe_path.is_file():
+        raise RunError(
+            f"{directory.address}: no run to resume is there{_near_runs(directory)}; name the "
+            "directory of a run with --run, or leave --resume out to begin one"
+        )
 
 
 def check_settings(recipe: Recipe, cluster: ClusterSpec) -> None:
@@ -47,6 +54,18 @@ def check_settings(recipe: Recipe, cluster: ClusterSpec) -> None:
     check_job_sources(recipe, cluster)
     _check_layout(recipe, cluster)
     check_trackers(recipe.tracking)
+
+
+def _near_runs(directory: RunDirectory) -> str:
+    """Return `; did you mean X?` for the runs beside a directory that holds none."""
+    if directory.home:
+        return ""
+    runs = {path.parent.name: path.parent for path in directory.path.parent.glob("*/recipe.yaml")}
+    close = difflib.get_close_matches(directory.path.name, runs, n=1, cutoff=0.5)
+    newest = sorted(runs, key=lambda name: -runs[name].stat().st_mtime)[:MAX_SHOWN]
+    if close:
+        return f"; did you mean {runs[close[0]]}?"
+    return f"; beside it {'are' if len(newest) > 1 else 'is'} {', '.join(newest)}" if newest else ""
 
 
 def _check_layout(recipe: Recipe, cluster: ClusterSpec) -> None:

@@ -21,14 +21,17 @@ from trainers.config.recipe import Recipe
 from trainers.data import prepare
 from trainers.data.dataset_cache import PreparedDataset
 from trainers.evaluation.held_out import load_held_out
+from trainers.evaluation.label_errors import LABEL_ISSUES_FILE, write_label_issues
 from trainers.evaluation.verdict import describe_baselines
 from trainers.models.card import CARD_FILE, BundleError, parse_card, read_card
+from trainers.models.heads import plan_head
+from trainers.models.pretrained import check_pretrained
 from trainers.planning.accelerator import check_accelerator, resolve_accelerator
 from trainers.planning.elastic import ElasticPlanner
 from trainers.planning.layout import resolve_layout, resolve_shape
 from trainers.planning.placement import place_run
 from trainers.runtime.early_checks import check_settings, open_run
-from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error
+from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error, worker_error
 from trainers.runtime.worker_config import WorkerConfig
 from trainers.storage.filesystem import StoreError
 from trainers.storage.lease import LeaseError, hold_lease
@@ -66,7 +69,8 @@ def fit(
     every worker in its own process after each evaluation; default: Ray Train's. prepared: the
     recipe's dataset with its teacher's logits, if the caller has it; default: it is prepared here.
     Raises RunError or StoreError when the directory or the cluster cannot be used, LeaseError when
-    another driver has the run, and what a worker raised when it cannot go on.
+    another driver has the run, TrainingError when it cannot go on, and WorkerError for what nobody
+    foresaw.
     """
     started, recipe = time.monotonic(), recipe.with_absolute_paths()
     cluster = choose_accelerator(cluster)
@@ -75,10 +79,13 @@ def fit(
         if directory.lease is None:  # else its caller holds it
             directory = replace(directory, lease=stack.enter_context(hold_lease(directory)))
         check_settings(recipe, cluster)
-        directory.acquire(recipe, resume)
+        line = directory.acquire(recipe, resume).to_line()
+        if line:
+            print(line, flush=True)
         result = directory.read_result()
         if result is None or (write_bundle and not _is_concluded(directory, result)):
             if prepared is None:
+                check_pretrained(recipe, cluster.cache_dir)
                 prepared = prepare.prepare_dataset(recipe, cluster.cache_dir)
                 prepared = distillation.attach_teacher_logits(recipe, prepared, cluster.cache_dir)
             num_features = int(prepared.train.samples.lengths[0])
@@ -88,6 +95,8 @@ def fit(
             config = _build_worker_config(recipe, shape, directory, cluster, write_bundle, prepared)
             if write_bundle:
                 _fit_baselines(recipe, cluster, prepared)
+            if write_bundle and recipe.evaluation.label_errors:
+                _find_label_errors(config, prepared)
             config = replace(config, head=_fit_head(config, prepared))
             result = _train(config, cluster, report, prepared)
     return Outcome(result, time.monotonic() - started)
@@ -121,8 +130,12 @@ def _settle_recipe(
 
 def _fit_head(config: WorkerConfig, prepared: PreparedDataset) -> Head | None:
     """Fit the head that a new run on few rows begins with; None for others."""
-    is_begun = checkpoint.find_latest(config.run.checkpoints) is not None
-    if is_begun or not linear_probe.is_worth_fitting(config.recipe, prepared):
+    if checkpoint.find_latest(config.run.checkpoints) is not None:
+        return None
+    line = plan_head(config.recipe, prepared.labels).line
+    if line:
+        print(f"head      {line}", flush=True)
+    if not linear_probe.is_worth_fitting(config.recipe, prepared):
         return None
     encoder = prepare.load_recipe_encoder(config.recipe, config.cache)
     with Wait("fitting a head to the frozen encoder"):
@@ -135,13 +148,29 @@ def _fit_head(config: WorkerConfig, prepared: PreparedDataset) -> Head | None:
     return head
 
 
+def _find_label_errors(config: WorkerConfig, prepared: PreparedDataset) -> None:
+    """List the training rows whose label is likely wrong, once a run, and say how many."""
+    recipe, run = config.recipe, config.run
+    path = run.path / LABEL_ISSUES_FILE
+    if run.read_file(path.name) is not None:
+        return
+    encoder = prepare.load_recipe_encoder(recipe, config.cache)
+    with Wait("looking for wrong labels"):
+        features = linear_probe.frozen_features(recipe, prepared, encoder)
+        found = write_label_issues(path, recipe, prepared, features, encoder.clean)
+    run.publish_files(path.name)
+    rows = len(prepared.train)
+    where = f"{run.address}/{path.name}"
+    print(f"labels    {found:,} of {rows:,} training rows may be wrong: {where}", flush=True)
+
+
 def _fit_baselines(recipe: Recipe, cluster: ClusterSpec, prepared: PreparedDataset) -> None:
     """Fit what the run has to beat, for its verdict at the end, and say it."""
     encoder = prepare.load_recipe_encoder(recipe, cluster.cache_dir)
     has_baseline = recipe.baseline and recipe.task != "masked-lm"
     with Wait("fitting a bag of words") if has_baseline else nullcontext():
         rows = load_held_out(recipe, prepared, encoder.clean, cluster.cache_dir)
-    for line in describe_baselines(recipe, prepared.labels, prepared.test.targets, rows):
+    for line in describe_baselines(recipe, prepared.labels, prepared.test.take_targets(), rows):
         print(line, flush=True)
 
 
@@ -171,8 +200,9 @@ def _train(
 
         ray_trainer.init_ray(cluster)
     directory.check_lease()
-    directory.error_path.unlink(missing_ok=True)
-    directory.publish_files(directory.error_path.name)
+    for path in (directory.error_path, directory.traceback_path):
+        path.unlink(missing_ok=True)
+        directory.publish_files(path.name)
     usd_per_hour = None if price is None else price * cluster.num_nodes
     start = f"starting {workers} worker{'s' * (workers > 1)}" if workers else "loading the model"
     with ProgressPrinter(directory, usd_per_hour, start=Wait(start)):
@@ -210,8 +240,7 @@ def _train_here(
     except (OSError, StoreError) as error:
         raise storage_error(error, config.run) from error
     except Exception as error:
-        error.add_note(f"{config.run.address}: what is saved is kept; go on with --resume")
-        raise
+        raise worker_error(error, config.run) from error
 
 
 def _is_concluded(run: RunDirectory, result: dict[str, Any]) -> bool:

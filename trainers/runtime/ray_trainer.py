@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.train
 from ray._private.services import canonicalize_bootstrap_address
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from cluster.launch import spot_notice
@@ -22,7 +22,7 @@ from cluster.spec import ClusterSpec
 from trainers.distributed.device import DEVICES, Device
 from trainers.runtime.elastic_policy import count_free_nodes
 from trainers.runtime.ray_backend import DeviceTorchConfig
-from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error
+from trainers.runtime.worker import ReportMetrics, run_attempt, storage_error, worker_error
 from trainers.runtime.worker_config import WorkerConfig
 from trainers.storage.filesystem import StoreError
 from trainers.storage.lease import LeaseError
@@ -46,17 +46,20 @@ def train_with_workers(
 
 
 def _run_trainer(trainer: TorchTrainer, run: RunDirectory) -> None:
-    """Run `trainer`. Raises RunError where a disk or a store has failed once too often."""
+    """Run `trainer`. Raises RunError where a disk, a store or a worker failed once too often."""
     try:
         with count_free_nodes():
             trainer.fit()
-    except WorkerGroupError as error:
-        for cause in error.worker_failures.values():
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        own = getattr(error, "controller_failure", error)
+        causes = [*failures.values()] or [own]
+        for cause in causes:
             if isinstance(cause, LeaseError):
                 raise cause from error
             if isinstance(cause, (OSError, StoreError)):
                 raise storage_error(cause, run) from error
-        raise
+        raise worker_error(causes[0], run, str(error)) from error
 
 
 def init_ray(cluster: ClusterSpec, dashboard: bool = False) -> None:

@@ -7,7 +7,9 @@ Ray, under `torchrun`, in bare gloo processes and in one process.
 
 import json
 import os
+import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from cluster.costmodel.model_shape import ModelShape
@@ -23,6 +25,7 @@ from trainers.distributed.mesh import Mesh
 from trainers.distributed.object_collectives import gather_from_ranks, get_world_size, run_on_rank0
 from trainers.models.bert import TextModel
 from trainers.models.build import build_on_meta, materialize
+from trainers.models.heads import plan_head
 from trainers.models.shape import shape_from_config
 from trainers.parallel.parallelize import parallelize
 from trainers.runtime.conclusion import write_result
@@ -33,10 +36,12 @@ from trainers.tracking.metric_logger import MetricLogger
 from trainers.tracking.run_directory import RunDirectory, RunError
 from trainers.tracking.throughput import ThroughputMeter, device_peak_flops
 from trainers.training import distillation, parity_check
-from trainers.training.events import EvalEvent, SaveEvent
-from trainers.training.linear_probe import set_head
+from trainers.training.events import EvalEvent, SaveEvent, WarningEvent
+from trainers.training.linear_probe import output_layer, set_head
 from trainers.training.loop import TrainingLoop
+from trainers.training.target_scale import TargetScale
 
+MAX_CHARACTERS = 300  # of an error that nobody foresaw
 ReportMetrics = Callable[[Mapping[str, float]], None]
 
 
@@ -61,6 +66,26 @@ def run_attempt(
         raise
     except BerthaError as error:
         config.run.write_error(str(error))
+
+
+class WorkerError(RunError):
+    """A failure that nobody foresaw, in a sentence; the traceback is in the run directory."""
+
+
+def worker_error(error: Exception, run: RunDirectory, text: str | None = None) -> WorkerError:
+    """Return what nobody foresaw as one sentence, and write its traceback to the run directory.
+
+    text: the traceback, of an error that came from another process.
+    """
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_CHARACTERS].rstrip(": ")
+    try:
+        run.write_traceback(text or "".join(traceback.format_exception(error)))
+        where = f"its traceback is in {run.address}/{run.traceback_path.name}"
+    except (BerthaError, OSError) as second:
+        where = f"its traceback could not be kept ({second})"
+    return WorkerError(
+        f"{run.address}: {what}; {where}. What is saved is kept: go on with --resume"
+    )
 
 
 def storage_error(error: Exception, run: RunDirectory) -> RunError:
@@ -105,6 +130,7 @@ def run_worker(
         recorder.log_start(
             step=loop.progress.step,
             total_steps=loop.total_steps,
+            metric=recipe.metric,
             pid=os.getpid(),
             workers=loop.mesh.layout.world_size,
             layout=str(loop.mesh.layout),
@@ -117,13 +143,18 @@ def run_worker(
             if config.write_bundle:
                 recorder.log_conclusion(loop.progress.step)
             recorder.flush()
-        write_result(config, loop, encoder)
+        write_result(config, loop, encoder, partial(_log_warning, loop, recorder))
         if recorder is not None:
             recorder.log_result(run.read_result() or {})
     finally:
         if recorder is not None:
             recorder.close()
     run.free_local_copy()
+
+
+def _log_warning(loop: TrainingLoop, recorder: MetricLogger | None, text: str) -> None:
+    if recorder is not None:
+        recorder.log_event(WarningEvent(loop.progress.step, text))
 
 
 def _run_loop(
@@ -163,6 +194,8 @@ def _build_loop(config: WorkerConfig, prepared: PreparedDataset, encoder: Encode
     model = build_on_meta(recipe, prepared.labels, num_features, encoder)
     if config.head is not None:
         set_head(model, config.head)
+    elif plan_head(recipe, prepared.labels).is_number:  # which it gives in the user's unit
+        TargetScale.for_recipe(recipe, prepared).unfold_from(output_layer(model))
     parallel = parallelize(
         model,
         mesh,
@@ -206,6 +239,11 @@ def _take_parity_report(
     return parity_check.check_parity(loop, encoder, restored)
 
 
+def _describe_growth(run: RunDirectory, step: int) -> list[dict[str, Any]]:
+    """Return how often the run was made longer than it began, and from which step on."""
+    return [{"from_step": step} | each for each in run.read_record().get("longer") or []]
+
+
 def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, Any] | None) -> None:
     """Write record.json: everything needed to repeat this run."""
     prepared, layout = loop.data, loop.mesh.layout
@@ -214,6 +252,7 @@ def _write_record(config: WorkerConfig, loop: TrainingLoop, parity: dict[str, An
         "data": prepared.report.to_json(),
         "teacher": prepared.teacher,
         "settings": stated_settings(config.recipe),
+        "longer": _describe_growth(config.run, loop.progress.step),
         "accelerator": config.device,
         "revision": config.revision,
         "environment": provenance.describe_environment(),

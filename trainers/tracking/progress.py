@@ -12,12 +12,18 @@ from typing import Any, Self
 
 from trainers.storage.filesystem import StoreError
 from trainers.tracking.run_directory import Row, RunDirectory, parse_rows
-from trainers.tracking.verdict_lines import format_figures, format_sentences
+from trainers.tracking.verdict_lines import (
+    IN_SHORT,
+    format_classes,
+    format_figures,
+    format_sentences,
+    format_slices,
+    split_figures,
+)
 from trainers.tracking.wait import Wait
 
 REMOTE_POLL_SECONDS = 2.0  # between reads of a file in a store
 CONCLUSION = "evaluating the test rows and writing the bundle"
-MAX_CLASSES = 12  # in the summary of a run
 
 
 class MetricTail:
@@ -100,7 +106,7 @@ class ProgressPrinter:
         self._tail = MetricTail(run)
         self._tail.read_rows()  # skips the rows of earlier starts
         self._say, self._every, self._usd_per_hour = say, every_seconds, usd_per_hour
-        self._total_steps = 0
+        self._total_steps, self._metric = 0, ""
         self._pending: list[Row] = []
         self._printed_at = 0.0
         self._stop = threading.Event()
@@ -144,6 +150,7 @@ class ProgressPrinter:
             if self._start is not None:
                 self._start.end()
             self._total_steps = row["total_steps"]
+            self._metric = row.get("metric", "")
             self._pending.clear()
             if row["step"] or row.get("lost_steps"):
                 self._say(format_start(row, self._usd_per_hour))
@@ -157,20 +164,23 @@ class ProgressPrinter:
             self._print_pending()
             self._conclusion.begin()
         elif row["kind"] == "evaluation":
-            self._say(format_evaluation(row))
+            self._say(format_evaluation(row, self._metric))
 
 
 def count_printer(
     what: str, say: Callable[[str], None] = print, every_seconds: float = 5.0
 ) -> Callable[[int, int], None]:
-    """Return a callback for (done, total) that prints `what` and both, every few seconds."""
+    """Return a callback for (done, total) that prints `what` and both, every few seconds.
+
+    A total of 0 is not known yet, while rows are read.
+    """
     printed_at = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
         nonlocal printed_at
         if time.monotonic() - printed_at >= every_seconds:
             printed_at = time.monotonic()
-            say(f"{what}: {done:,} of {total:,}")
+            say(f"{what}: {done:,} of {total:,}" if total else f"reading rows: {done:,} so far")
 
     return on_progress
 
@@ -233,16 +243,18 @@ def format_start(row: dict[str, Any], usd_per_hour: float | None = None) -> str:
     return f"{line} ({cost})"
 
 
-def format_evaluation(row: dict[str, Any]) -> str:
-    """Format an evaluation row as one line."""
+def format_evaluation(row: dict[str, Any], metric: str = "") -> str:
+    """Format an evaluation row as one line. metric: that chooses the best checkpoint."""
     best = "  best so far" if row.get("best") else ""
-    return f"step {row['step']}  validation: {format_metrics(row['metrics'])}{best}"
+    return f"step {row['step']}  validation: {format_metrics(row['metrics'], metric)}{best}"
 
 
-def format_metrics(metrics: dict[str, Any]) -> str:
-    """Format the single numbers of `metrics`."""
+def format_metrics(metrics: dict[str, Any], metric: str = "") -> str:
+    """Format the single numbers of `metrics`, but for those that few want and are not `metric`."""
     return "  ".join(
-        f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)
+        f"{name} {value:.4f}"
+        for name, value in metrics.items()
+        if isinstance(value, float) and (name == metric or name not in IN_SHORT)
     )
 
 
@@ -270,28 +282,9 @@ def summarize_run(result: dict[str, Any], seconds: float, run: str) -> list[str]
         what = "rows" if counted == "rows" else "hidden tokens of texts"
         lines.append(f"held out, {test[counted]} {what} never trained on:")
         figures = {name: value for name, value in test.items() if isinstance(value, float)}
-        lines += format_figures(figures, verdict)
-        lines += _format_classes(test.get("per_class", {}))
+        lines += format_figures(*split_figures(figures, verdict))
+        lines += format_classes(test.get("per_class", {}))
+        lines += format_slices(verdict)
     lines += format_sentences(verdict, run)
     lines.append(f"bundle: {run}/bundle")
     return lines
-
-
-def _format_classes(per_class: dict[str, dict[str, float]]) -> list[str]:
-    if not per_class:
-        return []
-    left_out = len(per_class) - MAX_CLASSES
-    if left_out > 0:
-        worst = sorted(per_class.items(), key=lambda each: each[1]["f1"])[:MAX_CLASSES]
-        per_class = dict(worst)
-    width = max(len(label) for label in per_class)
-    head = f"  {'':<{width}}  precision  recall      f1   rows"
-    return [
-        head,
-        *(
-            f"  {label:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
-            f"{row['f1']:6.4f}  {row['support']:5d}"
-            for label, row in per_class.items()
-        ),
-        *([f"  and {left_out} labels with a higher f1"] if left_out > 0 else []),
-    ]

@@ -11,6 +11,7 @@
     result.json       the outcome and its verdict; there when the run has ended
     errors.csv        the test rows, the worst answered first
     predictions.npz   their logits, for comparisons with other runs
+    traceback.txt     of the failure that nobody foresaw and that ended the last attempt
     lease/            which process writes all this
 
 All nodes see it, or its home is a prefix in S3 and each node has a directory of its own, from which
@@ -36,11 +37,9 @@ from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
 from trainers.storage.directory import SyncedDirectory
 from trainers.storage.lease import Lease
+from trainers.tracking.resumption import RecipeChange, compare_recipes, format_value
 
-# May change between a run and its resumption: they change no result.
-CHANGEABLE_KEYS = ("layout", "batch.token_budget", "parity", "baseline", "tracking")
-
-FILES = ("recipe.yaml", "record.json", "metrics.jsonl", "result.json", "error.txt")
+FILES = ("recipe.yaml", "record.json", "metrics.jsonl", "result.json", "error.txt", "traceback.txt")
 FOLDERS = ("checkpoints", "bundle", "plots", "tensorboard", "trackers", "lease", "ray")
 
 Row = dict[str, Any]  # of metrics.jsonl
@@ -95,20 +94,33 @@ class RunDirectory(SyncedDirectory):
         """The error that only the user can fix; absent where there is none."""
         return self.path / "error.txt"
 
-    def acquire(self, recipe: Recipe, resume: bool) -> None:
+    @property
+    def traceback_path(self) -> Path:
+        """The traceback of a failure that nobody foresaw; absent where there was none."""
+        return self.path / "traceback.txt"
+
+    def acquire(self, recipe: Recipe, resume: bool) -> RecipeChange:
         """Write the recipe into a new directory, or check that this run may be resumed.
 
+        A run that is to be longer than before has no result any more. Returns what has changed.
         Raises RunError as `check_recipe` does.
         """
-        self.check_recipe(recipe, resume)
-        if not self.recipe_path.is_file():
+        change = self.check_recipe(recipe, resume)
+        if change.longer:  # first the result: a run killed in between then trains, and says no lie
+            self.result_path.unlink(missing_ok=True)
+            self.publish_files(self.result_path.name)
+            grown = [*self.read_record().get("longer", []), {"settings": change.longer}]
+            record = self.read_record() | {"longer": grown}
+            self.write_file(self.record_path, json.dumps(record, indent=2) + "\n")
+        if change.longer or not self.recipe_path.is_file():
             self.write_file(self.recipe_path, recipe.to_yaml())
+        return change
 
-    def check_recipe(self, recipe: Recipe, resume: bool) -> None:
+    def check_recipe(self, recipe: Recipe, resume: bool) -> RecipeChange:
         """Check, and write nothing, that a run of `recipe` may begin here, or be resumed.
 
-        Raises RunError when the directory holds another run, or this one and `resume` is not asked
-        for, or what no run can go on with.
+        Returns what has changed since it began. Raises RunError when the directory holds another
+        run, or this one and `resume` is not asked for, or what no run can go on with.
         """
         path = self.recipe_path
         self.fetch_files(path.name, self.record_path.name, self.result_path.name)
@@ -122,7 +134,7 @@ class RunDirectory(SyncedDirectory):
                     f"{self.address} holds {remains[0].name} of a run, but not its recipe.yaml; "
                     "put that back, or name another directory with --run"
                 )
-            return
+            return RecipeChange()
         if not resume:
             raise RunError(
                 f"{self.address} holds a run already; resume it with --resume, or name another "
@@ -135,13 +147,28 @@ class RunDirectory(SyncedDirectory):
                 f"cannot resume {self.address}: {' '.join(str(error).split())}; put back the "
                 "recipe.yaml that it began with, or name another directory with --run"
             ) from None
-        differing = differing_keys(before.model_dump(), recipe.model_dump())
-        changed = [key for key in differing if not key.startswith(CHANGEABLE_KEYS)]
-        if changed:
+        change = compare_recipes(before, recipe, self.read_record().get("settings") or {})
+        if change.changed:
             raise RunError(
-                f"cannot resume {self.address}: its recipe differs in {', '.join(changed)}; "
+                f"cannot resume {self.address}: its recipe differs in {', '.join(change.changed)}; "
                 "resume with the same settings, or name another directory with --run"
             )
+        if change.shorter:
+            key, values = next(iter(change.shorter.items()))
+            old, new = map(format_value, values)
+            least = f"{key}={old}" + ("" if old == "null" else " or more")
+            raise RunError(
+                f"cannot resume {self.address}: {key} = {new}, but the run has {old}; it can only "
+                f"grow: give {least}, or name another directory with --run"
+            )
+        result = self.read_result() if change.longer else None
+        if result and result["stopped_early"] and "stopping.patience" not in change.longer:
+            raise RunError(
+                f"{self.address}: stopped early, after {recipe.stopping.patience} evaluations "
+                "without a better metric, so it would not train longer; raise stopping.patience, "
+                "too"
+            )
+        return change
 
     def free_local_copy(self) -> None:
         """Free this machine's disk of checkpoints that the home has, when the run has ended."""
@@ -181,6 +208,10 @@ class RunDirectory(SyncedDirectory):
     def write_error(self, reason: str) -> None:
         """Write why the run cannot go on."""
         self.write_file(self.error_path, reason)
+
+    def write_traceback(self, text: str) -> None:
+        """Write where a failure that nobody foresaw came from."""
+        self.write_file(self.traceback_path, text)
 
     def read_rows(self) -> tuple[list[Row], bool]:
         """Return the rows of metrics.jsonl on this machine, and whether there are damaged lines."""
@@ -334,14 +365,3 @@ def _is_result(value: dict[str, Any]) -> bool:
     counts = all(_is_count(value.get(name)) for name in ("steps", "best_step"))
     tested = value.get("test", 0)
     return counts and "stopped_early" in value and (tested is None or isinstance(tested, dict))
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """List the dotted keys whose values differ."""
-    keys = []
-    for key, value in now.items():
-        if isinstance(value, dict) and isinstance(before.get(key), dict):
-            keys += differing_keys(before[key], value, f"{prefix}{key}.")
-        elif before.get(key) != value:
-            keys.append(prefix + key)
-    return keys

@@ -15,6 +15,7 @@ from trainers.data.tokenizer import Encoder, TextEncoder
 from trainers.distributed.transfer import Transfer
 from trainers.models.packed import PackedTexts
 from trainers.models.static_rows import StaticRows, lay_into_static_rows, round_up
+from trainers.models.window_pool import WindowPool
 from trainers.parallel.pipeline import DeviceBatch
 
 EVALUATION_EPOCH = 2**31 - 1  # the epoch whose masks every evaluation uses
@@ -53,16 +54,18 @@ class Collator:
         self, split: DatasetSplit, micro_batch: MicroBatch, epoch: int | None
     ) -> DeviceBatch:
         rows, seed = micro_batch.rows, self._recipe.seed
+        sequences, (of_rows, counts) = split.samples.sequences, split.samples.sequences_of(rows)
         static = None
-        if self._row_widths and split.samples.values.dtype.kind != "f":
+        if self._row_widths and sequences.values.dtype.kind != "f":
             # Weights that are dropped are keyed by row, so there each text has its own.
             shares = self._recipe.model.attention_dropout == 0 or epoch is None
-            sizes = split.samples.lengths[rows].tolist()
+            sizes = sequences.lengths[of_rows].tolist()
             static = lay_into_static_rows(sizes, self._row_widths, shares)
-            rows = rows[static.order]
-        values, lengths = split.samples.take(rows), split.samples.lengths[rows]
-        keys = None if epoch is None else sample_keys(seed, epoch, rows)
-        reads, targets = None, split.targets[rows]
+            of_rows = of_rows[static.order]
+            rows = of_rows if counts is None else rows
+        values, lengths = sequences.take(of_rows), sequences.lengths[of_rows]
+        keys = None if epoch is None else sample_keys(seed, epoch, of_rows)
+        reads, targets = None, split.take_targets(rows)
         if self._vocabulary is not None:
             masked = mask_tokens(
                 values,
@@ -82,9 +85,10 @@ class Collator:
             pads, width = None, 0
             if static is not None:
                 pads, width, count = static.pads, static.width, len(targets)
-                values, keys, reads, targets, teacher = self._fill_rows(
-                    static, values, lengths, keys, reads, targets, teacher
-                )
+                values, keys, reads = self._fill_rows(static, values, lengths, keys, reads)
+                wanted = len(reads) if counts is None else round_up(count)
+                targets = _repeat_first(targets, wanted)
+                teacher = None if teacher is None else _repeat_first(teacher, wanted)
             else:
                 values, lengths, keys, reads = self._fill_up(values, lengths, keys, reads)
             inputs = self._move(values)[None].long()
@@ -104,7 +108,21 @@ class Collator:
             teacher=None if teacher is None else self._move(teacher),
             rows=rows,
             count=count,
+            pool=None if counts is None else self._pool_windows(counts, static, len(targets)),
         )
+
+    def _pool_windows(
+        self, counts: np.ndarray, static: StaticRows | None, num_targets: int
+    ) -> WindowPool | None:
+        """Return what makes a row of each text with `counts` [b] windows; None of one each."""
+        windows = self._recipe.data.windows
+        assert windows is not None, "the encoder of the recipe made them"
+        if static is not None:
+            shape = num_targets, round_up(int(counts.max()))
+            return WindowPool.from_counts(counts, windows.pool, self._move, static.order, shape)
+        if counts.max() == 1:
+            return None
+        return WindowPool.from_counts(counts, windows.pool, self._move)
 
     def _fill_up(
         self,
@@ -130,9 +148,7 @@ class Collator:
         lengths: np.ndarray,
         keys: np.ndarray | None,
         reads: np.ndarray | None,
-        targets: np.ndarray,
-        teacher: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """Insert pads, and repeat what is read until there is a power of two of it."""
         ends = np.cumsum(lengths)
         values = np.insert(values, ends.repeat(static.pads), self._pad_id)
@@ -140,11 +156,11 @@ class Collator:
         reads = ends - lengths if reads is None else reads
         reads = reads + shifts[np.searchsorted(ends, reads, side="right")]
         wanted = round_up(len(reads))
-
-        def repeat_first(array: np.ndarray) -> np.ndarray:
-            return np.concatenate([array, array[:1].repeat(wanted - len(array), axis=0)])
-
         if keys is not None:
             keys = np.pad(keys, (0, max(wanted, len(values) // static.width, len(keys) + 1)))
-        teacher = None if teacher is None else repeat_first(teacher)
-        return values, keys, repeat_first(reads), repeat_first(targets), teacher
+        return values, keys, _repeat_first(reads, wanted)
+
+
+def _repeat_first(array: np.ndarray, wanted: int) -> np.ndarray:
+    """Return an array with its first row repeated behind, `wanted` rows in all."""
+    return np.concatenate([array, array[:1].repeat(wanted - len(array), axis=0)])

@@ -60,7 +60,10 @@ class Teacher:
     def digest(self) -> str:
         """SHA-256 of everything its logits depend on."""
         card = self.card
-        return json_sha256([card.task, card.labels, card.cleaning, card.max_length, card.files])
+        identity = [card.task, card.labels, card.cleaning, card.max_length, card.files]
+        if card.windows is not None:
+            identity.append(card.windows.model_dump(mode="json"))
+        return json_sha256(identity)
 
     @property
     def shape(self) -> ModelShape:
@@ -83,7 +86,8 @@ class Teacher:
             DEVICES[kind].default_token_budget(self.card.max_length),
         )
         model = load_model(self.directory).to(device)
-        return predict_logits(model, samples, budget, device, on_progress)
+        pool = "mean" if self.card.windows is None else self.card.windows.pool
+        return predict_logits(model, samples, budget, device, on_progress, pool)
 
 
 def load_teacher(recipe: Recipe, labels: tuple[str, ...]) -> Teacher | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trainers.config.recipe import Recipe
@@ -12,6 +13,7 @@ from trainers.data.microbatch import MicroBatch
 from trainers.distributed.vocab_parallel_loss import token_losses
 from trainers.parallel.parallelize import ParallelModel
 from trainers.parallel.pipeline import DeviceBatch, Pipeline
+from trainers.training import figures
 from trainers.training.autocast import Autocast
 from trainers.training.collator import Collator
 from trainers.training.metrics import MetricAccumulator, Metrics
@@ -47,14 +49,21 @@ class Evaluator:
         collect: Collect | None = None,
         shift: np.ndarray | None = None,
         is_exact: bool = True,
+        temperature: float = 1.0,
     ) -> Metrics:
         """Compute the metrics of all rows of `split`, exact over all ranks.
 
-        is_exact: in fp32, as they are served; else an accelerator takes the training precision.
+        is_exact: in fp32, as they are served, and with the figures of the order of scores; else an
+        accelerator takes the training precision, and of those figures there is the recipe's metric.
         collect: called with the rows [b] and the logits [b, num_labels] of each micro-batch, each
-        row on one rank alone. shift: [num_labels], see `MetricAccumulator`.
+        row on one rank alone. shift: [num_labels], see `MetricAccumulator`. temperature: divides
+        the logits first.
         """
         task, mesh = self._recipe.task, self._parallel.mesh
+        is_ranked = task != "masked-lm" and (is_exact or self._recipe.metric in figures.RANKED)
+        is_kept = np.zeros(len(split), dtype=bool)
+        if is_ranked:
+            is_kept[figures.select_rows(len(split), max(1, len(self._data.labels)))] = True
         accumulator = MetricAccumulator(
             task, max(1, len(self._data.labels)), shift, self._collator.device
         )
@@ -73,9 +82,14 @@ class Evaluator:
                     accumulator.add_tokens(losses, correct)
             elif counts:
                 logits = self._scale.restore(logits)
+                logits = logits if temperature == 1 else logits.float() / temperature
                 accumulator.add_batch(logits, targets)
-                if collect is not None and batch.rows is not None:
-                    collect(batch.rows, logits)
+                if batch.rows is not None:
+                    if collect is not None:
+                        collect(batch.rows, logits)
+                    if is_ranked:
+                        kept = torch.from_numpy(is_kept[batch.rows]).to(logits.device)
+                        accumulator.keep_scores(logits[kept], targets[kept])
                 if batch.teacher is not None:
                     accumulator.add_agreement(logits, batch.teacher[:num], deviation)
 

@@ -76,6 +76,11 @@ class TrainProgress:
     stopped: bool = False
     tokens: int = 0
 
+    def with_patience(self, patience: int | None) -> "TrainProgress":
+        """Return the progress of a run that waits for `patience` evaluations, and no fewer."""
+        waits = patience is None or self.evaluations_without_better < patience
+        return replace(self, stopped=False) if self.stopped and waits else self
+
     def after_evaluation(
         self,
         step: int,

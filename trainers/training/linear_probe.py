@@ -65,12 +65,10 @@ def fit_head(recipe: Recipe, data: PreparedDataset, encoder: Encoder) -> Head:
     regression. Raises ModelError when the model cannot be loaded.
     """
     started = time.monotonic()
-    model = build_model(recipe, data.labels, 0, encoder)
-    assert isinstance(model, TextModel)
-    features = compute_features(model.eval(), data.train)
+    features = frozen_features(recipe, data, encoder)
     scale = np.maximum(features.std(axis=0), 1e-6)
     center = features.mean(axis=0)
-    targets = np.asarray(data.train.targets)
+    targets = data.train.take_targets()
     if recipe.task == "regression":
         unit = TargetScale.for_recipe(recipe, data)
         targets = (targets - unit.mean) / unit.deviation
@@ -80,6 +78,16 @@ def fit_head(recipe: Recipe, data: PreparedDataset, encoder: Encoder) -> Head:
     bias = fitted[1] - weight @ center
     seconds = time.monotonic() - started
     return Head(weight.astype(np.float32), bias.astype(np.float32), len(data.train), seconds)
+
+
+def frozen_features(recipe: Recipe, data: PreparedDataset, encoder: Encoder) -> np.ndarray:
+    """Return the features [n, width] float32 of the training rows, of the recipe's encoder.
+
+    Raises ModelError when the model cannot be loaded.
+    """
+    model = build_model(recipe, data.labels, 0, encoder)
+    assert isinstance(model, TextModel)
+    return compute_features(model.eval(), data.train)
 
 
 def compute_features(model: TextModel, split: DatasetSplit) -> np.ndarray:

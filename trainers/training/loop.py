@@ -45,6 +45,7 @@ from trainers.training.grad_scaler import LossScale, unscale_gradients
 from trainers.training.launched_step import LaunchedStep, SyncedClock
 from trainers.training.linear_probe import Head
 from trainers.training.losses import training_losses
+from trainers.training.metrics import without_tables
 from trainers.training.optimizer import build_optimizer, learning_rate_at
 from trainers.training.step_batches import StepBatches, StepPreparer
 from trainers.training.target_scale import TargetScale
@@ -142,7 +143,7 @@ class TrainingLoop:
                 f"{str(not self.recipe.data.standardize).lower()}"
             )
         try:
-            self.progress = TrainProgress(**progress)
+            self.progress = TrainProgress(**progress).with_patience(self.recipe.stopping.patience)
             is_position = self.progress.step >= 0 and self.progress.tokens >= 0
             if self.loss_scale is not None and "scale" in state:
                 self.loss_scale = LossScale(**state["scale"])
@@ -211,7 +212,8 @@ class TrainingLoop:
         )
         best = self.progress.best_step == self.progress.step
         seconds = time.perf_counter() - started
-        return EvalEvent(self.progress.step, epoch, metrics, best, seconds, self.progress.tokens)
+        logged = without_tables(metrics)
+        return EvalEvent(self.progress.step, epoch, logged, best, seconds, self.progress.tokens)
 
     def _launch_step(self, step: int) -> LaunchedStep:
         """Launch an optimizer step; nothing in it waits for the device."""
@@ -292,8 +294,9 @@ class TrainingLoop:
         if len(prepared.rows) == 1 or self.recipe.batch.max_length >= self.token_budget:
             raise TrainingError(
                 f"the device has no memory for a micro-batch of {self.token_budget} tokens (step "
-                f"{prepared.step + 1}); lower batch.max_length ({self.recipe.batch.max_length}), "
-                "or set layout.recompute: full"
+                f"{prepared.step + 1}); lower batch.max_length ({self.recipe.batch.max_length})"
+                f"{'' if self.recipe.data.windows is None else ', data.windows.max_windows'}, or "
+                "set layout.recompute: full"
             )
         self.optimizer.zero_grad()
         self._preparer.forget()
@@ -347,7 +350,7 @@ class TrainingLoop:
     def _split_over_ranks(self, rows: np.ndarray, lengths: np.ndarray) -> list[list[MicroBatch]]:
         """Return the micro-batches of each data-parallel rank."""
         how = self.mesh.layout.dp, self.token_budget, self._hidden_size, self._cut_constraints
-        return cut_batch(rows, lengths, *how)
+        return cut_batch(rows, lengths, *how, self.recipe.batch.max_length)
 
     @property
     def _sum_dtype(self) -> torch.dtype:

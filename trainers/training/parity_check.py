@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,7 +22,7 @@ from trainers.checkpoint.checkpoint import Checkpoint
 from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import DatasetSplit, PreparedDataset
 from trainers.data.microbatch import epoch_order, global_batch_rows
-from trainers.data.ragged import ragged_from_rows
+from trainers.data.ragged import RaggedArray, ragged_from_rows
 from trainers.data.tokenizer import Encoder
 from trainers.distributed.device import DEVICES, autocast_dtype
 from trainers.distributed.mesh import Mesh
@@ -158,16 +159,28 @@ def _tiny_dataset(data: PreparedDataset, recipe: Recipe, encoder: Encoder) -> Pr
     """Return `data` with a few truncated samples of the first global batch as training split."""
     order = epoch_order(recipe.seed, 0, len(data.train))
     rows = global_batch_rows(order, 0, recipe.global_batch_size)[:SAMPLES]
-    samples = data.train.samples
-    length = None if recipe.model.name == "linear" else TOKENS
-    texts = [samples[row][:length] for row in rows]
     teacher = data.train.teacher
     train = DatasetSplit(
-        ragged_from_rows(texts, samples.values.dtype.type),
+        _shorten_samples(data.train.samples, rows, recipe.model.name != "linear"),
         data.train.targets[rows],
         None if teacher is None else teacher[rows],
     )
     return replace(data, train=train)
+
+
+def _shorten_samples(samples: RaggedArray, rows: np.ndarray, are_tokens: bool) -> RaggedArray:
+    """Return the samples `rows`, of tokens the first few, and of windows the first two."""
+    kept: list[list[np.ndarray]] = []
+    for row in rows:
+        of_row, _ = samples.sequences_of(np.array([row]))
+        kept.append([samples.sequences[each][: TOKENS if are_tokens else None] for each in of_row])
+        del kept[-1][2:]
+    texts = [np.concatenate(each) for each in kept]
+    shortened = ragged_from_rows(texts, samples.values.dtype.type)
+    if samples.windows is None:
+        return shortened
+    windows = [np.array(list(map(len, each)), dtype=np.int32) for each in kept]
+    return replace(shortened, windows=ragged_from_rows(windows, np.int32))
 
 
 def _largest_difference(

@@ -122,13 +122,14 @@ class StepPreparer:
 
     def _prepare(self, step: int) -> StepBatches:
         rows, epoch = self._rows_of(step)
-        lengths = self._train.samples.lengths[rows]
+        samples, sequences = self._train.samples, self._train.samples.sequences
+        lengths, (of_rows, _) = samples.lengths[rows], samples.sequences_of(rows)
         shares = self._cut_rows(rows)
         with self._transfer.ahead():
             batches = self._collate(epoch, shares)
             ids = None
             if self._needs_ids:
-                distinct = np.unique(self._train.samples.take(rows)).astype(np.int64)
+                distinct = np.unique(samples.take(rows)).astype(np.int64)
                 ids = self._transfer.to_device(distinct)
             mark = self._transfer.mark()
         return StepBatches(
@@ -138,7 +139,7 @@ class StepPreparer:
             batches=batches,
             token_ids=ids,
             tokens=int(lengths.sum()),
-            squared_tokens=int(np.square(lengths).sum()),
+            squared_tokens=int(np.square(sequences.lengths[of_rows]).sum()),
             computed_tokens=int(lengths.sum() * _share_computed(batches)),
             micro_batches=sum(map(len, shares)),
             mark=mark,

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from trainers.config.recipe import Recipe
 from trainers.data.dataset_cache import PreparedDataset
@@ -49,6 +50,13 @@ class TargetScale:
     def restore(self, outputs: Tensor) -> Tensor:
         """Return outputs of the model in the user's unit."""
         return outputs if self == TargetScale() else outputs * self.deviation + self.mean
+
+    @torch.no_grad()
+    def unfold_from(self, layer: nn.Linear) -> None:
+        """Scale a last layer that gives the user's unit, so that its outputs need `restore`."""
+        layer.weight.div_(self.deviation)
+        if layer.bias is not None:
+            layer.bias.sub_(self.mean).div_(self.deviation)
 
     def fold_into(
         self, tensors: Iterable[tuple[str, Tensor]], layer: str

@@ -46,7 +46,7 @@ def check_model_files(directory: Path) -> None:
     path = directory / CONFIG_FILE
     config = read_json(path, MAX_CONFIG_BYTES)
     _check_no_code(path, config)
-    tensors = _read_headers(directory)
+    tensors = read_weight_headers(directory)
     if config.get("model_type") == "linear":
         _check_linear(path, config, tensors)
         return
@@ -73,8 +73,11 @@ def _check_no_code(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _read_headers(directory: Path) -> dict[str, TensorEntry]:
-    """Return the tensors of a model by name; {} where the directory has no safetensors."""
+def read_weight_headers(directory: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a model by name; {} where the directory has no safetensors.
+
+    Raises UntrustedFileError.
+    """
     limit = max_weight_bytes()
     if (directory / WEIGHTS_FILE).exists():
         return read_tensor_header(directory / WEIGHTS_FILE, limit)

@@ -186,11 +186,12 @@ class SearchController:
         """Return the next trial that has not begun; None if there is none, or none yet."""
         config, trials = self.prepared.config, self.trials
         begun = without_repeats(trials)
-        if len(begun) == len(trials):  # once repeats have begun, the search proper is over
+        # Once repeats have begun, the search proper is over: unless it was made longer since.
+        if len(begun) == len(trials) or config.has_more_trials:
             size = config.population_size
             max_trials = 1 + size * pbt.ROUNDS if size else config.trials
             if len(begun) < max_trials and self._within_budget(begun):
-                trial = self._sample_trial(len(begun))
+                trial = self._sample_trial(len(trials))
                 if trial is not None:
                     return trial
             if any(trial.state == "running" for trial in begun):

@@ -21,6 +21,7 @@ from cluster.spec import ClusterSpec
 from trainers.checkpoint import checkpoint
 from trainers.config.recipe import Recipe
 from trainers.runtime.fit import fit
+from trainers.runtime.worker import WorkerError
 from trainers.storage.filesystem import StoreError
 from trainers.storage.lease import hold_lease
 from trainers.tracking.progress import MetricTail
@@ -72,6 +73,8 @@ def train_trial(spec: TrialSpec, report: Report) -> None:
 
     try:
         _fit(spec, report_timed)
+    except WorkerError:  # it may pass: Tune tries again
+        raise
     except TrainingError as error:
         report_timed({"ended": "failed", "reason": str(error)})
     except BerthaError as error:

@@ -136,7 +136,7 @@ def parse_space(
     if not space:
         raise SettingsError(f"{origin}: tune names no range; name one, or remove `tune:`")
     check_space(space, recipe, origin)
-    return space
+    return {key: _as_recipe_holds(key, each, recipe, origin) for key, each in space.items()}
 
 
 def default_space(recipe: Recipe, num_parameters: int) -> Space:
@@ -228,6 +228,19 @@ def decode_choice(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _as_recipe_holds(key: str, dimension: Dimension, recipe: Recipe, origin: str) -> Dimension:
+    """Return choices as a recipe holds them, so that "1e-4" and 0.0001 are one and ordered."""
+    if isinstance(dimension, Range):
+        return dimension
+    base, where = recipe.model_dump(mode="json"), f"{origin}: tune"
+    values = tuple(
+        get_value(apply_point(base, {key: each}, where), key) for each in dimension.values
+    )
+    if len(set(map(repr, values))) != len(values):
+        raise SettingsError(f"{where}.{key} = {list(dimension.values)}: names a choice twice")
+    return Choices(values)
 
 
 def _flatten(named: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
-from cluster.settings import Settings, SettingsError, read_yaml, validate_settings
+from cluster.settings import Settings, SettingsError, did_you_mean, read_yaml, validate_settings
+from cluster.yaml_schema import dump_yaml
 from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe, lower_is_better
 from trainers.storage.atomic import replace_file
@@ -27,6 +27,9 @@ class SearchConfig(Settings):
     cluster: str = Field(description="the cluster file")
     trials: Annotated[int, Field(ge=1)] = Field(
         16, description="of the search, the recipe's own among them; repeats come on top"
+    )
+    has_more_trials: bool = Field(
+        False, description="whether trials were added since, so that some follow the first repeats"
     )
     sampler: Sampler = Field("gp", description="which settings are tried next")
     scheduler: Scheduler = Field("asha", description="which trials are stopped early")
@@ -55,10 +58,28 @@ class SearchConfig(Settings):
         """Members of the population of `pbt`, of which trial 0 is none; 0 for other samplers."""
         return self.trials - 1 if self.sampler == "pbt" else 0
 
+    def with_trials(self, trials: int) -> "SearchConfig":
+        """Return the same search with so many trials. Raises SettingsError for fewer than before.
+
+        The members of a population are bred from those before them, so their number stands.
+        """
+        if trials == self.trials:
+            return self
+        if trials < self.trials:
+            raise SettingsError(
+                f"--trials {trials}: the search has {self.trials}; a search can only grow: give "
+                f"{self.trials} or more"
+            )
+        if self.sampler == "pbt":
+            raise SettingsError(
+                f"--trials {trials}: the population of --sampler pbt keeps its {self.trials - 1} "
+                "members; begin another search with --run"
+            )
+        return self.model_copy(update={"trials": trials, "has_more_trials": True})
+
     def save(self, run: Path) -> None:
         """Write it into the directory of the search."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        replace_file(run / PLAN, text)
+        replace_file(run / PLAN, dump_yaml(self.model_dump(mode="json")))
 
 
 def build_search_config(recipe: str, overrides: Sequence[str], **fields: Any) -> SearchConfig:
@@ -88,5 +109,9 @@ def load_search_config(run: Path, address: str = "") -> SearchConfig:
     Raises SettingsError if there is none, or it is invalid.
     """
     if not (run / PLAN).is_file():
-        raise SettingsError(f"{address or run}: holds no search ({PLAN} is not there)")
+        near = (
+            [] if "://" in address else [path.parent.name for path in run.parent.glob(f"*/{PLAN}")]
+        )
+        meant = did_you_mean(run.name, near)
+        raise SettingsError(f"{address or run}: holds no search ({PLAN} is not there){meant}")
     return validate_settings(SearchConfig, read_yaml(run / PLAN), str(run / PLAN))

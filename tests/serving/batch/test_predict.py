@@ -105,7 +105,7 @@ class TestRows:
     def test_long_ones_are_counted(self, engine: Engine, tmp_path: Path) -> None:
         source = write_csv(tmp_path / "rows.csv", ["film", "film " * 40])
         summary = predict_files(engine, [source], str(tmp_path / "out.csv"))
-        assert summary.describe(16) == ["1 longer than 16 tokens: the rest was not read"]
+        assert summary.describe(16) == ["1 longer than 16 tokens: the rest was not read (row 2)"]
 
     def test_several_columns_are_joined_as_in_training(
         self, engine_of: MakeEngine, tmp_path: Path

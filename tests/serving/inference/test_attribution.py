@@ -187,7 +187,7 @@ def test_the_label_by_default_is_the_answer_by_its_threshold(
         card = plain.card.model_copy(update={"thresholds": {plain.card.labels[1]: threshold}})
         model = load_model(place)
         assert isinstance(model, TextModel)
-        assert Attributor(card, plain._tokenizer, model).explain(text).label == expected
+        assert Attributor(card, plain._encoder, model).explain(text).label == expected
 
 
 def test_words_stand_where_they_stood(explainer: Attributor) -> None:

@@ -29,8 +29,8 @@ class TestTexts:
         place = write_tiny_bundle(tmp_path / "bundle", tiny_bert, source=str(corpus))
         card = read_card(place)
         rows = load_eval_rows(card, bundle.load_encoder(place, card))
-        assert rows.targets is not None and len(rows.targets) == len(rows.held_out) == 50
-        assert len(rows.calibration) == 190
+        assert rows.targets is not None and len(rows.targets) == len(rows.held_out) == 48
+        assert len(rows.calibration) == 192
         held_out = {row.tobytes() for row in split_rows(rows.held_out)}
         assert not held_out & {row.tobytes() for row in split_rows(rows.calibration)}
 

@@ -96,6 +96,30 @@ def test_a_wrong_setting_names_key_value_and_way_out(override: str, said: str) -
         recipes.load_recipe("reviews", [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "labels", "filters"),
+    [
+        (["data.labels=[no, yes]", "data.filter.lang=no"], ("no", "yes"), {"lang": "no"}),
+        (["data.labels=[0, 1]", "data.filter={stars: 5}"], ("0", "1"), {"stars": "5"}),
+        (["data.labels=[on, off]", "data.filter={0: 1.5}"], ("on", "off"), {"0": "1.5"}),
+        (
+            ["data.labels=[true, false]", "data.filter.seen=true"],
+            ("True", "False"),
+            {"seen": "True"},
+        ),
+        (["data.labels=[1:30, 2024-05-01]", "data.filter={}"], ("1:30", "2024-05-01"), {}),
+    ],
+)
+def test_labels_and_filters_are_the_words_and_numbers_of_a_table(
+    overrides: list[str], labels: tuple[str, ...], filters: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = recipes.load_recipe("csv", overrides)
+    assert (recipe.data.labels, recipe.data.filter) == (labels, filters)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert recipes.load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert recipes.parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
 def test_wrong_combinations() -> None:
     with pytest.raises(SettingsError, match=r"hold out 1\.1 of the texts"):
         recipes.load_recipe("reviews", ["data.validation=0.6", "data.test=0.5"])

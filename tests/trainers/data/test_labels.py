@@ -1,5 +1,6 @@
 """Labels as columns hold them, and the targets that a model learns."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -8,24 +9,43 @@ import pytest
 from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
 from trainers.data.labels import (
+    Label,
+    LabelColumn,
     build_targets,
     check_label_column,
+    check_training_labels,
     class_names,
     count_labels,
+    parse_cells,
     parse_labels,
 )
 from trainers.data.readers import SkipCounter
-from trainers.data.sources import RawRows
 
 
 def parse(
     values: list[Any], task: Any = "classification", named: tuple[str, ...] = (), **data: Any
-) -> tuple[list, dict[str, tuple[int, str]]]:
+) -> tuple[list[Label | None], dict[str, tuple[int, str]]]:
     """The labels of `values`, which stand in rows 10, 11 and so on, and what is skipped."""
     skips, numbers = SkipCounter("row"), list(range(10, 10 + len(values)))
-    rows = RawRows(["x"] * len(values), values, numbers, "row", len(values), (), named)
-    labels = parse_labels(rows, task, DataConfig(source="x", **data), skips)
+    settings = DataConfig(source="x", **data)
+    if task in ("classification", "multi-label"):
+        column, codes = LabelColumn.from_cells(values, numbers, named)
+        distinct, _ = parse_labels(column, task, settings, skips)
+        labels = [distinct[code] for code in codes]
+    else:
+        labels = parse_cells(values, numbers, task, settings, skips)
     return labels, {skip.reason: (skip.rows, skip.first) for skip in skips.list_reasons()}
+
+
+def test_a_column_has_each_distinct_cell_once_with_its_rows() -> None:
+    cells = ["b", 1, "a", 1.0, "b", True, "1", [1], [1], None, "b"]
+    column, codes = LabelColumn.from_cells(cells, range(10, 21))
+    assert [repr(cell) for cell in column.values] == [
+        "'b'", "1", "'a'", "1.0", "True", "'1'", "[1]", "None"
+    ]  # fmt: skip
+    assert column.counts.tolist() == [3, 1, 1, 1, 1, 1, 2, 1]
+    assert column.numbers.tolist() == [10, 11, 12, 13, 15, 16, 17, 19]
+    assert [repr(column.values[code]) for code in codes] == [repr(cell) for cell in cells]
 
 
 def test_whole_numbers_lose_their_decimals_only_where_all_are_whole() -> None:
@@ -76,9 +96,10 @@ def test_classes_are_sorted_as_numbers_where_all_are() -> None:
 
 def test_there_must_be_something_to_tell_apart() -> None:
     with pytest.raises(DataError, match=r"label 'a'; a classifier needs two.* data\.label the"):
-        class_names([("a",), ("a",)], "classification", ("a", "b"))
+        check_training_labels([("a",), ("a",)], "classification")
     with pytest.raises(DataError, match=r"no training row has a label; is data\.label"):
-        class_names([(), ()], "multi-label", None)
+        check_training_labels([(), ()], "multi-label")
+    check_training_labels([("a",), ()], "multi-label")
     assert class_names([("a",), ()], "multi-label", None) == ("a",)
 
 
@@ -88,7 +109,8 @@ def test_targets_are_indices_or_one_column_a_class() -> None:
     hot = build_targets([("b", "a"), (), ("b",)], "multi-label", ("a", "b"), str)
     assert hot.tolist() == [[1, 1], [0, 0], [0, 1]] and hot.dtype == np.float32
     assert build_targets([0.5], "regression", (), str).dtype == np.float32
-    assert count_labels([("b", "a"), ("b",)], ("c", "b", "a")) == {"c": 0, "b": 2, "a": 1}
+    counted = count_labels([("b", "a"), ("b",), ("d",)], np.array([1, 4, 0]), ("c", "b", "a"))
+    assert counted == {"c": 0, "b": 5, "a": 1}
 
 
 def test_an_unknown_label_names_its_row_and_twenty_classes_at_most() -> None:
@@ -101,8 +123,10 @@ def test_an_unknown_label_names_its_row_and_twenty_classes_at_most() -> None:
     assert said.endswith("fix the row, or name every class in data.labels")
 
 
-def names(values: list[str]) -> list[tuple[str, ...]]:
-    return [(value,) for value in values]
+def check(values: list[Any], task: Any, data: DataConfig, source: str) -> None:
+    """Check a column whose cells have the labels `values`."""
+    counts = Counter((value,) if isinstance(value, str) else value for value in values)
+    check_label_column(list(counts), np.array(list(counts.values())), task, data, source)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +145,7 @@ def test_a_column_of_other_values_in_each_row_is_asked_about(
 ) -> None:
     data = DataConfig(source="x", label="price")
     with pytest.raises(DataError) as error:
-        check_label_column(names(values), task, data, "x.csv")
+        check(values, task, data, "x.csv")
     said = str(error.value)
     assert said.startswith(f"x.csv: column 'price' holds {len(set(values))} different values in ")
     assert asked in said
@@ -129,15 +153,13 @@ def test_a_column_of_other_values_in_each_row_is_asked_about(
 
 def test_columns_of_classes_are_not_asked_about() -> None:
     data = DataConfig(source="x")
-    check_label_column(names([str(row % 5) for row in range(20)]), "classification", data, "x")
-    check_label_column(names(["a", "b", "c", "d"]), "classification", data, "few rows")
-    check_label_column([float(row) for row in range(50)], "regression", data, "numbers")
+    check([str(row % 5) for row in range(20)], "classification", data, "x")
+    check(["a", "b", "c", "d"], "classification", data, "few rows")
+    check([float(row) for row in range(50)], "regression", data, "numbers")
     vouched = DataConfig(source="x", labels=tuple(map(str, range(60))))
-    check_label_column(names([str(row) for row in range(60)]), "classification", vouched, "x")
+    check([str(row) for row in range(60)], "classification", vouched, "x")
 
 
 def test_the_text_is_not_its_own_label() -> None:
     with pytest.raises(DataError, match=r"data\.label are the same column, 'body'"):
-        check_label_column(
-            [], "classification", DataConfig(source="x", text="body", label="body"), "x"
-        )
+        check([], "classification", DataConfig(source="x", text="body", label="body"), "x")

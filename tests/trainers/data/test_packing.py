@@ -17,7 +17,7 @@ from trainers.config.recipe import Recipe
 from trainers.data.corpus import gather_corpus
 from trainers.data.dataset_cache import PreparedDataset
 from trainers.data.files import DataError
-from trainers.data.packing import pack_documents
+from trainers.data.packing import DocumentPacker, pack_documents
 from trainers.data.prepare import estimate_dataset, load_recipe_encoder, prepare_dataset
 from trainers.data.ragged import RaggedArray, ragged_from_rows
 from trainers.data.report import DataReport
@@ -59,6 +59,21 @@ def test_no_token_is_lost_and_none_is_moved(lengths: list[int], longest: int) ->
     for each in packed:  # a document begins after [CLS] or [SEP], and nothing else does but a rest
         for left, token in itertools.pairwise(each[1:]):
             assert (left == SEP) == (token in starts) or token == SEP
+
+
+@settings(deadline=None)
+@given(DOCUMENTS, st.integers(8, 20), st.lists(st.integers(0, 12), max_size=4))
+def test_documents_pack_alike_however_many_come_at_a_time(
+    lengths: list[int], longest: int, cuts: list[int]
+) -> None:
+    whole, packer = documents(lengths), DocumentPacker(longest, CLS, SEP)
+    edges = [0, *sorted(min(cut, len(lengths)) for cut in cuts), len(lengths)]
+    found = []
+    for first, last in itertools.pairwise(edges):
+        rows = [whole[row] for row in range(first, last)]
+        found += sequences(packer.add(ragged_from_rows(rows, np.int32)))
+    found += sequences(packer.finish())
+    assert found == sequences(pack_documents(whole, longest, CLS, SEP))
 
 
 def test_an_example_by_hand() -> None:
@@ -153,7 +168,7 @@ def test_a_tokenizer_in_python_packs_too(recipe: Recipe, tmp_path: Path) -> None
     assert isinstance(encoder, TextEncoder)
     assert encoder.tokenize_uncut(["ab", "c" * 20]).lengths.tolist() == [2, 20]
     with pytest.raises(EncodingError, match="no tokens that begin and end a sequence"):
-        encoder.pack_documents(encoder.tokenize_uncut(["ab"]))
+        encoder.document_packer()
     with pytest.raises(EncodingError, match=r"no mask token.*model\.vocabulary_size"):
         encoder.masking_vocabulary()
 

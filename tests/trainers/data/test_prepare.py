@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from tests.support.tiny import BAD, GOOD
 from trainers.config import recipe as recipes
 from trainers.config import sections
 from trainers.config.recipe import Recipe
+from trainers.data.corpus import gather_corpus
 from trainers.data.dataset_cache import PreparedDataset
 from trainers.data.files import DataError
 from trainers.data.prepare import estimate_dataset, prepare_dataset
-from trainers.data.splits import TEST, TRAIN, VALIDATION, assign_splits, spread_indices, text_digest
+from trainers.data.rows import spilled_texts
+from trainers.data.rows.spilled_texts import iter_blocks
+from trainers.data.splits import TEST, TRAIN, VALIDATION, assign_splits, spread_indices, text_hash
 from trainers.data.tokenizer import load_encoder
 
 WORDS = [*GOOD[:6], *BAD[:6], "the", "film", "plot"]
@@ -75,13 +80,13 @@ def split_texts(data: PreparedDataset, recipe: Recipe) -> dict[str, list[tuple[i
 def test_a_text_falls_on_one_side_whatever_is_around_it(
     rows: list[str], v: float, t: float
 ) -> None:
-    parts = assign_splits([text_digest(text) for text in rows], v, t)
-    alone = [assign_splits([text_digest(text)], v, t)[0] for text in rows]
+    parts = assign_splits([text_hash(text) for text in rows], v, t)
+    alone = [assign_splits([text_hash(text)], v, t)[0] for text in rows]
     assert list(parts) == alone
 
 
 def test_shares_are_about_kept_and_a_test_text_stays_one() -> None:
-    digests = [text_digest(str(n)) for n in range(20_000)]
+    digests = [text_hash(str(n)) for n in range(20_000)]
     parts = assign_splits(digests, validation=0.1, test=0.2)
     shares = np.bincount(parts, minlength=3) / len(parts)
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
@@ -186,6 +191,97 @@ def test_what_is_left_out_of_a_test_source_says_so(make: Any, tmp_path: Path) ->
     assert report.rows_read == 310
 
 
+# --- rare classes
+
+
+def rare_rows(singles: int = 10, common: int = 200) -> list[tuple[str, str]]:
+    """Two common classes, and classes of one row each."""
+    rare = [(f"odd {text}", f"rare {n}") for n, text in enumerate(texts(singles, 1000))]
+    return [*classes(common), *rare]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_of_one_row_trains_and_refuses_no_file(
+    make: Any, tmp_path: Path, seed: int
+) -> None:
+    rows = [(f"{text} {'film ' * seed}", label) for text, label in rare_rows(30)]
+    data = prepare_dataset(make(rows), tmp_path / "cache")
+    counts = data.report.label_counts
+    assert len(data.labels) == 32
+    assert all(counts["train"][name] == 1 for name in data.labels if name.startswith("rare"))
+    assert counts["test"]["good"] == counts["test"]["bad"] == 10
+    assert counts["validation"]["good"] == counts["validation"]["bad"] == 10
+    said = "\n".join(data.report.to_lines())
+    assert "only 20 test rows" in said and "raise data.test" in said
+    assert "30 of 32 classes have fewer than 2 test rows (30 have none), as 'rare 0'" in said
+    assert "and 27 more" in said and "training row" not in said
+
+
+def test_500_classes_of_four_rows(make: Any, tmp_path: Path) -> None:
+    rows = [(text, f"class {n % 500}") for n, text in enumerate(texts(2000))]
+    data = prepare_dataset(make(rows), tmp_path / "cache")
+    counts = data.report.label_counts
+    assert len(data.labels) == 500 and min(counts["train"].values()) >= 3
+    assert data.report.rows["test"] == pytest.approx(200, abs=50)
+    assert data.report.rows["validation"] == pytest.approx(200, abs=50)
+
+
+def test_classes_and_sides_that_are_large_enough_are_not_warned_of(
+    make: Any, tmp_path: Path
+) -> None:
+    report = prepare_dataset(make(classes(400)), tmp_path / "cache").report
+    assert report.list_warnings() == []
+    assert report.rows == {"train": 320, "validation": 40, "test": 40}
+
+
+def test_a_text_with_several_labels_falls_on_one_side(make: Any, tmp_path: Path) -> None:
+    rows = [*classes(200), *[(text, "other") for text in texts(200)]]
+    recipe = make(rows, validation=0.3, test=0.3)
+    data = prepare_dataset(recipe, tmp_path / "cache")
+    sides = {name: set(each) for name, each in split_texts(data, recipe).items()}
+    assert sum(map(len, sides.values())) == 200 and data.report.conflicting == 200
+
+
+def test_an_id_in_place_of_classes_does_not_fill_the_memory(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.data.rows.source_rows.MAX_CLASSES", 500)
+    rows = [(text, f"id {n}") for n, text in enumerate(texts(1500))]
+    with pytest.raises(DataError, match=r"holds over 500 different values up to line 1000.*an id"):
+        prepare_dataset(make(rows), tmp_path / "cache")
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression", "masked-lm"])
+def test_the_size_of_blocks_decides_nothing(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    values = [1.5, 2] if task == "regression" else ["a", "b"]
+    recipe = make(labelled(values, 500), task=task)
+    whole = prepare_dataset(recipe, tmp_path / "whole")
+    small = partial(iter_blocks, most_rows=7, most_bytes=100)
+    monkeypatch.setattr(spilled_texts, "_BUFFER", 10)
+    monkeypatch.setattr("trainers.data.prepare.iter_blocks", small)
+    parts = prepare_dataset(recipe, tmp_path / "parts")
+    assert same(whole, parts)
+    one, two = (tmp_path / name / whole.fingerprint for name in ("whole", "parts"))
+    names = sorted(path.name for path in one.iterdir())
+    assert len(names) == 10
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_rows_that_are_read_need_few_bytes_each(make: Any, tmp_path: Path) -> None:
+    recipe = make([(f"{text} {'film ' * 2000}", "ab"[n % 2]) for n, text in enumerate(texts(2000))])
+    tracemalloc.start()
+    corpus = gather_corpus(recipe, str, tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, corpus.splits["train"].texts)) > 15_000_000
+    assert most < 6_000_000
+
+
 # --- labels
 
 
@@ -239,11 +335,17 @@ def test_labels_that_cannot_be(
         estimate_dataset(recipe, tmp_path / "cache")
 
 
-def test_a_label_that_training_never_met_is_named_with_its_row(make: Any, tmp_path: Path) -> None:
+def test_a_label_that_training_never_met_is_warned_of(make: Any, tmp_path: Path) -> None:
     source = make([("a film", "bad"), ("b film", "mixed")], "test.jsonl").data.source
+    data = prepare_dataset(make(classes(), test=source), tmp_path / "cache")
+    assert data.labels == ("bad", "good", "mixed")
+    said = "\n".join(data.report.to_lines())
+    assert "1 of 3 classes have no training row, as 'mixed'; no model learns them" in said
+    assert "only 2 test rows" in said and "raise data.test" in said
     message = r"test.jsonl line 2: label 'mixed' is not one of 'bad', 'good'.*in data.labels"
     with pytest.raises(DataError, match=message):
-        prepare_dataset(make(classes(), test=source), tmp_path / "cache")
+        named = make(classes(), test=source, labels=["bad", "good"])
+        prepare_dataset(named, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +362,8 @@ def test_several_labels(make: Any, tmp_path: Path, values: Any, settings: Any) -
     recipe = make(labelled(values), task="multi-label", validation=0, test=0, **settings)
     data = prepare_dataset(recipe, tmp_path / "cache")
     assert data.labels == ("big", "red")
-    assert data.train.targets.dtype == np.float32
+    assert data.train.targets.dtype == np.uint8
+    assert data.train.take_targets(np.arange(2)).dtype == np.float32
     assert data.train.targets.tolist() == [[1, 1], [1, 0], [0, 0]] * 100
     assert data.report.label_counts["train"] == {"big": 200, "red": 100}
 
@@ -365,7 +468,10 @@ def test_a_second_call_maps_what_the_first_wrote(make: Any, tmp_path: Path, task
     recipe, cache = make(rows, task=task), tmp_path / "cache"
     told: list[tuple[int, int]] = []
     first = prepare_dataset(recipe, cache, lambda done, total: told.append((done, total)))
-    assert told[-1] == (300, 300) and sorted(told) == told
+    read = [done for done, total in told if not total]
+    assert read and told[: len(read)] == [(done, 0) for done in sorted(read)] and read[-1] == 300
+    encoded = told[len(read) :]
+    assert encoded[-1] == (300, 300) and sorted(encoded) == encoded and len(encoded) >= 3
     again = prepare_dataset(recipe, cache, lambda done, total: pytest.fail("encoded twice"))
     assert same(first, again)
     assert not again.train.samples.values.flags.owndata
@@ -391,7 +497,7 @@ def _flip(path: Path) -> None:
     path.write_bytes(contents)
 
 
-@pytest.mark.parametrize("name", ["train.arrow", "test.arrow", "prepared.json"])
+@pytest.mark.parametrize("name", ["train.samples.values.npy", "test.targets.npy", "prepared.json"])
 @pytest.mark.parametrize(
     "damage", [_flip, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])]
 )
@@ -413,6 +519,18 @@ def test_what_a_killed_process_left_is_cleared(make: Any, tmp_path: Path) -> Non
     (cache / key).rename(cache / f".{key}.1.tmp")
     prepare_dataset(recipe, cache)
     assert entries(cache) == {key}
+
+
+def test_an_error_while_encoding_leaves_nothing(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("trainers.data.dataset_cache._ArrayFile.append", refuse)
+    with pytest.raises(DataError, match="cannot keep encoded data there: No space left"):
+        prepare_dataset(make(classes()), tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(make: Any, tmp_path: Path) -> None:

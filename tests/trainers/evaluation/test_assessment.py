@@ -17,12 +17,13 @@ from tests.support.layouts import make_loop
 from tests.support.ranks import spawn_ranks
 from tests.support.tickets import ticket_recipe, write_tickets
 from trainers.config.recipe import Recipe
-from trainers.evaluation import collector, predictions
+from trainers.evaluation import collector
 from trainers.evaluation.assessment import Assessment, assess, choose_examples
 from trainers.evaluation.collector import PredictionCollector
 from trainers.evaluation.intervals import Answers
 from trainers.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from trainers.tracking.run_directory import RunDirectory
+from trainers.training import figures
 
 TASKS = ("classification", "multi-label", "regression")
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
@@ -93,6 +94,34 @@ def test_thresholds_are_applied_to_the_metrics(
     assert without == pytest.approx(plain.metrics["f1"], rel=1e-4)
 
 
+@pytest.mark.parametrize("task", ["classification", "multi-label"])
+def test_the_temperature_divides_the_logits_of_the_test_rows(
+    recipes: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    given = [1.0]
+    monkeypatch.setattr("trainers.evaluation.assessment.fit_temperature", lambda _: given[0])
+    monkeypatch.setattr("trainers.evaluation.calibration.tune_thresholds", lambda *_: {})
+    plain = assess_here(recipes[task], tmp_path, tmp_path / "plain")
+    given[0] = 4.0
+    found = assess_here(recipes[task], tmp_path, tmp_path / "run")
+    assert found.temperature == 4.0 and plain.temperature == 1.0
+    assert found.predictions is not None and plain.predictions is not None
+    assert np.allclose(found.predictions.logits, plain.predictions.logits / 4, rtol=1e-6)
+    answers = found.predictions.to_answers(task)  # type: ignore[arg-type]
+    assert found.metrics["loss"] == pytest.approx(answers.losses.mean(), rel=1e-5)
+    # Of three classes the order of rows by the probability of one depends on the temperature.
+    ranked = ("auroc", "average_precision") if task == "multi-label" else ()
+    for name in ("f1", "accuracy", "mcc", "f1_weighted", *ranked):
+        if name in found.metrics:
+            assert found.metrics[name] == pytest.approx(plain.metrics[name], abs=1e-6)
+    calibration = found.verdict["calibration"]
+    assert calibration["temperature"] == 4.0
+    assert calibration["ece_before"] == plain.verdict["calibration"]["ece"] != calibration["ece"]
+    evaluation = recipes[task].evaluation.model_copy(update={"calibrate": False})
+    off = recipes[task].model_copy(update={"evaluation": evaluation})
+    assert assess_here(off, tmp_path, tmp_path / "off").temperature == 1.0
+
+
 def test_without_a_baseline_or_test_rows(recipes: dict[str, Recipe], tmp_path: Path) -> None:
     off = recipes["classification"].model_copy(update={"baseline": False})
     found = assess_here(off, tmp_path, tmp_path / "off")
@@ -107,7 +136,7 @@ def test_without_a_baseline_or_test_rows(recipes: dict[str, Recipe], tmp_path: P
 def test_of_many_rows_an_even_selection_is_kept(
     recipes: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "MAX_ROWS", 10)
+    monkeypatch.setattr(figures, "MAX_ROWS", 10)
     found = assess_here(recipes["classification"], tmp_path, tmp_path / "run")
     assert found.predictions is not None and len(found.predictions) == 10
     assert found.predictions.total == found.metrics["rows"] == found.verdict["rows"] > 20

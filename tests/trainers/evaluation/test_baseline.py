@@ -8,6 +8,7 @@ import pytest
 from tests.support.tickets import ticket_recipe, write_tickets
 from trainers.config.recipe import Task
 from trainers.data.corpus import Corpus, SplitRows, gather_corpus
+from trainers.data.rows.source_rows import CodedLabels
 from trainers.evaluation import baseline
 from trainers.evaluation.baseline import Baseline, fit_baselines
 from trainers.evaluation.intervals import Answers, compute_figures
@@ -17,22 +18,25 @@ def fit(tmp_path: Path, task: Task, rows: int = 150) -> tuple[Baseline, np.ndarr
     """The baselines of the tickets, and the targets of their test rows."""
     path = write_tickets(tmp_path / "tickets.csv", task, rows)
     corpus = gather_corpus(ticket_recipe(path, tmp_path, task), str)
-    targets = corpus.targets["test"]
+    targets = corpus.build_targets("test")
     return fit_baselines(corpus, task, np.arange(len(targets))), targets
 
 
 def corpus_of(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> Corpus:
     names = tuple(sorted({label for _, label in train + test}))
     parts = {"train": train, "validation": [], "test": test}
+    values, nothing = [(name,) for name in names], np.empty(0, dtype=np.int64)
     splits = {
-        part: SplitRows("line", [text for text, _ in rows], [(label,) for _, label in rows], [], [])
+        part: SplitRows(
+            "line",
+            [text for text, _ in rows],
+            CodedLabels(values, np.array([names.index(label) for _, label in rows], np.int32)),
+            nothing,
+            nothing,
+        )
         for part, rows in parts.items()
     }
-    targets = {
-        part: np.array([names.index(label) for _, label in rows], dtype=np.int64)
-        for part, rows in parts.items()
-    }
-    return Corpus(splits, targets, names, 0, (), 0)  # type: ignore[arg-type]
+    return Corpus("classification", splits, names, 0, (), 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_a_label_that_all_rows_have(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(["text,label", *lines]) + "\n")
     corpus = gather_corpus(ticket_recipe(path, tmp_path, "multi-label"), str)
-    targets = corpus.targets["test"]
+    targets = corpus.build_targets("test")
     found = fit_baselines(corpus, "multi-label", np.arange(len(targets)))
     assert found.name and np.isfinite(found.words).all()
     assert compute_figures(Answers("multi-label", found.words, targets))["f1"] > 0.9

@@ -35,6 +35,7 @@ def outcome_of(
 ) -> tuple[Metrics, Predictions]:
     metrics = MetricAccumulator(task, max(1, len(labels)), shift)  # type: ignore[arg-type]
     metrics.add_batch(torch.from_numpy(logits), torch.from_numpy(targets))
+    metrics.keep_scores(torch.from_numpy(logits), torch.from_numpy(targets))
     rows = np.arange(len(logits))
     return metrics.compute_metrics(labels), Predictions(rows, logits, targets, len(rows))
 
@@ -127,7 +128,9 @@ def test_regression() -> None:
     mean = np.full((80, 1), 1000, dtype=np.float32)
     words = Baseline(mean, mean + 1, "TF-IDF + ridge", "", 300, 0.5)
     verdict = judge(training(recipe_of("regression")), (), test, predictions, baseline=words)
-    assert verdict["metric"] == "r2" and list(verdict["figures"]) == ["r2", "mae", "loss"]
+    assert verdict["metric"] == "r2" and list(verdict["figures"]) == [
+        *("r2", "mae", "loss", "pearson", "spearman")
+    ]
     figure = verdict["figures"]["r2"]
     assert 0.9 < figure["low"] < figure["value"] < figure["high"] < 1
     assert verdict["baselines"]["mean"]["r2"] == pytest.approx(0, abs=0.05)

@@ -171,3 +171,13 @@ def test_a_recipe_file_is_read(tmp_path: Path) -> None:
     asked = load_workload(str(path))
     assert asked.name == "mine"
     assert asked.shape.vocab_size == 50265
+
+
+def test_windows_of_long_rows_are_counted() -> None:
+    settings = ["data.source=mine", "batch.max_length=128", "data.windows.stride=64"]
+    for tokens, computed in ((100, 100), (128, 128), (192, 256), (200, 200 + 2 * 64)):
+        told = load_workload("imdb", settings, rows=1000, tokens=tokens)
+        assert told.mean_tokens == computed
+        assert any("windows" in each for each in told.assumed)
+    assert load_workload("imdb", settings, rows=1000, tokens=10_000).mean_tokens == 16 * 128
+    assert load_workload("imdb", settings[:2], rows=1000, tokens=10_000).mean_tokens == 128

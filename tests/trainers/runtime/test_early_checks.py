@@ -1,5 +1,6 @@
 """What is refused before data are read, and without importing torch or Ray."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,73 @@ def test_a_run_that_exists_is_refused_and_nothing_is_written(tmp_path: Path) -> 
     with pytest.raises(RunError, match="its recipe differs in seed; resume with the same"):
         check_run(recipe_of(seed=1), here(), run, resume=True)
     check_run(recipe_of(tracking=["mlflow"]), here(), run, resume=True)
+
+
+def test_a_run_to_resume_that_is_not_there_is_said_with_those_beside_it(tmp_path: Path) -> None:
+    absent = open_run(tmp_path / "mine", here())
+    with pytest.raises(RunError, match=r"/mine: no run to resume is there; name the directory"):
+        check_run(recipe_of(), here(), absent, resume=True)
+    open_run(tmp_path / "my-run", here()).acquire(recipe_of(), resume=False)
+    with pytest.raises(RunError, match=r"is there; did you mean .*/my-run\?; name"):
+        check_run(recipe_of(), here(), open_run(tmp_path / "my-rnu", here()), resume=True)
+    with pytest.raises(RunError, match=r"is there; beside it is my-run; name"):
+        check_run(recipe_of(), here(), open_run(tmp_path / "zzz", here()), resume=True)
+    check_run(recipe_of(), here(), absent, resume=False)
+    assert main(["csv.yaml", "data.source=x.csv", "--resume"]) == 2
+
+
+def test_a_run_may_grow_and_never_shrinks(tmp_path: Path) -> None:
+    run = open_run(tmp_path, here())
+    begun = recipe_of(stopping={"epochs": 3, "patience": 2})
+    run.acquire(begun, resume=False)
+    result = {"steps": 9, "best_step": 9, "stopped_early": False, "test": None}
+    run.write_file(run.result_path, json.dumps(result))
+    longer = recipe_of(stopping={"epochs": 6, "patience": 2})
+    assert run.check_recipe(longer, resume=True).longer == {"stopping.epochs": (3, 6)}
+    assert run.read_result() is not None, "a check changes nothing"
+    for stopping, said in [
+        (
+            {"epochs": 2, "patience": 2},
+            r"stopping\.epochs = 2, but the run has 3; .*: give stopping\.epochs=3 or more,",
+        ),
+        ({"epochs": 3, "patience": 1}, r"stopping\.patience = 1, but the run has 2"),
+        (
+            {"epochs": 3, "patience": 2, "max_steps": 5},
+            "max_steps = 5, but the run has null; .* give stopping.max_steps=null, or",
+        ),
+        ({"epochs": "auto", "patience": 2}, r"its recipe differs in stopping\.epochs"),
+    ]:
+        with pytest.raises(RunError, match=said):
+            run.check_recipe(recipe_of(stopping=stopping), resume=True)
+    with pytest.raises(RunError, match=r"its recipe differs in seed"):
+        run.check_recipe(recipe_of(stopping={"epochs": 6, "patience": 2}, seed=1), resume=True)
+    line = run.acquire(longer, resume=True).to_line()
+    assert line.startswith("longer    stopping.epochs 3 -> 6: training goes on")
+    assert run.read_result() is None and recipes.load_recipe(run.recipe_path) == longer
+    assert run.read_record()["longer"] == [{"settings": {"stopping.epochs": [3, 6]}}]
+    assert run.acquire(longer, resume=True).to_line() == ""
+
+
+def test_a_run_that_stopped_early_needs_more_patience_to_grow(tmp_path: Path) -> None:
+    run = open_run(tmp_path, here())
+    run.acquire(recipe_of(stopping={"epochs": 3, "patience": 2}), resume=False)
+    result = {"steps": 9, "best_step": 3, "stopped_early": True, "test": None}
+    run.write_file(run.result_path, json.dumps(result))
+    with pytest.raises(RunError, match=r"stopped early, after 2 .*raise stopping\.patience, too"):
+        run.acquire(recipe_of(stopping={"epochs": 6, "patience": 2}), resume=True)
+    change = run.acquire(recipe_of(stopping={"epochs": 6, "patience": None}), resume=True)
+    assert change.longer == {"stopping.epochs": (3, 6), "stopping.patience": (2, None)}
+
+
+def test_what_was_chosen_for_auto_may_grow(tmp_path: Path) -> None:
+    run = open_run(tmp_path, here())
+    run.acquire(recipe_of(), resume=False)
+    with pytest.raises(RunError, match=r"its recipe differs in stopping\.epochs"):
+        run.check_recipe(recipe_of(stopping={"epochs": 6}), resume=True)
+    run.write_file(run.record_path, json.dumps({"settings": {"stopping.epochs": 4}}))
+    assert not run.check_recipe(recipe_of(stopping={"epochs": 4}), resume=True).longer
+    change = run.check_recipe(recipe_of(stopping={"epochs": 6}), resume=True)
+    assert change.longer == {"stopping.epochs": (4, 6)}
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.support.metric_rows import evaluation_row, step_row
-from trainers.tracking.plots import TestRows, draw_confusion, draw_plots
+from trainers.tracking.answer_plots import TestRows, draw_answers, draw_confusion
+from trainers.tracking.plots import draw_plots
 from trainers.tracking.run_directory import RunDirectory
 
 STEPS = [step_row(n, loss=loss) for n, loss in ((1, 4.0), (2, 2.0))]
@@ -164,12 +165,45 @@ def test_a_wide_confusion_matrix_can_be_read(tmp_path: Path, drawn: dict[str, Ax
     assert axes.get_title() == "307 test rows, 97.7% of them right"
 
 
-def test_numbers_give_way_to_shades_where_cells_are_too_small(
+def test_of_many_classes_the_pairs_most_often_mixed_up_are_drawn(
     tmp_path: Path, drawn: dict[str, Axes]
 ) -> None:
-    draw_confusion(tmp_path / "many.png", np.eye(60, dtype=int), [str(n) for n in range(60)])
-    axes = drawn["many.png"]
-    assert not axes.texts and len(axes.figure.axes) == 2, "a scale tells what a shade means"
+    counts = 5 * np.eye(60, dtype=int)
+    counts[3, 5], counts[40, 2] = 7, 9
+    listed = {"true": [3, 40, 1], "predicted": [5, 2, 1], "rows": [7, 9, 5]}
+    names = [str(n) for n in range(60)]
+    for confusion in (counts.tolist(), listed):
+        test = {"confusion": confusion, "rows": 316}
+        draw_answers(tmp_path, names, test)
+        axes = drawn["confusion.png"]
+        assert [bar.get_width() for bar in axes.patches] == [9, 7]
+        told = [label.get_text() for label in axes.get_yticklabels()]
+        assert told == ["40 \N{RIGHTWARDS ARROW} 2", "3 \N{RIGHTWARDS ARROW} 5"]
+        assert axes.get_title() == "16 of 316 test rows are wrong, in 2 pairs of classes"
+
+
+def test_a_plot_of_many_pairs_stays_small(tmp_path: Path, drawn: dict[str, Axes]) -> None:
+    source = np.random.default_rng(0)
+    counts = source.integers(0, 9, (200, 200))
+    draw_answers(tmp_path, [f"class {n}" for n in range(200)], {"confusion": counts, "rows": 1})
+    assert len(drawn["confusion.png"].patches) == 25
+    assert max(drawn["confusion.png"].figure.get_size_inches()) < 10
+
+
+def test_reliability_is_drawn_before_and_after_the_temperature(
+    tmp_path: Path, drawn: dict[str, Axes]
+) -> None:
+    # Of ten rows nine are right; said were 0.99 before the logits were divided by 2, and 0.91 now.
+    targets = np.array([1] * 9 + [0])
+    logits = np.tile([0.0, np.log(0.99 / 0.01) / 2], (10, 1))
+    answered(tmp_path, TestRows("classification", logits, targets, temperature=2.0))
+    _, before, after = drawn["reliability.png"].lines
+    assert before.get_xydata().tolist() == [[pytest.approx(0.99), 0.9]]
+    now = 1 / (1 + np.sqrt(0.01 / 0.99))
+    assert after.get_xydata().tolist() == [[pytest.approx(now), 0.9]]
+    assert before.get_label() == "before (ECE 0.090)"
+    answered(tmp_path, TestRows("classification", logits, targets))
+    assert len(drawn["reliability.png"].lines) == 2, "without a temperature there is one curve"
 
 
 def answered(directory: Path, rows: TestRows, labels: tuple[str, ...] = ()) -> None:
@@ -215,4 +249,5 @@ def test_precision_over_recall_says_where_the_threshold_stands(
 def test_classes_have_no_such_plots(tmp_path: Path) -> None:
     answered(tmp_path, TestRows("classification", np.zeros((2, 2)), np.array([0, 1])))
     answered(tmp_path, TestRows("multi-label", np.zeros((0, 2)), np.zeros((0, 2))))
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"loss.png"}
+    found = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert found == {"loss.png", "reliability.png"}

@@ -56,6 +56,29 @@ def test_the_run_is_named_as_its_user_named_it(tmp_path: Path, monkeypatch: Any)
     assert summarize_run(stored, 3.0, "s3://bucket/run")[-2] == "next: bertha serve s3://bucket/run"
 
 
+def test_figures_that_few_want_share_a_line_unless_the_run_is_judged_by_one(tmp_path: Path) -> None:
+    result = result_of(tmp_path)
+    result["test"] |= {"mcc": 0.5, "auroc": 0.75}
+    lines = summarize_run(result, 3.0, str(tmp_path))
+    assert "  also mcc 0.500  auroc 0.750" in lines
+    judged = result_of(tmp_path, metric="mcc")
+    judged["test"] |= {"mcc": 0.5, "auroc": 0.75}
+    judged["verdict"]["figures"]["mcc"] = {"value": 0.5, "low": 0.4, "high": 0.6}
+    lines = summarize_run(judged, 3.0, str(tmp_path))
+    assert "  also auroc 0.750" in lines
+    assert [line.split()[:2] for line in lines if "mcc" in line] == [["mcc", "0.500"]]
+
+
+def test_classes_without_a_row_do_not_hide_the_worst(tmp_path: Path) -> None:
+    result = result_of(tmp_path, labels=40)
+    for place in range(20):
+        result["test"]["per_class"][f"label{place}"] |= {"f1": 0.0, "support": 0}
+    shown = [
+        line.split()[0] for line in summarize_run(result, 3.0, str(tmp_path)) if "  label" in line
+    ]
+    assert shown == [f"label{place}" for place in range(20, 32)]
+
+
 def test_of_many_classes_the_worst_are_shown(tmp_path: Path) -> None:
     lines = summarize_run(result_of(tmp_path, labels=30), 3.0, str(tmp_path))
     shown = [line.split()[0] for line in lines if line.startswith("  label")]

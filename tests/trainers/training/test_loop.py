@@ -173,7 +173,7 @@ def test_multi_label_learns(tiny_bert: Path, tmp_path: Path, cache: Path) -> Non
         )
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(rows))
-    overrides = ["task=multi-label", "stopping.epochs=8", "data.validation=0.2"]
+    overrides = ["task=multi-label", "stopping.epochs=16", "data.validation=0.2"]
     overrides += ["model.dropout=0", "model.attention_dropout=0", "schedule.name=constant"]
     loop = make_loop(tiny_recipe(tiny_bert, path, *overrides), cache)
     assert loop.data.labels == ("cross", "kind")

@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as oracle
 
 from trainers.tracking import progress
-from trainers.training.metrics import MetricAccumulator
+from trainers.training.metrics import MAX_MATRIX, MetricAccumulator, list_confused_pairs
 
 LABELS = ("a", "b", "c", "never")
 
@@ -29,7 +29,7 @@ def test_classification() -> None:
     targets = torch.randint(0, 3, (100,), generator=generator)  # and never true
     found = accumulate("classification", 4, logits, targets).compute_metrics(LABELS)
     said = logits.argmax(dim=1)
-    kind = {"labels": range(4), "average": "macro", "zero_division": 0.0}
+    kind = {"average": "macro", "zero_division": 0.0}  # over the labels that are there
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(targets, said))
     assert found["precision"] == pytest.approx(oracle.precision_score(targets, said, **kind))
     assert found["recall"] == pytest.approx(oracle.recall_score(targets, said, **kind))
@@ -41,6 +41,7 @@ def test_classification() -> None:
     )
     assert found["per_class"]["b"]["support"] == int((targets == 1).sum())
     assert found["per_class"]["never"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    assert found["absent_labels"] == 1 and found["never_predicted"] == []
 
 
 def test_multi_label() -> None:
@@ -102,3 +103,46 @@ def test_the_summary_of_guessed_tokens(tmp_path: Path) -> None:
     said = "\n".join(progress.summarize_run(result, 1.0, str(tmp_path)))
     assert "held out, 2 hidden tokens of texts never trained on" in said
     assert "perplexity  4.4817" in said and "accuracy    0.5000" in said
+
+
+def test_a_perfect_model_of_100_of_500_classes_is_perfect() -> None:
+    targets = torch.arange(100).repeat(2)
+    logits = torch.nn.functional.one_hot(targets, 500).float()
+    found = accumulate("classification", 500, logits, targets)
+    metrics = found.compute_metrics(tuple(map(str, range(500))))
+    assert [metrics[name] for name in ("f1", "precision", "recall")] == [1.0, 1.0, 1.0]
+    assert metrics["absent_labels"] == 400
+    several = accumulate("multi-label", 500, logits * 2 - 1, logits)
+    metrics = several.compute_metrics(tuple(map(str, range(500))))
+    assert metrics["f1"] == 1.0 and metrics["absent_labels"] == 400
+
+
+def test_a_label_that_is_only_predicted_counts_as_in_scikit_learn() -> None:
+    targets, said = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])
+    logits = torch.nn.functional.one_hot(said, 4).float()
+    found = accumulate("classification", 4, logits, targets).compute_metrics(LABELS)
+    for name in ("precision", "recall", "f1"):
+        score = getattr(oracle, f"{name}_score")
+        expected = score(targets, said, average="macro", zero_division=0.0)
+        assert found[name] == pytest.approx(expected)
+
+
+def test_many_classes_are_listed_by_their_cells_and_very_many_not_at_all() -> None:
+    targets = torch.tensor([5, 5, 5, 7, 9])
+    said = torch.tensor([5, 6, 6, 7, 0])
+    names = tuple(map(str, range(150)))
+    logits = torch.nn.functional.one_hot(said, 150).float()
+    found = accumulate("classification", 150, logits, targets).compute_metrics(names)
+    cells = found["confusion"]
+    assert sorted(zip(cells["true"], cells["predicted"], cells["rows"], strict=True)) == [
+        (5, 5, 1), (5, 6, 2), (7, 7, 1), (9, 0, 1),
+    ]  # fmt: skip
+    pairs = list(zip(*(each.tolist() for each in list_confused_pairs(cells)), strict=True))
+    assert pairs == [(5, 6, 2), (9, 0, 1)]
+    many = MAX_MATRIX + 1
+    logits = torch.nn.functional.one_hot(said, many).float()
+    huge = accumulate("classification", many, logits, targets)
+    metrics = huge.compute_metrics(tuple(map(str, range(many))))
+    assert "confusion" not in metrics and metrics["never_predicted"] == ["9"]
+    for name in ("f1", "precision", "recall", "accuracy", "mcc", "kappa", "f1_weighted"):
+        assert metrics[name] == pytest.approx(found[name]), name

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.spec import ClusterMetadata, ClusterSpec
 from tests.support.layouts import make_loop
 from tests.support.padded import one_text
 from trainers.config.recipe import Recipe, load_recipe
 from trainers.models.build import build_model
+from trainers.runtime.fit import fit
 from trainers.training.events import EvalEvent, StepEvent
 from trainers.training.linear_probe import output_layer_name
 from trainers.training.loop import TrainingError
@@ -100,3 +102,17 @@ def test_equal_targets_are_only_moved(tiny_bert: Path, prices: Path, tmp_path: P
         "low": 7.0,
         "high": 7.0,
     }
+
+
+def test_a_bundle_that_is_trained_on_begins_with_its_own_answers(
+    tiny_bert: Path, prices: Path, tmp_path: Path
+) -> None:
+    here = ClusterSpec("here", "local", 1, ClusterMetadata(devices_per_node=0, cache=str(tmp_path)))
+    settings = ["linear_probe=false", "baseline=false"]
+    first = fit(regression(tiny_bert, prices, *settings), here, tmp_path / "first").result["test"]
+    settings += ["optimizer.learning_rate=1e-12", "stopping.max_steps=1", "model.dropout=0"]
+    bundle = tmp_path / "first" / "bundle"
+    again = fit(regression(bundle, prices, *settings), here, tmp_path / "again").result["test"]
+    assert first["r2"] > 0.5
+    for name in ("loss", "mae", "r2"):
+        assert again[name] == pytest.approx(first[name], rel=1e-3), name

@@ -29,6 +29,7 @@ from tuning.execution.controller import SearchController
 from tuning.space.scaling_rule import RATE
 from tuning.space.space import extract_point
 from tuning.store.budget import Spend, estimate_next_improvement, is_perfect, parse_budget
+from tuning.store.config import load_search_config
 
 
 @pytest.fixture
@@ -224,3 +225,41 @@ def test_an_even_chance_costs_as_many_trials_as_there_were(priced: ClusterSpec) 
 )  # fmt: skip
 def test_nothing_is_better_than_a_perfect_score(metric: str, perfect: float, worse: float) -> None:
     assert is_perfect(metric, perfect) and not is_perfect(metric, worse)
+
+
+def test_more_trials_follow_the_repeats_of_a_search_that_has_ended(
+    tmp_path: Path, undisturbed: list[Trial]
+) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        kept = open_journal(tmp_path / name, prepared_search())
+        FakeCluster(SearchController(prepared_search(), kept, lambda line: None)).run()
+    longer = replace(prepared_search(), config=prepared_search().config.with_trials(16))
+    for name, moments in (("whole", [10**9]), ("killed", [4, 10**9])):
+        for moment in moments:
+            kept = open_journal(tmp_path / name, longer)
+            with suppress(ProcessKilled):
+                FakeCluster(SearchController(longer, kept, lambda line: None), moment).run()
+    trials = kept.trials()
+    assert as_dicts(trials) == as_dicts(open_journal(tmp_path / "whole", longer).trials())
+    assert as_dicts(trials[: len(undisturbed)]) == as_dicts(undisturbed)
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    own = without_repeats(trials)
+    assert len(own) == 16 and len({str(trial.settings) for trial in own}) == 16
+    finalists = {trial.repeats for trial in trials} - {None}
+    best = max((trial for trial in own if trial.state == "complete"), key=lambda t: t.score or 0)
+    assert best.number in finalists
+    assert SearchController(longer, kept, lambda line: None).is_finished
+
+
+def test_a_search_only_grows(tmp_path: Path) -> None:
+    config = prepared_search().config
+    assert config.with_trials(12) is config
+    with pytest.raises(SettingsError, match=r"--trials 11: the search has 12; .* 12 or more"):
+        config.with_trials(11)
+    with pytest.raises(SettingsError, match=r"the population of --sampler pbt keeps its 11"):
+        config.model_copy(update={"sampler": "pbt"}).with_trials(20)
+    config.with_trials(32).save(tmp_path)
+    assert load_search_config(tmp_path) == config.with_trials(32)
+    with pytest.raises(SettingsError, match=r"holds no search .*did you mean"):
+        load_search_config(tmp_path.with_name(tmp_path.name + "x"))

@@ -1,6 +1,7 @@
 """Ranges: what they mean, and what is wrong with them in one line."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,25 @@ def test_keys_may_be_nested_and_a_range_may_be_taken_back() -> None:
     assert list(space) == ["optimizer.learning_rate"]
     overridden = {"batch.global_size": [8, 16], "batch": {"global_size": None}, **nested}
     assert spaces.parse_space(SETTINGS | {"tune": overridden}, RECIPE, 1, "recipe") == space
+
+
+def test_rates_as_people_write_them_are_numbers_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {name: package:all-minilm-l6-v2}\ndata: {source: data.csv}\n"
+        "optimizer: {learning_rate: 5e-5}\n"
+        "tune:\n  optimizer.learning_rate: [1e-5, 3e-5, 5e-5]\n  optimizer.eps: [1e-8, 1]\n"
+    )
+    recipe = recipes.load_recipe(path)
+    for overrides in ([], ["tune.optimizer.learning_rate=['1e-5', 3e-5, 0.00005]"]):
+        settings, origin = recipes.read_settings(path, overrides)
+        space = spaces.parse_space(settings, recipe, 22_000_000, origin)
+        rates = space["optimizer.learning_rate"]
+        assert rates == Choices((1e-5, 3e-5, 5e-5)) and rates.is_ordered
+        assert rates.contains(spaces.extract_point(recipe, space)["optimizer.learning_rate"])
+        assert space["optimizer.eps"] == Choices((1e-8, 1.0))
+    with pytest.raises(SettingsError, match="names a choice twice"):
+        parse_ranges(optimizer__learning_rate=["1e-4", 1e-4])
 
 
 def test_a_list_may_be_a_choice() -> None:

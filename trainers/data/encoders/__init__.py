@@ -1,0 +1,1 @@
+"""What encoders of texts have in common, and the one that reads numbers."""
