@@ -31,7 +31,7 @@ from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.labels import Label
-from trainers.data.readers import SkipCounter
+from trainers.data.rows.skips import SkipCounter
 from trainers.data.tables import Table, list_tables, open_table
 from trainers.evaluation.calibration import thresholds_to_shift
 from trainers.evaluation.intervals import Answers, bootstrap_intervals, compute_figures
@@ -128,10 +128,13 @@ def _read_labels(
 ) -> _LabelledRows:
     """Read the label column of a table, and check that the bundle knows its labels."""
     data = DataConfig(**card.recipe["data"])
-    named = label or data.label
+    if label is not None:
+        data = data.model_copy(update={"label": label})
+    named = ", ".join(data.label_columns)
     text_places = table.find_columns(text_columns(card, text), "--text")
-    (place,) = table.find_columns([named], "--label")
-    raw = [row[place] for row in table.iter_rows()]
+    places = table.find_columns(data.label_columns, "--label")
+    cells = [tuple(row[place] for place in places) for row in table.iter_rows()]
+    raw = cells if len(places) > 1 else [cell for (cell,) in cells]
     numbers = list(range(1, len(raw) + 1))
     skips = SkipCounter("row")
     assert card.task != "embedding"

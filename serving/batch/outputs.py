@@ -39,9 +39,10 @@ class OutputError(BerthaError):
 
 def check_output(out: str, inputs: Sequence[str], overwrite: bool) -> None:
     """Raise OutputError where `out` cannot be written, before anything is computed for it."""
-    if readers.table_format(out) is None:
+    if readers.table_format(out) in (None, "json"):  # one JSON value is written whole or not
+        written = (suffix for suffix, kind in readers.FORMATS.items() if kind != "json")
         raise OutputError(
-            f"--out {out}: its suffix says the format; end it in {', '.join(readers.FORMATS)}"
+            f"--out {out}: its suffix says the format; end it in {', '.join(written)}"
         )
     if out.startswith(("http://", "https://")):
         raise OutputError(f"--out {out}: is not written over HTTP; name a path, or s3://")

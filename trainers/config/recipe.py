@@ -35,7 +35,7 @@ from trainers.config.windows import SPECIAL_TOKENS
 AUTO = "auto"
 Number = TypeVar("Number", int, float)
 SHIPPED = Path(__file__).parents[1] / "recipes"
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".xls")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls")
 SEARCH_KEY = "tune"  # the key of the ranges to search, which `tuning` reads
 
 Task = Literal["classification", "multi-label", "regression", "masked-lm"]
@@ -119,6 +119,11 @@ class Recipe(Settings):
             )
         if self.task in ("regression", "masked-lm") and self.data.labels is not None:
             raise ValueError(f"data.labels names classes, but task is {self.task}; remove one")
+        if self.task == "regression" and not isinstance(self.data.label, str):
+            raise ValueError(
+                f"data.label = {list(self.data.label)} names {len(self.data.label)} columns, but "
+                "task regression learns one number; name one column"
+            )
         if self.task == "masked-lm" and self.model.name == "linear":
             raise ValueError(
                 "task masked-lm guesses words, but model.name is linear, which reads numbers; "

@@ -5,7 +5,14 @@ Checks that involve two sections are in `recipe.py`.
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from cluster.settings import Settings
 from trainers.config.windows import WindowsConfig
@@ -119,6 +126,11 @@ class ModelConfig(Settings):
         return self
 
 
+# As pandas reads them by default.
+MISSING = ("nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "null",
+           "NULL", "Null", "None", "none")  # fmt: skip
+
+
 class DataConfig(Settings):
     """The source of the rows and the meaning of their columns."""
 
@@ -127,15 +139,39 @@ class DataConfig(Settings):
         "JSONL or Parquet file, local or s3://"
     )
     subset: CellText | None = Field(None, description="configuration name of a hub data set")
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None, description="between the columns of a CSV or TSV file; default: a comma, or a tab"
+    )
+    quoting: Literal["auto", "quotes", "backslash", "none"] = Field(
+        "auto",
+        description="of CSV and TSV: `quotes` as RFC 4180 has them, `backslash` where one escapes "
+        "a quote, `none` where a quote is a character like any other; auto: quotes, but for a TSV "
+        "whose first lines are not so",
+    )
+    encoding: str = Field("utf-8-sig", description="of text files, as Python names it")
+    header: bool = Field(
+        True,
+        description="whether the first line of a CSV or TSV file names the columns; false: they "
+        "are called by number, from 1",
+    )
     filter: dict[CellText, CellText] = Field(
         {}, description="keep only rows whose column has this value"
     )
-    text: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    text: CellText | Annotated[tuple[CellText, ...], Field(min_length=1)] = Field(
         "text", description="the text column, or several that are joined by a line break"
     )
-    label: str = Field("label", description="the label column; masked-lm reads none")
+    label: CellText | Annotated[tuple[CellText, ...], Field(min_length=2)] = Field(
+        "label",
+        description="the label column, or several that hold 0 or 1 and are the classes; masked-lm "
+        "reads none",
+    )
     label_separator: str = Field(
         "|", min_length=1, description="between the labels of one multi-label row"
+    )
+    missing: tuple[CellText, ...] = Field(
+        MISSING,
+        description="texts in the label column that stand for no label, unless data.labels names "
+        "them",
     )
     labels: tuple[CellText, ...] | None = Field(
         None, description="class names in order; default: those of all rows, sorted"
@@ -167,6 +203,27 @@ class DataConfig(Settings):
         description="overlapping windows over texts longer than batch.max_length; null: such texts "
         "are cut",
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_of_text(cls, name: str) -> str:
+        try:
+            "".encode(name)  # raises for codecs that are not of text, as base64
+        except LookupError:
+            raise ValueError(
+                f"{name!r} is no encoding of text; try utf-8, cp1252 or utf-16"
+            ) from None
+        return name
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The class names in order, where the recipe says them."""
+        return self.labels or (None if isinstance(self.label, str) else self.label)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label columns, one or several."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
     @model_validator(mode="after")
     def _something_is_left(self) -> "DataConfig":

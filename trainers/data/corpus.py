@@ -16,7 +16,7 @@ from trainers.data import labels as labelling
 from trainers.data import sources
 from trainers.data.files import DataError
 from trainers.data.labels import Label
-from trainers.data.readers import SkippedRows
+from trainers.data.rows.skips import SkippedRows
 from trainers.data.rows.source_rows import CodedLabels, OnRows, read_usable_rows
 from trainers.data.rows.source_rows import SplitRows as SplitRows
 from trainers.data.rows.spilled_texts import TextSpill
@@ -84,7 +84,7 @@ def gather_corpus(
     _check_not_empty(splits, held_out)
     labelling.check_training_labels(_present_labels(splits["train"])[0], recipe.task)
     everywhere = [label for split in splits.values() for label in _present_labels(split)[0]]
-    names = labelling.class_names(everywhere, recipe.task, data.labels)
+    names = labelling.class_names(everywhere, recipe.task, data.class_names)
     _check_names(splits, recipe.task, names)
     return Corpus(
         recipe.task,
@@ -93,8 +93,18 @@ def gather_corpus(
         sum(each.num_read for each in found),
         tuple(skip for each in found for skip in each.skipped),
         num_dropped,
-        tuple(dict.fromkeys(note for each in found for note in each.notes)),
+        tuple(dict.fromkeys([*_note_texts(recipe), *(n for each in found for n in each.notes)])),
     )
+
+
+def _note_texts(recipe: Recipe) -> list[str]:
+    columns = recipe.data.text
+    if isinstance(columns, str) or len(columns) < 2 or recipe.model.name == "linear":
+        return []
+    return [
+        f"the columns {', '.join(columns)} are joined into one text, and nothing tells the model "
+        "where one ends: this is no training on pairs"
+    ]
 
 
 def corpus_identity(recipe: Recipe) -> list[Any]:

@@ -20,6 +20,7 @@ from trainers.storage.filesystem import StoreError, client_errors, resolve_files
 from trainers.untrusted.public_web import BlockedAddress, open_public_session
 
 PROTOCOLS = ("file", "s3", "s3a", "http", "https")
+UTF8 = "utf-8-sig"  # the mark of the byte order is read over
 MAX_LISTED = 10_000  # names of a directory that are compared with one that is not there
 _UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
 
@@ -55,19 +56,22 @@ def open_binary(source: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_text(source: str, newline: str) -> Iterator[IO[str]]:
-    """Open a file as UTF-8 text, with or without a byte order mark; `newline` as in `open`.
+def open_text(source: str, newline: str, encoding: str = UTF8) -> Iterator[IO[str]]:
+    """Open a file as text; `newline` as in `open`.
 
-    Raises DataError for other encodings, naming the first wrong byte.
+    encoding: by default UTF-8 with or without a byte order mark. Raises DataError for other
+    encodings, naming the first byte that is not UTF-8.
     """
     try:
         with (
             open_binary(source) as stream,
-            io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text,
+            io.TextIOWrapper(stream, encoding=encoding, newline=newline) as text,
         ):
             yield text
-    except UnicodeDecodeError:
-        raise _encoding_error(source) from None
+    except UnicodeError as error:
+        if encoding == UTF8:
+            raise _encoding_error(source) from None
+        raise DataError(f"{source}: data.encoding={encoding} does not fit: {error}") from None
 
 
 def list_folder(source: str) -> list[str] | None:
@@ -96,7 +100,10 @@ def is_present(source: str) -> bool:
 
 def conversion_hint(encoding: str) -> str:
     """Tell how to convert a file in another encoding."""
-    return f"if it is {encoding}: iconv -f {encoding} -t UTF-8 FILE > NEW"
+    return (
+        f"if it is {encoding}: iconv -f {encoding} -t UTF-8 FILE > NEW, or in a recipe "
+        f"data.encoding={encoding.lower()}"
+    )
 
 
 def _encoding_error(source: str) -> DataError:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainers.data.files import DataError
-from trainers.data.readers import Columns, Row, iter_arrow_rows, require_columns
+from trainers.data.readers import iter_arrow_rows, require_columns
+from trainers.data.rows.skips import Columns, Row
 from trainers.data.splits import SplitName
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}

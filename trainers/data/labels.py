@@ -1,12 +1,13 @@
 """Labels: parse a label column, and build the targets that a model learns.
 
 The one place that knows that a column may hold names, indices, `1.0` for 1, several labels in one
-cell, or numbers to predict.
+cell, vectors of 0 and 1, what means missing, or numbers to predict.
 """
 
-import json
+import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,19 @@ import numpy as np
 from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
-from trainers.data.readers import SkipCounter
+from trainers.data.rows.label_cells import as_list, clean_name, find_vectors, read_truth
+from trainers.data.rows.skips import SkipCounter
 from trainers.data.sources import is_missing
 
 # The classes of a row (one for classification, none for masked-lm), or the number to predict.
 Label = tuple[str, ...] | float
 
 _WHOLE = re.compile(r"(-?[0-9]{1,15})(?:\.0+)?")
+_NUMBERED = re.compile(r"-?[0-9]{1,15}|label_[0-9]{1,15}")
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
+_SEPARATORS = (",", ";", "/", "|")
+_RARE = 20  # times as many rows has the name that a misspelt one was meant to be
+_MAX_COMPARED = 200
 _MAX_SHOWN = 20
 _MIN_ROWS = 10  # fewer say nothing of what a column holds
 _LARGEST = float(np.finfo(np.float32).max)
@@ -33,8 +39,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 class LabelColumn:
     """The cells of a label column, each distinct one once, in the order of their first rows.
 
-    values: raw cells: str, int, float, bool, list or None. counts: `[d]` int64, the rows that hold
-    each. numbers: `[d]` int64, of the first such row. names: of a column of class indices, if the
+    values: raw cells: str, int, float, bool, list or None, or a tuple of them where data.label
+    names several columns. counts: `[d]` int64, the rows that hold each. numbers: `[d]` int64, of
+    the first such row. names: of a column of class indices, if the
     source names them.
     """
 
@@ -94,15 +101,29 @@ def parse_labels(
 
     Returns notes for the data report as well. A column of whole numbers written as floats (1.0) is
     read as whole numbers. Where data.labels or the source names the classes and the column holds
-    indices from 0, these become names. Not for masked-lm, which has no labels.
+    indices from 0, these become names; a column of vectors of 0 and 1 has a class a place, by
+    default `label_0` and so on. Not for masked-lm, which has no labels. Raises DataError where the
+    column can be read in several ways.
     """
+    cells, numbers = column.values, column.numbers.tolist()
+    given = None if data.labels is None else tuple(map(clean_name, data.labels))
+    vectors, length = find_vectors(cells, numbers, _name_column(data), given)
+    names = given or (column.names if len(column.names) == length else ())
+    names = names or tuple(f"label_{place}" for place in range(length))
     labels: list[Label | None] = []
-    for value, count, number in zip(column.values, column.counts, column.numbers, strict=True):
-        label, reason = _READERS[task](value, data.label_separator)
+    for place, (value, count, number) in enumerate(
+        zip(cells, column.counts.tolist(), numbers, strict=True)
+    ):
+        label, reason = _parse_cell(value, vectors.get(place), names, task, data)
         if label is None:
-            skips.count_skipped(reason, int(number), int(count))
+            skips.count_skipped(reason, number, count)
         labels.append(label)
-    return labels if task == "regression" else _resolve_names(labels, column, data, skips), ()
+    if vectors:
+        return labels, (f"column {_name_column(data)!r} holds vectors of {length} numbers 0 and 1",)
+    if isinstance(data.label, str):
+        _check_separator(labels, task, data)
+        labels = _resolve_names(labels, column, data, skips)
+    return labels, _similar_names(labels, column.counts)
 
 
 def parse_cells(
@@ -126,8 +147,15 @@ def parse_cells(
 
 def parse_number(cell: Any, data: DataConfig) -> tuple[float | None, str]:
     """Parse one cell of a regression's label column; None, and the reason, for one without use."""
-    number, reason = _parse_number(cell, data.label_separator)
-    return number if isinstance(number, float) else None, reason
+    if _means_missing(cell, data):
+        return None, f"label {cell!r} (data.missing)"
+    if is_missing(cell):
+        return None, "no label"
+    try:
+        number = float(cell)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    return (number, "") if abs(number) <= _LARGEST else (None, "label is not a finite number")
 
 
 def check_label_column(
@@ -140,12 +168,15 @@ def check_label_column(
     classes, vouches for them.
     """
     texts = (data.text,) if isinstance(data.text, str) else data.text
-    if task != "masked-lm" and data.label in texts:
+    twice = set(texts) & set(data.label_columns)
+    if task != "masked-lm" and twice:
         raise DataError(
-            f"{source}: data.text and data.label are the same column, {data.label!r}; set "
+            f"{source}: data.text and data.label are the same column, {min(twice)!r}; set "
             "data.label to the column to be learned"
         )
     if task in ("regression", "masked-lm") or data.labels is not None:
+        return
+    if not isinstance(data.label, str):
         return
     distinct, rows = set(_flatten(labels)), int(counts.sum())
     are_numbers = all(map(_NUMBER.fullmatch, distinct))
@@ -171,9 +202,11 @@ def class_names(
     if task in ("regression", "masked-lm"):
         return ()
     if given is not None:
-        return given
+        return tuple(map(clean_name, given))
     present = set(_flatten(labels))
-    return tuple(sorted(present, key=int if all(map(_WHOLE.fullmatch, present)) else None))
+    if all(map(_NUMBERED.fullmatch, present)):
+        return tuple(sorted(present, key=lambda name: int(name.removeprefix("label_"))))
+    return tuple(sorted(present))
 
 
 def check_training_labels(labels: Iterable[Label], task: Task) -> None:
@@ -238,46 +271,128 @@ def _flatten(labels: Iterable[Label | None]) -> list[str]:
     return [name for label in labels if isinstance(label, tuple) for name in label]
 
 
-def _parse_single(value: Any, separator: str) -> tuple[Label | None, str]:
+def _name_column(data: DataConfig) -> str:
+    return ", ".join(data.label_columns)
+
+
+def _means_missing(value: Any, data: DataConfig) -> bool:
+    """Return whether a cell is a text that stands for nothing, and is no class of data.labels."""
+    if not isinstance(value, str) or value.strip() not in data.missing:
+        return False
+    return data.labels is None or value.strip() not in data.labels
+
+
+def _parse_cell(
+    value: Any, vector: list[int] | None, names: tuple[str, ...], task: Task, data: DataConfig
+) -> tuple[Label | None, str]:
+    """Return the label in a cell, or None and the reason why not."""
+    if isinstance(value, tuple):
+        return _parse_columns(value, task, data)
+    if vector is not None:
+        found = tuple(name for name, item in zip(names, vector, strict=True) if item)
+        if task == "classification" and len(found) != 1:
+            return None, f"vector with {len(found)} times 1 (task: multi-label?)"
+        return found, ""
+    if _means_missing(value, data):
+        return None, f"label {value!r} (data.missing)"
+    if task == "classification":
+        return _parse_single(value)
+    return _parse_multiple(value, data.label_separator)
+
+
+def _parse_columns(
+    cells: tuple[Any, ...], task: Task, data: DataConfig
+) -> tuple[Label | None, str]:
+    """Parse a row of label columns, each 0 or 1."""
+    truths = []
+    for name, cell in zip(data.label_columns, cells, strict=True):
+        if is_missing(cell) or _means_missing(cell, data):
+            return None, f"no label in column {name!r}"
+        truth = read_truth(cell)
+        if truth is None:
+            return None, f"column {name!r} holds {str(cell)[:40]!r} and not 0 or 1"
+        truths.append(truth)
+    found = tuple(name for name, truth in zip(data.label_columns, truths, strict=True) if truth)
+    if task == "classification" and len(found) != 1:
+        return None, f"1 in {len(found)} label columns (task: multi-label?)"
+    return found, ""
+
+
+def _parse_single(value: Any) -> tuple[Label | None, str]:
     if isinstance(value, (list, dict)):
         return None, "label is a list (task: multi-label?)"
-    if is_missing(value):
-        return None, "no label"
-    return (str(value).strip(),), ""
+    name = "" if is_missing(value) else clean_name(value)
+    return ((name,), "") if name else (None, "no label")
 
 
 def _parse_multiple(value: Any, separator: str) -> tuple[Label | None, str]:
-    """Parse `a|b`, a list, or a JSON list in a text; an empty one is a row without labels."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None, "label is not a JSON list"
-    elif isinstance(value, str):
-        value = value.split(separator)
+    """Parse `a|b`, a list, or the text of a list; an empty one is a row without labels."""
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            value = as_list(value)
+            if value is None:
+                return None, "label is no list of JSON or Python"
+        else:
+            value = value.split(separator)
     elif is_missing(value):
         return None, "no label"
     items = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(str(item).strip() for item in items if not is_missing(item))), ""
+    names = (clean_name(item) for item in items if not is_missing(item))
+    return tuple(dict.fromkeys(filter(None, names))), ""
 
 
-def _parse_number(value: Any, separator: str) -> tuple[Label | None, str]:
-    if is_missing(value):
-        return None, "no label"
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.inf
-    if abs(number) <= _LARGEST:
-        return number, ""
-    return None, "label is not a finite number"
+def _check_separator(labels: Sequence[Label | None], task: Task, data: DataConfig) -> None:
+    """Raise DataError where labels are evidently separated by something else than is set.
+
+    That is where parts of them recur, on their own or beside others.
+    """
+    if task != "multi-label" or data.labels is not None:
+        return
+    names = set(_flatten(labels))
+    for mark in _SEPARATORS:
+        joined = [name for name in names if mark in name]
+        parts = Counter(part.strip() for name in names for part in name.split(mark))
+        recurring = [name for name in joined if all(parts[p.strip()] > 1 for p in name.split(mark))]
+        if len(joined) >= 2 and len(recurring) > len(joined) / 2 and len(parts) < len(names):
+            raise DataError(
+                f"column {data.label!r} holds {min(recurring)[:60]!r}, and its parts elsewhere "
+                f"too: set data.label_separator={mark!r}; where it is one label, name the classes "
+                "in data.labels"
+            )
 
 
-_READERS = {
-    "classification": _parse_single,
-    "multi-label": _parse_multiple,
-    "regression": _parse_number,
-}
+def _similar_names(labels: Sequence[Label | None], counts: np.ndarray) -> tuple[str, ...]:
+    """Return notes on classes that may be one by mistake."""
+    rows: Counter[str] = Counter()
+    for label, count in zip(labels, counts.tolist(), strict=True):
+        for name in _flatten([label]):
+            rows[name] += count
+    folded: dict[str, list[str]] = {}
+    for name in rows:
+        folded.setdefault(" ".join(name.casefold().split()), []).append(name)
+    notes = [
+        f"labels {', '.join(map(repr, sorted(each)))} differ in case or blanks only: one class?"
+        for each in folded.values()
+        if len(each) > 1
+    ]
+    if len(folded) <= _MAX_COMPARED:
+        notes += _misspelt_names(
+            {name: sum(rows[n] for n in each) for name, each in folded.items()}
+        )
+    return tuple(notes[:_MAX_SHOWN])
+
+
+def _misspelt_names(rows: dict[str, int]) -> list[str]:
+    """Return a note on each rare name that is nearly a frequent one; digits never are."""
+    found = []
+    for name, count in rows.items():
+        if len(name) < 4 or any(map(str.isdigit, name)):
+            continue
+        frequent = [other for other in rows if rows[other] >= _RARE * count]
+        close = difflib.get_close_matches(name, frequent, n=1, cutoff=0.86)
+        if close:
+            found.append(f"label {name!r} ({count} rows) is nearly {close[0]!r}: one class?")
+    return found
 
 
 def _resolve_names(
@@ -306,6 +421,7 @@ def _index_names(
 ) -> dict[str, str]:
     """Map indices, as text, to class names; {} where the column holds names itself."""
     names: tuple[str, ...] = ()
+    given = given and tuple(map(clean_name, given))
     if named:
         names = named if given is None or set(named) <= set(given) else given
     elif given is not None and not present & set(given):

@@ -8,7 +8,7 @@ import numpy as np
 from cluster.costmodel.microbatches import Lengths
 from trainers.data.corpus import PARTS, Corpus, count_repeats
 from trainers.data.ragged import RaggedArray
-from trainers.data.readers import SkippedRows
+from trainers.data.rows.skips import SkippedRows
 
 _MAX_LABELS = 20  # shown
 _MAX_NAMED = 3  # in a warning

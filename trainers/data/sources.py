@@ -18,7 +18,8 @@ from trainers.config.sections import DataConfig
 from trainers.data import hub, packages, readers
 from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError, MissingFile
-from trainers.data.readers import Columns, Row, SkipCounter, SkippedRows
+from trainers.data.rows.delimited import Dialect
+from trainers.data.rows.skips import Columns, Row, SkipCounter, SkippedRows
 from trainers.data.splits import SplitName, spread_indices
 
 SYNTHETIC = "synthetic:"
@@ -31,7 +32,6 @@ _CONVERSIONS = {
     ".xlsx": ". Save the sheet as CSV (UTF-8) in the program that made it",
     ".xls": ". Save the sheet as CSV (UTF-8) in the program that made it",
     ".ods": ". Save the sheet as CSV (UTF-8) in the program that made it",
-    ".json": ". One object a line is .jsonl: jq -c '.[]' FILE.json > FILE.jsonl",
     ".txt": ". Give it a header, `text,label`, and rows that have both",
 }
 
@@ -149,7 +149,7 @@ class _RowSelection:
     def __init__(self, data: DataConfig, columns: list[str], labelled: bool) -> None:
         pieces = (data.text,) if isinstance(data.text, str) else data.text
         self._pieces = [columns.index(piece) for piece in pieces]
-        self._label = columns.index(data.label) if labelled else None
+        self._labels = [columns.index(name) for name in data.label_columns] if labelled else []
         self._wanted = [(columns.index(name), value) for name, value in data.filter.items()]
         self._values: dict[str, Counter[str]] = {name: Counter() for name in data.filter}
 
@@ -162,7 +162,8 @@ class _RowSelection:
             if value != wanted and not _is_same_truth(value, wanted):
                 return None, None, "data.filter"
         text, reason = join_text([values[column] for column in self._pieces])
-        return text, None if self._label is None else values[self._label], reason
+        cells = tuple(values[column] for column in self._labels)
+        return text, cells if len(cells) > 1 else next(iter(cells), None), reason
 
     def raise_empty(self, source: str, skips: SkipCounter) -> NoReturn:
         """Raise the DataError of a source without a row that can be used."""
@@ -204,7 +205,7 @@ def _wanted_columns(data: DataConfig, labelled: bool) -> dict[str, str]:
     """Return each wanted column, with the setting that asks for it."""
     texts = (data.text,) if isinstance(data.text, str) else data.text
     filters = {name: f"data.filter.{name}" for name in data.filter}
-    label = {data.label: "data.label"} if labelled else {}
+    label = dict.fromkeys(data.label_columns, "data.label") if labelled else {}
     slices = dict.fromkeys(data.slices, "data.slices")  # of which only the names are checked here
     return slices | filters | dict.fromkeys(texts, "data.text") | label
 
@@ -221,7 +222,7 @@ def _iter_records(
     if source.startswith(SYNTHETIC):
         return _pick_columns(source, columns, _generate_house_prices(source)), ()
     if _is_file(source):
-        return readers.read_rows(source, columns, skips), ()
+        return readers.read_rows(source, columns, skips, _dialect(data)), ()
     return hub.read_hub_rows(source, data.subset, part, columns)
 
 
@@ -241,6 +242,10 @@ def read_slices(
         for number, cells in records
         if number in wanted
     }
+
+
+def _dialect(data: DataConfig) -> Dialect:
+    return Dialect(data.delimiter, data.quoting, data.encoding, data.header)
 
 
 def _pick_columns(

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from trainers.data import files, readers
 from trainers.data.files import DataError
-from trainers.data.readers import SkipCounter
+from trainers.data.rows.skips import SkipCounter
 
 INT64 = range(-(2**63), 2**63)
 
@@ -88,7 +88,7 @@ def open_table(sources: Sequence[str]) -> Table:
 def iter_file(source: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Iterate over the values of these columns in each row of a file that was scanned."""
     skips = SkipCounter(readers.row_unit(source))
-    if readers.table_format(source) == "jsonl":
+    if readers.table_format(source) in ("jsonl", "json"):
         for _, record in readers.read_records(source, skips):
             yield tuple(record.get(name) for name in columns)
         return
@@ -104,7 +104,7 @@ def _scan_file(source: str) -> Table:
             schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         return Table((source,), schema.remove_metadata(), num_rows)
     skips = SkipCounter(readers.row_unit(source))
-    if readers.table_format(source) == "jsonl":
+    if readers.table_format(source) in ("jsonl", "json"):
         schema, num_rows = _scan_jsonl(source, skips)
     else:
         names = readers.read_header(source)
@@ -155,7 +155,7 @@ def _unite_schemas(first: Table, schema: pyarrow.Schema, other: Table) -> pyarro
     source = other.sources[0]
     different = sorted({*schema.names} ^ {*other.columns})
     if different and not all(
-        readers.table_format(each) == "jsonl" for each in (first.sources[0], source)
+        readers.table_format(each) in ("jsonl", "json") for each in (first.sources[0], source)
     ):
         raise DataError(
             f"{source}: column {different[0]!r} is not in all files ({first.sources[0]} was read "

@@ -19,7 +19,7 @@ from trainers.data.labels import (
     parse_cells,
     parse_labels,
 )
-from trainers.data.readers import SkipCounter
+from trainers.data.rows.skips import SkipCounter
 
 
 def parse(
@@ -73,7 +73,10 @@ def test_labels_of_one_cell_are_split_cleaned_and_counted_once() -> None:
     values = ["a| b |a|", '["b", null, "b"]', ["c", ""], "", "[a]", None]
     labels, skipped = parse(values, "multi-label")
     assert labels == [("a", "b"), ("b",), ("c",), (), None, None]
-    assert skipped == {"label is not a JSON list": (1, "row 14"), "no label": (1, "row 15")}
+    assert skipped == {
+        "label is no list of JSON or Python": (1, "row 14"),
+        "no label": (1, "row 15"),
+    }
 
 
 def test_numbers_must_be_finite_in_single_precision() -> None:

@@ -374,7 +374,7 @@ def test_several_labels_that_are_none(make: Any, tmp_path: Path) -> None:
     rows = labelled(["[a, b]", None, "a"])
     report = prepare_dataset(make(rows, task="multi-label"), tmp_path / "cache").report
     assert {s.reason: s.rows for s in report.skipped} == {
-        "label is not a JSON list": 100,
+        "label is no list of JSON or Python": 100,
         "no label": 100,
     }
 

@@ -171,7 +171,7 @@ def test_max_rows_meets_every_class(file: Any, order: str) -> None:
         ("empty.jsonl", "", "no row with a text; it is empty"),
         ("header.csv", "text,label\n", "it is empty, or has a header only"),
         ("columns.csv", "body,stars\nx,1\n", r"no column '\w+'; it has 'body', 'stars'"),
-        ("semicolon.csv", "text;label\nx;1\n", "columns are separated by ';' and not"),
+        ("semicolon.csv", "text;label\nx;1\n", "separated by ';'; set data.delimiter=';'"),
         ("twice.csv", "text,label,text\nx,1,y\n", "several columns are called 'text'"),
         ("latin.csv", "text,label\nok,1\ncaf\xe9,0\n".encode("latin-1"), r"0xE9 at offset 19 \(l"),
         ("latin.jsonl", '{"text": "\xfc"}'.encode("latin-1"), "iconv -f WINDOWS-1252 -t UTF-8"),
@@ -188,7 +188,9 @@ def test_max_rows_meets_every_class(file: Any, order: str) -> None:
         ("blank.csv", "text,label\n ,1\n,0\n", r"no text: 2 \(first: line 2\)"),
         ("what.xlsx", "PK", "not a known kind of table; its name must end in .csv, .tsv"),
         ("what.xlsx", "PK", "Save the sheet as CSV"),
-        ("what.json", "[]", r"jq -c '\.\[\]'"),
+        ("what.json", "[]", "no row with a text; it is empty"),
+        ("what.json", '{"text": "x"}\n{"text": "y"}', r"one object a line, call it \.jsonl"),
+        ("what.json", '{"text": ["x"], "label": []}', "an object of columns of one length"),
     ],
 )
 def test_a_file_of_no_use_says_why(file: Any, name: str, contents: Any, message: str) -> None:

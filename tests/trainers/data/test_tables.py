@@ -94,3 +94,11 @@ def test_files_of_a_directory_are_sorted_and_hidden_ones_left_out(tmp_path: Path
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         open_table([str(tmp_path / "nowhere.csv")])
+
+
+def test_an_array_of_json_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": "x", "stars": 3}, {"text": "y"}]')
+    table = open_table([str(path)])
+    assert table.columns == ("text", "stars")
+    assert list(table.iter_rows()) == [("x", 3), ("y", None)]

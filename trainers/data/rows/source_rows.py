@@ -12,7 +12,7 @@ from trainers.data import labels as labelling
 from trainers.data import sources
 from trainers.data.files import DataError
 from trainers.data.labels import CellInterner, Label, LabelColumn
-from trainers.data.readers import SkipCounter, SkippedRows
+from trainers.data.rows.skips import SkipCounter, SkippedRows
 from trainers.data.rows.spilled_texts import SpilledTexts, TextSpill, TextWriter
 from trainers.data.sources import RowStream
 from trainers.data.splits import SplitName, text_hash
@@ -124,6 +124,7 @@ def read_usable_rows(
         found.codes[kept], found.numbers[kept], stream.label_names
     )
     labels, notes = found.parse_column(column, skips)
+    notes += skips.list_notes()
     rows = SplitRows(
         f"{source} {stream.unit}",
         found.texts.take(kept),
