@@ -243,6 +243,7 @@ def test_a_stopped_trial_of_two_workers_leaves_none_behind(
     run = tmp_path / "search"
     good = ["layout.tp=2", "optimizer.learning_rate=3e-3", "tune.batch.global_size=null"]
     poor = ["tune.optimizer.learning_rate=log 1e-6..2e-6", "--trials", "2", "--seeds", "1"]
+    poor += ["stopping.epochs=8"]  # the good one is better from the seventh evaluation on
     assert main(words(place, run, 2, *good, *poor)) == 0
     assert trial(run, 0).read_record()["workers"] == 2
     assert [t["state"] for t in result(run)["trials"]] == ["complete", "stopped"]

@@ -79,7 +79,11 @@ def fresh_recipe(tiny_bert: Path, corpus: Path, task: str) -> Recipe:
     sizes += ["intermediate_size=64", "name=random", f"tokenizer={tiny_bert}"]
     if task == "classification":  # attention in rows, and with weights dropped in the other task
         sizes += ["attention_dropout=0"]
-    return tiny_recipe(corpus, f"task={task}", *(f"model.{size}" for size in sizes))
+    settings = [f"task={task}", *(f"model.{size}" for size in sizes)]
+    if task == "classification":
+        settings += ["loss.class_weights=balanced", "loss.focal_gamma=1.5"]
+        settings += ["loss.label_smoothing=0.1", "optimizer.layer_decay=0.8"]
+    return tiny_recipe(corpus, *settings)
 
 
 def make_loop(

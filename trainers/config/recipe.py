@@ -24,6 +24,7 @@ from trainers.config.sections import (
     DataConfig,
     DistillationConfig,
     EvaluationConfig,
+    LossConfig,
     MaskingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -74,6 +75,7 @@ class Recipe(Settings):
         None, description="a teacher to learn from beside the labels; null: the labels alone"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -134,6 +136,8 @@ class Recipe(Settings):
                 f"masking belongs to masked-lm, but task is {self.task}; remove masking, or set "
                 "task: masked-lm"
             )
+        if self.task in ("regression", "masked-lm") and self.loss != LossConfig():
+            raise ValueError(f"loss weighs classes, but task {self.task} has none; remove loss")
         if self.task == "masked-lm" and self.distillation is not None:
             raise ValueError(
                 f"distillation.teacher = {self.distillation.teacher!r}: task masked-lm has no "

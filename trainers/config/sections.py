@@ -126,9 +126,9 @@ class ModelConfig(Settings):
         return self
 
 
-# As pandas reads them by default.
+# As pandas reads them by default; "none" is not of them, and the name of a class in many sets.
 MISSING = ("nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "null",
-           "NULL", "Null", "None", "none")  # fmt: skip
+           "NULL", "Null", "None")  # fmt: skip
 
 
 class DataConfig(Settings):
@@ -291,6 +291,11 @@ class OptimizerConfig(Settings):
     momentum: Fraction = Field(0.0, description="of sgd")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of adam, adamw and lamb")
     eps: Positive = Field(1e-8, description="of adam, adamw and lamb")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="what each layer below the head multiplies the learning rate by, so that the "
+        "embeddings learn slowest",
+    )
     max_grad_norm: Positive | None = Field(1.0, description="clip the global norm; null: never")
 
     @model_validator(mode="after")
@@ -316,6 +321,23 @@ class DistillationConfig(Settings):
     )
 
 
+class LossConfig(Settings):
+    """What counts more in the loss of labels; the loss of an evaluation is without it."""
+
+    class_weights: Literal["balanced"] | dict[CellText, NonNegative] | None = Field(
+        None,
+        description="what a row of a class counts, by name, 1 where none is given; balanced: rows "
+        "over classes times rows of the class; of multi-label what having a label counts, "
+        "balanced: rows without it over rows with it",
+    )
+    focal_gamma: NonNegative = Field(
+        0.0, description="above 0, rows that are right already count less: focal loss"
+    )
+    label_smoothing: Fraction = Field(
+        0.0, description="share of the truth that is spread evenly over the classes"
+    )
+
+
 class ScheduleConfig(Settings):
     """The learning rate over the run."""
 
@@ -323,6 +345,9 @@ class ScheduleConfig(Settings):
         "linear", description="the shape after warmup; linear and cosine end at 0"
     )
     warmup: Fraction = Field(0.1, description="share of all steps that rise linearly from 0")
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="optimizer steps that do, instead of a share"
+    )
 
 
 class EvaluationConfig(Settings):

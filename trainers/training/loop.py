@@ -44,9 +44,9 @@ from trainers.training.events import (
 from trainers.training.grad_scaler import LossScale, unscale_gradients
 from trainers.training.launched_step import LaunchedStep, SyncedClock
 from trainers.training.linear_probe import Head
-from trainers.training.losses import training_losses
+from trainers.training.losses import class_weights, training_losses
 from trainers.training.metrics import without_tables
-from trainers.training.optimizer import build_optimizer, learning_rate_at
+from trainers.training.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from trainers.training.step_batches import StepBatches, StepPreparer
 from trainers.training.target_scale import TargetScale
 
@@ -93,6 +93,8 @@ class TrainingLoop:
         self._hidden_size = model.config.hidden_size if isinstance(model, TextModel) else 0
         layout, self._device = self.mesh.layout, device.torch_device()
         self._transfer = open_transfer(self._device)
+        weights = class_weights(recipe, data)
+        self._class_weights = None if weights is None else weights.to(self._device)
         self._finished = 0.0
         self._warnings: list[WarningEvent] = []
         self._cut_constraints = CutConstraints.for_layout(layout)
@@ -220,8 +222,7 @@ class TrainingLoop:
         started = time.perf_counter()
         batches = self._preparer.get(step, step + 1 >= self.total_steps)
         rate = learning_rate_at(self.recipe, step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         loss = self._accumulate_in_memory(batches)
         norm = self.parallel.clip_gradients(
             self.recipe.optimizer.max_grad_norm, self._transfer.is_immediate
@@ -325,7 +326,7 @@ class TrainingLoop:
                 targets, teacher = self.scale.standardize(batch.targets), batch.teacher
                 if teacher is not None and self.recipe.task == "regression":
                     teacher = self.scale.standardize(teacher)
-                losses = training_losses(self.recipe, logits, targets, teacher)
+                losses = training_losses(self.recipe, logits, targets, teacher, self._class_weights)
             if batch.count is not None:
                 places = torch.arange(len(losses), device=losses.device)
                 losses = losses.masked_fill(places >= batch.count, 0.0)

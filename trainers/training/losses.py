@@ -1,10 +1,14 @@
 """The losses of each task, and what its logits mean."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.errors import BerthaError
 from trainers.config.recipe import Recipe, Task
+from trainers.config.sections import LossConfig
+from trainers.data.dataset_cache import PreparedDataset
 
 
 def sample_losses(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
@@ -22,15 +26,78 @@ def sample_losses(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     return (logits[:, 0] - targets).square()
 
 
+def class_weights(recipe: Recipe, data: PreparedDataset) -> Tensor | None:
+    """Return what each class counts [num_labels] float32 by `loss.class_weights`; None for 1.
+
+    Balanced, of a classification: n / (num_labels * n_c), scikit-learn's formula, with the n rows
+    to train on, n_c of them of the class; of multi-label (n - n_c) / n_c. A class without rows
+    counts 1. Raises BerthaError for a name that is no class.
+    """
+    given, labels = recipe.loss.class_weights, data.labels
+    if given is None or not labels:
+        return None
+    if isinstance(given, dict):
+        unknown = sorted(set(given) - set(labels))
+        if unknown:
+            raise BerthaError(
+                f"loss.class_weights names {unknown[0]!r}, but the classes are "
+                f"{', '.join(map(repr, labels[:20]))}"
+            )
+        return torch.tensor([given.get(label, 1.0) for label in labels])
+    targets, rows = np.asarray(data.train.targets), len(data.train)
+    is_single = recipe.task == "classification"
+    counts = np.bincount(targets, minlength=len(labels)) if is_single else targets.sum(axis=0)
+    counts = counts.astype(np.float64)
+    shares = rows / len(labels) if is_single else rows - counts
+    weights = np.where(counts > 0, shares / np.maximum(counts, 1), 1.0)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def weighted_losses(
+    task: Task, logits: Tensor, targets: Tensor, loss: LossConfig, weights: Tensor | None
+) -> Tensor:
+    """Return the loss [b] of each sample as `loss` asks; that of `sample_losses` by default.
+
+    weights: of the classes [num_labels], from `class_weights`. The mean over a batch is the plain
+    one: a sample's share never depends on the others. Focal loss: Lin et al. 2017, arXiv
+    1708.02002, (1 - p)^gamma times the cross-entropy, p the probability of the truth. Label
+    smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7.
+    """
+    logits, smoothing, gamma = logits.float(), loss.label_smoothing, loss.focal_gamma
+    if task == "classification":
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        if gamma:
+            truth = logits.softmax(dim=1).gather(1, targets[:, None])[:, 0]
+            losses = losses * (1 - truth) ** gamma
+        return losses if weights is None else losses * weights[targets]
+    smooth = targets * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(
+        logits, smooth, reduction="none", pos_weight=weights
+    )
+    if gamma:
+        share = logits.sigmoid()
+        losses = losses * (1 - torch.where(targets > 0.5, share, 1 - share)) ** gamma
+    return losses.mean(dim=1)
+
+
 def training_losses(
-    recipe: Recipe, logits: Tensor, targets: Tensor, teacher: Tensor | None
+    recipe: Recipe,
+    logits: Tensor,
+    targets: Tensor,
+    teacher: Tensor | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the loss [b] of each sample that `recipe` minimises.
 
-    With a teacher's logits [b, num_labels] it is (1 - weight) of `sample_losses` and weight of
-    `distillation_losses` (Hinton et al. 2015, arXiv 1503.02531, section 2).
+    weights: of the classes, see `class_weights`. With a teacher's logits [b, num_labels] it is
+    (1 - weight) of the labels' losses and weight of `distillation_losses` (Hinton et al. 2015,
+    arXiv 1503.02531, section 2).
     """
-    label_losses, distillation = sample_losses(recipe.task, logits, targets), recipe.distillation
+    distillation = recipe.distillation
+    if recipe.loss == LossConfig():
+        label_losses = sample_losses(recipe.task, logits, targets)
+    else:
+        label_losses = weighted_losses(recipe.task, logits, targets, recipe.loss, weights)
     if distillation is None:
         return label_losses
     assert teacher is not None, "call `attach_teacher_logits` on the data"

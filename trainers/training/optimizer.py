@@ -1,6 +1,7 @@
 """The optimizer of a recipe, and its learning rate schedule."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -8,9 +9,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from trainers.config.recipe import Recipe
-from trainers.config.sections import ScheduleConfig
+from trainers.config.sections import OptimizerConfig, ScheduleConfig
+from trainers.models.bert import TextModel
 from trainers.parallel.parallelize import ParallelModel
 from trainers.training.lamb import Lamb
+
+_LAYER = re.compile(r"\.layer\.([0-9]+)\.")
 
 
 def build_optimizer(
@@ -18,11 +22,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the recipe's optimizer over `model`; biases and norms are not decayed.
 
-    fused: use torch's fused kernels, where the device has them.
+    fused: use torch's fused kernels, where the device has them. The learning rate of a group is
+    that of the schedule times its `scale`: `optimizer.layer_decay` to the power of the layers above
+    (Clark et al. 2020, arXiv 2003.10555, appendix A), 1 of the head.
     """
     settings = recipe.optimizer
-    groups = _parameter_groups(model, settings.weight_decay)
-    rate = recipe.learning_rate
+    groups, rate = _parameter_groups(model, settings), recipe.learning_rate
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     if settings.name == "lamb":
@@ -31,24 +36,50 @@ def build_optimizer(
     return kind(groups, lr=rate, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the head, and in proportion that of the layers below."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
 def _parameter_groups(
-    model: nn.Module | ParallelModel, weight_decay: float
+    model: nn.Module | ParallelModel, settings: OptimizerConfig
 ) -> list[dict[str, Any]]:
     """Return parameter groups: the decayed first, then biases and norms.
 
     Tensors on different meshes, or on none, are in different groups: torch's foreach kernels refuse
     a mixture. `adapt` is for LAMB alone.
     """
-    groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, object, float], list[nn.Parameter]] = {}
+    num_layers = _count_layers(model)
     for name, parameter in model.named_parameters():
         decayed = parameter.dim() >= 2 and not name.endswith("bias")
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((decayed, mesh), []).append(parameter)
+        scale = settings.layer_decay ** (num_layers + 1 - _depth_of(name, num_layers))
+        groups.setdefault((decayed, mesh, scale), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: not item[0][0])
     return [
-        {"params": params, "weight_decay": weight_decay if decayed else 0.0, "adapt": decayed}
-        for (decayed, _), params in ordered
+        {
+            "params": params,
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+            "adapt": decayed,
+            "scale": scale,
+        }
+        for (decayed, _, scale), params in ordered
     ]
+
+
+def _count_layers(model: nn.Module | ParallelModel) -> int:
+    module = model if isinstance(model, nn.Module) else next(iter(model.stage_modules.values()))
+    return int(module.config.num_hidden_layers) if isinstance(module, TextModel) else 0
+
+
+def _depth_of(name: str, num_layers: int) -> int:
+    """Return the place of a parameter: 0 of embeddings, from 1 of layers, the last of the head."""
+    layer = _LAYER.search(name)
+    if layer:
+        return int(layer[1]) + 1
+    return 0 if ".embeddings" in name and num_layers else num_layers + 1
 
 
 def learning_rate_at(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -59,6 +90,8 @@ def learning_rate_at(recipe: Recipe, step: int, total_steps: int) -> float:
 def _schedule_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """Return the share of the peak learning rate: linear warmup, then the schedule's shape."""
     warmup = round(schedule.warmup * total_steps)
+    if schedule.warmup_steps is not None:
+        warmup = min(schedule.warmup_steps, total_steps)
     if step < warmup:
         return (step + 1) / warmup
     if schedule.name == "constant":

@@ -45,7 +45,7 @@ class TestCommand:
         before = hash_files(place)
         assert main(["build", str(place), "--dry-run"]) == 0
         said = capsys.readouterr().out
-        assert "classification, 50 texts to judge by and 190 to calibrate with" in said
+        assert "classification, 48 texts to judge by and 192 to calibrate with" in said
         assert "  torch fp32: would be measured" in said
         assert hash_files(place) == before
 
