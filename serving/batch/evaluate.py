@@ -128,6 +128,9 @@ def _read_labels(
 ) -> _LabelledRows:
     """Read the label column of a table, and check that the bundle knows its labels."""
     data = DataConfig(**card.recipe["data"])
+    # An older bundle may have a class None.
+    missing = tuple(text for text in data.missing if text not in card.labels)
+    data = data.model_copy(update={"missing": missing})
     if label is not None:
         data = data.model_copy(update={"label": label})
     named = ", ".join(data.label_columns)

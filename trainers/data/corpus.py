@@ -17,7 +17,7 @@ from trainers.data import sources
 from trainers.data.files import DataError
 from trainers.data.labels import Label
 from trainers.data.rows.skips import SkippedRows
-from trainers.data.rows.source_rows import CodedLabels, OnRows, read_usable_rows
+from trainers.data.rows.source_rows import CodedLabels, OnRows, SourceCounts, read_usable_rows
 from trainers.data.rows.source_rows import SplitRows as SplitRows
 from trainers.data.rows.spilled_texts import TextSpill
 from trainers.data.splits import SplitName, assign_splits, mask_unseen, stratify_splits
@@ -84,7 +84,9 @@ def gather_corpus(
     _check_not_empty(splits, held_out)
     labelling.check_training_labels(_present_labels(splits["train"])[0], recipe.task)
     everywhere = [label for split in splits.values() for label in _present_labels(split)[0]]
-    names = labelling.class_names(everywhere, recipe.task, data.class_names)
+    names = labelling.class_names(
+        everywhere, recipe.task, data.class_names or _vector_places(found)
+    )
     _check_names(splits, recipe.task, names)
     return Corpus(
         recipe.task,
@@ -95,6 +97,18 @@ def gather_corpus(
         num_dropped,
         tuple(dict.fromkeys([*_note_texts(recipe), *(n for each in found for n in each.notes)])),
     )
+
+
+def _vector_places(found: list[SourceCounts]) -> tuple[str, ...] | None:
+    """Return the classes of labels that are vectors, of which some may be of no row."""
+    places = list(dict.fromkeys(each.places for each in found))
+    if len(places) > 1:
+        kinds = " and ".join(f"vectors of {len(p)} numbers" if p else "names" for p in places)
+        raise DataError(
+            f"the labels of the sources are {kinds}; name the classes in data.labels, or write the "
+            "labels of all in one way"
+        )
+    return places[0] or None
 
 
 def _note_texts(recipe: Recipe) -> list[str]:

@@ -4,7 +4,6 @@ The one place that knows that a column may hold names, indices, `1.0` for 1, sev
 cell, vectors of 0 and 1, what means missing, or numbers to predict.
 """
 
-import difflib
 import math
 import re
 from collections import Counter
@@ -17,113 +16,78 @@ import numpy as np
 from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
-from trainers.data.rows.label_cells import as_list, clean_name, find_vectors, read_truth
+from trainers.data.rows.label_cells import (
+    NO_TRUTH,
+    SEVERAL_ONES,
+    clean_name,
+    means_missing,
+    parse_cell,
+)
+from trainers.data.rows.label_cells import Label as Label
+from trainers.data.rows.label_column import LabelColumn
+from trainers.data.rows.label_names import explain_unknown, find_separator, note_similar
+from trainers.data.rows.label_vectors import find_vectors
 from trainers.data.rows.skips import SkipCounter
 from trainers.data.sources import is_missing
-
-# The classes of a row (one for classification, none for masked-lm), or the number to predict.
-Label = tuple[str, ...] | float
 
 _WHOLE = re.compile(r"(-?[0-9]{1,15})(?:\.0+)?")
 _NUMBERED = re.compile(r"-?[0-9]{1,15}|label_[0-9]{1,15}")
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
-_SEPARATORS = (",", ";", "/", "|")
-_RARE = 20  # times as many rows has the name that a misspelt one was meant to be
-_MAX_COMPARED = 200
 _MAX_SHOWN = 20
+_SUSPICIOUS_SHARE = 0.01  # of the rows, that show that a column is something else
+_MANY_MISSING = 0.05  # of the rows, whose text may be a class
 _MIN_ROWS = 10  # fewer say nothing of what a column holds
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class LabelColumn:
-    """The cells of a label column, each distinct one once, in the order of their first rows.
+class ParsedColumn:
+    """The label of each distinct cell of a column, None where it has no use.
 
-    values: raw cells: str, int, float, bool, list or None, or a tuple of them where data.label
-    names several columns. counts: `[d]` int64, the rows that hold each. numbers: `[d]` int64, of
-    the first such row. names: of a column of class indices, if the
-    source names them.
+    notes: for the data report. places: the classes of a column of vectors, in order; () of others.
     """
 
-    values: list[Any]
-    counts: np.ndarray
-    numbers: np.ndarray
-    names: tuple[str, ...] = ()
-
-    @classmethod
-    def from_cells(
-        cls, cells: Sequence[Any], numbers: Sequence[int], names: tuple[str, ...] = ()
-    ) -> tuple["LabelColumn", np.ndarray]:
-        """Collect the distinct ones of `cells`; return also which of them each is, `[n]` int32."""
-        interner = CellInterner()
-        codes = np.array([interner.intern_cell(cell) for cell in cells], dtype=np.int32)
-        return interner.build_column(codes, np.array(numbers, dtype=np.int64), names)
-
-
-class CellInterner:
-    """Numbers distinct label cells from 0, in the order in which they are met."""
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self._codes: dict[Any, int] = {}
-
-    def intern_cell(self, cell: Any) -> int:
-        """Return the number of a cell; 1, 1.0, True and "1" are four."""
-        key = cell if isinstance(cell, str) else (type(cell).__name__, repr(cell))
-        code = self._codes.setdefault(key, len(self.values))
-        if code == len(self.values):
-            self.values.append(cell)
-        return code
-
-    def build_column(
-        self, codes: np.ndarray, numbers: np.ndarray, names: tuple[str, ...] = ()
-    ) -> tuple[LabelColumn, np.ndarray]:
-        """Return the column of the rows that hold the cells `codes` `[n]`, and their new codes.
-
-        numbers: `[n]` of those rows. Cells that no row holds are left out.
-        """
-        counts = np.bincount(codes, minlength=len(self.values))
-        first = np.zeros(len(counts), dtype=np.int64)
-        first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several rows the first stays
-        present = np.flatnonzero(counts)
-        present = present[np.argsort(first[present])]
-        places = np.zeros(len(counts), dtype=np.int32)
-        places[present] = np.arange(len(present), dtype=np.int32)
-        values = [self.values[code] for code in present.tolist()]
-        column = LabelColumn(values, counts[present], numbers[first[present]], names)
-        return column, places[codes]
+    labels: list[Label | None]
+    notes: tuple[str, ...]
+    places: tuple[str, ...] = ()
 
 
 def parse_labels(
     column: LabelColumn, task: Task, data: DataConfig, skips: SkipCounter
-) -> tuple[list[Label | None], tuple[str, ...]]:
-    """Parse each cell of a column; None, and its rows counted in `skips`, where it has no use.
+) -> ParsedColumn:
+    """Parse each cell of a column, and count in `skips` the rows of those without use.
 
-    Returns notes for the data report as well. A column of whole numbers written as floats (1.0) is
-    read as whole numbers. Where data.labels or the source names the classes and the column holds
-    indices from 0, these become names; a column of vectors of 0 and 1 has a class a place, by
-    default `label_0` and so on. Not for masked-lm, which has no labels. Raises DataError where the
-    column can be read in several ways.
+    A column of whole numbers written as floats (1.0) is read as whole numbers. Where data.labels or
+    the source names the classes and the column holds indices from 0, these become names; a column
+    of vectors of 0 and 1 has a class a place, by default `label_0` and so on. Not for masked-lm,
+    which has no labels. Raises DataError where the column can be read in several ways.
     """
-    cells, numbers = column.values, column.numbers.tolist()
-    given = None if data.labels is None else tuple(map(clean_name, data.labels))
-    vectors, length = find_vectors(cells, numbers, _name_column(data), given)
-    names = given or (column.names if len(column.names) == length else ())
-    names = names or tuple(f"label_{place}" for place in range(length))
+    numbers = column.numbers.tolist()
+
+    def locate(place: int) -> str:
+        return f"{skips.unit} {numbers[place]}"
+
+    vectors, length = find_vectors(column.values, task, data, locate)
+    places = _name_places(length, column.names, data)
     labels: list[Label | None] = []
-    for place, (value, count, number) in enumerate(
-        zip(cells, column.counts.tolist(), numbers, strict=True)
-    ):
-        label, reason = _parse_cell(value, vectors.get(place), names, task, data)
-        if label is None:
-            skips.count_skipped(reason, number, count)
+    reasons: list[str] = []
+    for place, value in enumerate(column.values):
+        label, reason = parse_cell(value, vectors.get(place), places, task, data)
         labels.append(label)
+        reasons.append(reason if label is None else "")
+    _check_reasons(column, reasons, data, locate)
+    for reason, number, count in zip(reasons, numbers, column.counts.tolist(), strict=True):
+        if reason:
+            skips.count_skipped(reason, number, count)
+    notes = _note_missing(column, labels, data)
     if vectors:
-        return labels, (f"column {_name_column(data)!r} holds vectors of {length} numbers 0 and 1",)
+        what = f"vectors of {length} numbers 0 and 1, a class each"
+        return ParsedColumn(labels, (f"column {data.label!r} holds {what}", *notes), places)
     if isinstance(data.label, str):
-        _check_separator(labels, task, data)
+        notes += _check_separator(labels, task, data)
         labels = _resolve_names(labels, column, data, skips)
-    return labels, _similar_names(labels, column.counts)
+        notes += note_similar(_count_names(labels, column.counts))
+    return ParsedColumn(labels, notes)
 
 
 def parse_cells(
@@ -141,14 +105,14 @@ def parse_cells(
             found.append(value)
         return found
     column, codes = LabelColumn.from_cells(cells, numbers)
-    labels, _ = parse_labels(column, task, data, skips)
-    return [labels[code] for code in codes]
+    parsed = parse_labels(column, task, data, skips)
+    return [parsed.labels[code] for code in codes]
 
 
 def parse_number(cell: Any, data: DataConfig) -> tuple[float | None, str]:
     """Parse one cell of a regression's label column; None, and the reason, for one without use."""
-    if _means_missing(cell, data):
-        return None, f"label {cell!r} (data.missing)"
+    if means_missing(cell, data):
+        return None, f"label {clean_name(cell)!r} (data.missing)"
     if is_missing(cell):
         return None, "no label"
     try:
@@ -202,7 +166,11 @@ def class_names(
     if task in ("regression", "masked-lm"):
         return ()
     if given is not None:
-        return tuple(map(clean_name, given))
+        names = tuple(map(clean_name, given))
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"the classes {given!r:.200} are {twice!r} twice, blanks apart")
+        return names
     present = set(_flatten(labels))
     if all(map(_NUMBERED.fullmatch, present)):
         return tuple(sorted(present, key=lambda name: int(name.removeprefix("label_"))))
@@ -239,7 +207,7 @@ def build_targets(
     pairs = [(row, name) for row, label in enumerate(labels) for name in _flatten([label])]
     for row, name in pairs:
         if name not in index:
-            raise _unknown_label_error(name, locate_row(row), names)
+            raise _unknown_label_error(name, locate_row(row), names, task)
     columns = np.array([index[name] for _, name in pairs], dtype=np.int64)
     if task == "classification":
         return columns
@@ -259,140 +227,87 @@ def count_labels(
     return found
 
 
-def _unknown_label_error(name: str, place: str, names: tuple[str, ...]) -> DataError:
+def _unknown_label_error(name: str, place: str, names: tuple[str, ...], task: Task) -> DataError:
     known = ", ".join(map(repr, names[:_MAX_SHOWN])) + (", ..." if len(names) > _MAX_SHOWN else "")
-    return DataError(
-        f"{place}: label {name[:60]!r} is not one of {known}. The classes are data.labels, "
-        "by default those of all rows: fix the row, or name every class in data.labels"
-    )
+    way_out = explain_unknown(name, names, task == "multi-label")
+    return DataError(f"{place}: label {name[:60]!r} is not one of {known}. {way_out}")
 
 
 def _flatten(labels: Iterable[Label | None]) -> list[str]:
     return [name for label in labels if isinstance(label, tuple) for name in label]
 
 
-def _name_column(data: DataConfig) -> str:
-    return ", ".join(data.label_columns)
-
-
-def _means_missing(value: Any, data: DataConfig) -> bool:
-    """Return whether a cell is a text that stands for nothing, and is no class of data.labels."""
-    if not isinstance(value, str) or value.strip() not in data.missing:
-        return False
-    return data.labels is None or value.strip() not in data.labels
-
-
-def _parse_cell(
-    value: Any, vector: list[int] | None, names: tuple[str, ...], task: Task, data: DataConfig
-) -> tuple[Label | None, str]:
-    """Return the label in a cell, or None and the reason why not."""
-    if isinstance(value, tuple):
-        return _parse_columns(value, task, data)
-    if vector is not None:
-        found = tuple(name for name, item in zip(names, vector, strict=True) if item)
-        if task == "classification" and len(found) != 1:
-            return None, f"vector with {len(found)} times 1 (task: multi-label?)"
-        return found, ""
-    if _means_missing(value, data):
-        return None, f"label {value!r} (data.missing)"
-    if task == "classification":
-        return _parse_single(value)
-    return _parse_multiple(value, data.label_separator)
-
-
-def _parse_columns(
-    cells: tuple[Any, ...], task: Task, data: DataConfig
-) -> tuple[Label | None, str]:
-    """Parse a row of label columns, each 0 or 1."""
-    truths = []
-    for name, cell in zip(data.label_columns, cells, strict=True):
-        if is_missing(cell) or _means_missing(cell, data):
-            return None, f"no label in column {name!r}"
-        truth = read_truth(cell)
-        if truth is None:
-            return None, f"column {name!r} holds {str(cell)[:40]!r} and not 0 or 1"
-        truths.append(truth)
-    found = tuple(name for name, truth in zip(data.label_columns, truths, strict=True) if truth)
-    if task == "classification" and len(found) != 1:
-        return None, f"1 in {len(found)} label columns (task: multi-label?)"
-    return found, ""
-
-
-def _parse_single(value: Any) -> tuple[Label | None, str]:
-    if isinstance(value, (list, dict)):
-        return None, "label is a list (task: multi-label?)"
-    name = "" if is_missing(value) else clean_name(value)
-    return ((name,), "") if name else (None, "no label")
-
-
-def _parse_multiple(value: Any, separator: str) -> tuple[Label | None, str]:
-    """Parse `a|b`, a list, or the text of a list; an empty one is a row without labels."""
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            value = as_list(value)
-            if value is None:
-                return None, "label is no list of JSON or Python"
-        else:
-            value = value.split(separator)
-    elif is_missing(value):
-        return None, "no label"
-    items = value if isinstance(value, list) else [value]
-    names = (clean_name(item) for item in items if not is_missing(item))
-    return tuple(dict.fromkeys(filter(None, names))), ""
-
-
-def _check_separator(labels: Sequence[Label | None], task: Task, data: DataConfig) -> None:
-    """Raise DataError where labels are evidently separated by something else than is set.
-
-    That is where parts of them recur, on their own or beside others.
-    """
-    if task != "multi-label" or data.labels is not None:
-        return
-    names = set(_flatten(labels))
-    for mark in _SEPARATORS:
-        joined = [name for name in names if mark in name]
-        parts = Counter(part.strip() for name in names for part in name.split(mark))
-        recurring = [name for name in joined if all(parts[p.strip()] > 1 for p in name.split(mark))]
-        if len(joined) >= 2 and len(recurring) > len(joined) / 2 and len(parts) < len(names):
-            raise DataError(
-                f"column {data.label!r} holds {min(recurring)[:60]!r}, and its parts elsewhere "
-                f"too: set data.label_separator={mark!r}; where it is one label, name the classes "
-                "in data.labels"
-            )
-
-
-def _similar_names(labels: Sequence[Label | None], counts: np.ndarray) -> tuple[str, ...]:
-    """Return notes on classes that may be one by mistake."""
+def _count_names(labels: Sequence[Label | None], counts: np.ndarray) -> Counter[str]:
     rows: Counter[str] = Counter()
     for label, count in zip(labels, counts.tolist(), strict=True):
         for name in _flatten([label]):
             rows[name] += count
-    folded: dict[str, list[str]] = {}
-    for name in rows:
-        folded.setdefault(" ".join(name.casefold().split()), []).append(name)
-    notes = [
-        f"labels {', '.join(map(repr, sorted(each)))} differ in case or blanks only: one class?"
-        for each in folded.values()
-        if len(each) > 1
-    ]
-    if len(folded) <= _MAX_COMPARED:
-        notes += _misspelt_names(
-            {name: sum(rows[n] for n in each) for name, each in folded.items()}
-        )
-    return tuple(notes[:_MAX_SHOWN])
+    return rows
 
 
-def _misspelt_names(rows: dict[str, int]) -> list[str]:
-    """Return a note on each rare name that is nearly a frequent one; digits never are."""
-    found = []
-    for name, count in rows.items():
-        if len(name) < 4 or any(map(str.isdigit, name)):
+def _name_places(length: int, named: tuple[str, ...], data: DataConfig) -> tuple[str, ...]:
+    """Return the classes of vectors of `length` numbers; named: by the source."""
+    if data.labels is not None and length:
+        return tuple(map(clean_name, data.labels))
+    return named if len(named) == length else tuple(f"label_{place}" for place in range(length))
+
+
+def _check_reasons(
+    column: LabelColumn, reasons: Sequence[str], data: DataConfig, locate: Callable[[int], str]
+) -> None:
+    """Raise DataError where too many rows show that the column is something else."""
+    for reason in (SEVERAL_ONES, NO_TRUTH):
+        places = [place for place, each in enumerate(reasons) if each == reason]
+        rows, total = int(column.counts[places].sum()), int(column.counts.sum())
+        if not places or rows < _SUSPICIOUS_SHARE * total:
             continue
-        frequent = [other for other in rows if rows[other] >= _RARE * count]
-        close = difflib.get_close_matches(name, frequent, n=1, cutoff=0.86)
-        if close:
-            found.append(f"label {name!r} ({count} rows) is nearly {close[0]!r}: one class?")
-    return found
+        way_out = "give 0 or 1, round probabilities first, or leave that column out of data.label"
+        if reason == SEVERAL_ONES:
+            way_out = "set task=multi-label, or leave one 1 in each"
+        shown = f"{column.values[places[0]]!r:.60}"
+        raise DataError(
+            f"{locate(places[0])}: {', '.join(data.label_columns)} = {shown}: {reason}, in "
+            f"{rows:,} of {total:,} rows; {way_out}"
+        )
+
+
+def _note_missing(
+    column: LabelColumn, labels: Sequence[Label | None], data: DataConfig
+) -> tuple[str, ...]:
+    """Return a note on texts that are read as no label in so many rows that they may be a class."""
+    found = [
+        place
+        for place, (value, label) in enumerate(zip(column.values, labels, strict=True))
+        if label is None and means_missing(value, data)
+    ]
+    rows, total = int(column.counts[found].sum()), int(column.counts.sum())
+    if not found or rows < _MANY_MISSING * total:
+        return ()
+    texts = ", ".join(repr(name) for name in sorted({clean_name(column.values[p]) for p in found}))
+    return (
+        f"{rows:,} of {total:,} rows have no label but {texts}; where that is a class, name all "
+        "classes in data.labels, or set data.missing=[]",
+    )
+
+
+def _check_separator(
+    labels: Sequence[Label | None], task: Task, data: DataConfig
+) -> tuple[str, ...]:
+    """Raise DataError where labels are evidently separated by something else than is set.
+
+    Of a classification, which has one label a row, it is a note.
+    """
+    found = find_separator(set(_flatten(labels))) if data.labels is None else None
+    if found is None:
+        return ()
+    mark, example = found
+    what = f"column {data.label!r} holds {example[:60]!r}, and its parts elsewhere too"
+    if task == "multi-label":
+        raise DataError(
+            f"{what}: set data.label_separator={mark!r}; where it is one label, name the classes "
+            "in data.labels"
+        )
+    return (f"{what}: several labels a row are task=multi-label data.label_separator={mark!r}",)
 
 
 def _resolve_names(

@@ -146,3 +146,16 @@ def test_a_file_without_a_usable_row_says_so(engine: Engine, tmp_path: Path) -> 
     source = write_rows(tmp_path / "rows.csv", ["", ""], ["film", "dull"])
     with pytest.raises(LabelledRowsError, match="no row has both a text and a label"):
         evaluate_files(engine, [source])
+
+
+def test_a_class_of_the_bundle_that_is_called_none_is_no_missing_label(
+    engine_of: MakeEngine, tmp_path: Path
+) -> None:
+    engine = engine_of("classification", labels=("None", "positive"))
+    source = write_rows(tmp_path / "rows.csv", ["None", "positive", "null"] + ["positive"] * 4)
+    found = evaluate_files(engine, [source])
+    assert {name: row["support"] for name, row in found.per_class.items()} == {
+        "None": 1,
+        "positive": 5,
+    }
+    assert found.skipped == ("1 row left out: label 'null' (data.missing) (first: row 3)",)

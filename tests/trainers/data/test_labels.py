@@ -10,7 +10,6 @@ from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
 from trainers.data.labels import (
     Label,
-    LabelColumn,
     build_targets,
     check_label_column,
     check_training_labels,
@@ -19,6 +18,7 @@ from trainers.data.labels import (
     parse_cells,
     parse_labels,
 )
+from trainers.data.rows.label_column import LabelColumn
 from trainers.data.rows.skips import SkipCounter
 
 
@@ -30,8 +30,8 @@ def parse(
     settings = DataConfig(source="x", **data)
     if task in ("classification", "multi-label"):
         column, codes = LabelColumn.from_cells(values, numbers, named)
-        distinct, _ = parse_labels(column, task, settings, skips)
-        labels = [distinct[code] for code in codes]
+        parsed = parse_labels(column, task, settings, skips)
+        labels = [parsed.labels[code] for code in codes]
     else:
         labels = parse_cells(values, numbers, task, settings, skips)
     return labels, {skip.reason: (skip.rows, skip.first) for skip in skips.list_reasons()}

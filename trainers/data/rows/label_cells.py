@@ -1,104 +1,109 @@
-"""Cells of a label column as lists: JSON, Python's or NumPy's, and vectors of 0 and 1."""
+"""One cell of a label column: a name, a list of names, a row of columns of 0 and 1, or nothing."""
 
-import ast
-import json
-import re
 import unicodedata
-from collections.abc import Sequence
 from typing import Any
 
-from trainers.data.files import DataError
+from trainers.config.recipe import Task
+from trainers.config.sections import DataConfig
+from trainers.data.rows.label_lists import as_list
+from trainers.data.sources import is_missing
 
-MAX_LITERAL = 100_000  # characters of a list that are parsed
-_NUMPY_NUMBERS = re.compile(r"\[\s*[01]\.?0?(?:\s+[01]\.?0?)+\s*\]")
-_NUMPY_TEXTS = re.compile(r"""['"]\s+['"]""")
+# The classes of a row (one for classification, none for masked-lm), or the number to predict.
+Label = tuple[str, ...] | float
+
+SEVERAL_ONES = "several 1s in one row (task: multi-label?)"
+NO_TRUTH = "neither 0 nor 1 in a label column"
 _TRUTHS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
+_WITHHELD = ("-1", "-1.0")
 _INVISIBLE = "\0\u200b\u200c\u200d\u2060\ufeff"  # at the ends of a name, nobody sees them
 
 
 def clean_name(value: object) -> str:
     """Return a label's name: composed (Unicode NFC), without blanks at its ends."""
-    name = unicodedata.normalize("NFC", str(value))
+    name = str(value)
+    if name.isascii() and "\0" not in name:
+        return name.strip()
+    name = unicodedata.normalize("NFC", name)
     while (stripped := name.strip().strip(_INVISIBLE)) != name:
         name = stripped
     return name
 
 
-def parse_list(text: str) -> list[Any] | None:
-    """Parse a list in a text: JSON, a Python literal as pandas writes it, or NumPy's `[1 0 1]`.
+def means_missing(value: Any, data: DataConfig) -> bool:
+    """Return whether a cell is a text that stands for nothing, and is no class of data.labels."""
+    if not isinstance(value, str) or (name := clean_name(value)) not in data.missing:
+        return False
+    return name not in map(clean_name, data.labels or ())
 
-    None where it is no list, and where items are not separated.
+
+def parse_cell(
+    value: Any, vector: list[int] | None, names: tuple[str, ...], task: Task, data: DataConfig
+) -> tuple[Label | None, str]:
+    """Return the label in a cell, or None and the reason why not.
+
+    vector: the cell as one of 0 and 1 in the order of `names`, where it is that.
     """
-    text = text.strip()
-    if len(text) > MAX_LITERAL:
-        return None
-    if _NUMPY_NUMBERS.fullmatch(text):
-        return [float(item) for item in text[1:-1].split()]
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        if _NUMPY_TEXTS.search(text):  # Python would read ['a' 'b'] as the one word ab
-            return None
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            return None
-    return list(value) if isinstance(value, (list, tuple, set)) else None
+    if isinstance(value, tuple):
+        return _parse_columns(value, task, data)
+    if vector is not None:
+        return _name_ones(vector, names, task)
+    if means_missing(value, data):
+        return None, f"label {clean_name(value)!r} (data.missing)"
+    if isinstance(value, dict):
+        return None, "label is an object (name its keys: data.label=[label.a, label.b]?)"
+    if task == "classification":
+        return _parse_single(value, data)
+    return _parse_multiple(value, data)
 
 
-def read_truth(value: object) -> int | None:
-    """Return 0 or 1 for a cell that means it, as "true" or 1.0; None for any other."""
-    return _TRUTHS.get(str(value).strip().lower())
+def _name_ones(vector: list[int], names: tuple[str, ...], task: Task) -> tuple[Label | None, str]:
+    found = tuple(name for name, item in zip(names, vector, strict=True) if item)
+    if task == "classification" and len(found) != 1:
+        return None, SEVERAL_ONES if found else "no 1 among the classes"
+    return found, ""
 
 
-def find_vectors(
-    cells: Sequence[Any], numbers: Sequence[int], column: str, given: tuple[str, ...] | None
-) -> tuple[dict[int, list[int]], int]:
-    """Find the cells of a column that are vectors of 0 and 1, by place, and their length.
-
-    It is a column of vectors where every list in it holds 0 and 1 alone and all are as long. Then
-    all cells that are lists are vectors; in any other column none is. numbers: the row of each
-    cell. given: the class names. Raises DataError where a list can be neither a vector nor a list
-    of labels, because it holds 0 or 1 twice and others are longer or hold other values.
-    """
-    lists = {place: each for place, cell in enumerate(cells) if (each := as_list(cell))}
-    vectors = {
-        place: [int(item) for item in each] for place, each in lists.items() if _is_hot(each)
-    }
-    lengths = {len(vector) for vector in vectors.values()}
-    if len(vectors) == len(lists) and len(lengths) == 1 and lengths != {1}:
-        (length,) = lengths
-        if given is not None and length != len(given):
-            place = next(iter(vectors))
-            raise DataError(
-                f"row {numbers[place]}: column {column!r} holds vectors of {length} numbers, as "
-                f"{vectors[place]}, but data.labels names {len(given)} classes; name {length}"
-            )
-        return vectors, length
-    for place, vector in vectors.items():
-        if len(set(vector)) == len(vector):
-            continue  # a list of labels holds none twice, and this may be one
-        other = next(
-            place
-            for place, each in lists.items()
-            if place not in vectors or len(each) != len(vector)
-        )
-        raise DataError(
-            f"row {numbers[place]}: column {column!r} holds {vector}, a vector of 0 and 1, but row "
-            f"{numbers[other]} holds {lists[other]!r:.60}; give vectors of one length, or lists of "
-            "names"
-        )
-    return {}, 0
+def _parse_columns(
+    cells: tuple[Any, ...], task: Task, data: DataConfig
+) -> tuple[Label | None, str]:
+    """Parse a row of label columns, each 0 or 1."""
+    truths = []
+    for name, cell in zip(data.label_columns, cells, strict=True):
+        if is_missing(cell) or means_missing(cell, data) or str(cell).strip() in _WITHHELD:
+            return None, f"no label in column {name!r}"
+        truth = _TRUTHS.get(str(cell).strip().lower())
+        if truth is None:
+            return None, NO_TRUTH
+        truths.append(truth)
+    return _name_ones(truths, tuple(map(clean_name, data.label_columns)), task)
 
 
-def _is_hot(items: list[Any]) -> bool:
-    return all(item in (0, 1) or item in ("0", "1") for item in items)
+def _parse_single(value: Any, data: DataConfig) -> tuple[Label | None, str]:
+    name = "" if is_missing(value) else clean_name(value)
+    # Of numbers it may be a range, such as [18, 35].
+    is_list = isinstance(value, list) or (
+        name.startswith("[")
+        and name not in (data.labels or ())
+        and any(isinstance(item, str) for item in as_list(name) or ())
+    )
+    if is_list:
+        return None, "label is a list (task: multi-label?)"
+    return ((name,), "") if name else (None, "no label")
 
 
-def as_list(cell: Any) -> list[Any] | None:
-    """Return a cell that is a list, or the text of one, as a list; else None."""
-    if isinstance(cell, list):
-        return cell
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "(", "{"):
-        return parse_list(cell)
-    return None
+def _parse_multiple(value: Any, data: DataConfig) -> tuple[Label | None, str]:
+    """Parse `a|b`, a list, or the text of a list; an empty one is a row without labels."""
+    items = as_list(value)
+    if items is None and isinstance(value, str):
+        if value.lstrip().startswith("["):
+            return None, "label is no list of JSON or Python"
+        items = value.split(data.label_separator)
+    elif items is None:
+        if is_missing(value):
+            return None, "no label"
+        items = [value]
+    given = [item for item in items if not is_missing(item)]
+    names = [clean_name(item) for item in given if not means_missing(item, data)]
+    if given and not names:
+        return None, f"label {clean_name(given[0])!r} (data.missing)"
+    return tuple(dict.fromkeys(filter(None, names))), ""

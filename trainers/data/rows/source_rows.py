@@ -11,7 +11,8 @@ from trainers.config.recipe import Recipe
 from trainers.data import labels as labelling
 from trainers.data import sources
 from trainers.data.files import DataError
-from trainers.data.labels import CellInterner, Label, LabelColumn
+from trainers.data.labels import Label, ParsedColumn
+from trainers.data.rows.label_column import CellInterner, LabelColumn
 from trainers.data.rows.skips import SkipCounter, SkippedRows
 from trainers.data.rows.spilled_texts import SpilledTexts, TextSpill, TextWriter
 from trainers.data.sources import RowStream
@@ -95,12 +96,14 @@ class SplitRows:
 class SourceCounts:
     """The number of rows that were read of a source, and counts of those that cannot be used.
 
-    notes: for the data report, on its labels.
+    notes: for the data report, on its labels. places: the classes of a column of vectors, () of
+    any other.
     """
 
     num_read: int
     skipped: tuple[SkippedRows, ...]
     notes: tuple[str, ...]
+    places: tuple[str, ...]
 
 
 def read_usable_rows(
@@ -123,8 +126,11 @@ def read_usable_rows(
     column, codes = found.cells.build_column(
         found.codes[kept], found.numbers[kept], stream.label_names
     )
-    labels, notes = found.parse_column(column, skips)
-    notes += skips.list_notes()
+    try:
+        parsed = found.parse_column(column, skips)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    labels = parsed.labels
     rows = SplitRows(
         f"{source} {stream.unit}",
         found.texts.take(kept),
@@ -146,7 +152,8 @@ def read_usable_rows(
         raise DataError(f"{source}: no row can be used; {why}{way_out}")
     if part != "train":
         reasons = tuple(replace(skip, reason=f"{part}: {skip.reason}") for skip in reasons)
-    return rows, SourceCounts(num_read, reasons, notes)
+    notes = parsed.notes + skips.list_notes()
+    return rows, SourceCounts(num_read, reasons, notes, parsed.places)
 
 
 class _FoundRows:
@@ -203,12 +210,10 @@ class _FoundRows:
             "classes)?"
         )
 
-    def parse_column(
-        self, column: LabelColumn, skips: SkipCounter
-    ) -> tuple[list[Label | None], tuple[str, ...]]:
-        """Return the label of each distinct cell, None for one without use, and notes on them."""
+    def parse_column(self, column: LabelColumn, skips: SkipCounter) -> ParsedColumn:
+        """Return the label of each distinct cell, None for one without use."""
         if self._recipe.task == "masked-lm":
-            return [()] * len(column.values), ()
+            return ParsedColumn([()] * len(column.values), ())
         if self._recipe.task != "regression":
             return labelling.parse_labels(column, self._recipe.task, self._recipe.data, skips)
         for reason, count, number in zip(
@@ -216,7 +221,7 @@ class _FoundRows:
         ):
             if reason:
                 skips.count_skipped(reason, number, count)
-        return [None if reason else () for reason in column.values], ()
+        return ParsedColumn([None if reason else () for reason in column.values], ())
 
     def code_labels(
         self, labels: Sequence[Label | None], codes: np.ndarray, kept: np.ndarray | slice
