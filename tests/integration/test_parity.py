@@ -45,6 +45,12 @@ CASES = [
     for name in named
     for task in tasks_of(name)
 ]
+OPTIMIZERS = (
+    ["name=sgd", "momentum=0.9", "learning_rate=0.05"],
+    ["name=adam"],
+    ["name=adamw", "layer_decay=1"],
+    ["name=lamb"],
+)
 FAMILIES = ("roberta", "electra", "distilbert")
 
 
@@ -118,6 +124,18 @@ def test_a_layout_equals_one_process(
     task: str,
 ) -> None:
     compare(together(size)[name, task], alone[task])
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=" ".join)
+def test_every_optimizer_on_sharded_parameters(
+    settings: list[str], tiny_bert: Path, corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    own = [f"optimizer.{each}" for each in settings]
+    recipe = fresh_recipe(tiny_bert, corpus, "classification", *own)
+    jobs: list[Job] = [(recipe, Layout(**LAYOUTS[2][name])) for name in ("FSDP 2", "TP 2")]
+    expected = run_alone(recipe, cache)
+    for found in run_layouts(jobs, 2, cache, tmp_path):
+        compare(found, expected)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def tiny_recipe(corpus: Path, *overrides: str) -> Recipe:
     return recipes.load_recipe("csv", [*settings, *overrides])
 
 
-def fresh_recipe(tiny_bert: Path, corpus: Path, task: str) -> Recipe:
+def fresh_recipe(tiny_bert: Path, corpus: Path, task: str, *overrides: str) -> Recipe:
     """A BERT of four layers from nothing: its weights are drawn where they are needed."""
     sizes = ["num_hidden_layers=4", "hidden_size=32", "num_attention_heads=4"]
     sizes += ["intermediate_size=64", "name=random", f"tokenizer={tiny_bert}"]
@@ -83,7 +83,7 @@ def fresh_recipe(tiny_bert: Path, corpus: Path, task: str) -> Recipe:
     if task == "classification":
         settings += ["loss.class_weights=balanced", "loss.focal_gamma=1.5"]
         settings += ["loss.label_smoothing=0.1", "optimizer.layer_decay=0.8"]
-    return tiny_recipe(corpus, *settings)
+    return tiny_recipe(corpus, *settings, *overrides)
 
 
 def make_loop(

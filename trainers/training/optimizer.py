@@ -29,6 +29,8 @@ def build_optimizer(
     settings = recipe.optimizer
     groups, rate = _parameter_groups(model, settings), recipe.learning_rate
     if settings.name == "sgd":
+        if any(isinstance(each, DTensor) for _, each in model.named_parameters()):
+            fused = None  # torch has no fused SGD of sharded parameters
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     if settings.name == "lamb":
         return Lamb(groups, lr=rate, betas=settings.betas, eps=settings.eps)
