@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,12 +150,19 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(
     words = ["csv", *settings, "stopping.epochs=2000", "--run", str(run)]
     words += ["--cluster", str(cluster_file(place, True))]
     command = [sys.executable, "-m", "trainers", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while len(losses(run)) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+    # A shell's job in the background ignores SIGINT, and so would this child of it.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=listen
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while len(losses(run)) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     line, way_out = said.decode().splitlines()
     assert line == f"interrupted: {run}: what is saved is kept; go on with"
