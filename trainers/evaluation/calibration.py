@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from trainers.evaluation.intervals import Answers, bootstrap_chance, compute_figures
-from trainers.training.figures import bin_confidence, compute_confidence
+from trainers.training.figures import bin_confidence, compute_confidence, sigmoid
 
 LEAST_POSITIVES = 5  # validation rows with and without a label, for its threshold to be tuned
 LEAST_CHANCE = 0.99  # that a tuned threshold is the better one; most models are right at 0.5
@@ -90,7 +90,7 @@ def _tune_one(answers: Answers, true: np.ndarray, metric: str) -> float | None:
     gain = now - before
     if gain < MARGIN or bootstrap_chance(held_out, answers, metric) < LEAST_CHANCE:
         return None
-    return round(float(_sigmoid(np.array(_best_cut(scores, true, metric, is_binary)))), 4)
+    return round(float(sigmoid(np.array(_best_cut(scores, true, metric, is_binary)))), 4)
 
 
 def _best_cut(scores: np.ndarray, true: np.ndarray, metric: str, is_binary: bool) -> float:
@@ -122,8 +122,3 @@ def _best_cut(scores: np.ndarray, true: np.ndarray, metric: str, is_binary: bool
     best = np.flatnonzero(allowed & (reached >= reached[allowed].max() - 1e-12))
     # Of several that are equally good the one nearest to 0.5.
     return float(cuts[best[np.abs(cuts[best]).argmin()]])
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = 1 / (1 + np.exp(-logits))
-    return shares

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainers.training.figures import bin_confidence, compute_confidence
+from trainers.training.figures import bin_confidence, compute_confidence, sigmoid
 from trainers.training.metrics import list_confused_pairs
 
 INK, PLAIN, HELD_OUT = "#1d2321", "#b3560f", "#1f6fb2"
@@ -65,7 +65,7 @@ def draw_answers(
         draw_regression(directory / "predicted.png", rows.logits.reshape(-1), rows.targets)
         return
     if rows.task == "multi-label":
-        scores = _sigmoid(rows.logits)
+        scores = sigmoid(rows.logits)
         draw_precision_recall(
             directory / "precision-recall.png", scores, rows.targets, labels, rows.thresholds
         )
@@ -242,8 +242,3 @@ def draw_reliability(path: Path, rows: TestRows) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", fontsize=8)
     figure.savefig(path)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))

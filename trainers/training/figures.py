@@ -80,9 +80,8 @@ def count_figures(
         covariance = hits.sum(axis=-1) * rows - chance
         spreads = [rows**2 - np.square(counts).sum(axis=-1) for counts in (true, predicted)]
         # Rounding leaves a little where there is no spread at all.
-        spread = np.sqrt(np.maximum(spreads[0], 0) * np.maximum(spreads[1], 0))
-        spread = np.where(spread > 1e-9 * rows**2, spread, 0.0)
-        figures["mcc"] = divide(covariance, spread)
+        spreads = [np.where(spread > 1e-12 * rows**2, spread, 0.0) for spread in spreads]
+        figures["mcc"] = divide(covariance, np.sqrt(spreads[0] * spreads[1]))
         figures["kappa"] = divide(covariance, rows**2 - chance)
     return figures
 
@@ -198,6 +197,12 @@ def mean_defined(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else 0.0
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-logits)), fp64; 0 where exp overflows."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))
+
+
 def compute_confidence(
     task: str, outputs: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -209,8 +214,7 @@ def compute_confidence(
     if task == "classification":
         shares = np.exp(outputs - np.logaddexp.reduce(outputs, axis=1)[:, None])
         return shares.max(axis=1), shares.argmax(axis=1) == targets
-    with np.errstate(over="ignore"):
-        return (1 / (1 + np.exp(-outputs))).ravel(), targets.ravel() > 0.5
+    return sigmoid(outputs).ravel(), targets.ravel() > 0.5
 
 
 def bin_confidence(

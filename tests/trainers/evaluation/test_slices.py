@@ -97,3 +97,13 @@ def test_a_value_that_is_worse_beyond_chance_is_said() -> None:
     assert said.startswith("Worst by lang: 'fr' (30 rows), f1 0.400 (0.30 to 0.50), where all rows")
     values[0]["figure"]["high"] = 0.85
     assert _about_slices(verdict) == []
+
+
+def test_a_test_source_of_its_own_is_read(tmp_path: Path, tiny_bert: Path) -> None:
+    write_sliced(tmp_path / "tickets.csv")
+    lines = (tmp_path / "tickets.csv").read_text().splitlines()
+    test = [lines[0], *(line.rpartition(",")[0] + ",fax" for line in lines[1:40])]
+    (tmp_path / "test.csv").write_text("\n".join(test) + "\n")
+    settings = "data.slices=[channel]", f"data.test={tmp_path / 'test.csv'}"
+    found = assess_here(tmp_path, tiny_bert, *settings)
+    assert [each["value"] for each in found.verdict["slices"]["channel"]] == ["fax"]

@@ -43,6 +43,11 @@ def test_sound_probabilities_are_left_alone() -> None:
     assert sum(temperature != 1.0 for temperature in kept) <= 1
 
 
+def test_what_may_be_chance_is_not_kept() -> None:
+    kept = [fit_temperature(draw_answers(seed, 80, 1.3)) for seed in range(12)]
+    assert kept.count(1.0) >= 11  # of these, five would be better on the rows at hand
+
+
 def test_few_rows_and_numbers_have_none() -> None:
     assert fit_temperature(draw_answers(0, 40, 5.0)) == 1.0
     assert fit_temperature(Answers("regression", np.zeros((80, 1)), np.ones(80))) == 1.0

@@ -127,3 +127,11 @@ def test_every_metric_can_be_chosen_and_is_computed() -> None:
     }
     for task, rows in cases.items():
         assert set(METRICS[task]) <= measure(task, *rows).keys()  # type: ignore[index]
+
+
+def test_one_class_under_any_weights_has_no_correlation() -> None:
+    weights = np.random.default_rng(0).standard_exponential((200, 30)) / 3
+    true = np.stack([weights[:, :10].sum(axis=1), weights[:, 10:].sum(axis=1)], axis=1)
+    predicted = np.stack([weights.sum(axis=1), np.zeros(200)], axis=1)
+    hits = np.stack([true[:, 0], np.zeros(200)], axis=1)
+    assert not figures.count_figures(hits, predicted, true, True)["mcc"].any()

@@ -76,6 +76,9 @@ def test_balanced_weights_are_of_the_training_rows(
     weights = class_weights(recipe, data)
     assert weights is not None
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
+    more = tiny_recipe(path, *settings, "data.labels=[frequent, rare, unseen]")
+    of_three = class_weights(more, prepare.prepare_dataset(more, tmp_path / "cache"))
+    assert of_three is not None and of_three[2] == 1.0
     named = tiny_recipe(path, *settings[:2], "loss.class_weights={rare: 3}")
     assert class_weights(named, data).tolist() == [1.0, 3.0]  # type: ignore[union-attr]
     wrong = tiny_recipe(path, *settings[:2], "loss.class_weights={rear: 3}")
