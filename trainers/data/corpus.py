@@ -16,6 +16,7 @@ from trainers.data import labels as labelling
 from trainers.data import sources
 from trainers.data.files import DataError
 from trainers.data.labels import Label
+from trainers.data.rows.label_checks import check_label_column, check_training_labels
 from trainers.data.rows.skips import SkippedRows
 from trainers.data.rows.source_rows import CodedLabels, OnRows, SourceCounts, read_usable_rows
 from trainers.data.rows.source_rows import SplitRows as SplitRows
@@ -72,7 +73,7 @@ def gather_corpus(
     spill = TextSpill(directory)
     rows, main = read_usable_rows(data.source, "train", recipe, clean, spill, on_rows)
     present, counts = _present_labels(rows)
-    labelling.check_label_column(present, counts, recipe.task, data, data.source)
+    check_label_column(present, counts, recipe.task, data, data.source)
     splits, found = _split_rows(recipe, rows), [main]
     del rows
     for part, source in held_out.items():
@@ -82,7 +83,7 @@ def gather_corpus(
             found.append(more)
     splits, num_dropped = _drop_leaked_rows(_share_values(splits))
     _check_not_empty(splits, held_out)
-    labelling.check_training_labels(_present_labels(splits["train"])[0], recipe.task)
+    check_training_labels(_present_labels(splits["train"])[0], recipe.task)
     everywhere = [label for split in splits.values() for label in _present_labels(split)[0]]
     names = labelling.class_names(
         everywhere, recipe.task, data.class_names or _vector_places(found)

@@ -16,27 +16,18 @@ import numpy as np
 from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
-from trainers.data.rows.label_cells import (
-    NO_TRUTH,
-    SEVERAL_ONES,
-    clean_name,
-    means_missing,
-    parse_cell,
-)
 from trainers.data.rows.label_cells import Label as Label
+from trainers.data.rows.label_cells import clean_name, flatten_labels, means_missing, parse_cell
+from trainers.data.rows.label_checks import check_reasons, check_separator, note_missing
 from trainers.data.rows.label_column import LabelColumn
-from trainers.data.rows.label_names import explain_unknown, find_separator, note_similar
+from trainers.data.rows.label_names import explain_unknown, note_similar
 from trainers.data.rows.label_vectors import find_vectors
 from trainers.data.rows.skips import SkipCounter
 from trainers.data.sources import is_missing
 
 _WHOLE = re.compile(r"(-?[0-9]{1,15})(?:\.0+)?")
 _NUMBERED = re.compile(r"-?[0-9]{1,15}|label_[0-9]{1,15}")
-_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 _MAX_SHOWN = 20
-_SUSPICIOUS_SHARE = 0.01  # of the rows, that show that a column is something else
-_MANY_MISSING = 0.05  # of the rows, whose text may be a class
-_MIN_ROWS = 10  # fewer say nothing of what a column holds
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -75,16 +66,16 @@ def parse_labels(
         label, reason = parse_cell(value, vectors.get(place), places, task, data)
         labels.append(label)
         reasons.append(reason if label is None else "")
-    _check_reasons(column, reasons, data, locate)
+    check_reasons(column, reasons, data, locate)
     for reason, number, count in zip(reasons, numbers, column.counts.tolist(), strict=True):
         if reason:
             skips.count_skipped(reason, number, count)
-    notes = _note_missing(column, labels, data)
+    notes = note_missing(column, labels, data)
     if vectors:
         what = f"vectors of {length} numbers 0 and 1, a class each"
         return ParsedColumn(labels, (f"column {data.label!r} holds {what}", *notes), places)
     if isinstance(data.label, str):
-        notes += _check_separator(labels, task, data)
+        notes += check_separator(labels, task, data)
         labels = _resolve_names(labels, column, data, skips)
         notes += note_similar(_count_names(labels, column.counts))
     return ParsedColumn(labels, notes)
@@ -122,40 +113,6 @@ def parse_number(cell: Any, data: DataConfig) -> tuple[float | None, str]:
     return (number, "") if abs(number) <= _LARGEST else (None, "label is not a finite number")
 
 
-def check_label_column(
-    labels: Sequence[Label], counts: np.ndarray, task: Task, data: DataConfig, source: str
-) -> None:
-    """Raise DataError where the labels of a source are hardly classes but numbers, ids or texts.
-
-    labels: the distinct ones; counts: `[d]` the rows of each. It is an error where nearly each row
-    has another value, or where they are many decimal fractions. data.labels, which names the
-    classes, vouches for them.
-    """
-    texts = (data.text,) if isinstance(data.text, str) else data.text
-    twice = set(texts) & set(data.label_columns)
-    if task != "masked-lm" and twice:
-        raise DataError(
-            f"{source}: data.text and data.label are the same column, {min(twice)!r}; set "
-            "data.label to the column to be learned"
-        )
-    if task in ("regression", "masked-lm") or data.labels is not None:
-        return
-    if not isinstance(data.label, str):
-        return
-    distinct, rows = set(_flatten(labels)), int(counts.sum())
-    are_numbers = all(map(_NUMBER.fullmatch, distinct))
-    are_fractions = are_numbers and len(distinct) > _MAX_SHOWN and any("." in d for d in distinct)
-    nearly = len(distinct) == rows or (rows >= 2 * _MIN_ROWS and len(distinct) > 0.8 * rows)
-    if rows < _MIN_ROWS or not (nearly or are_fractions):
-        return
-    number = "a number to predict (then set task=regression) or " if are_numbers else ""
-    raise DataError(
-        f"{source}: column {data.label!r} holds {len(distinct):,} different values in {rows:,} "
-        f"rows, as {min(distinct)[:60]!r}: is it {number}an id (then set data.label to the column "
-        "of classes)? If they are classes, name them all in data.labels"
-    )
-
-
 def class_names(
     labels: Iterable[Label], task: Task, given: tuple[str, ...] | None
 ) -> tuple[str, ...]:
@@ -171,24 +128,10 @@ def class_names(
         if twice is not None:
             raise DataError(f"the classes {given!r:.200} are {twice!r} twice, blanks apart")
         return names
-    present = set(_flatten(labels))
+    present = set(flatten_labels(labels))
     if all(map(_NUMBERED.fullmatch, present)):
         return tuple(sorted(present, key=lambda name: int(name.removeprefix("label_"))))
     return tuple(sorted(present))
-
-
-def check_training_labels(labels: Iterable[Label], task: Task) -> None:
-    """Raise DataError where the distinct `labels` of the training rows leave nothing to learn."""
-    if task in ("regression", "masked-lm"):
-        return
-    present = set(_flatten(labels))
-    if task == "classification" and len(present) < 2:
-        raise DataError(
-            f"all training rows have the label {min(present)[:60]!r}; a classifier needs two. "
-            "Is data.label the right column, and does data.filter keep both?"
-        )
-    if not present:
-        raise DataError("no training row has a label; is data.label the right column?")
 
 
 def build_targets(
@@ -204,7 +147,7 @@ def build_targets(
     if task == "masked-lm":
         return np.zeros(len(labels), dtype=np.int64)
     index = {name: i for i, name in enumerate(names)}
-    pairs = [(row, name) for row, label in enumerate(labels) for name in _flatten([label])]
+    pairs = [(row, name) for row, label in enumerate(labels) for name in flatten_labels([label])]
     for row, name in pairs:
         if name not in index:
             raise _unknown_label_error(name, locate_row(row), names, task)
@@ -222,7 +165,7 @@ def count_labels(
     """Count the rows of each label, in the order of `names`; counts: `[d]` rows of `labels`."""
     found = dict.fromkeys(names, 0)
     for label, count in zip(labels, counts.tolist(), strict=True):
-        for name in _flatten([label]) if count else ():
+        for name in flatten_labels([label]) if count else ():
             found[name] += count
     return found
 
@@ -233,14 +176,10 @@ def _unknown_label_error(name: str, place: str, names: tuple[str, ...], task: Ta
     return DataError(f"{place}: label {name[:60]!r} is not one of {known}. {way_out}")
 
 
-def _flatten(labels: Iterable[Label | None]) -> list[str]:
-    return [name for label in labels if isinstance(label, tuple) for name in label]
-
-
 def _count_names(labels: Sequence[Label | None], counts: np.ndarray) -> Counter[str]:
     rows: Counter[str] = Counter()
     for label, count in zip(labels, counts.tolist(), strict=True):
-        for name in _flatten([label]):
+        for name in flatten_labels([label]):
             rows[name] += count
     return rows
 
@@ -252,69 +191,11 @@ def _name_places(length: int, named: tuple[str, ...], data: DataConfig) -> tuple
     return named if len(named) == length else tuple(f"label_{place}" for place in range(length))
 
 
-def _check_reasons(
-    column: LabelColumn, reasons: Sequence[str], data: DataConfig, locate: Callable[[int], str]
-) -> None:
-    """Raise DataError where too many rows show that the column is something else."""
-    for reason in (SEVERAL_ONES, NO_TRUTH):
-        places = [place for place, each in enumerate(reasons) if each == reason]
-        rows, total = int(column.counts[places].sum()), int(column.counts.sum())
-        if not places or rows < _SUSPICIOUS_SHARE * total:
-            continue
-        way_out = "give 0 or 1, round probabilities first, or leave that column out of data.label"
-        if reason == SEVERAL_ONES:
-            way_out = "set task=multi-label, or leave one 1 in each"
-        shown = f"{column.values[places[0]]!r:.60}"
-        raise DataError(
-            f"{locate(places[0])}: {', '.join(data.label_columns)} = {shown}: {reason}, in "
-            f"{rows:,} of {total:,} rows; {way_out}"
-        )
-
-
-def _note_missing(
-    column: LabelColumn, labels: Sequence[Label | None], data: DataConfig
-) -> tuple[str, ...]:
-    """Return a note on texts that are read as no label in so many rows that they may be a class."""
-    found = [
-        place
-        for place, (value, label) in enumerate(zip(column.values, labels, strict=True))
-        if label is None and means_missing(value, data)
-    ]
-    rows, total = int(column.counts[found].sum()), int(column.counts.sum())
-    if not found or rows < _MANY_MISSING * total:
-        return ()
-    texts = ", ".join(repr(name) for name in sorted({clean_name(column.values[p]) for p in found}))
-    return (
-        f"{rows:,} of {total:,} rows have no label but {texts}; where that is a class, name all "
-        "classes in data.labels, or set data.missing=[]",
-    )
-
-
-def _check_separator(
-    labels: Sequence[Label | None], task: Task, data: DataConfig
-) -> tuple[str, ...]:
-    """Raise DataError where labels are evidently separated by something else than is set.
-
-    Of a classification, which has one label a row, it is a note.
-    """
-    found = find_separator(set(_flatten(labels))) if data.labels is None else None
-    if found is None:
-        return ()
-    mark, example = found
-    what = f"column {data.label!r} holds {example[:60]!r}, and its parts elsewhere too"
-    if task == "multi-label":
-        raise DataError(
-            f"{what}: set data.label_separator={mark!r}; where it is one label, name the classes "
-            "in data.labels"
-        )
-    return (f"{what}: several labels a row are task=multi-label data.label_separator={mark!r}",)
-
-
 def _resolve_names(
     labels: list[Label | None], column: LabelColumn, data: DataConfig, skips: SkipCounter
 ) -> list[Label | None]:
     """Write whole numbers without decimals, and replace indices by their class names."""
-    present = set(_flatten(labels))
+    present = set(flatten_labels(labels))
     whole = {name: match[1] for name in present if (match := _WHOLE.fullmatch(name))}
     if len(whole) < len(present):
         whole = {name: name for name in present}

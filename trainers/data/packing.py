@@ -12,7 +12,7 @@ leaves nothing. The result is a function of the documents alone, however many ar
 
 import numpy as np
 
-from trainers.data.ragged import RaggedArray, concat_ragged
+from trainers.data.ragged import RaggedArray
 
 FORMAT = 1  # of the rules above; bump to invalidate sequences packed by older ones
 
@@ -69,11 +69,3 @@ class DocumentPacker:
                 length, room = length - taken, room - taken - 1
         self._room = room
         return np.array(pieces, dtype=np.int64), np.array(opens, dtype=bool)
-
-
-def pack_documents(
-    documents: RaggedArray, max_length: int, first_id: int, end_id: int
-) -> RaggedArray:
-    """Pack all `documents` at once, as a `DocumentPacker` does."""
-    packer = DocumentPacker(max_length, first_id, end_id)
-    return concat_ragged([packer.add(documents), packer.finish()])

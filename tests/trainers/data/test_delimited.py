@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainers.config.sections import DataConfig
+from trainers.data import readers
 from trainers.data.files import DataError
 from trainers.data.rows.skips import SkippedRows
 from trainers.data.sources import RawRows, open_source, read_source
@@ -110,3 +111,17 @@ def test_keys_of_nested_objects(tmp_path: Path, name: str, contents: str) -> Non
     assert (rows.texts, rows.labels) == (["x"], ["1"])
     with pytest.raises(DataError, match=r"no column 'review\.txt'"):
         read(tmp_path / name, contents, text="review.txt", label="meta.label")
+
+
+def test_one_such_row_of_many_is_kept_and_noted(tmp_path: Path) -> None:
+    plain = "".join(f"a film {row},{'pos' if row % 2 else 'neg'}\n" for row in range(200))
+    rows = read(tmp_path / "a.csv", f'text,label\n{plain}"I wrote,\nso dull,neg\nand that",pos\n')
+    assert len(rows.texts) == 201
+
+
+def test_one_value_of_json_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = '[{"text": "x", "label": "1"}]'
+    monkeypatch.setattr(readers, "MAX_JSON_CHARACTERS", len(contents))
+    assert read(tmp_path / "a.json", contents).texts == ["x"]
+    with pytest.raises(DataError, match=r"one object a line, as \.jsonl"):
+        read(tmp_path / "b.json", contents + " ")

@@ -11,13 +11,12 @@ from trainers.data.files import DataError
 from trainers.data.labels import (
     Label,
     build_targets,
-    check_label_column,
-    check_training_labels,
     class_names,
     count_labels,
     parse_cells,
     parse_labels,
 )
+from trainers.data.rows.label_checks import check_label_column, check_training_labels
 from trainers.data.rows.label_column import LabelColumn
 from trainers.data.rows.skips import SkipCounter
 

@@ -17,9 +17,9 @@ from trainers.config.recipe import Recipe
 from trainers.data.corpus import gather_corpus
 from trainers.data.dataset_cache import PreparedDataset
 from trainers.data.files import DataError
-from trainers.data.packing import DocumentPacker, pack_documents
+from trainers.data.packing import DocumentPacker
 from trainers.data.prepare import estimate_dataset, load_recipe_encoder, prepare_dataset
-from trainers.data.ragged import RaggedArray, ragged_from_rows
+from trainers.data.ragged import RaggedArray, concat_ragged, ragged_from_rows
 from trainers.data.report import DataReport
 from trainers.data.tokenizer import EncodingError, TextEncoder, load_encoder
 
@@ -32,6 +32,12 @@ def documents(lengths: list[int]) -> RaggedArray:
     ends = np.cumsum([10, *lengths])
     rows = [np.arange(a, b) for a, b in itertools.pairwise(ends)]
     return ragged_from_rows([row.astype(np.int32) for row in rows], np.int32)
+
+
+def pack_documents(given: RaggedArray, longest: int, first_id: int, end_id: int) -> RaggedArray:
+    """Pack all documents at once."""
+    packer = DocumentPacker(longest, first_id, end_id)
+    return concat_ragged([packer.add(given), packer.finish()])
 
 
 def sequences(packed: RaggedArray) -> list[list[int]]:

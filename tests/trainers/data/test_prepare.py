@@ -596,3 +596,13 @@ def test_a_sketch_samples_what_is_not_encoded_yet(make: Any, tmp_path: Path) -> 
     assert rough.report.rows == exact.report.rows == data.report.rows
     assert exact.report == data.report and len(exact.lengths) == exact.num_train == len(data.train)
     assert rough.lengths.mean() == pytest.approx(exact.lengths.mean(), rel=0.05)
+
+
+def test_a_row_without_text_and_label_is_counted_once(
+    tmp_path: Path, tiny_bert: Path, corpus: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(corpus.read_text() + "<br/>,\n<br/>,positive\n")
+    recipe = recipes.load_recipe("csv", [f"data.source={path}", f"model.name={tiny_bert}"])
+    report = prepare_dataset(recipe, tmp_path / "cache").report
+    assert {skip.reason: skip.rows for skip in report.skipped} == {"no label": 1, "no text": 1}

@@ -87,6 +87,12 @@ def test_a_row_of_several_labels_counts_for_the_rarest() -> None:
     assert split([*rows, ("both", ("common",))], 0.3, 0.3)[-1] == TRAIN
 
 
+def test_the_rarest_label_decides_which_rows_are_held_out() -> None:
+    both: list[Row] = [(f"both {number}", ("common", "rare")) for number in range(40)]
+    sides = np.array(split([*of_class("common", 2000), *both], 0.2, 0.1)[-40:])
+    assert ((sides == TEST).sum(), (sides == VALIDATION).sum()) == (4, 8)
+
+
 def test_an_added_text_moves_at_most_one_text_at_each_border_of_its_class() -> None:
     rows = [*of_class("a", 120), *of_class("b", 90)]
     for number in range(50):

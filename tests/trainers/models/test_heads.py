@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
+    BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -86,6 +88,15 @@ def test_the_same_classes_in_another_order_are_mapped_by_name(tiny_classifier: P
         assert torch.equal(built[name], before[name].flip(0)), name
     said = plan_head(recipe_of(tiny_classifier), labels).line
     assert said == "kept, its classes put in order by their names"
+
+
+def test_of_three_classes_each_keeps_its_own_row(tmp_path: Path) -> None:
+    config = BertConfig(**SMALL | {"num_labels": 3}, **WIDE)
+    config.id2label = dict(enumerate("abc"))
+    model = BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    built = weights(build_model(recipe_of(tmp_path), ("b", "c", "a"), 0))
+    assert torch.equal(built["classifier.weight"], model.classifier.weight.detach()[[1, 2, 0]])
 
 
 def test_the_same_classes_keep_their_head_and_nothing_is_said(tiny_classifier: Path) -> None:

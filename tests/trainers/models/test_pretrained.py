@@ -73,7 +73,7 @@ def move_into(folder: str, *files: str) -> Damage:
 
 def add_words(directory: Path) -> None:
     tokenizer = BertTokenizerFast.from_pretrained(directory)
-    tokenizer.add_tokens(["neologism", "another"])
+    tokenizer.add_tokens(["neologism"])
     tokenizer.save_pretrained(directory)
 
 
@@ -158,7 +158,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "other widths": (edit_json("config.json", hidden_size=64), "of width 64, but the weights hold"),
     "another vocabulary": (edit_json("config.json", vocab_size=50), "vocab_size = 50 of width 32"),
-    "more words than rows": (add_words, r"has ids up to 38, but .* have 37 rows; set model\.token"),
+    "more words than rows": (add_words, r"has ids up to 37, but .* have 37 rows; set model\.token"),
     "no tokenizer": (
         remove("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"),
         r"holds no tokenizer \(tokenizer\.json or vocab\.txt\); copy it .*set model\.tokenizer",

@@ -1,6 +1,7 @@
 """One cell of a label column: a name, a list of names, a row of columns of 0 and 1, or nothing."""
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from trainers.config.recipe import Task
@@ -16,6 +17,11 @@ NO_TRUTH = "neither 0 nor 1 in a label column"
 _TRUTHS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 _WITHHELD = ("-1", "-1.0")
 _INVISIBLE = "\0\u200b\u200c\u200d\u2060\ufeff"  # at the ends of a name, nobody sees them
+
+
+def flatten_labels(labels: Iterable[Label | None]) -> list[str]:
+    """Return the names in labels, in order and with repeats; none of numbers."""
+    return [name for label in labels if isinstance(label, tuple) for name in label]
 
 
 def clean_name(value: object) -> str:
