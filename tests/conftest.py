@@ -9,9 +9,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits for the first
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.tiny import write_corpus, write_tiny_bert
 
@@ -39,3 +41,11 @@ def tiny_classifier(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -
     from tests.support.tiny_bundle import write_tiny_bundle
 
     return write_tiny_bundle(tmp_path_factory.mktemp("tiny-classifier") / "bundle", tiny_bert)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _same_threads() -> Iterator[None]:
+    """Give each module PyTorch's number of threads: sums differ in their last bit by it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
