@@ -174,7 +174,7 @@ def predict_file(
 ) -> Summary:
     """Predict the rows of files and write them, in their order, with the answers behind.
 
-    bundle: what `load` takes, or what it returned. path: CSV, TSV, JSONL and Parquet files, their
+    bundle: what `load` takes, or what it returned. path: files of tables (docs/data.md), their
     directories, local or s3://; any size, in flat memory. out: one file, in the format of its
     suffix, which appears when it is whole. New columns: `label` and `probability_LABEL` of each
     label, of a regression `score`, of an embedder `embedding`; prefix goes before their names.

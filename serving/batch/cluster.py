@@ -41,7 +41,8 @@ from serving.batch.predict import (
 from serving.engine.engine import Engine
 from serving.interface import Prediction
 from trainers.data.files import local_path
-from trainers.data.tables import iter_file
+from trainers.data.rows.delimited import DEFAULT_DIALECT, Dialect
+from trainers.data.tables import Place, iter_file
 from trainers.models.card import CARD_FILE, read_card
 
 LOCAL = "local"
@@ -69,6 +70,7 @@ def predict_on_cluster(
     text: Sequence[str] = (),
     prefix: str = "",
     overwrite: bool = False,
+    dialect: Dialect = DEFAULT_DIALECT,
     on_progress: OnProgress = ignore_progress,
 ) -> Summary:
     """Predict the rows of files as `predict_files` does, on all cores of a Ray cluster.
@@ -77,7 +79,7 @@ def predict_on_cluster(
     machine, s3:// wherever there is room. address: of the cluster, as "auto"; "local" starts a Ray
     here. Raises BerthaError.
     """
-    plan = plan_prediction(read_card(bundle), sources, out, text, prefix, overwrite)
+    plan = plan_prediction(read_card(bundle), sources, out, text, prefix, overwrite, dialect)
     started, summary = time.monotonic(), Summary(0, skipped=plan.table.skipped)
     rows = plan.table.iter_rows()
     with _join_cluster(address), plan.open_output() as write_rows:
@@ -136,7 +138,7 @@ def _stream_answers(
             override_num_blocks=len(plan.table.sources),
         )
         texts = sources.map_batches(
-            _WindowReader(plan.table.columns, plan.places),
+            _WindowReader(plan.table.columns, plan.places, plan.table.dialect),
             batch_size=None,
             num_cpus=0,  # reading waits for the engines, and must not take a core from them
             label_selector=_reading_place(plan.table.sources),
@@ -188,11 +190,12 @@ class _WindowReader:
     """Reads files into windows of texts, a row each."""
 
     columns: tuple[str, ...]
-    places: tuple[int, ...]
+    places: tuple[Place, ...]
+    dialect: Dialect
 
     def __call__(self, block: Columns) -> Iterator[Columns]:
         for source in block["source"]:
-            rows = iter_file(str(source), self.columns)
+            rows = iter_file(str(source), self.columns, self.dialect)
             for window in iter_windows(rows, self.places, WINDOW_ROWS):
                 texts = np.empty(1, dtype=object)
                 texts[0] = [text or "" for text in window.texts]

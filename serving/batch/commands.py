@@ -6,13 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cluster.errors import BerthaError
 from serving import client
 from serving.batch.arguments import AS_TEXT, find_files
 from serving.batch.progress import RowProgress
 from serving.fetch import local_copy
+from trainers.data.files import UTF8
+from trainers.data.rows.delimited import Dialect, Quoting
 from trainers.models.card import read_card
 from trainers.tracking.progress import format_duration
 
@@ -33,7 +35,7 @@ def add_commands(subparsers: Any) -> None:
         "what",
         nargs="+",
         metavar="TEXT|FILE",
-        help="texts; or CSV, TSV, JSONL and Parquet files, directories of them, or s3://",
+        help="texts; or files of tables (docs/data.md), directories of them, or s3://",
     )
     predicts.add_argument("--out", help="file for the answers; its suffix says the format")
     _add_file_arguments(predicts)
@@ -77,6 +79,29 @@ def _add_file_arguments(parser: argparse.ArgumentParser) -> None:
         help="column of the text, several are joined; default: those of the recipe",
     )
     parser.add_argument("--engine", help="as 'onnxruntime int8'; default: the chosen one")
+    tables = parser.add_argument_group("how CSV and TSV files are written")
+    tables.add_argument("--delimiter", metavar="MARK", help="default: a comma, in a .tsv a tab")
+    tables.add_argument(
+        "--quoting", choices=get_args(Quoting), default="auto", help="as data.quoting of a recipe"
+    )
+    tables.add_argument("--encoding", default=UTF8, help="of all text files; default: UTF-8")
+    tables.add_argument(
+        "--header", choices=("true", "false"), default="true", help="false: columns by number"
+    )
+
+
+def _read_dialect(options: argparse.Namespace) -> Dialect:
+    """Return how the tables are written. Raises BerthaError for what cannot be."""
+    mark = options.delimiter
+    if mark is not None and len(mark) != 1:
+        raise BerthaError(f"--delimiter {mark!r}: give one character; a tab is $'\\t'")
+    try:
+        "".encode(options.encoding)
+    except LookupError:
+        raise BerthaError(
+            f"--encoding {options.encoding!r}: is no encoding of text; try utf-8 or cp1252"
+        ) from None
+    return Dialect(mark, options.quoting, options.encoding, options.header == "true", "--")
 
 
 def run_predict(options: argparse.Namespace) -> int:
@@ -103,7 +128,13 @@ def _describe_prediction(options: argparse.Namespace, directory: Path, files: Se
     from serving.batch.predict import plan_prediction
 
     plan = plan_prediction(
-        card, files, options.out, options.text, options.prefix, options.overwrite
+        card,
+        files,
+        options.out,
+        options.text,
+        options.prefix,
+        options.overwrite,
+        _read_dialect(options),
     )
     added = plan.schema.names[len(plan.table.columns) :]
     shown = ", ".join(added[:6]) + (", ..." if len(added) > 6 else "")
@@ -150,6 +181,7 @@ def _predict_files(options: argparse.Namespace, directory: Path, files: Sequence
         "text": options.text,
         "prefix": options.prefix,
         "overwrite": options.overwrite,
+        "dialect": _read_dialect(options),
     }
     with RowProgress() as progress:
         progress.announce(f"joining Ray, {PREPARING}" if options.address else PREPARING)
@@ -192,6 +224,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             label=options.label,
             out=options.out,
             overwrite=options.overwrite,
+            dialect=_read_dialect(options),
             on_progress=progress.update,
         )
     if options.json:

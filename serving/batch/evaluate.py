@@ -31,8 +31,9 @@ from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.labels import Label
+from trainers.data.rows.delimited import DEFAULT_DIALECT, Dialect
 from trainers.data.rows.skips import SkipCounter
-from trainers.data.tables import Table, list_tables, open_table
+from trainers.data.tables import Place, Table, cell_at, list_tables, open_table
 from trainers.evaluation.calibration import thresholds_to_shift
 from trainers.evaluation.intervals import Answers, bootstrap_intervals, compute_figures
 from trainers.models.card import ModelCard
@@ -81,7 +82,7 @@ class _LabelledRows:
     """The rows of a table that have a label: where they are, and their targets."""
 
     table: Table
-    text_places: tuple[int, ...]
+    text_places: tuple[Place, ...]
     is_labelled: np.ndarray  # [n] bool
     targets: np.ndarray
     skipped: tuple[str, ...]
@@ -95,6 +96,7 @@ def evaluate_files(
     label: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
+    dialect: Dialect = DEFAULT_DIALECT,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Answer the labelled rows of files and directories, and compare.
@@ -112,7 +114,7 @@ def evaluate_files(
         )
     if out is not None:
         check_output(out, list_tables(sources), overwrite)
-    rows = _read_labels(card, open_table(sources), text, label)
+    rows = _read_labels(card, open_table(sources, dialect), text, label)
     answered, places, num_empty = _answer_rows(engine, rows, on_progress)
     if not answered:
         raise LabelledRowsError(f"{rows.table.sources[0]}: no row has both a text and a label")
@@ -136,7 +138,7 @@ def _read_labels(
     named = ", ".join(data.label_columns)
     text_places = table.find_columns(text_columns(card, text), "--text")
     places = table.find_columns(data.label_columns, "--label")
-    cells = [tuple(row[place] for place in places) for row in table.iter_rows()]
+    cells = [tuple(cell_at(row, place) for place in places) for row in table.iter_rows()]
     raw = cells if len(places) > 1 else [cell for (cell,) in cells]
     numbers = list(range(1, len(raw) + 1))
     skips = SkipCounter("row")

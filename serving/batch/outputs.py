@@ -30,6 +30,7 @@ from trainers.storage.store import open_store
 Rows = Sequence[Sequence[Any]]
 WriteRows = Callable[[Rows], None]
 
+WRITTEN = ("csv", "tsv", "jsonl", "parquet")  # row by row; one JSON value would be whole or not
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -39,8 +40,8 @@ class OutputError(BerthaError):
 
 def check_output(out: str, inputs: Sequence[str], overwrite: bool) -> None:
     """Raise OutputError where `out` cannot be written, before anything is computed for it."""
-    if readers.table_format(out) in (None, "json"):  # one JSON value is written whole or not
-        written = (suffix for suffix, kind in readers.FORMATS.items() if kind != "json")
+    if readers.table_format(out) not in WRITTEN:
+        written = (suffix for suffix, kind in readers.FORMATS.items() if kind in WRITTEN)
         raise OutputError(
             f"--out {out}: its suffix says the format; end it in {', '.join(written)}"
         )

@@ -20,8 +20,9 @@ from serving.batch.answers import AnswerColumns
 from serving.batch.outputs import Rows, check_output, open_output, open_stdout
 from serving.engine.engine import Engine, batch_rows, split_rows
 from trainers.data import readers
+from trainers.data.rows.delimited import DEFAULT_DIALECT, Dialect
 from trainers.data.sources import join_text
-from trainers.data.tables import Table, list_tables, open_table
+from trainers.data.tables import Place, Table, cell_at, list_tables, open_table
 from trainers.models.card import ModelCard
 
 WINDOW_ROWS = 1024
@@ -111,16 +112,17 @@ def predict_files(
     text: Sequence[str] = (),
     prefix: str = "",
     overwrite: bool = False,
+    dialect: Dialect = DEFAULT_DIALECT,
     on_progress: OnProgress = ignore_progress,
 ) -> Summary:
     """Predict the rows of files and directories and write them, with the answers, to one file.
 
     out: a path or s3://, in the format of its suffix; None: CSV on the standard output. text: the
     columns that make a text; default: those of the bundle's recipe. prefix: before the names of
-    the new columns. on_progress: called after each batch. Raises BerthaError; then no file is left
-    behind.
+    the new columns. dialect: how CSV and TSV are written. on_progress: called after each batch.
+    Raises BerthaError; then no file is left behind.
     """
-    plan = plan_prediction(engine.card, sources, out, text, prefix, overwrite)
+    plan = plan_prediction(engine.card, sources, out, text, prefix, overwrite, dialect)
     started, summary = time.monotonic(), Summary(0, skipped=plan.table.skipped)
     with plan.open_output() as write_rows:
         for window in iter_windows(plan.table.iter_rows(), plan.places):
@@ -140,7 +142,7 @@ class PredictionPlan:
     """
 
     table: Table
-    places: tuple[int, ...]
+    places: tuple[Place, ...]
     columns: AnswerColumns
     out: str | None
     schema: Any  # pyarrow.Schema, of what is written
@@ -164,13 +166,14 @@ def plan_prediction(
     text: Sequence[str] = (),
     prefix: str = "",
     overwrite: bool = False,
+    dialect: Dialect = DEFAULT_DIALECT,
 ) -> PredictionPlan:
     """Check everything that can be known before a text is computed. Raises BerthaError."""
     is_flat = out is None or readers.table_format(out) in ("csv", "tsv")
     columns = AnswerColumns.of_card(card, is_flat, prefix)
     if out is not None:
         check_output(out, list_tables(sources), overwrite)
-    table = open_table(sources)
+    table = open_table(sources, dialect)
     places = table.find_columns(text_columns(card, text), "--text")
     schema = columns.extend_schema(table.schema, table.sources[0])
     return PredictionPlan(table, tuple(places), columns, out, schema)
@@ -185,12 +188,12 @@ class Window:
 
 
 def iter_windows(
-    rows: Iterable[tuple[Any, ...]], places: Sequence[int], num_rows: int = WINDOW_ROWS
+    rows: Iterable[tuple[Any, ...]], places: Sequence[Place], num_rows: int = WINDOW_ROWS
 ) -> Iterator[Window]:
     """Cut rows into windows of bounded size. places: of the columns that make a text."""
     window, characters = Window([], []), 0
     for row in rows:
-        text, _ = join_text([row[place] for place in places])
+        text, _ = join_text([cell_at(row, place) for place in places])
         window.rows.append(row)
         window.texts.append(text)
         characters += len(text or "")

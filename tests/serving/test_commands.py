@@ -330,6 +330,22 @@ def test_a_file_without_an_out_is_printed_as_csv(
     assert len(said.splitlines()) == 3
 
 
+def test_how_a_file_is_written_is_an_option(
+    rows: Path, tiny_classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows.write_bytes(ROWS.replace(",", ";").replace("dull", "d\u00fcll").encode("cp1252"))
+    assert main(["predict", str(tiny_classifier), str(rows), "--encoding", "cp1252"]) == 2
+    assert "set --delimiter=';'" in capsys.readouterr().err
+    options = ("--delimiter=;", "--encoding", "cp1252")
+    said = said_by(capsys, "predict", tiny_classifier, rows, *options)
+    assert said.splitlines()[2].startswith("2,d\u00fcll,")
+    options += ("--header=false", "--text", "2")
+    assert len(said_by(capsys, "predict", tiny_classifier, rows, *options).splitlines()) == 4
+    for wrong in (["--delimiter", ";;"], ["--encoding", "base64"]):
+        assert main(["predict", str(tiny_classifier), str(rows), *wrong]) == 2
+        assert f"error: {wrong[0]} {wrong[1]!r}: " in capsys.readouterr().err
+
+
 def test_the_name_of_a_file_can_be_a_text(
     rows: Path,
     tiny_classifier: Path,

@@ -36,7 +36,7 @@ from trainers.config.windows import SPECIAL_TOKENS
 AUTO = "auto"
 Number = TypeVar("Number", int, float)
 SHIPPED = Path(__file__).parents[1] / "recipes"
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls", ".zip")
 SEARCH_KEY = "tune"  # the key of the ranges to search, which `tuning` reads
 
 Task = Literal["classification", "multi-label", "regression", "masked-lm"]
@@ -272,9 +272,15 @@ def _absolute_fields(group: Settings, *names: str) -> Settings:
     absolute = {
         name: str(Path(value).resolve())
         for name in names
-        if isinstance(value := getattr(group, name), str) and Path(value).exists()
+        if isinstance(value := getattr(group, name), str)
+        and value != AUTO
+        and (Path(value).exists() or _is_pattern(value))
     }
     return group.model_copy(update=absolute)
+
+
+def _is_pattern(name: str) -> bool:
+    return "://" not in name and any(mark in name for mark in "*?[")
 
 
 def _find_recipe(name: str | Path) -> Path:

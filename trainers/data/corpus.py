@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from trainers.config.recipe import Recipe, Task
+from trainers.config.sections import DEFAULT_SHARE, DataConfig
 from trainers.data import labels as labelling
 from trainers.data import sources
 from trainers.data.files import DataError
 from trainers.data.labels import Label
 from trainers.data.rows.label_checks import check_label_column, check_training_labels
+from trainers.data.rows.own_splits import resolve_held_out
 from trainers.data.rows.skips import SkippedRows
 from trainers.data.rows.source_rows import CodedLabels, OnRows, SourceCounts, read_usable_rows
 from trainers.data.rows.source_rows import SplitRows as SplitRows
@@ -68,7 +70,10 @@ def gather_corpus(
     directory: of the temporary file of texts; None: the system's. on_rows: is called with the
     number of rows read so far.
     """
-    data = recipe.data
+    given, labelled = recipe.data, recipe.task != "masked-lm"
+    data, notes = resolve_held_out(given, labelled)
+    notes += tuple(_note_texts(recipe))
+    recipe = recipe.model_copy(update={"data": data})
     held_out: dict[SplitName, float | str] = {"validation": data.validation, "test": data.test}
     spill = TextSpill(directory)
     rows, main = read_usable_rows(data.source, "train", recipe, clean, spill, on_rows)
@@ -79,7 +84,10 @@ def gather_corpus(
     for part, source in held_out.items():
         if isinstance(source, str):
             report = _report_more(on_rows, sum(each.num_read for each in found))
-            splits[part], more = read_usable_rows(source, part, recipe, clean, spill, report)
+            try:
+                splits[part], more = read_usable_rows(source, part, recipe, clean, spill, report)
+            except DataError as error:
+                raise DataError(f"{error}{_way_out_of_own(part, given)}") from None
             found.append(more)
     splits, num_dropped = _drop_leaked_rows(_share_values(splits))
     _check_not_empty(splits, held_out)
@@ -96,7 +104,17 @@ def gather_corpus(
         sum(each.num_read for each in found),
         tuple(skip for each in found for skip in each.skipped),
         num_dropped,
-        tuple(dict.fromkeys([*_note_texts(recipe), *(n for each in found for n in each.notes)])),
+        tuple(dict.fromkeys([*notes, *(note for each in found for note in each.notes)])),
+    )
+
+
+def _way_out_of_own(part: SplitName, given: DataConfig) -> str:
+    """Return how to do without a split of the source's own that cannot be read."""
+    if getattr(given, part) != "auto":
+        return ""
+    return (
+        f". This is the {part} split that {given.source} has of its own; data.{part}="
+        f"{DEFAULT_SHARE} holds out texts to train on instead"
     )
 
 
@@ -127,7 +145,7 @@ def corpus_identity(recipe: Recipe) -> list[Any]:
 
     The cleaning's own code is left out. Raises DataError where a source cannot be read.
     """
-    data = recipe.data
+    data, _ = resolve_held_out(recipe.data, recipe.task != "masked-lm")
     settings = data.model_dump(mode="json", exclude=_NOT_OF_THE_CORPUS)
     parts = dict(zip(PARTS, (data.source, data.validation, data.test), strict=True))
     contents = {

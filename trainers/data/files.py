@@ -7,6 +7,7 @@ import io
 import itertools
 import lzma
 import os
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,20 @@ import pyarrow
 
 from cluster.errors import BerthaError
 from trainers.storage.filesystem import StoreError, client_errors, resolve_filesystem
+from trainers.untrusted.bounded_json import format_bytes
 from trainers.untrusted.public_web import BlockedAddress, open_public_session
 
 PROTOCOLS = ("file", "s3", "s3a", "http", "https")
+WEB = ("http://", "https://")
 UTF8 = "utf-8-sig"  # the mark of the byte order is read over
 MAX_LISTED = 10_000  # names of a directory that are compared with one that is not there
-_UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
+MAX_LINE = 200_000_000  # characters, which are in memory as a whole
+ZIPPED = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")  # what a .zip may hold
+MAX_ZIP_RATIO, MIN_ZIP_BOMB = 200, 1 << 30  # text is packed to a fifth, rarely to a hundredth
+_UNREADABLE = (
+    *(EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    *(NotImplementedError, pyarrow.ArrowException),  # the former of a .zip packed in other ways
+)
 
 
 class DataError(BerthaError):
@@ -49,10 +58,71 @@ def file_fingerprint(source: str) -> str:
 
 @contextmanager
 def open_binary(source: str) -> Iterator[IO[bytes]]:
-    """Open a file as unpacked bytes. Raises DataError where it is absent or cannot be read."""
+    """Open a file as unpacked bytes, of a .zip the table in it.
+
+    Raises DataError where it is absent or cannot be read.
+    """
     filesystem, path = _locate(source)
-    with _translate_errors(source), filesystem.open(path, compression="infer") as stream:
-        yield stream
+    with _translate_errors(source):
+        if is_zip(source):
+            with (
+                filesystem.open(path) as stream,
+                zipfile.ZipFile(stream) as archive,
+                archive.open(_find_table(source, archive)) as table,
+            ):
+                yield table
+        else:
+            with filesystem.open(path, compression="infer") as stream:
+                yield stream
+
+
+def is_zip(source: str) -> bool:
+    """Return whether the name is that of a .zip."""
+    return _without_query(source).lower().endswith(".zip")
+
+
+def zipped_name(source: str) -> str:
+    """Return the name of the table in a .zip. Raises DataError where there is not one."""
+    filesystem, path = _locate(source)
+    with (
+        _translate_errors(source),
+        filesystem.open(path) as stream,
+        zipfile.ZipFile(stream) as archive,
+    ):
+        return _find_table(source, archive).filename
+
+
+def _find_table(source: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """Return the only table of an archive, which is no bomb."""
+    found = [
+        member
+        for member in archive.infolist()
+        if member.filename.lower().endswith(ZIPPED)
+        and not any(part[:1] in (".", "_") for part in member.filename.split("/"))
+    ]
+    if len(found) != 1:
+        names = ", ".join(member.filename for member in found[:5])
+        raise DataError(
+            f"{source}: holds {len(found)} tables{f', as {names}' * bool(found)}; a .zip is read "
+            f"if it holds one of {', '.join(ZIPPED)}: unpack it, and name a file or the folder"
+        )
+    (member,) = found
+    if member.flag_bits & 1:
+        raise DataError(f"{source}: is encrypted; unpack it, and name the file")
+    if member.file_size > max(MIN_ZIP_BOMB, MAX_ZIP_RATIO * member.compress_size):
+        raise DataError(
+            f"{source}: {member.filename} would be {format_bytes(member.file_size)} out of "
+            f"{format_bytes(member.compress_size)}; if that is meant, unpack it and name the file"
+        )
+    return member
+
+
+def iter_lines(source: str, text: IO[str]) -> Iterator[str]:
+    """Iterate over the lines of an open file. Raises DataError for one over MAX_LINE characters."""
+    while line := text.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise DataError(f"{source}: holds a line of over {MAX_LINE:,} characters; is it text?")
+        yield line
 
 
 @contextmanager
@@ -79,7 +149,7 @@ def list_folder(source: str) -> list[str] | None:
 
     Names that begin with a dot or an underscore, as `_SUCCESS`, are left out.
     """
-    if source.startswith(("http://", "https://")):
+    if source.startswith(WEB):
         return None
     filesystem, path = _locate(source)
     with _translate_errors(source):
@@ -87,8 +157,28 @@ def list_folder(source: str) -> list[str] | None:
             return None
         root, found = path.rstrip("/"), filesystem.find(path)
     inside = sorted(name.removeprefix(f"{root}/") for name in found)
-    seen = [name for name in inside if not any(part[:1] in "._" for part in name.split("/"))]
-    return [f"{source.rstrip('/')}/{name}" for name in seen]
+    return [f"{source.rstrip('/')}/{name}" for name in inside if _is_visible(name)]
+
+
+def is_pattern(source: str) -> bool:
+    """Return whether a name has `*`, `?` or `[` in it, and there is no such file."""
+    if source.startswith(WEB) or not any(mark in source for mark in "*?["):
+        return False
+    return not is_present(source)
+
+
+def match_pattern(source: str) -> list[str]:
+    """List the files that match a pattern, sorted, as `list_folder` does."""
+    filesystem, path = _locate(source)
+    with _translate_errors(source):
+        found = filesystem.glob(path, detail=True)
+    names = sorted(name for name, info in found.items() if info["type"] != "directory")
+    scheme = source.partition("://")[0] + "://" if "://" in source else ""
+    return [f"{scheme}{name}" for name in names if _is_visible(name.rpartition("/")[2])]
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def is_present(source: str) -> bool:
@@ -96,6 +186,15 @@ def is_present(source: str) -> bool:
     filesystem, path = _locate(source)
     with _translate_errors(source):
         return bool(filesystem.exists(path))
+
+
+def _without_query(source: str) -> str:
+    return source.partition("?")[0] if source.startswith(WEB) else source
+
+
+def source_suffixes(source: str) -> list[str]:
+    """Return the suffixes of a file's name, of an address without its query, in lower case."""
+    return [suffix.lower() for suffix in Path(_without_query(source)).suffixes]
 
 
 def conversion_hint(encoding: str) -> str:

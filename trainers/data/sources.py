@@ -1,7 +1,7 @@
 """Read a source: texts and raw labels of its rows, and counts of what cannot be used.
 
-A source is a file (`readers.py`), a data set of a package (`packages.py`),
-`synthetic:house-prices`, or a data set of the Hugging Face hub (`hub.py`).
+A source is a file, a pattern of names or a folder (`rows/source_files.py`), a data set of a package
+(`packages.py`), `synthetic:house-prices`, or a data set of the Hugging Face hub (`hub.py`).
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError, MissingFile
 from trainers.data.rows.delimited import Dialect
 from trainers.data.rows.skips import Columns, Row, SkipCounter, SkippedRows
+from trainers.data.rows.source_files import find_source_files
 from trainers.data.splits import SplitName, spread_indices
 
 SYNTHETIC = "synthetic:"
@@ -27,13 +28,6 @@ HOUSE_PRICES = "synthetic:house-prices"
 _SETTINGS: dict[SplitName, str] = {
     "train": "data.source", "validation": "data.validation", "test": "data.test",
 }  # fmt: skip
-# How what other programs write becomes a table.
-_CONVERSIONS = {
-    ".xlsx": ". Save the sheet as CSV (UTF-8) in the program that made it",
-    ".xls": ". Save the sheet as CSV (UTF-8) in the program that made it",
-    ".ods": ". Save the sheet as CSV (UTF-8) in the program that made it",
-    ".txt": ". Give it a header, `text,label`, and rows that have both",
-}
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,8 @@ class RowStream:
 
     def __init__(self, source: str, data: DataConfig, part: SplitName, labelled: bool) -> None:
         columns = _wanted_columns(data, labelled)
-        self.unit = readers.row_unit(str(_package_path(source)) if _is_package(source) else source)
-        self.skips = SkipCounter(self.unit)
+        self.skips = SkipCounter(_row_unit(source, data, part))
+        self.unit = self.skips.unit
         self._source, self._selection = source, _RowSelection(data, list(columns), labelled)
         self._records, self.label_names = _iter_records(source, data, part, columns, self.skips)
 
@@ -135,11 +129,12 @@ def source_fingerprint(source: str, data: DataConfig, part: SplitName = "train")
         return readers.table_fingerprint(str(path)) if path.is_file() else _folder_fingerprint(path)
     if source.startswith(SYNTHETIC):
         return f"{source}:v1"
-    if _is_file(source):
-        try:
-            return readers.table_fingerprint(source)
-        except MissingFile as error:
-            raise DataError(f"{error}; set {_SETTINGS[part]}") from None
+    try:
+        found = find_source_files(source, data.subset is not None)
+        if found is not None:
+            return found.fingerprint(part)
+    except MissingFile as error:
+        raise DataError(f"{error}; set {_SETTINGS[part]}") from None
     return hub.hub_fingerprint(source, data.subset, part)
 
 
@@ -221,8 +216,9 @@ def _iter_records(
         return readers.read_rows(str(path), columns, skips), ()
     if source.startswith(SYNTHETIC):
         return _pick_columns(source, columns, _generate_house_prices(source)), ()
-    if _is_file(source):
-        return readers.read_rows(source, columns, skips, _dialect(data)), ()
+    found = find_source_files(source, data.subset is not None)
+    if found is not None:
+        return found.iter_rows(part, columns, skips, _dialect(data)), ()
     return hub.read_hub_rows(source, data.subset, part, columns)
 
 
@@ -235,8 +231,8 @@ def read_slices(
     """
     wanted = set(numbers)
     columns = dict.fromkeys(data.slices, "data.slices")
-    unit = readers.row_unit(str(_package_path(source)) if _is_package(source) else source)
-    records, _ = _iter_records(source, data, part, columns, SkipCounter(unit))
+    skips = SkipCounter(_row_unit(source, data, part))
+    records, _ = _iter_records(source, data, part, columns, skips)
     return {
         number: tuple("" if is_missing(cell) else str(cell).strip() for cell in cells)
         for number, cells in records
@@ -256,17 +252,13 @@ def _pick_columns(
         yield number, tuple(record[column] for column in columns)
 
 
-def _is_file(source: str) -> bool:
-    """Return whether `source` names a table, else it is on the hub. Raises for other files."""
-    if readers.table_format(source) is not None:
-        return True
-    if "://" in source or Path(source).expanduser().is_file():
-        suffixes = f"{', '.join(readers.FORMATS)}; but for Parquet, .gz, .bz2 or .xz may follow"
-        hint = _CONVERSIONS.get(Path(source).suffix.lower(), "")
-        raise DataError(
-            f"{source}: not a known kind of table; its name must end in {suffixes}{hint}"
-        )
-    return False
+def _row_unit(source: str, data: DataConfig, part: SplitName) -> str:
+    if _is_package(source):
+        return readers.row_unit(str(_package_path(source)))
+    if source.startswith(SYNTHETIC):
+        return "row"
+    found = find_source_files(source, data.subset is not None)
+    return "row" if found is None else found.row_unit(part)
 
 
 def _is_package(source: str) -> bool:

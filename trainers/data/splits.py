@@ -11,6 +11,12 @@ from typing import Literal
 import numpy as np
 
 SplitName = Literal["train", "validation", "test"]
+# What the splits of a data set are called, in it or in the names of its files.
+SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
 
 TRAIN, VALIDATION, TEST = range(3)
 _HASHES = 2.0**64

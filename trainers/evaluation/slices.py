@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster.errors import BerthaError
 from trainers.config.recipe import Recipe, lower_is_better
+from trainers.data.rows.own_splits import resolve_held_out
 from trainers.data.sources import read_slices
 from trainers.data.splits import SplitName
 from trainers.evaluation.held_out import HeldOut
@@ -26,9 +27,9 @@ def load_slices(recipe: Recipe, rows: HeldOut) -> dict[str, list[str]]:
 
     {} where the recipe names none, or the source cannot be read again as it was.
     """
-    data = recipe.data
-    if not data.slices or not len(rows):
+    if not recipe.data.slices or not len(rows):
         return {}
+    data, _ = resolve_held_out(recipe.data, labelled=recipe.task != "masked-lm")
     source = rows.origin.rpartition(" ")[0]  # without the unit that rows are counted in
     part: SplitName = "train" if source == data.source and data.test != source else "test"
     try:

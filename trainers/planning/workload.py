@@ -22,9 +22,11 @@ from cluster.planning.workload import Workload
 from trainers.config import recipe as recipes
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
+from trainers.config.sections import DEFAULT_SHARE
 from trainers.planning.model_sizes import known_shape
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+COUNTED = (*DELIMITERS, ".jsonl", ".ndjson")  # whose lines are about their rows
 MEASURED_ROWS = 1000  # of a file, whose characters are counted
 # Of English in a BERT's word pieces, roughly; [CLS] and [SEP] stand around each text.
 CHARACTERS_PER_TOKEN, SPECIAL_TOKENS = 4.5, 2
@@ -109,7 +111,7 @@ def _run_length(recipe: Recipe, rows: int | None, lengths: Lengths) -> RunLength
             f"{recipe.data.source}: its number of rows is unknown; give --rows, or "
             "stopping.max_steps"
         )
-    held_out = recipe.data.validation
+    held_out = DEFAULT_SHARE if recipe.data.validation == "auto" else recipe.data.validation
     evaluations = steps // (recipe.evaluation.every_steps or max(1, steps // epochs)) or 1
     held_rows = held_out * (rows or 0) if isinstance(held_out, float) else 0
     return RunLength(steps, lengths, evaluations * held_rows / (steps * size), rows)
@@ -134,7 +136,7 @@ def _data_size(
     if rows is None and known is not None and known["rows"]:
         rows = _training_rows(recipe, int(known["rows"]))
         assumed.append(f"{rows:,} training rows of {source} (datasets.csv)")
-    if rows is None and Path(source).is_file():
+    if rows is None and Path(source).is_file() and Path(source).suffix.lower() in COUNTED:
         counted, characters = _measure_file(Path(source), recipe)
         rows = _training_rows(recipe, counted)
         assumed.append(f"{rows:,} training rows of the {counted:,} in {source}")
@@ -199,8 +201,7 @@ def _read_run_record(run: Path) -> tuple[int, float, float]:
 def _training_rows(recipe: Recipe, total: int) -> int:
     """Return how many of `total` rows are trained on: those that are not held out."""
     total = min(total, recipe.data.max_rows or total)
-    parts = (recipe.data.validation, recipe.data.test)
-    return round(total * (1 - sum(part for part in parts if isinstance(part, float))))
+    return round(total * (1 - recipe.data.held_out_share))
 
 
 def _measure_file(path: Path, recipe: Recipe) -> tuple[int, float | None]:
@@ -212,7 +213,8 @@ def _measure_file(path: Path, recipe: Recipe) -> tuple[int, float | None]:
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
         if path.suffix.lower() not in DELIMITERS:
             return sum(1 for _ in lines), None
-        rows = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()])
+        delimiter = recipe.data.delimiter or DELIMITERS[path.suffix.lower()]
+        rows = csv.reader(lines, delimiter=delimiter)
         header, named = next(rows, []), recipe.data.text
         texts = (named,) if isinstance(named, str) else named
         columns = [header.index(text) for text in texts if text in header]

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.ray_token import TOKEN_FILE
 from cluster.spec import ClusterSpec
 from trainers.config.recipe import Recipe
-from trainers.data.files import DataError, local_path
+from trainers.data.files import DataError, is_pattern, local_path, match_pattern
 from trainers.data.packages import PREFIX
 from trainers.data.readers import table_format
 
@@ -23,19 +23,20 @@ def check_job_sources(recipe: Recipe, cluster: ClusterSpec) -> None:
     """Raise DataError for a local source that a job may not read; outside of a job do nothing.
 
     It has to lie, links resolved, in the job's working directory, in the storage or the cache of
-    `cluster`, or below a target of its file_mounts.
+    `cluster`, or below a target of its file_mounts; so has what a link in a folder leads to, and
+    what a pattern matches.
     """
     roots = _job_roots(cluster)
     if roots is None:
         return
     for setting, source in _named_sources(recipe):
-        path = _path_of_source(source)
-        if path is None or any(path.is_relative_to(root) for root in roots):
-            continue
-        raise DataError(
-            f"{setting} = {source!r}: leads to {path}, which a job may not read; put it into the "
-            "--working-dir of the job, metadata.storage, a target of file_mounts, or S3"
-        )
+        for path in _paths_of_source(source):
+            if any(path.is_relative_to(root) for root in roots):
+                continue
+            raise DataError(
+                f"{setting} = {source!r}: leads to {path}, which a job may not read; put it into "
+                "the --working-dir of the job, metadata.storage, a target of file_mounts, or S3"
+            )
 
 
 def _named_sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -43,7 +44,7 @@ def _named_sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
     data, model = recipe.data, recipe.model
     yield "data.source", data.source
     for setting, held_out in (("data.validation", data.validation), ("data.test", data.test)):
-        if isinstance(held_out, str):
+        if isinstance(held_out, str) and held_out != "auto":
             yield setting, held_out
     yield "model.name", model.name
     if model.tokenizer is not None:
@@ -52,14 +53,25 @@ def _named_sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "distillation.teacher", recipe.distillation.teacher
 
 
-def _path_of_source(source: str) -> Path | None:
-    """Return where a source lies on this machine, links resolved; None for one of elsewhere."""
+def _paths_of_source(source: str) -> Iterator[Path]:
+    """Yield where a source lies on this machine, links resolved; nothing for one of elsewhere.
+
+    First the name itself: what lies behind it is looked at only after that was allowed.
+    """
     path = None if source.startswith(PREFIX) else local_path(source)
     if path is None:
-        return None
+        return
     # An absent file is judged by its name, so that nobody learns which files there are.
     is_named = source.startswith(("/", "~", ".", "file:")) or table_format(source) is not None
-    return path.resolve() if is_named or os.path.lexists(path) else None
+    has_marks = any(mark in source for mark in "*?[")
+    if is_named or has_marks or os.path.lexists(path):
+        yield path.resolve()
+    if path.is_dir():
+        for folder, folders, names in os.walk(path):
+            inside = (Path(folder, name) for name in (*folders, *names))
+            yield from (each.resolve() for each in inside if each.is_symlink())
+    elif has_marks and is_pattern(source):
+        yield from (Path(name).resolve() for name in match_pattern(source))
 
 
 def _job_roots(cluster: ClusterSpec) -> tuple[Path, ...] | None:

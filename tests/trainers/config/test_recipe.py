@@ -243,7 +243,7 @@ def test_files_here_are_found_from_elsewhere(
     rooted = recipes.load_recipe("csv", changes).with_absolute_paths()
     assert rooted.data.source == str(tmp_path / "mine.csv")
     assert rooted.model.name == str(tmp_path / "bert")
-    assert (rooted.data.test, rooted.data.validation) == ("s3://b/t.csv", 0.1)
+    assert (rooted.data.test, rooted.data.validation) == ("s3://b/t.csv", "auto")
     assert recipes.load_recipe("imdb").with_absolute_paths() == recipes.load_recipe("imdb")
 
 

@@ -2,9 +2,13 @@
 
 import gzip
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -14,19 +18,61 @@ from trainers.config.recipe import Task
 from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.labels import Label
-from trainers.data.readers import table_format
 from trainers.data.rows.skips import SkipCounter
 from trainers.data.sources import read_source
 
 PLAIN = "text,label\ngood film,pos\nbad film,neg\n"
 OBJECTS = '{"text": "good film", "label": "pos"}\n{"text": "bad film", "label": "neg"}\n'
-FILES: dict[str, tuple[str | bytes, dict[str, Any]]] = {
+ROWS: dict[str, list[Any]] = {"text": ["good film", "bad film"], "label": ["pos", "neg"]}
+
+
+def write_parquet(path: Path) -> None:
+    pyarrow.parquet.write_table(pa.table(ROWS), path)
+
+
+def write_workbook(path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (ROWS.keys(), *zip(*ROWS.values(), strict=True)):
+        book.worksheets[0].append([*row])
+    book.save(path)
+
+
+def write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("reviews.csv", PLAIN)
+
+
+def write_parts(path: Path) -> None:
+    header, *lines = PLAIN.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        path.with_name(path.name.replace("*", str(number))).write_text(header + line)
+
+
+def write_tables(path: Path) -> None:
+    path.mkdir()
+    (path / "train.csv").write_text(PLAIN)
+    (path / "test.csv").write_text("text,label\nfair film,pos\n")
+
+
+def write_texts(path: Path) -> None:
+    for text, label in zip(*ROWS.values(), strict=True):
+        (path / label).mkdir(parents=True)
+        (path / label / "1.txt").write_text(text)
+
+
+def write_saved(path: Path) -> None:
+    datasets.Dataset.from_dict(ROWS).save_to_disk(path)
+
+
+FILES: dict[str, tuple[str | bytes | Callable[[Path], None], dict[str, Any]]] = {
     "rows.csv": (PLAIN, {}),
     "rows.tsv": (PLAIN.replace(",", "\t"), {}),
     "rows.jsonl": (OBJECTS, {}),
     "rows.ndjson": (OBJECTS, {}),
     "rows.json": (f"[{OBJECTS.strip().replace(chr(10), ',')}]", {}),
-    "rows.parquet": (b"", {}),
+    "rows.parquet": (write_parquet, {}),
+    "rows.xlsx": (write_workbook, {}),
+    "rows.zip": (write_zip, {}),
     "rows.csv.gz": (gzip.compress(PLAIN.encode()), {}),
     "semicolon.csv": (PLAIN.replace(",", ";"), {"delimiter": ";"}),
     "no-header.tsv": (
@@ -36,6 +82,10 @@ FILES: dict[str, tuple[str | bytes, dict[str, Any]]] = {
     "backslash.csv": (PLAIN.replace("good film", '"good \\" film"'), {"quoting": "backslash"}),
     "stray-quote.csv": (PLAIN.replace("good", '"good'), {"quoting": "none"}),
     "latin.csv": (PLAIN.replace("good", "g\u00f3od").encode("cp1252"), {"encoding": "cp1252"}),
+    "rows-*.csv": (write_parts, {}),
+    "tables/": (write_tables, {}),
+    "texts/": (write_texts, {}),
+    "saved/": (write_saved, {}),
 }
 # Written as in the table; what else is in the column; the label.
 CELLS: dict[str, tuple[list[str], Task, Label | None]] = {
@@ -68,15 +118,15 @@ def test_the_tables_are_those_that_are_tried() -> None:
 def test_a_file_is_read_as_documented(tmp_path: Path, name: str) -> None:
     contents, settings = FILES[name]
     path = tmp_path / name
-    path.write_bytes(contents.encode() if isinstance(contents, str) else contents)
-    if table_format(name) == "parquet":
-        rows = {"text": ["good film", "bad film"], "label": ["pos", "neg"]}
-        pyarrow.parquet.write_table(pa.table(rows), path)
+    if callable(contents):
+        contents(path)
+    else:
+        path.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     data = DataConfig.model_validate({"source": str(path), **settings})
     read = read_source(str(path), data)
-    assert read.labels == ["pos", "neg"]
-    assert read.texts[1] == "bad film"
-    assert read.texts[0].endswith("film")
+    rows = dict(zip(read.labels, read.texts, strict=True))
+    assert rows["neg"] == "bad film" and rows["pos"].endswith("film")
+    assert len(rows) == len(read.texts)
 
 
 @pytest.mark.parametrize("cell", CELLS)

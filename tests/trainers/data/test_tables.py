@@ -1,15 +1,19 @@
 """Whole tables: every column and row of several files, as they are."""
 
 import json
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from trainers.data.files import DataError
-from trainers.data.tables import list_tables, open_table
+from trainers.data.rows.delimited import Dialect
+from trainers.data.tables import cell_at, list_tables, open_table
 
 
 def write_jsonl(path: Path, *rows: Any) -> str:
@@ -102,3 +106,38 @@ def test_an_array_of_json_is_a_table(tmp_path: Path) -> None:
     table = open_table([str(path)])
     assert table.columns == ("text", "stars")
     assert list(table.iter_rows()) == [("x", 3), ("y", None)]
+
+
+def test_packed_and_excel_tables_are_text(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (["text", "n"], ["a film", 1], [None, None], ["another", None]):
+        book.worksheets[0].append(row)
+    book.save(tmp_path / "a.xlsx")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("rows.csv", "text,n\na third,3\n")
+    table = open_table([str(tmp_path)])
+    assert list(table.iter_rows()) == [("a film", "1"), ("another", ""), ("a third", "3")]
+    assert table.num_rows == 3 and set(table.schema.types) == {pyarrow.string()}
+
+
+def test_keys_of_nested_objects_are_places(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", {"review": {"body": "x"}, "n": 1}, {"n": 2})
+    table = open_table([source])
+    places = table.find_columns(["review.body", "n"], "--text")
+    cells = [[cell_at(row, place) for place in places] for row in table.iter_rows()]
+    assert cells == [["x", 1], [None, 2]]
+    with pytest.raises(DataError, match=r"no column 'rview\.body'"):
+        table.find_columns(["rview.body"], "--text")
+
+
+def test_a_dialect_is_of_all_files_and_its_settings_are_named(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_bytes("text;label\ncaf\u00e9;1\n".encode("cp1252"))
+    dialect = Dialect(";", "quotes", "cp1252", True, "--")
+    table = open_table([str(tmp_path)], dialect)
+    assert list(table.iter_rows()) == [("caf\u00e9", "1")] * 2
+    plain = open_table([str(tmp_path / "a.csv")], replace(dialect, delimiter=None))
+    with pytest.raises(DataError, match="set --delimiter=';'"):
+        plain.find_columns(["text"], "--text")
+    numbered = open_table([str(tmp_path / "a.csv")], replace(dialect, header=False))
+    assert numbered.columns == ("1", "2") and numbered.num_rows == 2

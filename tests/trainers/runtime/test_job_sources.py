@@ -9,7 +9,7 @@ import pytest
 from cluster.spec import ClusterMetadata, ClusterSpec, load_cluster_spec
 from trainers.__main__ import main
 from trainers.config.recipe import parse_recipe
-from trainers.data.files import DataError
+from trainers.data.files import DataError, match_pattern
 from trainers.runtime.fit import fit
 from trainers.runtime.job_sources import check_job_sources
 
@@ -72,6 +72,25 @@ def test_a_job_reads_nothing_else(
         check(job, **{setting: source})
     with pytest.raises(DataError, match=r"^distillation\.teacher = "):
         check(job, distillation_teacher=source)
+
+
+def test_a_job_follows_no_pattern_and_no_link_in_a_folder(job: ClusterSpec, tmp_path: Path) -> None:
+    Path("tables").mkdir()
+    Path("tables/a.csv").write_text("text,label\na,b\n")
+    for source in ("tables", "tables/*.csv", "*/a.csv", str(tmp_path / "shared" / "*")):
+        check(job, data_source=source, data_test=source)
+    for source in (str(tmp_path / "home" / "*"), "../home/*.csv", "*/../../home/*", "~/*.csv"):
+        with pytest.raises(DataError, match=r"leads to /.*home"):
+            check(job, data_source=source)
+    Path("tables/deep").mkdir()
+    Path("tables/deep/b.csv").symlink_to(tmp_path / "home" / "data.csv")
+    for source in ("tables", "tables/*/*.csv", "tables/deep/?.csv"):
+        with pytest.raises(DataError, match=r"leads to /.*home/data\.csv, which a job may not"):
+            check(job, data_source=source)
+    Path("linked").symlink_to(tmp_path / "home")
+    with pytest.raises(DataError, match=r"leads to /.*home"):
+        check(job, data_source="linked/*.csv")
+    assert match_pattern("link*/*.csv") == [], "a link to a folder is not followed"
 
 
 def test_a_job_without_a_working_directory_does_not_own_where_it_starts(

@@ -2,18 +2,17 @@
 
 import csv
 import itertools
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from trainers.data import files
 from trainers.data.files import UTF8, DataError
-from trainers.data.rows.skips import Columns, Row, SkipCounter
+from trainers.data.rows.skips import Columns, Require, Row, SkipCounter
 
 Quoting = Literal["auto", "quotes", "backslash", "none"]
 SNIFFED_LINES = 2000
+MAX_FIELD = 100_000_000  # characters; a quote that is never closed would fill the memory
 MAX_CANDIDATES = 1000  # rows that are compared with the labels of the file
 MAX_LABELS = 1000
 SUSPICIOUS_SHARE = 0.01  # of the rows
@@ -25,20 +24,21 @@ SPANS_LINES = "hold a line break inside quotes"
 class Dialect:
     """How a table of text is written.
 
-    delimiter: None for a comma, or in a TSV a tab. quoting: "quotes" as RFC 4180 and pandas write
+    delimiter: None for a comma, or in a .tsv a tab. quoting: "quotes" as RFC 4180 and pandas write
     them, "backslash" for those that a backslash escapes, "none" where a quote is a character like
-    any other; "auto" is quotes, but for a TSV whose first lines are not so. header: whether the
-    first line names the columns, which are else called by their number from 1.
+    any other; "auto" is quotes, but between tabs only if the first lines are so. header: whether
+    the first line names the columns, which are else called by their number from 1. prefix: before
+    the names of these settings in messages: "data." of a recipe, "--" on a command line.
     """
 
     delimiter: str | None = None
     quoting: Quoting = "auto"
     encoding: str = UTF8
     header: bool = True
+    prefix: str = "data."
 
 
 DEFAULT_DIALECT = Dialect()
-Require = Callable[[str, Columns, Collection[str]], None]
 
 
 def read_delimited(
@@ -49,10 +49,11 @@ def read_delimited(
     require: raises for columns that are not there. Rows with a line break inside quotes are noted
     in `skips`. Raises DataError for such rows that have swallowed others.
     """
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(MAX_FIELD)
     try:
         with files.open_text(source, newline="", encoding=dialect.encoding) as text:
-            reader = _RowReader(text, skips, *_reader_options(source, dialect))
+            lines = files.iter_lines(source, text)
+            reader = _RowReader(lines, skips, dialect, *_reader_options(source, dialect))
             rows = iter(reader)
             first = next(rows, None)
             if first is None:
@@ -70,7 +71,7 @@ def read_delimited(
                 if reader.spans_lines:
                     skips.count_noted(SPANS_LINES, number)
                 yield number, tuple(fields[index] for index in indices)
-            swallowed.raise_suspicious(source, skips.unit)
+            swallowed.raise_suspicious(source, skips.unit, dialect)
     finally:
         csv.field_size_limit(limit)
 
@@ -79,8 +80,8 @@ def read_header(source: str, dialect: Dialect) -> tuple[str, ...]:
     """Return the names of the columns, in order; () of an empty file. Raises DataError."""
     options = _reader_options(source, dialect)
     with files.open_text(source, newline="", encoding=dialect.encoding) as text:
-        skips = SkipCounter("line")
-        row = next(iter(_RowReader(text, skips, *options)), None)
+        skips, lines = SkipCounter("line"), files.iter_lines(source, text)
+        row = next(iter(_RowReader(lines, skips, dialect, *options)), None)
     if skips.list_reasons():
         raise DataError(f"{source}: its first line cannot be read: {BROKEN}")
     if row is None:
@@ -91,15 +92,22 @@ def read_header(source: str, dialect: Dialect) -> tuple[str, ...]:
 class _RowReader:
     """Yields rows with the line each starts on. Lines that quotes break are counted as skipped."""
 
-    def __init__(self, text: IO[str], skips: SkipCounter, delimiter: str, quoting: Quoting) -> None:
-        self._skips, self._last, self.delimiter = skips, "", delimiter
+    def __init__(
+        self,
+        lines: Iterator[str],
+        skips: SkipCounter,
+        dialect: Dialect,
+        delimiter: str,
+        quoting: Quoting,
+    ) -> None:
+        self._skips, self._dialect, self._last, self.delimiter = skips, dialect, "", delimiter
         self.spans_lines = False  # whether the row yielded last holds a line break
         options: dict[str, Any] = {"delimiter": delimiter, "strict": True}
         if quoting == "none":
             options |= {"quoting": csv.QUOTE_NONE}
         elif quoting == "backslash":
             options |= {"escapechar": "\\", "doublequote": False}
-        self._reader = csv.reader(self._keep_last(text), **options)
+        self._reader = csv.reader(self._keep_last(lines), **options)
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         while True:
@@ -110,7 +118,7 @@ class _RowReader:
                 return
             except csv.Error:
                 escaped = '\\"' in self._last
-                hint = "; data.quoting=backslash reads such" if escaped else ""
+                hint = f"; {self._dialect.prefix}quoting=backslash reads such" if escaped else ""
                 lines = self._reader.line_num - before
                 self._skips.count_skipped(BROKEN + hint, before + 1, lines)
                 continue
@@ -118,8 +126,8 @@ class _RowReader:
             if fields:
                 yield before + 1, fields
 
-    def _keep_last(self, text: IO[str]) -> Iterator[str]:
-        for line in text:
+    def _keep_last(self, lines: Iterator[str]) -> Iterator[str]:
+        for line in lines:
             self._last = line
             yield line
 
@@ -159,7 +167,7 @@ class _SwallowedRows:
                 self._candidates.append((number, self._delimiter.join(inner[0]), labels))
                 return
 
-    def raise_suspicious(self, source: str, unit: str) -> None:
+    def raise_suspicious(self, source: str, unit: str, dialect: Dialect) -> None:
         """Raise DataError where too many rows hold others."""
         found = [
             (number, line)
@@ -172,18 +180,18 @@ class _SwallowedRows:
         raise DataError(
             f"{source}: {len(found)} of {self._rows} rows hold others inside quotes, the first at "
             f"{unit} {number}: {line.strip()[:60]!r}; if a quote is a character like any other, "
-            "set data.quoting=none; else close the quotes"
+            f"set {dialect.prefix}quoting=none; else close the quotes"
         )
 
 
 def _reader_options(source: str, dialect: Dialect) -> tuple[str, Quoting]:
     """Return delimiter and quoting of a file, which are in part those of its kind."""
-    path = Path(source.partition("?")[0] if source.startswith("http") else source)
-    is_tsv = ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]]
-    delimiter = dialect.delimiter or ("\t" if is_tsv else ",")
-    quoting = dialect.quoting
+    name = files.zipped_name(source) if files.is_zip(source) else source
+    is_tsv = ".tsv" in files.source_suffixes(name)[-2:]
+    delimiter, quoting = dialect.delimiter or ("\t" if is_tsv else ","), dialect.quoting
     if quoting == "auto":
-        quoting = "none" if is_tsv and not _is_quoted(source, delimiter, dialect) else "quotes"
+        is_plain = delimiter == "\t" and not _is_quoted(source, delimiter, dialect)
+        quoting = "none" if is_plain else "quotes"
     return delimiter, quoting
 
 
@@ -191,7 +199,7 @@ def _is_quoted(source: str, delimiter: str, dialect: Dialect) -> bool:
     """Return whether the first lines of a file are quoted throughout as pandas writes them."""
     width = 0
     with files.open_text(source, newline="", encoding=dialect.encoding) as text:
-        lines = itertools.islice(text, SNIFFED_LINES)
+        lines = itertools.islice(files.iter_lines(source, text), SNIFFED_LINES)
         try:
             for fields in csv.reader(lines, delimiter=delimiter, strict=True):
                 width = width or len(fields)

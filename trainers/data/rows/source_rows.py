@@ -65,6 +65,7 @@ class SplitRows:
     """Cleaned rows; row i is `origin` numbers[i], as in "data.csv line" 7.
 
     texts, labels: lists, or on disk and coded. hashes: `[n]` uint64, `text_hash` of each text.
+    name_row: of a source of several files, where a row stands in them.
     """
 
     origin: str
@@ -72,9 +73,12 @@ class SplitRows:
     labels: Sequence[Label]
     hashes: np.ndarray
     numbers: np.ndarray
+    name_row: Callable[[int], str] | None = None
 
     def locate_row(self, row: int) -> str:
         """Name the place of a row, for error messages."""
+        if self.name_row is not None:
+            return f"{self.origin.rpartition(' ')[0]} {self.name_row(int(self.numbers[row]))}"
         return f"{self.origin} {self.numbers[row]}"
 
     def filter_rows(self, keep: np.ndarray) -> "SplitRows":
@@ -137,6 +141,7 @@ def read_usable_rows(
         CodedLabels(*found.code_labels(labels, codes, kept)),
         found.hashes[kept],
         found.numbers[kept],
+        skips.name_row,
     )
     has_label = np.array([label is not None for label in labels], dtype=bool)[codes]
     has_text = found.texts.sizes[kept] > 0
