@@ -175,12 +175,18 @@ class ModelShape:
         return 3 * self.forward_flops(s, masked)
 
     def batch_training_flops(
-        self, samples: int, tokens: int, squared_tokens: int, masked: float = 0.0
+        self,
+        samples: int,
+        tokens: int,
+        squared_tokens: int,
+        masked: float = 0.0,
+        frozen_layers: int | None = None,
     ) -> float:
         """Return the FLOPs of training on a batch, from the lengths of its texts: model FLOPs.
 
         tokens: of all samples. squared_tokens: the sum over samples of the square of their tokens.
-        masked: tokens that a masked-lm head predicts, over all samples.
+        masked: tokens that a masked-lm head predicts, over all samples. frozen_layers: that have no
+        backward, with the embeddings; None: all is trained.
 
         The sum of `training_flops` over the samples: each weight of a matrix costs 6 FLOPs a token
         that it multiplies (2 forward, 4 backward), attention 12 h a pair of tokens of one text and
@@ -188,15 +194,16 @@ class ModelShape:
         classifier's last layer but keys, values and [CLS]. Nor are norms, dropout, softmax,
         lookups, recomputation and the optimizer.
         """
-        forward = self.embedding_flops(tokens)
-        if self.num_layers:
-            whole = self.num_layers - self.reads_cls_alone
-            forward += whole * self._layer_flops(tokens, tokens, squared_tokens)
-            if self.reads_cls_alone:
-                forward += self._layer_flops(tokens, samples, tokens)
+        whole = self.num_layers - (self.reads_cls_alone and self.num_layers > 0)
+        of_layers = [self._layer_flops(tokens, tokens, squared_tokens)] * whole
+        if whole < self.num_layers:
+            of_layers.append(self._layer_flops(tokens, samples, tokens))
         is_masked = self.head == "masked-lm"
-        forward += self.head_flops(masked) if is_masked else samples * self.head_flops()
-        return 3 * forward
+        head = self.head_flops(masked) if is_masked else samples * self.head_flops()
+        flops = 3 * (self.embedding_flops(tokens) + sum(of_layers) + head)
+        if frozen_layers is not None:
+            flops -= 2 * (self.embedding_flops(tokens) + sum(of_layers[:frozen_layers]))
+        return flops
 
     @cached_property
     def _stage_costs(self) -> tuple[float, list[float], float]:

@@ -1,20 +1,26 @@
 """The end of a run through the front door: calibrated bundle, chosen metric, plots that fail."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from cluster import spec
+from cluster.settings import SettingsError
 from cluster.spec import ClusterSpec
 from serving.engine.engine import Engine
 from tests.support.tickets import ticket_recipe, write_tickets
+from trainers.checkpoint import checkpoint
+from trainers.config import recipe as recipes
 from trainers.evaluation.predictions import PREDICTIONS_FILE, read_predictions
 from trainers.models.card import read_card
-from trainers.runtime import fit
+from trainers.runtime import conclusion, fit
 from trainers.tracking import plots
 from trainers.tracking.run_directory import RunDirectory
 
@@ -87,6 +93,49 @@ def test_a_metric_chooses_the_best_checkpoint(
     assert result["verdict"]["metric"] == metric
     assert metric in result["verdict"]["baselines"]["bag-of-words"]
     assert not [row for row in run.metric_rows("evaluation") if "confusion" in row["metrics"]]
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_the_mean_of_the_last_checkpoints_is_kept_where_it_is_better(
+    tmp_path: Path,
+    here: ClusterSpec,
+    tiny_bert: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_better: bool,
+) -> None:
+    judge = conclusion._average_checkpoints
+
+    def decide(*args: Any) -> Any:
+        judged = judge(*args)
+        assert judged is not None
+        return dataclasses.replace(judged, is_better=is_better)
+
+    monkeypatch.setattr(conclusion, "_average_checkpoints", decide)
+    settings = ("evaluation.every_steps=3", "stopping.max_steps=9", "checkpoints.average=2")
+    more = ("checkpoints.keep=1", "evaluation.calibrate=false")
+    run, result = train(tmp_path, here, tiny_bert, "classification", *settings, *more)
+    average = result["average"]
+    assert (average["steps"], average["kept"]) == ([6, 9], is_better)
+    saved = {step: checkpoint.find_checkpoint(run.checkpoints, step) for step in (6, 9)}
+    weights = {step: dict(each.iter_tensors()) for step, each in saved.items() if each is not None}
+    name = "net.bert.encoder.layer.1.output.dense.weight"
+    expected = (weights[6][name].double() + weights[9][name]).div(2).float()
+    if not is_better:
+        best = checkpoint.find_checkpoint(run.checkpoints, result["best_step"])
+        assert best is not None
+        expected = dict(best.iter_tensors())[name]
+    bundled = load_file(run.bundle_path / "model.safetensors")[name.removeprefix("net.")]
+    assert torch.equal(bundled, expected)
+    value = average["value"] if is_better else average["best"]
+    assert result["validation"] == {"f1": value}
+    words = "are the mean of those of steps 6, 9" if is_better else "is left out: the best"
+    assert any(words in sentence for sentence in result["verdict"]["sentences"])
+
+
+def test_an_average_is_no_setting_for_a_run_without_validation_rows(tmp_path: Path) -> None:
+    settings = ["checkpoints.average=3", "data.validation=0", "stopping.patience=null"]
+    with pytest.raises(SettingsError, match=r"checkpoints\.average = 3 is compared with the best"):
+        recipes.load_recipe("csv", settings)
 
 
 def test_a_plot_that_fails_costs_a_warning_and_no_result(

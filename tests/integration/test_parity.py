@@ -30,6 +30,7 @@ from tests.support.layouts import (
     run_layouts,
     tiny_recipe,
 )
+from tests.support.tiny import write_tiny_bert
 
 pytestmark = pytest.mark.multiprocess
 
@@ -178,3 +179,50 @@ def test_every_family_on_every_kind_of_layout(
     ):
         print(family, task, layout)
         compare(found, expected[family, task])
+
+
+FROZEN_LAYOUTS = {
+    2: (
+        Layout(),
+        Layout(dp_shard=2),
+        Layout(tp=2, sequence_parallel=True),
+        Layout(pp=2, recompute="full"),
+        Layout(pp=2, stages_per_rank=2),
+    ),
+    4: (Layout(pp=4), Layout(dp_shard=2, pp=2), Layout(dp_shard=2, pp=2, stages_per_rank=2)),
+}
+# Of four layers: with `encoder` all pipeline stages but the last have nothing to train, and the
+# tied table of a masked-language model is at both ends of it.
+FROZEN = (
+    ("classification", "2", "lamb"),
+    ("classification", "3", "adamw"),
+    ("classification", "encoder", "sgd"),
+    ("masked-lm", "embeddings", "adamw"),
+    ("masked-lm", "encoder", "adamw"),
+)
+
+
+def test_frozen_layers_on_every_kind_of_layout(
+    corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = write_tiny_bert(tmp_path_factory.mktemp("four-layers"), num_layers=4)
+    recipes = [
+        tiny_recipe(
+            corpus,
+            f"task={task}",
+            f"model.name={model}",
+            f"model.freeze={frozen}",
+            f"optimizer.name={optimizer}",
+            "optimizer.layer_decay=0.8",
+        )
+        for task, frozen, optimizer in FROZEN
+    ]
+    expected = [run_alone(recipe, cache) for recipe in recipes]
+    for size, layouts in FROZEN_LAYOUTS.items():
+        jobs = [(recipe, layout) for layout in layouts for recipe in recipes]
+        runs = run_layouts(jobs, size, cache, tmp_path_factory.mktemp(f"frozen{size}"))
+        for (recipe, layout), found, wanted in zip(
+            jobs, runs, expected * len(layouts), strict=True
+        ):
+            print(recipe.task, recipe.model.freeze, layout)
+            compare(found, wanted)

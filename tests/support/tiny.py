@@ -12,8 +12,8 @@ PLAIN = ["the", "a", "film", "plot", "cast", "is", "was", "and", "very", "scene"
 PLAIN += ["story", "with", "of", "in", "it"]
 
 
-def write_tiny_bert(directory: Path) -> Path:
-    """Write a random two-layer BERT, 32 wide, and its word-level tokenizer; where it is."""
+def write_tiny_bert(directory: Path, num_layers: int = 2) -> Path:
+    """Write a random BERT, 32 wide, and its word-level tokenizer; where it is."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
     tokenizer.save_pretrained(directory)
@@ -21,7 +21,7 @@ def write_tiny_bert(directory: Path) -> Path:
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,

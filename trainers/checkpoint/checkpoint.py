@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,7 +78,7 @@ class Checkpoint:
         with ShardedTensorReader(self.directory, self.fetch) as reader, torch.no_grad():
             for name, parameter in model.named_parameters():
                 to_local(parameter).copy_(reader.read_shard(name, parameter))
-                if optimizer is not None:
+                if optimizer is not None and parameter.requires_grad:
                     _restore_moments(reader, name, parameter, optimizer)
 
     def iter_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -167,14 +167,15 @@ def copy_from(store: CheckpointStore, source: CheckpointStore, step: int) -> boo
     return True
 
 
-def prune_checkpoints(store: CheckpointStore, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best, and leftovers of killed processes.
+def prune_checkpoints(store: CheckpointStore, keep: int, needed: Collection[int | None]) -> None:
+    """Delete all but the newest `keep` checkpoints and those of `needed` steps; clean up.
 
-    Rank 0 alone calls this, while nobody saves.
+    What processes that were killed left behind goes too. Rank 0 alone calls this, while nobody
+    saves.
     """
     store.remove_unsealed(SEAL_FILE)
     for step in _list_steps(store)[:-keep]:
-        if step != best_step:
+        if step not in needed:
             store.remove(_step_name(step))
 
 
@@ -187,7 +188,8 @@ def _owned_tensors(model: ShardedModel, optimizer: torch.optim.Optimizer) -> dic
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         # FSDP swaps in whole parameters while a unit is gathered; the optimizer has the shards.
-        assert id(parameter) in trained, f"{name} is gathered or not trained: reshard before saving"
+        is_shard = id(parameter) in trained or not parameter.requires_grad
+        assert is_shard, f"{name} is gathered or not trained: reshard before saving"
         tensors[name] = parameter
         for kind, moment in optimizer.state.get(parameter, {}).items():
             if isinstance(moment, Tensor):

@@ -157,6 +157,11 @@ class Recipe(Settings):
                 "stopping.patience waits for evaluations, but data.validation is 0; "
                 "hold rows out, or remove patience"
             )
+        if not self.data.validation and self.checkpoints.average is not None:
+            raise ValueError(
+                f"checkpoints.average = {self.checkpoints.average} is compared with the best "
+                "checkpoint, but data.validation is 0; hold rows out, or remove average"
+            )
         return self
 
     def _check_windows(self) -> None:

@@ -49,6 +49,12 @@ def _as_text(value: object) -> object:
 CellText = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | bool | float)]
 
 DEFAULT_SHARE = 0.1  # of the texts, held out where nothing else is said
+
+Frozen = Annotated[
+    Annotated[Literal["embeddings", "encoder"], Tag("part")] | Annotated[Count, Tag("layers")],
+    Discriminator(lambda value: "part" if isinstance(value, str) else "layers"),
+]
+
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -63,6 +69,11 @@ class ModelConfig(Settings):
         None,
         description="which layers of a named model are kept, by number from 0, the usual start of "
         "a student; default: all",
+    )
+    freeze: Frozen | None = Field(
+        None,
+        description="what of a named model is not trained, from below: `embeddings`, a number of "
+        "layers with the embeddings, or `encoder`, all of them; pooler and head always train",
     )
     tokenizer: str | None = Field(
         None, description="hub name, directory or `package:`; default: the model's own"
@@ -95,6 +106,15 @@ class ModelConfig(Settings):
             raise ValueError(
                 f"layers = {given}: layers are numbered from 0 and kept once each, in their order; "
                 "write them so, as in [0, 2, 4]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_is_of_a_named_model(self) -> "ModelConfig":
+        if self.freeze is not None and self.name in ("random", "linear"):
+            raise ValueError(
+                f"freeze = {self.freeze} keeps what a named model has learned, but name is "
+                f"{self.name}; remove freeze, or name a model"
             )
         return self
 
@@ -401,3 +421,8 @@ class CheckpointConfig(Settings):
 
     every_steps: Count | None = Field(None, description="default: at each evaluation")
     keep: Count = Field(2, description="newest checkpoints kept, beside the best")
+    average: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="the mean of the weights of so many last checkpoints is evaluated at the end, "
+        "and is what the bundle holds where it is better than the best of them",
+    )

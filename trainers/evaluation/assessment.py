@@ -5,9 +5,10 @@ Every rank calls `assess`; rank 0 alone judges, and writes predictions.npz and e
 directory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,11 +60,12 @@ def assess(
     cache: Path,
     run: RunDirectory,
     candidate: str = "fine-tuned",
+    average: Mapping[str, Any] | None = None,
 ) -> Assessment:
     """Evaluate the weights that `loop` has now and judge them. Collective.
 
     clean: the cleaning of texts, for reading the test rows again. candidate: what the weights are
-    called. Raises RunError where the run directory cannot be written.
+    called. average: see `Training`. Raises RunError where the run directory cannot be written.
     """
     recipe, data = loop.recipe, loop.data
     temperature, thresholds, tuned_rows = _tune(loop)
@@ -82,6 +84,7 @@ def assess(
         tuned_rows,
         candidate,
         temperature,
+        average,
     )
     slices = load_slices(recipe, rows)
     verdict = judge(

@@ -18,8 +18,9 @@ LEAST_ERRORS = 2.0  # standard errors of the difference
 class Training:
     """How a run went: the rows of metrics.jsonl, and where it ended.
 
-    address: of the run. best_step: the one that was tested. thresholds: tuned on `tuned_rows`
-    validation rows, as was the temperature, which divides the logits.
+    address: of the run. candidate: what the tested weights are called. thresholds: tuned on
+    `tuned_rows` validation rows, as was the temperature, which divides the logits. average: what
+    came of `checkpoints.average`, as in result.json.
     """
 
     recipe: Recipe
@@ -31,6 +32,7 @@ class Training:
     tuned_rows: int = 0
     candidate: str = "fine-tuned"
     temperature: float = 1.0
+    average: Mapping[str, Any] | None = None
 
 
 def is_loss_falling(

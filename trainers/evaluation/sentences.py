@@ -39,6 +39,7 @@ def write_sentences(
         *_about_slices(verdict),
         *_about_thresholds(verdict, training),
         *_about_probabilities(verdict),
+        *_about_average(training),
     ]
     advice = advise_longer_run(training.recipe, training.stopped_early)
     if verdict["loss_falling"]:
@@ -151,6 +152,18 @@ def _about_probabilities(verdict: Verdict) -> list[str]:
             f"Its probabilities are off by {error:.2f} on average (ECE): do not take them at word."
         )
     return sentences
+
+
+def _about_average(training: Training) -> list[str]:
+    average, metric = training.average, training.recipe.metric
+    if average is None:
+        return []
+    steps = ", ".join(map(str, average["steps"]))
+    values = f"{metric} {format_number(average['value'])} on the validation rows"
+    best = f"the best checkpoint has {format_number(average['best'])}"
+    if average["kept"]:
+        return [f"The weights are the mean of those of steps {steps}: {values}, where {best}."]
+    return [f"The mean of the weights of steps {steps} has {values} and is left out: {best}."]
 
 
 def _is_poor(verdict: Verdict) -> bool:

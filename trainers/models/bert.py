@@ -8,6 +8,7 @@ that alone; a masked-language model's head sees only the masked positions.
 """
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ from trainers.models.families import FAMILIES, ModelFamily
 from trainers.models.packed import PackedTexts, PaddedView
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_LAYER = re.compile(r"\.layer\.([0-9]+)\.")
 
 
 class TextModel(nn.Module):
@@ -116,6 +119,28 @@ class TextModel(nn.Module):
         stage.layer_range = layer_range
         stage.sp_entry, stage.sp_exit = nn.Identity(), nn.Identity()
         return stage
+
+    def depth_of(self, name: str) -> int:
+        """Return the place of a parameter: 0 of embeddings, from 1 of layers, the last of the head.
+
+        name: in this model, or in the whole model that this is a stage of.
+        """
+        layer = _LAYER.search(name)
+        if layer:
+            return int(layer[1]) + 1
+        return 0 if ".embeddings" in name else self.num_layers + 1
+
+    def count_frozen_layers(self, part: str | int | None) -> int | None:
+        """Return how many layers, with the embeddings, `model.freeze` names; None for nothing."""
+        if isinstance(part, str):
+            return {"embeddings": 0, "encoder": self.num_layers}[part]
+        return part
+
+    def freeze(self, part: str | int | None) -> None:
+        """Train no embeddings, nor the first layers, as `model.freeze` says."""
+        frozen = self.count_frozen_layers(part)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(frozen is None or self.depth_of(name) > frozen)
 
     def tie_weights(self) -> None:
         """Make tied parameters one object again, where this stage holds both of a pair.

@@ -96,6 +96,7 @@ def build_on_meta(
     model = TextModel(net).train()
     if plan.is_drawn:
         _init_parameters(model, recipe.seed, f"net.{model.family.encoder}.")
+    model.freeze(recipe.model.freeze)
     return model
 
 
@@ -108,7 +109,9 @@ def meta_model(
     with torch.device("meta"):
         config = build_config(recipe, labels, encoder)
         net = _auto_class(recipe.task == "masked-lm").from_config(config)
-    return TextModel(net).train()
+    model = TextModel(net).train()
+    model.freeze(recipe.model.freeze)
+    return model
 
 
 def materialize(model: Model, seed: int, device: torch.device) -> None:

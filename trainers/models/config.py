@@ -77,7 +77,19 @@ def build_full_config(recipe: Recipe, labels: tuple[str, ...]) -> PreTrainedConf
             f"model.layers = {list(recipe.model.layers)}: {recipe.model.name} has "
             f"{config.num_hidden_layers} layers; name some of 0 to {last}"
         )
+    _check_frozen(recipe, config.num_hidden_layers)
     return config
+
+
+def _check_frozen(recipe: Recipe, num_layers: int) -> None:
+    """Raise ModelError where `model.freeze` asks for more layers than are trained."""
+    frozen, kept = recipe.model.freeze, recipe.model.layers
+    num_layers = num_layers if kept is None else len(kept)
+    if isinstance(frozen, int) and frozen > num_layers:
+        raise ModelError(
+            f"model.freeze = {frozen}: {recipe.model.name} has {num_layers} layers here; give at "
+            f"most {num_layers}, which is `encoder`"
+        )
 
 
 def _check_family(name: str, config: Mapping[str, Any]) -> None:

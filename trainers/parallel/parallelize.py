@@ -28,6 +28,7 @@ class ParallelModel:
     """The stages of a model on this rank, ready to compute with, and the sync of their gradients.
 
     stage_modules: by stage, unwrapped, to read weights from. wrapped_modules: the same, to call.
+    first_trained_stage: of all ranks; those below it are frozen, and have no backward.
     """
 
     def __init__(
@@ -36,15 +37,15 @@ class ParallelModel:
         stage_modules: dict[int, Model],
         materialize: Materialize,
         dtype: torch.dtype | None = None,
+        first_trained_stage: int = 0,
     ) -> None:
         self.mesh, self.stage_modules = mesh, stage_modules
+        self.first_trained_stage = first_trained_stage
         self.wrapped_modules: dict[int, nn.Module] = {
             stage: _wrap_data_parallel(module, mesh, materialize, dtype)
             for stage, module in stage_modules.items()
         }
-        modules = stage_modules.values()
-        tied = any(isinstance(module, TextModel) and module.tied_weights for module in modules)
-        self._tied_group = mesh.ends_group if tied else None
+        self._tied_group = mesh.ends_group if self._has_trained_tie() else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield every parameter of this rank once, by its name in the whole model.
@@ -89,8 +90,10 @@ class ParallelModel:
     def has_row_gradients(self) -> bool:
         """Whether the gradient of the word embeddings is reduced row by row."""
         first = self.stage_modules.get(0)
-        replicated = self.mesh.is_data_parallel and self.mesh.layout.dp > 1
-        return replicated and isinstance(first, TextModel) and first.word_embeddings.row_gradients
+        if not (self.mesh.is_data_parallel and self.mesh.layout.dp > 1):
+            return False
+        table = first.word_embeddings if isinstance(first, TextModel) else None
+        return table is not None and table.row_gradients and table.weight.requires_grad
 
     @property
     def vocab_shard(self) -> VocabShard:
@@ -117,6 +120,10 @@ class ParallelModel:
             gradient = self._tied_parameter().grad
             assert gradient is not None
             dist.all_reduce(to_local(gradient), group=self._tied_group)
+        for stage, module in self.wrapped_modules.items():
+            if stage < self.first_trained_stage and isinstance(module, FSDPModule):
+                # FSDP ends an iteration, and frees what it gathered, in a backward.
+                module._get_fsdp_state()._root_post_backward_final_callback()
 
     def clip_gradients(self, limit: float | None, is_immediate: bool = True) -> Tensor:
         """Scale all gradients to a global norm of at most `limit`; return the norm before.
@@ -126,14 +133,22 @@ class ParallelModel:
         skipped = None  # a tied table is on the first and the last stage, and must count once
         if self._tied_group is not None and 0 in self.stage_modules:
             skipped = self._tied_parameter()
-        parameters = [p for _, p in self.named_parameters() if p.grad is not None]
+        parameters = [p for _, p in self.named_parameters()]
         counted = [p.grad for p in parameters if p is not skipped and p.grad is not None]
         device = parameters[0].device
         norm = squared_norm(counted, self.mesh.ranks_per_stage, device).sqrt()
-        if limit is not None and not (is_immediate and norm <= limit):
-            gradients = [to_local(p.grad) for p in parameters if p.grad is not None]
+        gradients = [to_local(p.grad) for p in parameters if p.grad is not None]
+        if gradients and limit is not None and not (is_immediate and norm <= limit):
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+    def _has_trained_tie(self) -> bool:
+        """Whether this rank holds an end of a tied table that is trained."""
+        if self.mesh.ends_group is None:
+            return False
+        modules = self.stage_modules.values()
+        tied = any(isinstance(module, TextModel) and module.tied_weights for module in modules)
+        return tied and self._tied_parameter().requires_grad
 
     def _tied_parameter(self) -> nn.Parameter:
         """Return the vocabulary table that the first and the last stage both hold."""
@@ -159,20 +174,26 @@ def parallelize(
         return ParallelModel(mesh, {0: model}, materialize)
     model.recompute = layout.recompute
     stages: dict[int, Model] = {0: model}
+    first_trained = 0
     if layout.pp > 1:
         task = "masked-lm" if model.masked_lm else "classification"
         labels = 0 if model.masked_lm else model.config.num_labels
         shape = shape_from_config(model.config, task, labels)
         layer_ranges = split_into_stages(shape, layout.num_stages)
-        local_stages = range(mesh.pp_rank, layout.num_stages, layout.pp)
-        stages = {stage: model.extract_stage(layer_ranges[stage]) for stage in local_stages}
+        every = [model.extract_stage(layers) for layers in layer_ranges]
+        first_trained = next(stage for stage, part in enumerate(every) if _is_trained(part))
+        stages = {s: every[s] for s in range(mesh.pp_rank, layout.num_stages, layout.pp)}
     for module in stages.values():
         assert isinstance(module, TextModel)
         if layout.tp > 1:
             _apply_tensor_parallel(module, mesh)
         if module.is_first and not mesh.is_data_parallel:
             module.word_embeddings.row_gradients = False
-    return ParallelModel(mesh, stages, materialize, dtype)
+    return ParallelModel(mesh, stages, materialize, dtype, first_trained)
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _apply_tensor_parallel(stage: TextModel, mesh: Mesh) -> None:

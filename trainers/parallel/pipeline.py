@@ -85,7 +85,9 @@ class Pipeline:
         """
         layout, device = self._mesh.layout, batches[0].inputs.device
         schedule = one_forward_one_backward(layout.pp, layout.stages_per_rank, len(batches))
-        transport = StageTransport(self._mesh, self._hidden_size, schedule, batches)
+        transport = StageTransport(
+            self._mesh, self._hidden_size, schedule, batches, self._parallel.first_trained_stage
+        )
         in_flight: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         total = torch.zeros((), device=device)
         for action in schedule[self._mesh.pp_rank]:
@@ -99,9 +101,11 @@ class Pipeline:
                     total += output.detach()
                 else:
                     transport.send(output.detach(), action)
-                in_flight[key] = stage_input, output
+                if action.stage >= self._parallel.first_trained_stage:
+                    in_flight[key] = stage_input, output
             else:
-                self._backward(action, *in_flight.pop(key), transport)
+                if key in in_flight:
+                    self._backward(action, *in_flight.pop(key), transport)
                 if batch.packed is not None:
                     batch.packed.free()
         transport.wait_all()
@@ -112,7 +116,9 @@ class Pipeline:
         """Call `consume` with the logits of each batch, on ranks with the last stage."""
         layout = self._mesh.layout
         schedule = forward_only(layout.pp, layout.stages_per_rank, len(batches))
-        transport = StageTransport(self._mesh, self._hidden_size, schedule, batches)
+        transport = StageTransport(
+            self._mesh, self._hidden_size, schedule, batches, self._parallel.first_trained_stage
+        )
         for action in schedule[self._mesh.pp_rank]:
             batch = batches[action.micro_batch]
             _, output = self._forward(action, batch, transport)
@@ -130,7 +136,8 @@ class Pipeline:
         if action.stage > 0:
             source = PipelineAction(True, action.stage - 1, action.micro_batch)
             stage_input = transport.receive(source)
-            stage_input.requires_grad_(torch.is_grad_enabled())
+            is_needed = action.stage > self._parallel.first_trained_stage
+            stage_input.requires_grad_(torch.is_grad_enabled() and is_needed)
         with self._autocast():
             output = self._parallel.wrapped_modules[action.stage](stage_input, batch.packed)
         if batch.pool is not None and action.stage == self._last_stage:
@@ -150,7 +157,7 @@ class Pipeline:
         else:
             source = PipelineAction(False, action.stage + 1, action.micro_batch)
             output.backward(transport.receive(source))  # type: ignore[no-untyped-call]
-        if action.stage > 0:
+        if action.stage > self._parallel.first_trained_stage:
             assert stage_input.grad is not None
             transport.send(stage_input.grad, action)
 
@@ -161,6 +168,8 @@ class StageTransport:
     Why it cannot deadlock: sends are asynchronous, so a rank only ever blocks in a receive. What it
     waits for is an action that precedes its own in a schedule whose dependencies have no cycle, and
     the rank that owes it never waits for this one to take a message first.
+
+    first_trained_stage: no gradient is sent below it.
     """
 
     def __init__(
@@ -169,6 +178,7 @@ class StageTransport:
         hidden_size: int,
         schedule: PipelineSchedule,
         batches: Sequence[DeviceBatch],
+        first_trained_stage: int = 0,
     ) -> None:
         self._mesh, self._hidden_size, self._batches = mesh, hidden_size, batches
         # Sends that may be under way, by the action that uses them; the tensor must stay alive.
@@ -181,7 +191,8 @@ class StageTransport:
         for order in schedule if mesh.layout.pp > 1 else ():
             for action in order:
                 target = action.target_stage
-                if 0 <= target < mesh.layout.num_stages and self._is_local(target):
+                lowest = 0 if action.forward else first_trained_stage
+                if lowest <= target < mesh.layout.num_stages and self._is_local(target):
                     link = mesh.stage_peer(target, action.stage)
                     self._incoming.setdefault(link, deque()).append(action)
 

@@ -33,6 +33,7 @@ from trainers.planning.layout import (
 )
 from trainers.planning.placement import place_run
 from trainers.training.distillation import load_teacher as teacher_of
+from trainers.training.losses import check_class_weights
 
 BATCHES_SAMPLED = 20  # global batches that are cut, to show micro-batches and balance
 
@@ -49,6 +50,7 @@ def describe_run(recipe: Recipe, cluster: ClusterSpec) -> Iterator[str]:
     check_pretrained(recipe, cluster.cache_dir)
     sketch = prepare.estimate_dataset(recipe, cluster.cache_dir)
     yield from sketch.report.to_lines()
+    check_class_weights(recipe, sketch.labels)
     shape = resolve_shape(recipe, sketch.labels, int(sketch.lengths[0]), cluster.cache_dir)
     chosen = choose_settings(recipe, sketch.num_train, shape.hidden_size)
     recipe = chosen.recipe

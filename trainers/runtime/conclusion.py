@@ -3,9 +3,11 @@
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from trainers.checkpoint import checkpoint
+from trainers.checkpoint.averaging import CheckpointAverage
 from trainers.checkpoint.checkpoint import Checkpoint
 from trainers.data.tokenizer import Encoder
 from trainers.evaluation.assessment import Assessment, assess
@@ -34,21 +36,28 @@ def write_result(
     Plots come last. warn: called where they cannot be drawn.
     """
     run, progress = config.run, loop.progress
-    best_step = progress.step if progress.best_step is None else progress.best_step
-    found = None
+    best_step, value = progress.step, progress.best_value
+    if progress.best_step is not None:
+        best_step = progress.best_step
+    found = average = None
     if config.write_bundle:
         best = _load_best_checkpoint(run, best_step, progress.step)
-        best_step, found = best.step, _test_and_write_bundle(config, loop, encoder, best)
+        best_step, average = best.step, _average_checkpoints(loop, run)
+        found = _test_and_write_bundle(config, loop, encoder, best, average)
+        if average is not None and average.is_better:
+            value = average.value
     if loop.rank != 0:
         return
     result: dict[str, Any] = {
         "steps": progress.step,
         "best_step": best_step,
         "stopped_early": progress.stopped,
-        "validation": {loop.recipe.metric: progress.best_value},
+        "validation": {loop.recipe.metric: value},
         "test": None if found is None else found.metrics,
         "verdict": {} if found is None else found.verdict,
     }
+    if average is not None:
+        result["average"] = average.to_json()
     run.write_file(run.result_path, json.dumps(result, indent=2) + "\n")
     if found is not None:
         _draw_plots(loop, run, found, warn)
@@ -65,15 +74,57 @@ def _load_best_checkpoint(run: RunDirectory, best_step: int, last: int) -> Check
     )
 
 
+@dataclass(frozen=True)
+class _JudgedAverage:
+    """The mean of checkpoints, its `value` of the recipe's metric, and that of the best one."""
+
+    weights: CheckpointAverage
+    value: float
+    best: float | None
+    is_better: bool
+
+    def to_json(self) -> dict[str, Any]:
+        steps = [each.step for each in self.weights.checkpoints]
+        return {"steps": steps, "value": self.value, "best": self.best, "kept": self.is_better}
+
+
+def _average_checkpoints(loop: TrainingLoop, run: RunDirectory) -> _JudgedAverage | None:
+    """Evaluate the mean of the last checkpoints on the validation rows, and leave it in the model.
+
+    None where the recipe asks for none, or fewer than two are there.
+    """
+    steps = loop.averaged_steps()
+    found = [checkpoint.find_checkpoint(run.checkpoints, step) for step in steps]
+    there = tuple(each for each in found if each is not None)
+    if len(there) < 2:
+        return None
+    weights, metric, progress = CheckpointAverage(there), loop.recipe.metric, loop.progress
+    weights.restore(loop.parallel)
+    metrics = loop.evaluate(loop.data.validation, is_exact=False)  # as that of the best was
+    is_better = progress.is_better(metrics[metric], metric, metrics["loss"])
+    return _JudgedAverage(weights, metrics[metric], progress.best_value, is_better)
+
+
 def _test_and_write_bundle(
-    config: WorkerConfig, loop: TrainingLoop, encoder: Encoder, best: Checkpoint
+    config: WorkerConfig,
+    loop: TrainingLoop,
+    encoder: Encoder,
+    best: Checkpoint,
+    average: _JudgedAverage | None,
 ) -> Assessment:
-    """Assess the best weights on the test rows; write the bundle."""
+    """Assess the best weights on the test rows; write the bundle.
+
+    average: its weights are in the model, where there is one.
+    """
     recipe, run, prepared = config.recipe, config.run, loop.data
-    if best.step != loop.progress.step:
-        best.restore(loop.parallel)
+    weights: Checkpoint | CheckpointAverage = best
     candidate = "fine-tuned" if best.step else "frozen encoder"
-    found = assess(loop, encoder.clean, config.cache, run, candidate)
+    if average is not None and average.is_better:
+        weights, candidate = average.weights, "mean of checkpoints"
+    elif average is not None or best.step != loop.progress.step:
+        best.restore(loop.parallel)
+    judged = None if average is None else average.to_json()
+    found = assess(loop, encoder.clean, config.cache, run, candidate, judged)
     if loop.rank != 0:
         return found
     few_tables = without_tables(found.metrics, MAX_CARD_LABELS)
@@ -101,7 +152,7 @@ def _test_and_write_bundle(
     num_features = int(prepared.train.samples.lengths[0])
     shapes = meta_model(recipe, prepared.labels, num_features, encoder)
     layer = output_layer_name(shapes)
-    tensors = loop.scale.fold_into(best.iter_tensors(), layer)
+    tensors = loop.scale.fold_into(weights.iter_tensors(), layer)
     # So whoever computes the bundle, by whatever engine, has the probabilities that were measured.
     tensors = TargetScale(deviation=1 / found.temperature).fold_into(tensors, layer)
     bundle.write_bundle(run.bundle_path, shapes, tensors, encoder, card)

@@ -42,6 +42,7 @@ from trainers.tracking.wait import Wait
 from trainers.training import distillation, linear_probe
 from trainers.training.linear_probe import Head
 from trainers.training.loop import TrainingError
+from trainers.training.losses import check_class_weights
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def fit(
                 check_pretrained(recipe, cluster.cache_dir)
                 prepared = prepare.prepare_dataset(recipe, cluster.cache_dir)
                 prepared = distillation.attach_teacher_logits(recipe, prepared, cluster.cache_dir)
+            check_class_weights(recipe, prepared.labels)
             num_features = int(prepared.train.samples.lengths[0])
             shape = resolve_shape(recipe, prepared.labels, num_features, cluster.cache_dir)
             recipe = _settle_recipe(recipe, directory, shape, prepared)

@@ -211,12 +211,15 @@ def _build_meter(config: WorkerConfig, loop: TrainingLoop) -> ThroughputMeter:
     """Return what tells how well the steps of `loop` use its devices."""
     recipe, device = config.recipe, DEVICES[config.device]
     model, labels = next(iter(loop.parallel.stage_modules.values())), loop.data.labels
+    frozen = None
     if isinstance(model, TextModel):
+        frozen = model.count_frozen_layers(recipe.model.freeze)
         shape = shape_from_config(model.config, recipe.task, len(labels))
     else:
         shape = ModelShape.for_linear(model.linear.in_features, model.linear.out_features)
     peak = device_peak_flops(device.kind, autocast_dtype(device, recipe.precision))
-    return ThroughputMeter(shape, loop.mesh.layout.world_size, peak, recipe.masking.share)
+    devices, share = loop.mesh.layout.world_size, recipe.masking.share
+    return ThroughputMeter(shape, devices, peak, share, frozen)
 
 
 def _save_checkpoint(loop: TrainingLoop, run: RunDirectory) -> None:
@@ -225,7 +228,8 @@ def _save_checkpoint(loop: TrainingLoop, run: RunDirectory) -> None:
         store, progress.step, loop.parallel, loop.optimizer, loop.state_dict()
     )
     if loop.rank == 0:
-        checkpoint.prune_checkpoints(store, loop.recipe.checkpoints.keep, progress.best_step)
+        needed = [progress.best_step, *loop.averaged_steps()]
+        checkpoint.prune_checkpoints(store, loop.recipe.checkpoints.keep, needed)
 
 
 def _take_parity_report(

@@ -23,12 +23,14 @@ class ThroughputMeter:
 
     peak_flops: FLOP/s of one device; None where it is not published, so that there is no MFU. Of
     unequal devices it is rank 0's. masked_share: of the tokens a masked-lm head predicts.
+    frozen_layers: without a backward, with the embeddings; None: all is trained.
     """
 
     shape: ModelShape
     num_devices: int
     peak_flops: float | None = None
     masked_share: float = 0.0
+    frozen_layers: int | None = None
 
     def measure(self, step: StepEvent) -> dict[str, float]:
         """Return tokens_per_second_per_device, tflops_per_device and mfu, of those that are known.
@@ -48,7 +50,7 @@ class ThroughputMeter:
     def _flops(self, step: StepEvent) -> float:
         masked = self.masked_share * step.tokens
         return self.shape.batch_training_flops(
-            step.samples, step.tokens, step.squared_tokens, masked
+            step.samples, step.tokens, step.squared_tokens, masked, self.frozen_layers
         )
 
 

@@ -81,6 +81,13 @@ class TrainProgress:
         waits = patience is None or self.evaluations_without_better < patience
         return replace(self, stopped=False) if self.stopped and waits else self
 
+    def is_better(self, value: float, metric: str, loss: float = math.inf) -> bool:
+        """Return whether `value` of `metric` is better than the best so far."""
+        best = self.best_value
+        if value == best:
+            return loss < (math.inf if self.best_loss is None else self.best_loss)
+        return best is None or (value < best if lower_is_better(metric) else value > best)
+
     def after_evaluation(
         self,
         step: int,
@@ -93,11 +100,7 @@ class TrainProgress:
 
         loss: decides where the values are equal, as they often are on few rows.
         """
-        best = self.best_value
-        better = best is None or (value < best if lower_is_better(metric) else value > best)
-        if not better and value == best:
-            better = loss < (math.inf if self.best_loss is None else self.best_loss)
-        if better:
+        if self.is_better(value, metric, loss):
             return replace(
                 self,
                 best_step=step,

@@ -41,4 +41,5 @@ class LossScale:
 def unscale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
     """Divide the gradients of `parameters` by `factor`, in place and exactly."""
     gradients = {id(p): to_local(p.grad) for p in parameters if p.grad is not None}
-    torch._foreach_mul_(list(gradients.values()), 1.0 / factor)
+    if gradients:  # a frozen pipeline stage has none
+        torch._foreach_mul_(list(gradients.values()), 1.0 / factor)

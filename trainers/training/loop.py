@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -168,8 +169,6 @@ class TrainingLoop:
         steps, and while it is true each poll yields a SaveEvent. Raises TrainingError when the loss
         is not finite; before that step is evaluated or saved.
         """
-        eval_every = self.recipe.evaluation.every_steps or self.steps_per_epoch
-        save_every = self.recipe.checkpoints.every_steps or eval_every
         is_unjudged = self.progress.step == 0 and self.progress.best_step is None
         if self.head is not None and is_unjudged and len(self.data.validation):
             yield self._evaluate_validation(0)
@@ -183,9 +182,7 @@ class TrainingLoop:
                 yield from self._finish_step(before)
             tokens = self.progress.tokens + launched.batches.tokens
             self.progress = replace(self.progress, step=self.progress.step + 1, tokens=tokens)
-            is_last = self.progress.step == self.total_steps
-            evaluates = self.progress.step % eval_every == 0 or is_last
-            saves = evaluates or self.progress.step % save_every == 0
+            evaluates, saves = self._is_due(self.progress.step)
             leaves = not saves and is_preempted is not None and self._clock.is_due()
             if self._transfer.is_immediate or saves or leaves or waits:
                 yield from self._finish_step(launched)
@@ -196,6 +193,22 @@ class TrainingLoop:
                 yield SaveEvent(self.progress.step)
             elif leaves and is_preempted is not None and is_preempted():
                 yield SaveEvent(self.progress.step, preempted=True)
+
+    def averaged_steps(self) -> list[int]:
+        """Return the steps of the last checkpoints up to now that `checkpoints.average` is about.
+
+        Those that an interruption added do not count: it changes no result.
+        """
+        count, step = self.recipe.checkpoints.average or 0, self.progress.step
+        due = (each for each in range(step, 0, -1) if self._is_due(each)[1])
+        return sorted(itertools.islice(due, count))
+
+    def _is_due(self, step: int) -> tuple[bool, bool]:
+        """Return whether `step` is evaluated, and whether it is saved."""
+        eval_every = self.recipe.evaluation.every_steps or self.steps_per_epoch
+        save_every = self.recipe.checkpoints.every_steps or eval_every
+        evaluates = step % eval_every == 0 or step == self.total_steps
+        return evaluates, evaluates or step % save_every == 0
 
     def loss_and_grad(self) -> float:
         """Return the loss of the first global batch; leave its gradient in the parameters."""

@@ -1,5 +1,7 @@
 """The losses of each task, and what its logits mean."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,26 +33,33 @@ def class_weights(recipe: Recipe, data: PreparedDataset) -> Tensor | None:
 
     Balanced, of a classification: n / (num_labels * n_c), scikit-learn's formula, with the n rows
     to train on, n_c of them of the class; of multi-label (n - n_c) / n_c. A class without rows
-    counts 1. Raises BerthaError for a name that is no class.
+    counts 1, and so does a label that all rows have. Raises BerthaError for a name of no class.
     """
+    check_class_weights(recipe, data.labels)
     given, labels = recipe.loss.class_weights, data.labels
     if given is None or not labels:
         return None
     if isinstance(given, dict):
-        unknown = sorted(set(given) - set(labels))
-        if unknown:
-            raise BerthaError(
-                f"loss.class_weights names {unknown[0]!r}, but the classes are "
-                f"{', '.join(map(repr, labels[:20]))}"
-            )
         return torch.tensor([given.get(label, 1.0) for label in labels])
     targets, rows = np.asarray(data.train.targets), len(data.train)
     is_single = recipe.task == "classification"
     counts = np.bincount(targets, minlength=len(labels)) if is_single else targets.sum(axis=0)
     counts = counts.astype(np.float64)
     shares = rows / len(labels) if is_single else rows - counts
-    weights = np.where(counts > 0, shares / np.maximum(counts, 1), 1.0)
+    is_known = (counts > 0) & (shares > 0)
+    weights = np.where(is_known, shares / np.maximum(counts, 1), 1.0)
     return torch.from_numpy(weights.astype(np.float32))
+
+
+def check_class_weights(recipe: Recipe, labels: Sequence[str]) -> None:
+    """Raise BerthaError where `loss.class_weights` names what is no class."""
+    given = recipe.loss.class_weights
+    unknown = sorted(set(given) - set(labels)) if isinstance(given, dict) else []
+    if unknown:
+        raise BerthaError(
+            f"loss.class_weights names {unknown[0]!r}, but the classes are "
+            f"{', '.join(map(repr, labels[:20]))}{', ...' if len(labels) > 20 else ''}; name those"
+        )
 
 
 def weighted_losses(
@@ -67,17 +76,25 @@ def weighted_losses(
     if task == "classification":
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         if gamma:
-            truth = logits.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-            losses = losses * (1 - truth) ** gamma
+            truth = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
+            losses = losses * _miss(truth) ** gamma
         return losses if weights is None else losses * weights[targets]
     smooth = targets * (1 - smoothing) + smoothing / 2
     losses = F.binary_cross_entropy_with_logits(
         logits, smooth, reduction="none", pos_weight=weights
     )
     if gamma:
-        share = logits.sigmoid()
-        losses = losses * (1 - torch.where(targets > 0.5, share, 1 - share)) ** gamma
+        truth = F.logsigmoid(torch.where(targets > 0.5, logits, -logits))
+        losses = losses * _miss(truth) ** gamma
     return losses.mean(dim=1)
+
+
+def _miss(truth: Tensor) -> Tensor:
+    """Return one minus the probability whose logarithm is `truth`.
+
+    It is above 0: at 0 the gradient of a power below 1 is infinite.
+    """
+    return -torch.expm1(truth.clamp(max=-torch.finfo(truth.dtype).eps))
 
 
 def training_losses(

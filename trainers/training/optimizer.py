@@ -1,7 +1,6 @@
 """The optimizer of a recipe, and its learning rate schedule."""
 
 import math
-import re
 from typing import Any
 
 import torch
@@ -14,13 +13,11 @@ from trainers.models.bert import TextModel
 from trainers.parallel.parallelize import ParallelModel
 from trainers.training.lamb import Lamb
 
-_LAYER = re.compile(r"\.layer\.([0-9]+)\.")
-
 
 def build_optimizer(
     model: nn.Module | ParallelModel, recipe: Recipe, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer over `model`; biases and norms are not decayed.
+    """Build the recipe's optimizer over what `model` trains; biases and norms are not decayed.
 
     fused: use torch's fused kernels, where the device has them. The learning rate of a group is
     that of the schedule times its `scale`: `optimizer.layer_decay` to the power of the layers above
@@ -53,11 +50,17 @@ def _parameter_groups(
     a mixture. `adapt` is for LAMB alone.
     """
     groups: dict[tuple[bool, object, float], list[nn.Parameter]] = {}
-    num_layers = _count_layers(model)
+    if not any(parameter.requires_grad for _, parameter in model.named_parameters()):
+        groups[False, None, 1.0] = []  # a frozen pipeline stage: torch takes no less than a group
+    module = model if isinstance(model, nn.Module) else next(iter(model.stage_modules.values()))
+    text_model = module if isinstance(module, TextModel) else None
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decayed = parameter.dim() >= 2 and not name.endswith("bias")
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        scale = settings.layer_decay ** (num_layers + 1 - _depth_of(name, num_layers))
+        above = text_model.num_layers + 1 - text_model.depth_of(name) if text_model else 0
+        scale = settings.layer_decay**above
         groups.setdefault((decayed, mesh, scale), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: not item[0][0])
     return [
@@ -69,19 +72,6 @@ def _parameter_groups(
         }
         for (decayed, _, scale), params in ordered
     ]
-
-
-def _count_layers(model: nn.Module | ParallelModel) -> int:
-    module = model if isinstance(model, nn.Module) else next(iter(model.stage_modules.values()))
-    return int(module.config.num_hidden_layers) if isinstance(module, TextModel) else 0
-
-
-def _depth_of(name: str, num_layers: int) -> int:
-    """Return the place of a parameter: 0 of embeddings, from 1 of layers, the last of the head."""
-    layer = _LAYER.search(name)
-    if layer:
-        return int(layer[1]) + 1
-    return 0 if ".embeddings" in name and num_layers else num_layers + 1
 
 
 def learning_rate_at(recipe: Recipe, step: int, total_steps: int) -> float:

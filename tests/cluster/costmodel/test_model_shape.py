@@ -121,6 +121,20 @@ def test_the_flops_of_a_batch_are_the_sum_over_its_texts(shape: ModelShape) -> N
     assert found == pytest.approx(apart, rel=1e-12)
 
 
+def test_what_is_frozen_has_no_backward() -> None:
+    batch, electra = (3, 165, 7**2 + 128**2 + 30**2), replace(BASE, embedding_size=128)
+    whole = electra.batch_training_flops(*batch)
+    layer = electra._layer_flops(165, 165, batch[2])
+    before = electra.embedding_flops(165)
+    embeddings = electra.batch_training_flops(*batch, frozen_layers=0)
+    assert embeddings == pytest.approx(whole - 2 * before)
+    five = electra.batch_training_flops(*batch, frozen_layers=5)
+    assert five == pytest.approx(whole - 2 * before - 10 * layer)
+    all_layers = electra.batch_training_flops(*batch, frozen_layers=12)
+    forward = (whole - 3 * 3 * electra.head_flops()) / 3
+    assert all_layers == pytest.approx(forward + 3 * 3 * electra.head_flops())
+
+
 @pytest.mark.parametrize("head", ["classification", "masked-lm"])
 @pytest.mark.parametrize("num_layers", [1, 2, 6, 12, 24])
 def test_stages_hold_every_layer_once_and_none_is_empty(num_layers: int, head: Any) -> None:

@@ -137,7 +137,7 @@ def test_pruning_keeps_the_best_and_the_newest(tmp_path: Path) -> None:
     for step in range(1, 7):
         checkpoint.save_checkpoint(CheckpointStore(tmp_path), step, held, optimizer, {})
     (tmp_path / ".step-00000007.1.tmp").mkdir()
-    checkpoint.prune_checkpoints(CheckpointStore(tmp_path), keep=2, best_step=3)
+    checkpoint.prune_checkpoints(CheckpointStore(tmp_path), keep=2, needed=[3])
     assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["3", "5", "6"]
 
 
@@ -382,7 +382,7 @@ def test_what_is_no_checkpoint_is_skipped_and_never_touched(tmp_path: Path, outs
     ) as told:
         found = checkpoint.find_latest(depot)
     assert found is not None and found.step == 3 and len(told) == 1
-    checkpoint.prune_checkpoints(depot, keep=1, best_step=None)
+    checkpoint.prune_checkpoints(depot, keep=1, needed=())
     assert {path.name for path in depot.directory.iterdir()} == {*strangers, "step-00000003"}
     assert (outside / "precious").read_text() == "x"
     assert all((depot.directory / name / "kept").is_file() for name in STRANGERS)
@@ -409,7 +409,7 @@ def test_strangers_in_a_store_are_kept(tmp_path: Path) -> None:
     for name in ("step-foo/kept", "notes.txt", "step-00000009/pieces-00000.safetensors"):
         store.write_bytes(f"checkpoints/{name}", b"x")
     checkpoint.save_checkpoint(depot, 1, held, optimizer, {})
-    checkpoint.prune_checkpoints(depot, keep=1, best_step=None)
+    checkpoint.prune_checkpoints(depot, keep=1, needed=())
     names = {path.split("/")[1] for path in store.list_files("checkpoints")}
     assert names == {"step-00000001", "step-foo", "notes.txt"}
     with pytest.warns(UserWarning, match=r"skipping step-foo in .*: no checkpoint"):
@@ -473,5 +473,5 @@ def test_whoever_lost_the_lease_changes_nothing(tmp_path: Path, is_store: bool) 
     for allowed in range(2):
         left[0] = allowed
         with pytest.raises(LeaseError):
-            checkpoint.prune_checkpoints(depot, keep=1, best_step=None)
+            checkpoint.prune_checkpoints(depot, keep=1, needed=())
         assert (home / "step-00000001" / checkpoint.SEAL_FILE).is_file()

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from cluster.errors import BerthaError
+from cluster.spec import ClusterMetadata, ClusterSpec
 from tests.support.layouts import make_loop, tiny_recipe
 from trainers.config import recipe as recipes
 from trainers.config.sections import LossConfig
 from trainers.data import prepare
+from trainers.planning.dry_run import describe_run
 from trainers.training.losses import class_weights, sample_losses, training_losses, weighted_losses
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3], [-3.0, 1.0, 4.0]])
@@ -84,6 +86,39 @@ def test_balanced_weights_are_of_the_training_rows(
     wrong = tiny_recipe(path, *settings[:2], "loss.class_weights={rear: 3}")
     with pytest.raises(BerthaError, match="names 'rear', but the classes are 'frequent', 'rare'"):
         class_weights(wrong, data)
+
+
+@pytest.mark.parametrize("task", ["classification", "multi-label"])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_of_a_row_that_is_surely_right_has_a_gradient(task: Any, gamma: float) -> None:
+    """One minus the probability is 0 in fp32, where a power below 1 is infinitely steep."""
+    logits = torch.tensor([[90.0, -90.0], [-1.0, 2.0]], requires_grad=True)
+    targets = torch.tensor([0, 0]) if task == "classification" else torch.eye(2)
+    focal = LossConfig(focal_gamma=gamma)
+    losses = weighted_losses(task, logits, targets, focal, None)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert losses[0] < 1e-6 and torch.isfinite(losses).all()
+    assert torch.isfinite(logits.grad).all() and logits.grad[1].abs().max() > 0.02
+
+
+def test_a_label_that_all_rows_have_is_learned(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [(f"film {row}", "all,some" if row % 4 == 0 else "all") for row in range(80)]
+    settings = ["task=multi-label", f"model.name={tiny_bert}", "loss.class_weights=balanced"]
+    settings += ["data.label_separator=,"]
+    recipe = tiny_recipe(write_rows(tmp_path / "rows.csv", rows), *settings)
+    data = prepare.prepare_dataset(recipe, tmp_path / "cache")
+    weights = class_weights(recipe, data)
+    assert data.labels == ("all", "some") and weights is not None
+    assert weights[0] == 1 and weights[1] > 1
+
+
+def test_a_weight_of_no_class_is_refused_by_a_dry_run(tiny_bert: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.csv", [(f"film {row}", "ab"[row % 2]) for row in range(80)])
+    recipe = tiny_recipe(path, f"model.name={tiny_bert}", "loss.class_weights={c: 3}")
+    metadata = ClusterMetadata(cache=str(tmp_path), devices_per_node=2)
+    with pytest.raises(BerthaError, match=r"class_weights names 'c', but the classes are 'a', 'b'"):
+        list(describe_run(recipe, ClusterSpec("here", "local", 1, metadata)))
 
 
 def test_a_teacher_is_learned_beside_weighted_labels() -> None:

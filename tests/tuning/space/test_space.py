@@ -41,6 +41,22 @@ def test_ranges_are_read() -> None:
     assert space["batch.global_size"] == Choices((16, 32))
 
 
+def test_the_loss_and_what_is_frozen_may_be_searched() -> None:
+    space = parse_ranges(
+        loss__class_weights=[None, "balanced"],
+        loss__focal_gamma="0..3",
+        loss__label_smoothing="0..0.2",
+        optimizer__layer_decay="0.7..1",
+        schedule__warmup_steps="0..100",
+        model__freeze=[None, "embeddings", 2, "encoder"],
+    )
+    assert space["loss.class_weights"] == Choices((None, "balanced"))
+    assert space["model.freeze"] == Choices((None, "embeddings", 2, "encoder"))
+    assert space["schedule.warmup_steps"] == Range(0, 100, whole=True)
+    found = spaces.apply_point(SETTINGS, {"loss.focal_gamma": 2.0, "model.freeze": 2})
+    assert (found.loss.focal_gamma, found.model.freeze) == (2.0, 2)
+
+
 def test_keys_may_be_nested_and_a_range_may_be_taken_back() -> None:
     nested = {"optimizer": {"learning_rate": "log 1e-6..1e-3", "weight_decay": None}}
     space = spaces.parse_space(SETTINGS | {"tune": nested}, RECIPE, 1, "recipe")
