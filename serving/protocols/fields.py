@@ -109,5 +109,7 @@ def to_markdown() -> str:
 
 def _table(rows: Iterator[tuple[str, str, str]]) -> list[str]:
     head = ["| Field | | |", "|---|---|---|"]
-    cells = [f"| `{name}` | {what} | {why.replace('|', chr(92) + '|')} |" for name, what, why in rows]
+    cells = [
+        f"| `{name}` | {what} | {why.replace('|', chr(92) + '|')} |" for name, what, why in rows
+    ]
     return [*head, *cells, ""]

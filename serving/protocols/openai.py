@@ -209,7 +209,8 @@ def describe_model(info: ModelInfo, reference: str) -> dict[str, Any]:
     """Describe one model by a reference that it answers to."""
     known = {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
     capability = _CAPABILITIES.get(info.task, info.task)  # as infinity names it
-    return known | {"capabilities": [capability], "max_model_len": info.max_length}
+    of_infinity = {"capabilities": [capability], "backend": info.engine, "stats": {}}
+    return known | of_infinity | {"max_model_len": info.max_length}
 
 
 def error_body(error: HTTPError, status: int) -> bytes:

@@ -96,6 +96,7 @@ def test_the_run_directory_is_complete(undisturbed: tuple[Outcome, RunDirectory]
         "f1.png",
         "throughput.png",
         "confusion.png",
+        "reliability.png",
     }
     record = json.loads((run.path / "record.json").read_text())
     assert record["data"] and record["revision"] and record["environment"]["torch"]

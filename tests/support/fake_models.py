@@ -86,7 +86,9 @@ class FakeManagement:
 
     async def register(self, url: str, name: str | None) -> ModelInfo:
         self.calls.append(("register", url, name))
-        return fake_model_info("sentiment", "3")
+        info = fake_model_info("sentiment", "3")
+        self._models.infos = [*self._models.infos, info]
+        return info
 
     async def set_default(self, name: str, version: str) -> None:
         self._models.get_info(f"{name}:{version}")

@@ -193,8 +193,13 @@ LENGTHS = [
         5,
         None,
     ),
-    ("/v1/score", {"model": "mini", "text_1": "a", "text_2": "b"}, {"truncation_side": "left"},
-     None, "left"),
+    (
+        "/v1/score",
+        {"model": "mini", "text_1": "a", "text_2": "b"},
+        {"truncation_side": "left"},
+        None,
+        "left",
+    ),
     ("/predict", {"inputs": "a"}, {"truncation_direction": "Left"}, None, "left"),
     ("/tei/mini/embed", {"inputs": "a"}, {"truncation_direction": "left"}, None, "left"),
     (

@@ -98,6 +98,8 @@ def test_models_are_listed_for_openai_and_kserve() -> None:
         "created": 1_700_000_000,
         "owned_by": "bertha",
         "capabilities": ["classify"],
+        "backend": "torch fp32",
+        "stats": {},
         "max_model_len": 64,
     }
 

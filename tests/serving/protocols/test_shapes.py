@@ -222,13 +222,12 @@ def test_the_first_version_serves_at_once_with_workers() -> None:
     assert json.loads(response.body) == {"status": "Processing worker updates..."}
     assert models.managed is not None
     # A later version is loaded, and the first stays the default.
-    assert models.managed.calls == [("register", "a", None), ("load", "sentiment:2")]
-    models.managed.calls.clear()
-    models.infos = [each for each in models.infos if each.version == "2"]
+    assert models.managed.calls == [("register", "a", None), ("load", "sentiment:3")]
+    models = FakeModels("topics")
     done = json_answer(models, "POST", f"{path}&synchronous=true")
     assert done["status"].endswith("registered with 1 initial workers")
-    calls = [("set_default", "sentiment", "2"), ("load", "sentiment:2")]
-    assert models.managed.calls[1:] == calls
+    calls = [("set_default", "sentiment", "3"), ("load", "sentiment:3")]
+    assert models.managed is not None and models.managed.calls[1:] == calls
 
 
 @pytest.mark.parametrize("kind", ["system", "cuda"])
