@@ -1,4 +1,4 @@
-"""Write the generated pages: recipe.md, cli.md, api.md, and the rooms of architecture.md.
+"""Write the generated pages: recipe.md, protocols.md, cli.md, api.md, rooms of architecture.md.
 
 python docs/generate.py            # write; tests/e2e/test_docs.py fails when a page is out of date
 """
@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
 import bertha  # noqa: E402
+from serving.protocols import fields  # noqa: E402
 from trainers.config.recipe import Recipe  # noqa: E402
 
 NOTE = "<!-- Written by docs/generate.py. Edit the code it reads, not this page. -->\n\n"
@@ -33,9 +34,20 @@ def pages() -> dict[str, str]:
     return {
         "recipe.md": NOTE + recipe_page(),
         "cli.md": NOTE + command_page(),
+        "protocols.md": NOTE + protocol_page(),
         "api.md": NOTE + api_page(),
         "architecture.md": f"{head}## Rooms\n\n{rooms()}\n## Laws\n{tail}",
     }
+
+
+def protocol_page() -> str:
+    """Return what is done with each field that clients send."""
+    return (
+        "# Fields of the protocols\n\nWhat clients may send, and what is done with it. A field is "
+        "done, refused by its name with the way out, or has no effect for the reason given; a test "
+        "sends each. Any other key is ignored, and the answer's header `x-bertha-ignored` names "
+        f"it.\n\n{fields.to_markdown()}"
+    )
 
 
 def recipe_page() -> str:

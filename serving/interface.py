@@ -5,7 +5,7 @@ The interface between the protocols and the models; both import it, and it impor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,47 @@ SERVED_DEVICES = ("cpu", "cuda", "xpu", "mps")  # kinds that there are engines f
 PROMISED_WAIT_SECONDS = 0.1  # for an engine: what is admitted, and replicas are added, by
 DEFAULT_WAITING_REQUESTS, DEFAULT_WAITING_TOKENS = 24, 32768  # of an engine of unknown speed
 SHORT_REQUEST_TOKENS = 32  # of the smallest requests, which are counted by their number
+
+
+TruncationSide = Literal["left", "right"]
+
+
+class TextInput(str):
+    """A text with what its request says of how it is read; engines look for it.
+
+    ids: token ids that are read as they are; the text is then these numbers. max_tokens: as many
+    are read at most, special ones included; None: what the model reads. truncation_side: the end
+    that is cut; None: the tokenizer's. Two that are equal as texts may be read differently.
+    """
+
+    __slots__ = ("ids", "max_tokens", "truncation_side")
+
+    ids: tuple[int, ...]
+    max_tokens: int | None
+    truncation_side: TruncationSide | None
+
+    def __new__(
+        cls,
+        text: str = "",
+        ids: Sequence[int] = (),
+        max_tokens: int | None = None,
+        truncation_side: TruncationSide | None = None,
+    ) -> "TextInput":
+        """Make an input of a text, or of token ids."""
+        made = super().__new__(cls, text or " ".join(map(str, ids)))
+        made.ids, made.max_tokens, made.truncation_side = tuple(ids), max_tokens, truncation_side
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a text. start, end: characters of the original; None of a special token."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +245,18 @@ class ModelManagement(Protocol):
         """Free its memory; it loads again on the next request."""
 
 
+@runtime_checkable
+class Tokenizing(Protocol):
+    """Models that show their tokens; a part of `Models` for those that have a tokenizer."""
+
+    async def tokenize(
+        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> Sequence[Sequence[Token]]:
+        """Return the tokens of each text before it is cut."""
+
+
 class Models(Protocol):
-    """The models of an endpoint.
+    """The models of an endpoint. Any text may be a `TextInput`.
 
     model: "sentiment", "sentiment:3", "sentiment@best", or None for the default one. Every call
     raises HTTPError and nothing else: no-model, wrong-task, too-large, too-long, empty, unreadable,

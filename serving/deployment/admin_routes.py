@@ -4,7 +4,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving.deployment.haproxy import READY_PATH
-from serving.http.messages import Handler, HTTPError, Request, Response, Route, WireProtocol
+from serving.http.messages import (
+    JSON,
+    Handler,
+    HTTPError,
+    Request,
+    Response,
+    Route,
+    WireProtocol,
+)
 from serving.http.metrics import Sample, to_prometheus
 from serving.http.openapi import build_openapi
 from serving.interface import Models
@@ -52,8 +60,16 @@ def admin_protocol(
     async def get_openapi(_: Request, __: Models) -> Response:
         return Response(openapi)
 
+    get_page = _page_handler("index.html")
+
+    async def get_root(http: Request, models: Models) -> Response:
+        accept = http.headers.get("accept", "")
+        if "text/html" not in accept and JSON in accept:
+            return Response(dump_json({"status": "alive"}))  # as KServe V1's clients ask
+        return await get_page(http, models)
+
     routes = (
-        Route("GET", "/", _page_handler("index.html"), "The page for people", "open"),
+        Route("GET", "/", get_root, "The page for people; {status: alive} as JSON", "open"),
         Route("GET", "/docs", _page_handler("docs.html"), "This documentation", "open"),
         Route("GET", "/openapi.json", get_openapi, "The OpenAPI document", "open"),
         Route(

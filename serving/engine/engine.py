@@ -20,7 +20,8 @@ from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT
 from serving.engine.choice import choose_engine
 from serving.engine.devices import CPU
 from serving.engine.fill_mask import predict_masks
-from serving.interface import MaskPrediction, Prediction, Vector
+from serving.engine.text_inputs import encode_inputs, tokenize
+from serving.interface import MaskPrediction, Prediction, TextInput, Token, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
 from trainers.models import bundle
@@ -111,8 +112,11 @@ class Engine:
     def encode(self, texts: Sequence[str]) -> tuple[RaggedArray, np.ndarray]:
         """Clean and encode raw texts; also return which [n] bool are longer than what is read.
 
-        Raises EncodingError that names a text which cannot be encoded.
+        A `TextInput` says itself how it is read. Raises EncodingError that names a text which
+        cannot be encoded.
         """
+        if any(isinstance(text, TextInput) for text in texts):
+            return encode_inputs(self._encoder, texts)
         return self.encode_cleaned([self.clean(text) for text in texts])
 
     def clean(self, text: str) -> str:
@@ -142,6 +146,16 @@ class Engine:
         uncut = self._encoder.tokenize_uncut([self.clean(text[:limit]) for text in texts])
         special = self._encoder.tokenizer.num_special_tokens_to_add()
         return [int(length) + special for length in uncut.lengths]
+
+    def tokenize(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[Token]]:
+        """Return the tokens of each raw text before it is cut, with offsets into the cleaned one.
+
+        A text beyond its share of MAX_COUNTED_CHARACTERS is read so far. Raises EncodingError.
+        """
+        limit = MAX_COUNTED_CHARACTERS // max(1, len(texts))
+        return tokenize(
+            self._encoder, [self.clean(text[:limit]) for text in texts], add_special_tokens
+        )
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
         """Compute the rows of `split_rows` as one packed batch; return a value each, in order.

@@ -24,6 +24,8 @@ from serving.http.messages import (
     Request,
     Response,
     WireProtocol,
+    ignored_headers,
+    ignored_keys,
     parse_deadline,
     request_deadline,
     truncated_headers,
@@ -125,13 +127,15 @@ class App:
         query = _parse_query(scope["query_string"])
         request_deadline.set(parse_deadline(headers))
         truncated_texts.set([])
+        ignored_keys.set([])
         request = Request(scope["method"], scope["path"], match.path_params, query, headers, body)
         task = asyncio.current_task()
         assert task is not None
         watcher = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
         try:
             response = await match.route.handler(request, self._models)
-            return response._replace(headers=(*response.headers, *truncated_headers()))
+            noted = (*truncated_headers(), *ignored_headers())
+            return response._replace(headers=(*response.headers, *noted))
         except asyncio.CancelledError:
             # Either the client left, and our own cancellation is undone here, or the server ends.
             if not watcher.done() or task.uncancel():
@@ -155,7 +159,7 @@ class App:
             more = message.get("more_body", False)
             if len(body) > max_bytes:
                 _raise_too_large(max_bytes)
-        coding = headers.get("content-encoding", "identity").strip().lower()
+        coding = headers.get("content-encoding", "identity").strip().lower().removeprefix("x-")
         return bytes(body) if coding == "identity" else _decompress(body, coding, max_bytes)
 
 

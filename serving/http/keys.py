@@ -190,4 +190,6 @@ def _parse_key(line: str, path: Path, number: int) -> ApiKey:
 
 def _presented_key(headers: Mapping[str, str]) -> str:
     kind, _, credential = headers.get("authorization", "").partition(" ")
-    return credential.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+    if kind.lower() == "bearer":
+        return credential.strip()
+    return headers.get("x-api-key") or headers.get("api-key", "")  # the latter is Azure's

@@ -5,11 +5,13 @@ writes an error the way the protocol's clients read it.
 """
 
 import math
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import BerthaError
@@ -19,6 +21,8 @@ JSON = "application/json"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 TRUNCATED_HEADER = "x-bertha-truncated"
 MAX_NAMED_TEXTS = 100  # in that header
+IGNORED_HEADER = "x-bertha-ignored"
+MAX_NAMED_KEYS = 20  # in that header
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
 # When the client of the current request stops waiting, on the clock of `time.perf_counter`.
@@ -26,6 +30,9 @@ request_deadline: ContextVar[float | None] = ContextVar("request_deadline", defa
 
 # The texts of the current request, by place, of which the model did not read all.
 truncated_texts: ContextVar[list[int] | None] = ContextVar("truncated_texts", default=None)
+
+# Keys of the current request's body that no schema here knows.
+ignored_keys: ContextVar[list[str] | None] = ContextVar("ignored_keys", default=None)
 
 # What a key may call: questions to models, changes of the registry, counters of operation.
 Scope = Literal["inference", "management", "metrics"]
@@ -68,6 +75,9 @@ DEFAULT_STATUSES: dict[ErrorKind, int] = {
     "unready": 503,
     "internal": 500,
 }
+
+
+_KEY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
 class HTTPError(BerthaError):
@@ -175,6 +185,24 @@ def truncated_headers() -> tuple[tuple[str, str], ...]:
         return ()
     more = ",..." if len(noted) > MAX_NAMED_TEXTS else ""
     return ((TRUNCATED_HEADER, ",".join(map(str, noted[:MAX_NAMED_TEXTS])) + more),)
+
+
+def note_ignored(keys: Iterable[str]) -> None:
+    """Note keys of the body that mean nothing here, for the header of the current answer."""
+    noted = ignored_keys.get()
+    if noted is not None and len(noted) < 10 * MAX_NAMED_KEYS:
+        noted.extend(islice(keys, 10 * MAX_NAMED_KEYS))
+
+
+def ignored_headers() -> tuple[tuple[str, str], ...]:
+    """Return the header that names the keys which were ignored, as `foo,bar`; none where none."""
+    noted = ignored_keys.get()
+    if not noted:
+        return ()
+    # Only what is a name: the rest would be the client's own bytes in a header.
+    names = sorted({key for key in noted if _KEY_NAME.fullmatch(key)})
+    more = ",..." if len(names) > MAX_NAMED_KEYS or not names else ""
+    return ((IGNORED_HEADER, ",".join(names[:MAX_NAMED_KEYS]) + more),)
 
 
 def bertha_version() -> str:

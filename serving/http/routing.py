@@ -48,7 +48,12 @@ class Router:
         }
 
     def match(self, method: str, path: str) -> RouteMatch:
-        """Return the route of a request. Raises HTTPError: no-route or no-method."""
+        """Return the route of a request, whose path may end in a slash.
+
+        Raises HTTPError: no-route or no-method.
+        """
+        if len(path) > 1 and path.endswith("/"):
+            path = path[:-1]
         exact = self._exact.get(path)
         entries = self._patterns.get(_first_segment(path), ()) if exact is None else (exact,)
         methods: set[str] = set()

@@ -47,9 +47,9 @@ class RegistryAdmin:
         await self._apply_change(self._registry.deploy, name, version)
 
     async def unregister(self, name: str, version: str | None) -> None:
-        """Remove a version."""
+        """Remove a version; of a name the only one too, while another name answers."""
         version = version or self._get_info(name).version
-        await self._apply_change(self._registry.remove_version, name, version)
+        await self._apply_change(self._remove_version, name, version)
 
     async def load_model(self, model: str) -> None:
         """Load a model into memory."""
@@ -60,6 +60,11 @@ class RegistryAdmin:
         """Free the memory of a model."""
         info = self._get_info(model)
         self._executor.cache.evict_models([(info.name, info.version)])
+
+    def _remove_version(self, name: str, version: str) -> None:
+        states = self._registry.read_snapshot().states.values()
+        others = any(state.live is not None for state in states if state.name != name)
+        self._registry.remove_version(name, version, retire=others)
 
     async def _apply_change(self, change: Callable[..., Any], *arguments: Any) -> Any:
         """Change the registry in a thread, and adopt the result."""

@@ -10,12 +10,13 @@ from serving.protocols import (
     kserve,
     oip,
     openai,
-    sagemaker,
+    rerank,
     tei,
     torchserve,
     torchserve_management,
     vllm,
 )
+from serving.protocols.sagemaker import invocations
 
 ALL: tuple[WireProtocol, ...] = (
     tei.PROTOCOL,
@@ -23,8 +24,9 @@ ALL: tuple[WireProtocol, ...] = (
     oip.PROTOCOL,
     openai.PROTOCOL,
     vllm.PROTOCOL,
+    rerank.PROTOCOL,
     kserve.PROTOCOL,
     torchserve.PROTOCOL,
     torchserve_management.PROTOCOL,
-    sagemaker.PROTOCOL,
+    invocations.PROTOCOL,
 )

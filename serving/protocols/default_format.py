@@ -31,14 +31,20 @@ async def answer_texts(
     texts: Sequence[str],
     format_prediction: Callable[[Prediction, ModelInfo], Any] = score_labels,
     truncate: bool = True,
+    top_k: int | None = None,
+    targets: Sequence[str] | None = None,
 ) -> list[Any]:
-    """Return the result of each text. Raises HTTPError."""
+    """Return the result of each text. Raises HTTPError.
+
+    top_k, targets: of the tokens for a mask.
+    """
     task = models.get_info(model).task
     if task == "embedding":
         embedded = await models.embed(model, texts, truncate=truncate)
         return [vector.tolist() for vector in embedded.values]
     if task == "masked-lm":
-        return [format_masks(masks) for masks in (await models.fill_mask(model, texts)).values]
+        filled = await models.fill_mask(model, texts, top_k=top_k or 5, targets=targets)
+        return [format_masks(masks) for masks in filled.values]
     predicted = await models.predict(model, texts, truncate=truncate)
     return [format_prediction(prediction, predicted.model) for prediction in predicted.values]
 

@@ -1,13 +1,14 @@
 """Embeddings: their length, their dimensions, and the cosine similarity of two texts."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.http.messages import HTTPError
-from serving.interface import Models, Vector
+from serving.interface import ModelInfo, Models, TruncationSide, Vector
 from serving.protocols.json_bodies import truncate_repr
-from serving.protocols.requests import check_texts
+from serving.protocols.requests import check_texts, read_as
 
 
 def format_embeddings(
@@ -22,9 +23,11 @@ def resize_embedding(
 ) -> Vector:
     """Return the first `dimensions` of a vector, scaled to length 1 if `normalize`.
 
+    dimensions: None or 0 for all, as infinity's clients say.
+
     Raises HTTPError if the vector has fewer dimensions.
     """
-    if dimensions is not None:
+    if dimensions:
         if dimensions > len(vector):
             given = truncate_repr(dimensions)
             raise HTTPError(
@@ -40,9 +43,35 @@ def resize_embedding(
 
 
 async def similarity_scores(
-    models: Models, model: str | None, text: str, others: Sequence[str], truncate: bool | None
+    models: Models,
+    model: str | None,
+    text: str,
+    others: Sequence[str],
+    truncate: bool | None = None,
+    side: TruncationSide | None = None,
 ) -> list[float]:
-    """Return the cosine similarity of `text` and each of `others`, in order. Raises HTTPError.
+    """Return the cosine similarity of `text` and each of `others`, in order. Raises HTTPError."""
+    return (await compare_texts(models, model, text, others, truncate, side)).scores
+
+
+class Comparison(NamedTuple):
+    """The cosine similarity of a text and others, by one model, and the tokens that it took."""
+
+    model: ModelInfo
+    scores: list[float]
+    num_tokens: list[int]
+
+
+async def compare_texts(
+    models: Models,
+    model: str | None,
+    text: str,
+    others: Sequence[str],
+    truncate: bool | None = None,
+    side: TruncationSide | None = None,
+    max_tokens: int | None = None,
+) -> Comparison:
+    """Compare `text` with each of `others`, in order. Raises HTTPError.
 
     All are embedded as one request, so that one version of the model embeds them all; `text`
     counts towards the limit of texts.
@@ -50,9 +79,11 @@ async def similarity_scores(
     if not others:
         raise HTTPError("empty", "there is nothing to compare with; give at least one text")
     texts = check_texts([text, *others], models.limits, "the text and those to compare")
+    texts = read_as(texts, side, max_tokens)
     embedded = await models.embed(model, texts, truncate=truncate is not False)
     first, *rest = embedded.values
-    return [cosine_similarity(first, vector) for vector in rest]
+    scores = [cosine_similarity(first, vector) for vector in rest]
+    return Comparison(embedded.model, scores, embedded.num_tokens)
 
 
 def cosine_similarity(a: Vector, b: Vector) -> float:

@@ -8,7 +8,7 @@ At `POST /` Text Embeddings Inference would answer a flat list of labels; client
 need it nested, `[[{label, score}]]`, and they are the ones who ask there.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
@@ -26,8 +26,8 @@ from serving.protocols.json_bodies import (
     parse_body,
 )
 from serving.protocols.labels import ScoreFunction, apply_function, rank_answer
-from serving.protocols.requests import check_texts, requested_model
-from serving.protocols.tei_bodies import TruncationDirection
+from serving.protocols.requests import check_texts, choose_model, read_as
+from serving.protocols.tei_bodies import NO_PROMPTS, TruncatingBody
 
 MAX_TOP_K = 1000
 DEFAULT_TOP_K = 5  # tokens for a mask
@@ -35,8 +35,31 @@ DEFAULT_TOP_K = 5  # tokens for a mask
 _INPUTS = "a text, a list of texts, or {source_sentence, sentences} for sentence similarity"
 
 
+_OTHER_TASK = "no model here is for that task; `candidate_labels` and the like belong to others"
+
+
 class HFParameters(JSONBody):
     """Options of a task; each task reads its own."""
+
+    refused: ClassVar[dict[str, str]] = {
+        "aggregation_strategy": _OTHER_TASK,
+        "stride": _OTHER_TASK,
+        "ignore_labels": _OTHER_TASK,
+        "hypothesis_template": _OTHER_TASK,
+        "multi_label": _OTHER_TASK,
+        "doc_stride": _OTHER_TASK,
+        "max_answer_len": _OTHER_TASK,
+        "max_question_len": _OTHER_TASK,
+        "max_seq_len": _OTHER_TASK,
+        "handle_impossible_answer": _OTHER_TASK,
+        "align_to_words": _OTHER_TASK,
+        "prompt_name": NO_PROMPTS,
+    }
+    meaningless: ClassVar[dict[str, str]] = {
+        "return_all_scores": "all are returned unless `top_k` says otherwise",
+        "padding": "texts are computed without padding",
+        "batch_size": "batches are made of whatever waits",
+    }
 
     function_to_apply: ScoreFunction | None = Field(
         None, description="what makes scores of logits; by default what the model was trained for"
@@ -44,19 +67,29 @@ class HFParameters(JSONBody):
     top_k: StrictInt | None = Field(None, ge=1, le=MAX_TOP_K, description="how many answers")
     targets: TextList | None = Field(None, description="a list of tokens to choose from")
     truncation: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    candidate_labels: Any = None  # zero-shot classification
+    max_length: StrictInt | None = Field(None, ge=1, description="read so many tokens at most")
+    normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
+    candidate_labels: Any = Field(None, description="zero-shot classification: refused")
 
 
-class HFInferenceRequest(JSONBody):
+class HFInferenceRequest(TruncatingBody):
     """The body of a request. The options of feature extraction stand beside the inputs."""
+
+    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
+    meaningless: ClassVar[dict[str, str]] = {
+        "options": "nothing is cached, and no model has to be waited for",
+        "encoding_format": "vectors are lists of numbers here; /v1/embeddings has base64",
+    }
 
     inputs: StrictStr | TextList | dict[str, Any] = Field(description=_INPUTS)
     parameters: HFParameters | None = Field(None, description="options")
     normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
-    truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
-    prompt_name: None = Field(None, description="these models know no prompts")
-    dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
+    dimensions: StrictInt | None = Field(
+        None, ge=0, description="only the first so many, 0: all of them"
+    )
+    model: StrictStr | None = Field(
+        None, description="name, name:version or name@alias; by default that of the path"
+    )
 
     @property
     def truncates(self) -> bool:
@@ -68,7 +101,7 @@ class HFInferenceRequest(JSONBody):
 async def infer(http: Request, models: Models) -> Response:
     """Answer by the task of the model."""
     request = parse_body(HFInferenceRequest, http.body)
-    model = requested_model(http)
+    model = choose_model(http, request.model)
     task = models.get_info(model).task
     if isinstance(request.inputs, dict):
         return json_response(await _sentence_similarity(request, task, models, model))
@@ -78,16 +111,19 @@ async def infer(http: Request, models: Models) -> Response:
     options = request.parameters or HFParameters()
     if options.candidate_labels is not None:
         raise HTTPError("wrong-task", f"zero-shot classification: this model is for {task}")
+    check_options(options, task)
+    read = read_as(texts, request.side, options.max_length)
     if task == "embedding":
-        embedded = await models.embed(model, texts, truncate=request.truncates)
-        vectors = format_embeddings(embedded.values, request.normalize, request.dimensions)
+        embedded = await models.embed(model, read, truncate=request.truncates)
+        normalize = request.normalize is not False and options.normalize is not False
+        vectors = format_embeddings(embedded.values, normalize, request.dimensions)
         return json_response(vectors)  # a list of vectors even for one text
     if task == "masked-lm":
         top_k = options.top_k or DEFAULT_TOP_K
-        filled = await models.fill_mask(model, texts, top_k=top_k, targets=options.targets)
+        filled = await models.fill_mask(model, read, top_k=top_k, targets=options.targets)
         masks = [default_format.format_masks(of_text) for of_text in filled.values]
         return json_response(masks[0] if is_single else masks)
-    predicted = await models.predict(model, texts, truncate=request.truncates)
+    predicted = await models.predict(model, read, truncate=request.truncates)
     labels = [
         rank_answer(
             prediction,
@@ -98,6 +134,21 @@ async def infer(http: Request, models: Models) -> Response:
         for prediction in predicted.values
     ]
     return json_response(labels)
+
+
+def check_options(options: HFParameters, task: str) -> None:
+    """Raise HTTPError for an option of another task than the model's."""
+    tasks = {
+        "function_to_apply": ("classification", "multi-label", "regression"),
+        "top_k": ("classification", "multi-label", "regression", "masked-lm"),
+        "targets": ("masked-lm",),
+        "normalize": ("embedding",),
+    }
+    for name, of in tasks.items():
+        if getattr(options, name) is not None and task not in of:
+            raise HTTPError(
+                "malformed", f"{name} is for {' and '.join(of)}, and this model for {task}"
+            )
 
 
 async def _sentence_similarity(
@@ -116,7 +167,8 @@ async def _sentence_similarity(
             "malformed",
             'inputs: expected {"source_sentence": a text, "sentences": a list of texts}',
         )
-    return await similarity_scores(models, model, source, sentences, request.truncates)
+    truncates, side = request.truncates, request.side
+    return await similarity_scores(models, model, source, sentences, truncates, side)
 
 
 _BODY = json_schema(HFInferenceRequest)

@@ -9,7 +9,7 @@ import math
 import re
 import reprlib
 from codecs import BOM_UTF8
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,10 +18,11 @@ from pydantic import (
     RootModel,
     StrictStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import CoreSchema, ErrorDetails, from_json
 
-from serving.http.messages import ErrorKind, HTTPError, Response
+from serving.http.messages import ErrorKind, HTTPError, Response, note_ignored
 
 # Statuses of protocols that know no 424; the rest are the defaults of `serving.http.messages`.
 PLAIN_STATUSES: dict[ErrorKind, int] = {"wrong-task": 400, "failed": 500}
@@ -54,18 +55,56 @@ TextList = ClientList[StrictStr]
 
 
 class JSONBody(BaseModel):
-    """A JSON object that a client sends. Keys that are not listed are ignored."""
+    """A JSON object that a client sends.
+
+    refused: options of the protocol that this server lacks, each with the way out; a request that
+    sets one is refused. meaningless: options that change no answer here, each with why. Any other
+    key is ignored, and named in a header of the answer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    refused: ClassVar[dict[str, str]] = {}
+    meaningless: ClassVar[dict[str, str]] = {}
+    _quiet_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls._quiet_keys = frozenset((*cls.model_fields, *cls.meaningless))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, value: Any) -> Any:
+        """Refuse an option that is not offered. Raises HTTPError, for pydantic a ValueError."""
+        if not isinstance(value, dict) or value.keys() <= cls._quiet_keys:
+            return value
+        others = value.keys() - cls._quiet_keys
+        for key in others & cls.refused.keys():
+            # What equals the protocol's default asks for nothing.
+            if value[key] not in (None, False, "", [], {}):
+                given = truncate_repr(value[key])
+                raise HTTPError("malformed", f"{key} = {given}: {cls.refused[key]}")
+        note_ignored(others - cls.refused.keys())
+        return value
 
 
 def parse_body(model: type[AnyBody], body: bytes) -> AnyBody:
     """Validate a body as `model`. Raises HTTPError, and nothing else."""
     # In two steps: in one, pydantic converts what it complains of for each branch of a union.
+    return validate_body(model, parse_json(body))
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse a body. Raises HTTPError, and nothing else."""
     try:
-        value = from_json(body.removeprefix(BOM_UTF8))
+        return from_json(body.removeprefix(BOM_UTF8))
     except ValueError as error:
         raise HTTPError("malformed", f"the body is not JSON in UTF-8: {error}") from None
+
+
+def validate_body(model: type[AnyBody], value: Any) -> AnyBody:
+    """Validate a parsed body as `model`. Raises HTTPError, and nothing else."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -116,8 +155,12 @@ def truncate_repr(value: Any) -> str:
 
 
 def _explain_error(model: type[BaseModel], error: ValidationError) -> str:
-    """Describe the first mistake in one sentence."""
-    detail = error.errors(include_url=False, include_context=False)[0]
+    """Describe the first mistake in one sentence, or an option that is refused."""
+    details = error.errors(include_url=False)
+    for each in details:
+        if isinstance(refusal := each.get("ctx", {}).get("error"), HTTPError):
+            return refusal.message
+    detail = details[0]
     given = truncate_repr(detail["input"])
     if issubclass(model, RootModel):
         return f"the body is {given}: expected {model.model_fields['root'].description}"

@@ -1,10 +1,11 @@
-"""KServe V1: `:predict`, `:explain`, and whether a model is ready.
+"""KServe V1: `:predict` and `:explain`.
 
-An instance is answered in the default format of the model's task. `/v1/models/{model}` has
-OpenAI's keys as well; the list of all models is OpenAI's.
+An instance is answered in the default format of the model's task. The list of models, and whether
+one is ready, are answered with OpenAI's (`/v1/models`, `/v1/models/{model}`).
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, StrictInt, StrictStr
 
@@ -20,7 +21,6 @@ from serving.protocols.json_bodies import (
     json_schema,
     parse_body,
 )
-from serving.protocols.openai import describe_model
 from serving.protocols.requests import check_texts, requested_model
 
 
@@ -32,6 +32,12 @@ class KServeInstance(JSONBody):
 
 class KServePredictRequest(JSONBody):
     """The body of `:predict` and `:explain`."""
+
+    refused: ClassVar[dict[str, str]] = {
+        "parameters": "this call has no options; `POST /hf/{model}` and /invocations have them",
+        "inputs": "send the texts as `instances`",
+        "signature_name": "a model here has one signature; leave it out",
+    }
 
     instances: ClientList[StrictStr | KServeInstance] = Field(
         description='a list of texts, or of {"inputs": text}'
@@ -63,14 +69,6 @@ async def explain(http: Request, models: Models) -> Response:
     return json_response({"explanations": explanations})
 
 
-async def model_status(http: Request, models: Models) -> Response:
-    """Describe a model; one that is loaded on its first request counts as ready."""
-    reference = requested_model(http) or ""
-    info = models.get_info(reference)
-    status = {"name": reference, "ready": info.state != "loading"}
-    return json_response(status | describe_model(info, reference))
-
-
 _BODY = json_schema(KServePredictRequest)
 
 PROTOCOL = WireProtocol(
@@ -84,7 +82,6 @@ PROTOCOL = WireProtocol(
             "Which words spoke for a label",
             body_schema=_BODY,
         ),
-        Route("GET", "/v1/models/{model}", model_status, "A model, and whether it is ready"),
     ),
     error_json,
     PLAIN_STATUSES,

@@ -6,7 +6,9 @@ index of the repository, and loading and unloading. There is no gRPC.
 """
 
 import json
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from pydantic import Field, StrictBool
 
@@ -19,6 +21,7 @@ from serving.http.messages import (
     Route,
     WireProtocol,
     bertha_version,
+    request_deadline,
     truncated_texts,
 )
 from serving.interface import ModelInfo, ModelManagement, Models, ModelStatistics
@@ -29,6 +32,8 @@ from serving.protocols.json_bodies import (
     json_response,
     json_schema,
     parse_body,
+    parse_json,
+    validate_body,
 )
 from serving.protocols.oip_outputs import compute_outputs, select_outputs
 from serving.protocols.oip_tensors import (
@@ -52,12 +57,30 @@ _TRITON_TYPES = {
 class RepositoryIndexRequest(JSONBody):
     """The body of the repository's index; it may be empty."""
 
-    ready: StrictBool = Field(False, description="only versions that are in memory")
+    ready: StrictBool = Field(False, description="only versions that answer")
+
+
+class LoadRequest(JSONBody):
+    """The options of loading and unloading; all may be left out."""
+
+    refused: ClassVar[dict[str, str]] = {
+        "config": "a bundle has its own configuration; leave it out"
+    }
+    meaningless: ClassVar[dict[str, str]] = {"unload_dependents": "no model depends on another"}
+
+
+class RepositoryModelRequest(JSONBody):
+    """The body of a load or an unload."""
+
+    parameters: LoadRequest | None = Field(None, description="options")
 
 
 async def infer(http: Request, models: Models) -> Response:
     """Compute the outputs for the texts."""
     request, texts = parse_infer_request(http, models.limits)
+    if request.parameters.timeout:
+        until = time.perf_counter() + request.parameters.timeout / 1e6
+        request_deadline.set(min(until, request_deadline.get() or until))
     model, tensors = await compute_outputs(request, texts, models, requested_model(http))
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if request.id is not None:
@@ -163,31 +186,58 @@ async def get_statistics(http: Request, models: Models) -> Response:
 
 
 async def list_repository(http: Request, models: Models) -> Response:
-    """List every version of every model, and whether it is in memory."""
+    """List every version of every model, and whether it answers."""
     only_ready = parse_body(RepositoryIndexRequest, http.body).ready if http.body.strip() else False
     index = [
         {
             "name": info.name,
             "version": info.version,
-            "state": "READY" if info.state == "ready" else "UNAVAILABLE",
-            "reason": "" if info.state == "ready" else info.state,
+            # One that was never asked answers when it is.
+            "state": "UNAVAILABLE" if info.state == "loading" else "READY",
+            "reason": info.state if info.state == "loading" else "",
         }
         for info in models.list_models()
-        if info.state == "ready" or not only_ready
+        if info.state != "loading" or not only_ready
     ]
     return json_response(index)
 
 
 async def load_model(http: Request, models: Models) -> Response:
     """Load a model before its first request."""
+    _check_load_request(http)
     await _require_management(models).load_model(http.path_params["model"])
     return Response()
 
 
 async def unload_model(http: Request, models: Models) -> Response:
     """Free a model's memory."""
+    _check_load_request(http)
     await _require_management(models).unload_model(http.path_params["model"])
     return Response()
+
+
+def _check_load_request(http: Request) -> None:
+    """Raise HTTPError for options that a bundle does not have."""
+    if not http.body.strip():
+        return
+    value = parse_json(http.body)
+    given = value.get("parameters") if isinstance(value, dict) else None
+    for name in given if isinstance(given, dict) else ():
+        if name.startswith("file:"):
+            raise HTTPError(
+                "malformed", f"{name[:60]!r}: files are not taken; register a bundle instead"
+            )
+    validate_body(RepositoryModelRequest, value)
+
+
+async def refuse_shared_memory(_: Request, __: Models) -> Response:
+    """Say that there is none."""
+    raise HTTPError("wrong-task", "shared memory is not offered; send tensors in the request")
+
+
+async def list_shared_memory(_: Request, __: Models) -> Response:
+    """Answer that no region is registered."""
+    return json_response([])
 
 
 def _require_management(models: Models) -> ModelManagement:
@@ -246,6 +296,15 @@ def _infer_route(path: str) -> Route:
     return Route("POST", path, infer, "Ask a model", body_schema=body, media_types=(JSON, BINARY))
 
 
+def _shared_memory_routes(kind: str) -> Iterator[Route]:
+    """Yield Triton's calls about a kind of shared memory, which refuse it by name."""
+    path = f"/v2/{kind}sharedmemory"
+    for region in ("", "/region/{region}"):
+        yield Route("GET", f"{path}{region}/status", list_shared_memory, "No region")
+        yield Route("POST", f"{path}{region}/unregister", refuse_shared_memory, "Not offered")
+    yield Route("POST", f"{path}/region/{{region}}/register", refuse_shared_memory, "Not offered")
+
+
 _INDEX_BODY = json_schema(RepositoryIndexRequest)
 _REPOSITORY_MODEL = "/v2/repository/models/{model}"
 
@@ -254,6 +313,8 @@ PROTOCOL = WireProtocol(
     (
         _infer_route("/v2/models/{model}/infer"),
         _infer_route("/v2/models/{model}/versions/{version}/infer"),
+        *_shared_memory_routes("system"),
+        *_shared_memory_routes("cuda"),
         Route("GET", "/v2/health/live", check_live, "Whether the server answers", "open"),
         Route("GET", "/v2/health/ready", check_ready, "Whether the default model answers", "open"),
         Route("GET", "/v2", get_server, "The server"),

@@ -7,7 +7,7 @@ all of the body is one text.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field, StrictBool, StrictInt, StrictStr
@@ -28,8 +28,19 @@ _NUMPY_TYPES = {"FP32": "<f4", "INT64": "<i8", "BOOL": "?"}
 Dimension = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
 
 
+_NO_SHARED_MEMORY = "shared memory is not offered; send the tensor in the request"
+_SHARED_MEMORY = {
+    "shared_memory_region": _NO_SHARED_MEMORY,
+    "shared_memory_offset": _NO_SHARED_MEMORY,
+    "shared_memory_byte_size": _NO_SHARED_MEMORY,
+}
+
+
 class InputParameters(JSONBody):
     """How an input was sent."""
+
+    refused: ClassVar[dict[str, str]] = _SHARED_MEMORY
+    meaningless: ClassVar[dict[str, str]] = {"content_type": "BYTES are texts in UTF-8"}
 
     binary_data_size: StrictInt | None = Field(None, ge=0, description="bytes behind the JSON")
 
@@ -37,31 +48,49 @@ class InputParameters(JSONBody):
 class InputTensor(JSONBody):
     """The texts: one tensor of BYTES, of whatever name."""
 
-    name: StrictStr = "text"
-    datatype: StrictStr
-    shape: list[Dimension] = Field(max_length=_MAX_DIMENSIONS)
-    parameters: InputParameters | None = None
+    name: StrictStr = Field("text", description="any")
+    datatype: StrictStr = Field(description='"BYTES"')
+    shape: list[Dimension] = Field(
+        max_length=_MAX_DIMENSIONS, description="as many texts as its product"
+    )
+    parameters: InputParameters | None = Field(None, description="how it was sent")
     data: Any = Field(None, description="texts, flat or nested by the shape")
 
 
 class OutputParameters(JSONBody):
     """How an output is wanted."""
 
-    binary_data: StrictBool | None = None
+    refused: ClassVar[dict[str, str]] = _SHARED_MEMORY
+
+    binary_data: StrictBool | None = Field(None, description="in bytes behind the JSON")
     classification: StrictInt = Field(0, ge=0, le=MAX_TOP_K, description="the best, as text")
 
 
 class RequestedOutput(JSONBody):
     """An output that is wanted."""
 
-    name: StrictStr
-    parameters: OutputParameters = OutputParameters()
+    name: StrictStr = Field(description="of an output of the model")
+    parameters: OutputParameters = Field(OutputParameters(), description="how it is wanted")
 
 
 class InferParameters(JSONBody):
     """Options of a request."""
 
-    binary_data_output: StrictBool = False
+    refused: ClassVar[dict[str, str]] = {
+        "sequence_id": "models keep no state between requests; leave it out",
+        "sequence_start": "models keep no state between requests; leave it out",
+        "sequence_end": "models keep no state between requests; leave it out",
+    }
+    meaningless: ClassVar[dict[str, str]] = {
+        "priority": "small requests go first, then those that came first",
+        "triton_enable_empty_final_response": "an answer comes whole",
+        "headers": "the request has them",
+    }
+
+    binary_data_output: StrictBool = Field(False, description="outputs in bytes behind the JSON")
+    timeout: StrictInt | None = Field(
+        None, ge=0, description="microseconds that the client waits; 0: as long as it may"
+    )
     top_k: StrictInt | None = Field(None, ge=1, le=MAX_TOP_K, description="the best so many")
     count_tokens: StrictBool = Field(
         False, description="answer `num_tokens` of each text, before it is cut, in the parameters"
@@ -72,9 +101,9 @@ class OIPInferRequest(JSONBody):
     """The JSON of a request."""
 
     inputs: ClientList[InputTensor] = Field(description="a list of one tensor, the texts")
-    id: StrictStr | None = None
+    id: StrictStr | None = Field(None, description="comes back with the answer")
     outputs: ClientList[RequestedOutput] | None = Field(None, description="by default all")
-    parameters: InferParameters = InferParameters()
+    parameters: InferParameters = Field(InferParameters(), description="options")
 
 
 class OutputTensor(NamedTuple):

@@ -1,21 +1,25 @@
-"""OpenAI's `/v1/embeddings` and `/v1/models`.
+"""OpenAI's `/v1/embeddings` and `/v1/models`, with the options of vLLM and infinity.
 
-`input` is a text or a list of texts; token ids are refused, because they are of another tokenizer.
+`input` is a text, a list of texts, or token ids of the model's own vocabulary, read as they are.
 The client asks for base64 by default: little-endian float32. `/v1/models` answers KServe's question
 as well, `{"models": [names]}`.
+
+The same calls stand below `/infinity`, `/openai` and, for one model whatever the body names, below
+`/openai/{model}`, `/infinity/{model}`, `/tei/{model}` and Azure's `/openai/deployments/{model}`.
 """
 
 import base64
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import ErrorKind, HTTPError, Request, Response, Route, WireProtocol
-from serving.interface import ModelInfo, Models, Vector
+from serving.interface import Limits, ModelInfo, Models, TextInput, Vector
 from serving.protocols.embeddings import resize_embedding
 from serving.protocols.json_bodies import (
+    ClientList,
     JSONBody,
     TextList,
     dump_json,
@@ -23,11 +27,24 @@ from serving.protocols.json_bodies import (
     json_schema,
     parse_body,
 )
-from serving.protocols.requests import check_texts
+from serving.protocols.requests import check_texts, read_as, requested_model
 
 OWNER = "bertha"
-STATUSES: dict[ErrorKind, int] = {"wrong-task": 400, "too-long": 400, "failed": 500}
+STATUSES: dict[ErrorKind, int] = {
+    "wrong-task": 400,
+    "too-long": 400,
+    "unreadable": 400,
+    "failed": 500,
+}
+# Of one model each; and of the model that the body names.
+MODEL_PREFIXES = ("/openai/{model}", "/infinity/{model}", "/tei/{model}")
+PREFIXES = ("", "/openai", "/infinity", *MODEL_PREFIXES)
 
+_CAPABILITIES = {
+    "embedding": "embed",
+    "classification": "classify",
+    "multi-label": "classify",
+}
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -36,33 +53,97 @@ _ERROR_TYPES = {
 }
 
 
-class TextsRequest(JSONBody):
-    """What OpenAI's calls about texts have in common."""
+TokenIds = ClientList[Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)]]
+Inputs = StrictStr | TextList | TokenIds | ClientList[TokenIds]
 
-    input: StrictStr | TextList = Field(
-        description="a text or a list of texts; token ids are not read, send the text"
-    )
+
+def list_inputs(inputs: str | list[str] | list[int] | list[list[int]]) -> list[str]:
+    """Return the texts of a request, in order; those that are token ids as `TextInput`s."""
+    if isinstance(inputs, str):
+        return [inputs]
+    if inputs and isinstance(inputs[0], int):
+        return [TextInput(ids=inputs)]
+    return [each if isinstance(each, str) else TextInput(ids=each) for each in inputs]  # type: ignore[arg-type]
+
+
+class ModelRequest(JSONBody):
+    """What the calls of OpenAI, vLLM and infinity have in common."""
+
+    meaningless: ClassVar[dict[str, str]] = {
+        "user": "kept by nobody",
+        "request_id": "the header x-request-id names a request",
+        "priority": "small requests go first, then those that came first",
+        "cache_salt": "nothing is shared between requests",
+        "timeout": "the header x-request-timeout-seconds says when a client stops waiting",
+    }
+    refused: ClassVar[dict[str, str]] = {
+        "additional_data": "models read texts alone",
+        "mm_processor_kwargs": "models read texts alone; leave it out",
+        "messages": "models read texts, no chats; send `input`",
+        "chat_template": "models read texts, no chats; send `input`",
+        "chat_template_kwargs": "models read texts, no chats; send `input`",
+        "lora_path": "adapters are not loaded by request; serve them as models",
+    }
+
     model: StrictStr | None = Field(None, description="name, name:version or name@alias")
+    truncate_prompt_tokens: StrictInt | None = Field(
+        None, ge=-1, description="read so many tokens at most; -1: what the model reads"
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="the end that is cut"
+    )
+    add_special_tokens: Literal[True] | None = Field(
+        None, description="true; to leave special tokens out, send token ids as they are to be read"
+    )
 
     @property
-    def texts(self) -> list[str]:
-        """The texts, in order."""
-        return [self.input] if isinstance(self.input, str) else self.input
+    def max_tokens(self) -> int | None:
+        """How many tokens are read at most, if the request says so."""
+        asked = self.truncate_prompt_tokens
+        return None if asked is None or asked < 0 else asked
+
+    def choose_model(self, http: Request) -> str | None:
+        """Return the model of the path, or else of the body: clients cannot leave that out."""
+        return requested_model(http) or self.model or None
+
+
+class TextsRequest(ModelRequest):
+    """What calls about one list of texts have in common."""
+
+    input: Inputs = Field(
+        description="a text, a list of texts, or token ids of the model's vocabulary: a list for "
+        "one text, a list of lists for several"
+    )
+
+    def read_texts(self, limits: Limits) -> Sequence[str]:
+        """Return the texts, in order. Raises HTTPError."""
+        texts = check_texts(list_inputs(self.input), limits, "input")
+        return read_as(texts, self.truncation_side, self.max_tokens)
 
 
 class EmbeddingsRequest(TextsRequest):
     """The body of `/v1/embeddings`."""
 
     encoding_format: Literal["float", "base64"] = Field("float", description="of the vectors")
-    dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
+    dimensions: StrictInt | None = Field(
+        None, ge=0, description="only the first so many, 0: all of them"
+    )
+    normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
+    use_activation: StrictBool | None = Field(None, description="vLLM: another name for normalize")
+    embed_dtype: Literal["float32"] | None = Field(None, description='"float32"')
+    endianness: Literal["native", "little"] | None = Field(None, description='"little" or "native"')
+    modality: Literal["text"] | None = Field(None, description='"text"')
 
 
 async def create_embeddings(http: Request, models: Models) -> Response:
     """Embed texts."""
     request = parse_body(EmbeddingsRequest, http.body)
-    texts = check_texts(request.texts, models.limits, "input")
-    embedded = await models.embed(request.model, texts)
-    vectors = [resize_embedding(vector, True, request.dimensions) for vector in embedded.values]
+    texts = request.read_texts(models.limits)
+    embedded = await models.embed(request.choose_model(http), texts)
+    normalize = request.normalize is not False and request.use_activation is not False
+    vectors = [
+        resize_embedding(vector, normalize, request.dimensions) for vector in embedded.values
+    ]
     data = [
         {
             "object": "embedding",
@@ -108,9 +189,28 @@ async def list_models(_: Request, models: Models) -> Response:
     return json_response({"object": "list", "data": data, "models": [*names]})
 
 
+async def get_model(http: Request, models: Models) -> Response:
+    """Describe a model, for OpenAI and KServe; one that is loaded on first use counts as ready."""
+    reference = requested_model(http) or ""
+    info = models.get_info(reference)
+    status = {"name": reference, "ready": info.state != "loading"}
+    return json_response(status | describe_model(info, reference))
+
+
+async def list_one_model(http: Request, models: Models) -> Response:
+    """List the one model of the path."""
+    reference = requested_model(http) or ""
+    info = models.get_info(reference)
+    data = [describe_model(info, reference)]
+    return json_response({"object": "list", "data": data, "models": [reference]})
+
+
 def describe_model(info: ModelInfo, reference: str) -> dict[str, Any]:
     """Describe one model by a reference that it answers to."""
-    return {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
+    known = {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
+    capability = _CAPABILITIES.get(info.task, info.task)  # as infinity names it
+    of_infinity = {"capabilities": [capability], "backend": info.engine, "stats": {}}
+    return known | of_infinity | {"max_model_len": info.max_length}
 
 
 def error_body(error: HTTPError, status: int) -> bytes:
@@ -125,17 +225,35 @@ def error_body(error: HTTPError, status: int) -> bytes:
     return dump_json({"error": body})
 
 
-def _embeddings_route(path: str, summary: str) -> Route:
+def _routes(prefix: str) -> Iterator[Route]:
+    """Yield the calls below a prefix, with the version of the API in the path and without it."""
     body = json_schema(EmbeddingsRequest)
-    return Route("POST", path, create_embeddings, summary, body_schema=body)
+    listing = list_one_model if "{model}" in prefix else list_models
+    for version in ("/v1", ""):
+        path = f"{prefix}{version}"
+        yield Route(
+            "POST",
+            f"{path}/embeddings",
+            create_embeddings,
+            "The vectors of texts",
+            body_schema=body,
+        )
+        yield Route("GET", f"{path}/models", listing, "The models")
+    if "{model}" not in prefix:
+        yield Route("GET", f"{prefix}/v1/models/{{model}}", get_model, "A model")
 
 
 PROTOCOL = WireProtocol(
     "openai",
     (
-        _embeddings_route("/v1/embeddings", "The vectors of texts"),
-        _embeddings_route("/embeddings", "The vectors of texts, as the older address has it"),
-        Route("GET", "/v1/models", list_models, "The models"),
+        *(route for prefix in PREFIXES for route in _routes(prefix)),
+        Route(
+            "POST",
+            "/openai/deployments/{model}/embeddings",
+            create_embeddings,
+            "The vectors of texts, as Azure has it",
+            body_schema=json_schema(EmbeddingsRequest),
+        ),
     ),
     error_body,
     STATUSES,

@@ -1,9 +1,9 @@
-"""What every protocol reads from a request: the model that its path names, and its texts."""
+"""What every protocol reads from a request: the model that it names, and its texts."""
 
 from collections.abc import Sequence
 
 from serving.http.messages import HTTPError, Request
-from serving.interface import Limits
+from serving.interface import Limits, TextInput, TruncationSide
 
 
 def requested_model(request: Request) -> str | None:
@@ -20,7 +20,36 @@ def requested_model(request: Request) -> str | None:
             "no-model",
             f"{model!r} and version {version!r} name a version twice; give the bare name",
         )
-    return f"{model}:{version}"
+    # Versions are whole numbers here; TorchServe's clients write the first as 1.0.
+    return f"{model}:{version.removesuffix('.0')}"
+
+
+def choose_model(request: Request, named: str | None) -> str | None:
+    """Return the model of a request whose path or body may name one; None: the default.
+
+    named: by the body. Raises HTTPError if the two differ.
+    """
+    in_path = requested_model(request)
+    if in_path is None:
+        return named or None
+    if named and named != in_path:
+        raise HTTPError(
+            "malformed",
+            f"model = {named[:60]!r}, but the path names {in_path[:60]!r}; leave one of them out",
+        )
+    return in_path
+
+
+def read_as(
+    texts: Sequence[str], side: TruncationSide | None = None, max_tokens: int | None = None
+) -> Sequence[str]:
+    """Return `texts` to be read with these options, as a `TextInput` has them."""
+    if side is None and max_tokens is None:
+        return texts
+    return [
+        TextInput(text, text.ids if isinstance(text, TextInput) else (), max_tokens, side)
+        for text in texts
+    ]
 
 
 def check_texts(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]:

@@ -1,22 +1,25 @@
 """Text Embeddings Inference: `/predict`, `/embed`, `/rerank`, `/similarity`, `/info`, `/health`.
 
 Its clients know no names of models: they ask the default one or, given `/tei/NAME` as the address
-of the server, that one. Four differences from the original, all on purpose:
+of the server, that one. Five differences from the original, all on purpose:
 
 - a flat list `["a", "b"]` is a batch of two texts unless `"pairs": true` says that it is one pair;
 - long texts are cut unless `"truncate": false`, because evaluation cut them too;
 - `/rerank` is answered by embedding models: its score is the cosine of query and text;
-- `"normalize": false` gives vectors as the model makes them, which may be of length 1 already.
+- `"normalize": false` gives vectors as the model makes them, which may be of length 1 already;
+- a body may name a `model`.
 
-`/tokenize`, `/embed_all` and `/embed_sparse` are not offered.
+`/embed_all` and `/embed_sparse` say that engines answer one vector a text.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from serving.http.messages import (
+    JSON,
     ErrorKind,
     Handler,
     HTTPError,
@@ -26,17 +29,26 @@ from serving.http.messages import (
     WireProtocol,
     bertha_version,
 )
-from serving.interface import ModelInfo, Models, Prediction
+from serving.interface import ModelInfo, Models, Prediction, Token, Tokenizing
 from serving.protocols.embeddings import format_embeddings, similarity_scores
-from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
+from serving.protocols.json_bodies import (
+    dump_json,
+    json_response,
+    json_schema,
+    parse_body,
+    parse_json,
+)
 from serving.protocols.labels import rank_answer
-from serving.protocols.requests import check_texts, requested_model
+from serving.protocols.requests import check_texts, choose_model, read_as, requested_model
+from serving.protocols.rerank import RerankRequest, rerank_documents
 from serving.protocols.tei_bodies import (
     TEIEmbedRequest,
     TEIPredictRequest,
     TEIRerankRequest,
     TEISimilarityRequest,
+    TEITokenizeRequest,
     parse_predict_request,
+    validate_rerank_request,
 )
 
 _ERROR_TYPES: dict[ErrorKind, str] = {
@@ -82,7 +94,8 @@ async def predict(http: Request, models: Models) -> Response:
     """Return the labels of each text: the answer first, each part by falling score."""
     request = parse_predict_request(http.body, models.limits)
     truncate = request.truncate is not False
-    predicted = await models.predict(requested_model(http), request.texts, truncate=truncate)
+    texts = read_as(request.texts, request.side)
+    predicted = await models.predict(choose_model(http, request.model), texts, truncate=truncate)
     return Response(format_predictions(request, predicted.values, predicted.model))
 
 
@@ -100,17 +113,23 @@ def format_predictions(
 async def embed(http: Request, models: Models) -> Response:
     """Return the vectors of texts, a list of them even for one text."""
     request = parse_body(TEIEmbedRequest, http.body)
-    texts = check_texts(request.texts, models.limits, "inputs")
-    truncate = request.truncate is not False
-    embedded = await models.embed(requested_model(http), texts, truncate=truncate)
+    texts, truncate = request.read_texts(models.limits), request.truncate is not False
+    embedded = await models.embed(choose_model(http, request.model), texts, truncate=truncate)
     return json_response(format_embeddings(embedded.values, request.normalize, request.dimensions))
 
 
 async def rerank(http: Request, models: Models) -> Response:
-    """Rank texts by their similarity to the query."""
-    request = parse_body(TEIRerankRequest, http.body)
+    """Rank texts, or documents as Cohere has them, by their similarity to the query."""
+    request = validate_rerank_request(parse_json(http.body))
+    if isinstance(request, RerankRequest):
+        return await rerank_documents(request, http, models)
     scores = await similarity_scores(
-        models, requested_model(http), request.query, request.texts, request.truncate
+        models,
+        choose_model(http, request.model),
+        request.query,
+        request.texts,
+        request.truncate,
+        request.side,
     )
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     results: list[dict[str, Any]] = [{"index": index, "score": scores[index]} for index in order]
@@ -126,19 +145,68 @@ async def score_similarity(http: Request, models: Models) -> Response:
     inputs, parameters = request.inputs, request.parameters
     scores = await similarity_scores(
         models,
-        requested_model(http),
+        choose_model(http, request.model),
         inputs.source_sentence,
         inputs.sentences,
         parameters.truncate if parameters else None,
+        parameters.side if parameters else None,
     )
     return json_response(scores)
 
 
-async def check_health(_: Request, models: Models) -> Response:
-    """Answer 200 if the default model answers."""
+async def answer_root(http: Request, models: Models) -> Response:
+    """Answer as `/predict`, or as `/embed` where the model is an embedder."""
+    named = parse_json(http.body)
+    given = named.get("model") if isinstance(named, dict) else None
+    model = choose_model(http, given if isinstance(given, str) else None)
+    is_embedder = models.get_info(model).task == "embedding"
+    return await (embed if is_embedder else predict)(http, models)
+
+
+async def tokenize(http: Request, models: Models) -> Response:
+    """Return the tokens of texts before they are cut, in the shape of the original or of vLLM."""
+    request = parse_body(TEITokenizeRequest, http.body)
+    texts = check_texts(request.texts, models.limits, "inputs")
+    model = choose_model(http, request.model)
+    info = models.get_info(model)
+    if not isinstance(models, Tokenizing):
+        raise HTTPError("wrong-task", "this endpoint shows no tokens")
+    add_special_tokens = request.add_special_tokens is not False
+    tokens = await models.tokenize(model, texts, add_special_tokens=add_special_tokens)
+    if request.prompt is not None:
+        (of_text,) = tokens
+        answer = {
+            "count": len(of_text),
+            "max_model_len": info.max_length,
+            "tokens": [token.id for token in of_text],
+            "token_strs": [token.text for token in of_text],
+        }
+        return json_response(answer)
+    return json_response([[_format_token(token) for token in of_text] for of_text in tokens])
+
+
+def _format_token(token: Token) -> dict[str, Any]:
+    start, stop = token.start, token.end
+    known = {"id": token.id, "text": token.text, "special": token.special}
+    return known | {"start": start, "stop": stop}
+
+
+async def refuse_token_vectors(http: Request, models: Models) -> Response:
+    """Say that there are no vectors of tokens."""
+    info = models.get_info(requested_model(http))
+    raise HTTPError(
+        "wrong-task",
+        f"{http.path.rpartition('/')[2]}: engines answer one vector a text, {info.name} for "
+        f"{info.task}; ask /embed of an embedder",
+    )
+
+
+async def check_health(http: Request, models: Models) -> Response:
+    """Answer 200 if the default model answers; with JSON below /infinity, and where it is asked."""
     if not await models.is_ready():
         raise HTTPError("unready", "the model does not answer")
-    return Response()
+    wants_json = JSON in http.headers.get("accept", "") or http.path.startswith("/infinity")
+    return json_response({"status": "ready", "unix": time.time()}) if wants_json else Response()
 
 
 async def get_info(http: Request, models: Models) -> Response:
@@ -233,7 +301,45 @@ def _make_routes(prefix: str) -> tuple[Route, ...]:
             "GET", f"{prefix}/info", get_info, "The model, its labels, limits and held-out metrics"
         ),
         Route("GET", f"{prefix}/health", check_health, "200 where the model answers", "open"),
+        post(
+            "tokenize",
+            tokenize,
+            "The tokens of texts",
+            TEITokenizeRequest,
+            list[list[dict[str, Any]]],
+        ),
+        post("embed_all", refuse_token_vectors, "Not offered", TEIEmbedRequest, dict[str, str]),
+        post("embed_sparse", refuse_token_vectors, "Not offered", TEIEmbedRequest, dict[str, str]),
     )
 
 
-PROTOCOL = WireProtocol("tei", _make_routes("") + _make_routes("/tei/{model}"), error_body)
+def _root_routes(prefix: str) -> tuple[Route, ...]:
+    """Return what the original answers at the address of the server itself, below a prefix."""
+    schema = json_schema(TEIPredictRequest)
+    return (
+        Route("POST", prefix, answer_root, "As /predict, or /embed", body_schema=schema),
+        Route(
+            "POST",
+            f"{prefix}/invocations",
+            answer_root,
+            "As /predict, or /embed",
+            body_schema=schema,
+        ),
+        Route("GET", prefix, check_health, "200 where the model answers", "open"),
+        Route("GET", f"{prefix}/ping", check_health, "200 where the model answers", "open"),
+    )
+
+
+_OF_MODEL = "/tei/{model}"
+
+PROTOCOL = WireProtocol(
+    "tei",
+    (
+        *_make_routes(""),
+        *_make_routes(_OF_MODEL),
+        *_root_routes(_OF_MODEL),
+        Route("GET", "/infinity/health", check_health, "200 where the model answers", "open"),
+        Route("GET", "/infinity/{model}/health", check_health, "200 where it answers", "open"),
+    ),
+    error_body,
+)

@@ -1,20 +1,56 @@
 """Bodies of requests that clients of Text Embeddings Inference send."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError
-from serving.interface import Limits
-from serving.protocols.json_bodies import ClientList, JSONBody, TextList, parse_body
-from serving.protocols.requests import check_texts
+from serving.interface import Limits, TruncationSide
+from serving.protocols.json_bodies import (
+    ClientList,
+    JSONBody,
+    TextList,
+    parse_body,
+    validate_body,
+)
+from serving.protocols.openai import Inputs, list_inputs
+from serving.protocols.requests import check_texts, read_as
+from serving.protocols.rerank import RerankRequest
 
 _INPUTS = "a text, a list of texts, or a list of lists of one text"
 
-TruncationDirection = Literal["Right", "right"]
+NO_PROMPTS = "this model's bundle knows no prompts; put the prompt before the text"
+TruncationDirection = Literal["Right", "right", "Left", "left"]
 
 
-class TEIPredictRequest(JSONBody):
+class TruncatingBody(JSONBody):
+    """What calls have in common that cut long texts."""
+
+    truncate: StrictBool | None = Field(
+        None, description="cut texts that are too long (the default), or refuse them (false)"
+    )
+    truncation_direction: TruncationDirection | None = Field(
+        None, description="the end that is cut: Left, or the tokenizer's own, which is Right"
+    )
+
+    @property
+    def side(self) -> TruncationSide | None:
+        """The end that is cut, if that is not the tokenizer's own."""
+        return "left" if (self.truncation_direction or "").lower() == "left" else None
+
+
+class TEIBody(TruncatingBody):
+    """What the calls about one model have in common."""
+
+    meaningless: ClassVar[dict[str, str]] = {"parameters": "the options stand beside the texts"}
+
+    model: StrictStr | None = Field(
+        None, description="name, name:version or name@alias; by default that of the path"
+    )
+
+
+class TEIPredictRequest(TEIBody):
     """The body of `/predict`."""
 
     model_config = ConfigDict(
@@ -27,11 +63,7 @@ class TEIPredictRequest(JSONBody):
     )
 
     inputs: StrictStr | TextList | ClientList[TextList] = Field(description=_INPUTS)
-    raw_scores: StrictBool = Field(False, description="logits instead of probabilities")
-    truncate: StrictBool | None = Field(
-        None, description="cut texts that are too long (the default), or refuse them (false)"
-    )
-    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
+    raw_scores: StrictBool | None = Field(None, description="logits instead of probabilities")
     pairs: StrictBool = Field(
         False, description="read `inputs` of two texts as one pair; this server has no such model"
     )
@@ -49,33 +81,56 @@ class TEIPredictRequest(JSONBody):
         return [text if isinstance(text, str) else text[0] for text in self.inputs]
 
 
-class TEIEmbedRequest(JSONBody):
+class TEIEmbedRequest(TEIBody):
     """The body of `/embed`."""
 
-    inputs: StrictStr | TextList = Field(
-        description="a text or a list of texts; token ids are not read"
+    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
+
+    inputs: Inputs = Field(
+        description="a text, a list of texts, or token ids of the model's vocabulary"
     )
     normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
-    truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
-    prompt_name: None = Field(None, description="these models know no prompts")
-    dimensions: StrictInt | None = Field(None, ge=1, description="only the first so many")
+    dimensions: StrictInt | None = Field(
+        None, ge=0, description="only the first so many, 0: all of them"
+    )
+
+    def read_texts(self, limits: Limits) -> Sequence[str]:
+        """Return the texts, in order. Raises HTTPError."""
+        return read_as(check_texts(list_inputs(self.inputs), limits, "inputs"), self.side)
+
+
+class TEITokenizeRequest(JSONBody):
+    """The body of `/tokenize`; vLLM's has `prompt` in place of `inputs`."""
+
+    refused: ClassVar[dict[str, str]] = {
+        "prompt_name": NO_PROMPTS,
+        "messages": "models read texts, no chats; send `prompt`",
+    }
+    meaningless: ClassVar[dict[str, str]] = {"return_token_strs": "they are in the answer"}
+
+    inputs: StrictStr | TextList | None = Field(None, description="a text or a list of texts")
+    prompt: StrictStr | None = Field(None, description="a text, to be answered as vLLM does")
+    model: StrictStr | None = Field(None, description="name, name:version or name@alias")
+    add_special_tokens: StrictBool | None = Field(None, description="true is the default")
 
     @property
     def texts(self) -> list[str]:
         """The texts, in order."""
-        return [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        if self.prompt is not None:
+            return [self.prompt]
+        return [self.inputs] if isinstance(self.inputs, str) else self.inputs or []
 
 
-class TEIRerankRequest(JSONBody):
+class TEIRerankRequest(TEIBody):
     """The body of `/rerank`."""
+
+    meaningless: ClassVar[dict[str, str]] = TEIBody.meaningless | {
+        "raw_scores": "the score is a cosine either way"
+    }
 
     query: StrictStr = Field(description="the text that the others are compared with")
     texts: TextList = Field(description="a list of texts")
-    raw_scores: StrictBool = Field(False, description="nothing here: the score is a cosine anyway")
-    return_text: StrictBool = Field(False, description="put the texts into the answer")
-    truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
+    return_text: StrictBool | None = Field(None, description="put the texts into the answer")
 
 
 class SimilarityInputs(JSONBody):
@@ -85,12 +140,10 @@ class SimilarityInputs(JSONBody):
     sentences: TextList = Field(description="a list of texts")
 
 
-class SimilarityParameters(JSONBody):
+class SimilarityParameters(TruncatingBody):
     """The options of `/similarity`."""
 
-    truncate: StrictBool | None = Field(None, description="cut texts that are too long (default)")
-    truncation_direction: TruncationDirection = Field("Right", description="the end that is cut")
-    prompt_name: None = Field(None, description="these models know no prompts")
+    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
 
 
 class TEISimilarityRequest(JSONBody):
@@ -100,6 +153,9 @@ class TEISimilarityRequest(JSONBody):
         description='{"source_sentence": text, "sentences": [text, ...]}'
     )
     parameters: SimilarityParameters | None = Field(None, description="options")
+    model: StrictStr | None = Field(
+        None, description="name, name:version or name@alias; by default that of the path"
+    )
 
 
 def parse_predict_request(body: bytes, limits: Limits) -> TEIPredictRequest:
@@ -125,3 +181,10 @@ def parse_predict_request(body: bytes, limits: Limits) -> TEIPredictRequest:
         )
     check_texts(request.texts, limits, "inputs")
     return request
+
+
+def validate_rerank_request(value: Any) -> TEIRerankRequest | RerankRequest:
+    """Validate the body of `/rerank`: with `documents` it is Cohere's. Raises HTTPError."""
+    if isinstance(value, dict) and "documents" in value:
+        return validate_body(RerankRequest, value)
+    return validate_body(TEIRerankRequest, value)

@@ -1,7 +1,8 @@
 """TorchServe's inference API: `/predictions`, `/explanations`, `/ping`, and `OPTIONS /`.
 
-The text may come as it is, as JSON, or in the field `data` of a form; a JSON list of texts is a
-batch, and its answer a list. A text is answered in the default format of the model's task.
+The text may come as it is, as JSON, or in the field `data` of a form; a JSON list of texts, or of
+objects with `data`, is a batch, and its answer a list. A text is answered in the default format of
+the model's task.
 
 A body that is JSON of a known shape (a string, a list of them, an object with `data` or `body`) is
 read as that, whatever its content type says: curl calls what `-d` sends a form, and other clients
@@ -32,6 +33,7 @@ from serving.interface import Models
 from serving.protocols import default_format, forms
 from serving.protocols.json_bodies import (
     PLAIN_STATUSES,
+    ClientList,
     JSONBody,
     TextList,
     dump_json,
@@ -43,7 +45,7 @@ from serving.protocols.json_bodies import (
 )
 from serving.protocols.requests import check_texts, decode_utf8, requested_model
 
-_EXPECTED = 'a text, a list of texts, or {"data": either}'
+_EXPECTED = 'a text, a list of texts or of {"data": text}, or {"data": a text or a list}'
 _AS_TEXT = "to have this very JSON read as a text, send it as text/plain"
 _FIELDS = ("data", "body")  # in the order in which TorchServe's handlers look
 _FORM = re.compile(rb"(?:^|&)(?:data|body)=")
@@ -62,18 +64,30 @@ _ERROR_TYPES: dict[ErrorKind, str] = {
 }  # all else is BadRequestException
 
 
+class TorchServeRow(JSONBody):
+    """One text in an object."""
+
+    data: StrictStr | None = None
+    body: StrictStr | None = None
+
+
 class TorchServeObject(JSONBody):
     """Texts in an object. target: the label to explain."""
 
-    data: StrictStr | TextList | None = None
-    body: StrictStr | TextList | None = None
-    target: StrictStr | StrictInt | None = None
+    data: StrictStr | TextList | None = Field(None, description="a text or a list of texts")
+    body: StrictStr | TextList | None = Field(None, description="the same by its other name")
+    target: StrictStr | StrictInt | None = Field(
+        None, description="the label to explain, or its index; by default the answer"
+    )
 
 
-class TorchServeBody(RootModel[StrictStr | TextList | TorchServeObject]):
+_Body = StrictStr | TextList | ClientList[TorchServeRow] | TorchServeObject
+
+
+class TorchServeBody(RootModel[_Body]):
     """A body in JSON."""
 
-    root: StrictStr | TextList | TorchServeObject = Field(description=_EXPECTED)
+    root: _Body = Field(description=_EXPECTED)
 
 
 class TorchServeRequest(NamedTuple):
@@ -153,8 +167,11 @@ def _parse_known_shape(body: bytes) -> TorchServeRequest | None:
     if parsed is None:
         return None
     root = parsed.root
-    has_texts = not isinstance(root, TorchServeObject) or (root.data, root.body) != (None, None)
-    return _request_from(parsed) if has_texts else None
+    objects = [root] if isinstance(root, TorchServeObject) else root
+    for each in objects:
+        if not isinstance(each, str) and (each.data, each.body) == (None, None):
+            return None
+    return _request_from(parsed)
 
 
 def _looks_like_json(text: str) -> bool:
@@ -184,7 +201,16 @@ def _request_from(body: TorchServeBody) -> TorchServeRequest:
         root = value
     if isinstance(root, str):
         return TorchServeRequest([root], True, target)
-    return TorchServeRequest(root, False, target)
+    return TorchServeRequest([_row_text(each) for each in root], False, target)
+
+
+def _row_text(row: str | TorchServeRow) -> str:
+    if isinstance(row, str):
+        return row
+    text = row.data if row.data is not None else row.body
+    if text is None:
+        raise HTTPError("malformed", f"a row has neither data nor body: expected {_EXPECTED}")
+    return text
 
 
 def error_body(error: HTTPError, status: int) -> bytes:

@@ -1,9 +1,10 @@
 """TorchServe's management API below `/manage`, for keys that may manage.
 
 List, describe, register, unregister, choose the default version. A bundle takes the place of a
-model archive: `url` is its directory, as the server sees it. `handler`, `runtime`, `batch_size`
-and the like are ignored, for the bundle and the measured engine decide them. `PUT` of workers
-changes nothing: Ray Serve scales replicas between the bounds that the endpoint was deployed with;
+model archive: `url` is its directory, as the server sees it. With `initial_workers` it is loaded,
+and the first version of a name answers at once. `handler`, `runtime`, `batch_size` and the like
+change nothing, for the bundle and the measured engine decide them. `PUT` of workers changes
+nothing: Ray Serve scales replicas between the bounds that the endpoint was deployed with;
 the answer says so. `workers` are of the replica that answers.
 """
 
@@ -54,15 +55,26 @@ async def register_model(http: Request, models: Models) -> Response:
     url = http.query.get("url", "")
     if not url:
         raise HTTPError("malformed", "url is missing; expected the directory of a bundle")
-    info = await _require_management(models).register(url, http.query.get("model_name") or None)
-    return _status_response(
-        f'Model "{info.name}" Version: {info.version} registered with 0 initial workers'
+    num_workers = _query_number(http.query, "initial_workers", 0)
+    management = _require_management(models)
+    info = await management.register(url, http.query.get("model_name") or None)
+    text = (
+        f'Model "{info.name}" Version: {info.version} registered with {num_workers} initial workers'
     )
+    if not num_workers:
+        return _status_response(f"{text}. Use scale workers API to add workers for the model.")
+    if all(each.version == info.version for each in models.list_models() if each.name == info.name):
+        await management.set_default(info.name, info.version)
+    await management.load_model(f"{info.name}:{info.version}")
+    # Done already; who does not wait for workers is told what TorchServe tells.
+    if http.query.get("synchronous", "").lower() == "true":
+        return _status_response(text)
+    return _status_response("Processing worker updates...")._replace(status=202)
 
 
 async def set_default(http: Request, models: Models) -> Response:
     """Make a version the one that answers for the bare name."""
-    name, version = http.path_params["model"], http.path_params["version"]
+    name, version = http.path_params["model"], http.path_params["version"].removesuffix(".0")
     await _require_management(models).set_default(name, version)
     return _status_response(
         f'Default version successfully updated for model "{name}" to "{version}"'
@@ -79,8 +91,14 @@ async def scale_workers(http: Request, models: Models) -> Response:
 
 async def unregister_model(http: Request, models: Models) -> Response:
     """Remove a version."""
-    name = http.path_params["model"]
-    await _require_management(models).unregister(name, http.path_params.get("version"))
+    name, version = http.path_params["model"], http.path_params.get("version")
+    version = None if version is None else version.removesuffix(".0")
+    try:
+        await _require_management(models).unregister(name, version)
+    except HTTPError as error:
+        if error.kind != "malformed":
+            raise
+        raise HTTPError("forbidden", error.message) from None  # as TorchServe of a default version
     return _status_response(f'Model "{name}" unregistered')
 
 
@@ -142,6 +160,18 @@ _PAGING = {"limit": "models of a page", "next_page_token": "where the last page 
 _REGISTERING = {
     "url": "a bundle's directory, as the server sees it",
     "model_name": "the name to register it under; by default the bundle's own",
+    "initial_workers": "1 or more: load it now, and let the first version of a name answer",
+    "synchronous": "true: 200 in place of 202; either way it is done",
+}
+# What else TorchServe reads there, and why it changes nothing.
+MEANINGLESS_QUERY = {
+    "handler": "the bundle says what is computed",
+    "runtime": "the measured engine computes it",
+    "batch_size": "batches are made of whatever waits",
+    "max_batch_delay": "no batch waits for more requests",
+    "response_timeout": "the header x-request-timeout-seconds says when a client stops waiting",
+    "startup_timeout": "a version that does not load is refused, and says why",
+    "s3_sse_kms": "bundles are read from the server's own disk",
 }
 _CUSTOMIZED = {"customized": "true: the task, labels and metrics too"}
 _ALL = "/manage/models"

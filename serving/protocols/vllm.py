@@ -1,7 +1,7 @@
 """Classification as vLLM has it at `/classify` (SGLang: `/v1/classify`), and as infinity has it.
 
 The two differ at one address: `x-api-style: infinity`, or `/infinity/classify`, asks for
-the latter.
+the latter. The calls stand below the same prefixes as OpenAI's.
 """
 
 import time
@@ -14,10 +14,9 @@ from serving.http.messages import HTTPError, Request, Response, Route, WireProto
 from serving.interface import InferenceResult, Models, Prediction
 from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
 from serving.protocols.labels import answer_index, rank_answer
-from serving.protocols.openai import STATUSES, TextsRequest, token_usage
-from serving.protocols.requests import check_texts
+from serving.protocols.openai import PREFIXES, STATUSES, TextsRequest, token_usage
 
-_ERROR_TYPES = {
+ERROR_TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
     403: "PermissionDeniedError",
@@ -30,19 +29,22 @@ class ClassifyRequest(TextsRequest):
     """The body of `/classify`, of either style."""
 
     use_activation: StrictBool | None = Field(None, description="vLLM: logits where false")
-    raw_scores: StrictBool = Field(False, description="infinity: logits where true")
+    activation: StrictBool | None = Field(None, description="vLLM: the older name of that")
+    softmax: StrictBool | None = Field(None, description="vLLM: the oldest name of that")
+    raw_scores: StrictBool | None = Field(None, description="infinity: logits where true")
 
     def scores_of(self, prediction: Prediction) -> tuple[float, ...]:
         """Return the logits or the probabilities, as the request asks."""
-        wants_logits = self.raw_scores or self.use_activation is False
+        activations = (self.use_activation, self.activation, self.softmax)
+        wants_logits = self.raw_scores or False in activations
         return prediction.logits if wants_logits else prediction.scores
 
 
 async def classify(http: Request, models: Models) -> Response:
     """Return the label of each text, and the probability of each label."""
     request = parse_body(ClassifyRequest, http.body)
-    texts = check_texts(request.texts, models.limits, "input")
-    predicted = await models.predict(request.model, texts)
+    texts = request.read_texts(models.limits)
+    predicted = await models.predict(request.choose_model(http), texts)
     infinity = http.headers.get("x-api-style", "").lower() == "infinity"
     is_infinity = infinity or http.path.startswith("/infinity/")
     answer = {
@@ -80,7 +82,7 @@ def _format_infinity(
 
 def error_body(error: HTTPError, status: int) -> bytes:
     """Return the JSON of an error, of both styles."""
-    kind = _ERROR_TYPES.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
+    kind = ERROR_TYPES.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
     body = {"message": error.message, "type": kind, "param": None, "code": status}
     return dump_json({"error": body})
 
@@ -91,10 +93,10 @@ def _classify_route(path: str, summary: str) -> Route:
 
 PROTOCOL = WireProtocol(
     "vllm",
-    (
-        _classify_route("/classify", "Classify texts"),
-        _classify_route("/v1/classify", "Classify texts, as SGLang has it"),
-        _classify_route("/infinity/classify", "Classify texts, as infinity has it"),
+    tuple(
+        _classify_route(f"{prefix}{version}/classify", "Classify texts")
+        for prefix in PREFIXES
+        for version in ("", "/v1")
     ),
     error_body,
     STATUSES,

@@ -176,10 +176,15 @@ class Registry:
         now = self._clock()
         return self._apply_change(name, "make default", why, lambda s: s.copy_with(default=now))
 
-    def remove_version(self, name: str, version: str, why: str = "") -> ModelState:
-        """Delete a version and its bundle; refused if it is live, aliased or a canary."""
+    def remove_version(
+        self, name: str, version: str, why: str = "", retire: bool = False
+    ) -> ModelState:
+        """Delete a version and its bundle; refused if it is live, aliased or a canary.
+
+        retire: not if it is the only version of its name, whose aliases then go with it.
+        """
         what = f"remove {version}"
-        state = self._apply_change(name, what, why, changes.remove_version, version)
+        state = self._apply_change(name, what, why, changes.remove_version, version, retire)
         self._artifacts.delete_bundle(name, version)
         return state
 

@@ -186,9 +186,14 @@ def roll_back(state: ModelState, version: str | None = None) -> ModelState:
     return state.copy_with(aliases=state.aliases | {LIVE: last}, before=tuple(before))
 
 
-def remove_version(state: ModelState, version: str) -> ModelState:
-    """Remove a version; refused while the name or an alias may resolve to it."""
+def remove_version(state: ModelState, version: str, retire: bool = False) -> ModelState:
+    """Remove a version; refused while the name or an alias may resolve to it.
+
+    retire: of a name's only version the aliases go too, and the name answers nobody.
+    """
     state.check_version(version)
+    if retire and len(state.versions) == 1:
+        return state.copy_with(versions={}, aliases={}, before=(), canary=None)
     aliases = state.aliases_of(version)
     if aliases:
         raise ChangeRefused(

@@ -269,8 +269,17 @@ def test_openai(served: Served) -> None:
         assert api.models.retrieve("mini").id == "mini"
         with pytest.raises(openai.NotFoundError, match="nobody"):
             api.embeddings.create(model="nobody", input="a")
-        with pytest.raises(openai.BadRequestError, match="token ids are not read"):
-            api.embeddings.create(model="mini", input=[1, 2, 3])
+        with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+            api.embeddings.create(model="mini", input=[1, 10**6])
+        assert len(api.embeddings.create(model="mini", input=[[1, 2], [3]]).data) == 2
+        with pytest.raises(openai.NotFoundError, match="nobody"):
+            api.models.retrieve("nobody")
+    with openai.AzureOpenAI(
+        azure_endpoint=served.url(), api_key="none", api_version="2024-02-01", max_retries=0
+    ) as azure:
+        found = azure.embeddings.create(model="mini", input=TEXTS)
+        vectors = [each.embedding for each in found.data]
+        np.testing.assert_allclose(vectors, served.embed(TEXTS), atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["sentiment", "topics", "stars"])

@@ -19,10 +19,14 @@ from serving.interface import (
     ModelInfo,
     ModelStatistics,
     Prediction,
+    TextInput,
+    Token,
     Vector,
 )
 
 WIDTH = 8
+VOCABULARY = 1000
+OTHER_TOKENIZER = "another tokenizer: check_embedding_ctx_length=False"
 TASKS = {
     "sentiment": ("classification", ("negative", "positive")),
     "topics": ("multi-label", ("plot", "cast", "music")),
@@ -82,7 +86,9 @@ class FakeManagement:
 
     async def register(self, url: str, name: str | None) -> ModelInfo:
         self.calls.append(("register", url, name))
-        return fake_model_info("sentiment", "3")
+        info = fake_model_info("sentiment", "3")
+        self._models.infos = [*self._models.infos, info]
+        return info
 
     async def set_default(self, name: str, version: str) -> None:
         self._models.get_info(f"{name}:{version}")
@@ -112,6 +118,7 @@ class FakeModels:
         self.refusal: HTTPError | None = None
         self.sound = True
         self.truncated: list[bool] = []
+        self.inputs: Sequence[str] = ()  # of the last question
         self.infos = [fake_model_info(name) for name in names or TASKS]
         if self.infos[0].name == "sentiment":
             self.infos[0] = fake_model_info("sentiment", "2", aliases=("live", "best"))
@@ -196,6 +203,20 @@ class FakeModels:
             values.append(Explanation(index, answer, tuple(pieces)))
         return InferenceResult(known, values, self._rows(texts))
 
+    async def tokenize(
+        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> Sequence[Sequence[Token]]:
+        self.get_info(model)
+        first, last = [Token(1, "[CLS]", True)], [Token(2, "[SEP]", True)]
+        words = [
+            [
+                Token(10 + number, word.group(), False, word.start(), word.end())
+                for number, word in enumerate(re.finditer(r"\S+", text))
+            ]
+            for text in texts
+        ]
+        return [[*first, *each, *last] if add_special_tokens else each for each in words]
+
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
         self.get_info(model)
         return [len(text.split()) + 2 for text in texts]
@@ -206,6 +227,10 @@ class FakeModels:
         known = self.get_info(model)
         if known.task not in tasks:
             raise HTTPError("wrong-task", f"{known.name} is for {known.task}, not {tasks[0]}")
+        for number, text in enumerate(texts, 1):
+            if isinstance(text, TextInput) and any(not 0 <= id_ < VOCABULARY for id_ in text.ids):
+                raise HTTPError("unreadable", f"text {number}: {OTHER_TOKENIZER}")
+        self.inputs = texts
         if not truncate and any(len(text.split()) > known.max_length for text in texts):
             raise HTTPError("too-long", f"a text has more than {known.max_length} tokens")
         self.truncated.append(truncate)

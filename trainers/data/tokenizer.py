@@ -126,6 +126,21 @@ class TextEncoder:
             on_progress,
         )
 
+    def tokenize_with_offsets(
+        self, texts: Sequence[str], add_special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Return the uncut token ids of each cleaned text, and the span of each in the text.
+
+        Raises EncodingError for a tokenizer that keeps no offsets.
+        """
+        if self._untruncated is None:
+            name = type(self.tokenizer).__name__
+            raise EncodingError(f"a {name} keeps no offsets; it shows no tokens")
+        encoded = self._untruncated.encode_batch(
+            [_replace_surrogates(text) for text in texts], add_special_tokens=add_special_tokens
+        )
+        return [(each.ids, each.offsets) for each in encoded]
+
     def document_packer(self) -> DocumentPacker:
         """Return what packs uncut documents into sequences of max_length tokens (`packing.py`).
 

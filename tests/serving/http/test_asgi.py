@@ -148,7 +148,7 @@ def test_too_long_a_text_is_cut_unless_that_is_forbidden(registry: Registry) -> 
     assert_error(refused, 413, "Validation", "1 of 2 texts longer than 16 tokens")
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/predict/", "/..%2f..%2fetc/passwd", "/%00"])
+@pytest.mark.parametrize("path", ["/nowhere", "/predict//", "/..%2f..%2fetc/passwd", "/%00"])
 def test_an_unknown_path_is_a_json_404(registry: Registry, path: str) -> None:
     response = send_request(registry, "GET", path)
     assert response.status_code == 404

@@ -33,6 +33,10 @@ def test_a_model_answers_to_the_reference_that_was_asked_for() -> None:
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "bertha",
+        "capabilities": ["classify"],
+        "backend": "torch fp32",
+        "stats": {},
+        "max_model_len": 64,
     }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.interface import Limits
 from serving.protocols.oip_tensors import pack_texts
-from tests.support.fake_models import FakeModels, fake_prediction, fake_vector
+from tests.support.fake_models import FakeModels, fake_model_info, fake_prediction, fake_vector
 from tests.support.http_requests import json_answer, json_error, send_request
 
 INFER = "/v2/models/sentiment/infer"
@@ -275,7 +275,10 @@ def test_the_repository() -> None:
     models = FakeModels()
     index = json_answer(models, "POST", "/v2/repository/index")
     assert index[0] == {"name": "sentiment", "version": "2", "state": "READY", "reason": ""}
-    assert index[-1]["state"] == "UNAVAILABLE"
+    assert index[-1] == {"name": "sentiment", "version": "1", "state": "READY", "reason": ""}
+    models.infos[0] = fake_model_info("sentiment", "2", state="loading")
+    loading = json_answer(models, "POST", "/v2/repository/index")[0]
+    assert (loading["state"], loading["reason"]) == ("UNAVAILABLE", "loading")
     ready = json_answer(models, "POST", "/v2/repository/index", {"ready": True})
     assert len(ready) == len(index) - 1
     assert send_request(models, "POST", "/v2/repository/models/mini/load", b"{}").body == b""

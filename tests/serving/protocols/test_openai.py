@@ -42,10 +42,18 @@ def test_fewer_dimensions_are_of_length_1_again() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "kind", "words"),
     [
-        ({"model": "mini", "input": [1, 2]}, 400, "malformed", "token ids are not read"),
-        ({"model": "mini", "input": [[1]]}, 400, "malformed", "token ids are not read"),
+        (
+            {"model": "mini", "input": [1, 50_257]},
+            400,
+            "unreadable",
+            "check_embedding_ctx_length=False",
+        ),
+        ({"model": "mini", "input": [[1], [-1]]}, 400, "unreadable", "text 2"),
+        ({"model": "mini", "input": [[1], "a"]}, 400, "malformed", "token ids of the model's"),
+        ({"model": "mini", "input": [[]]}, 400, "empty", "text 1"),
+        ({"model": "mini", "input": [1.5]}, 400, "malformed", "token ids of the model's"),
         ({"model": "mini"}, 400, "malformed", "input is missing"),
-        ({"model": "mini", "input": "a", "dimensions": 0}, 400, "malformed", "dimensions = 0"),
+        ({"model": "mini", "input": "a", "dimensions": -1}, 400, "malformed", "dimensions = -1"),
         ({"model": "mini", "input": "a", "dimensions": 99}, 400, "malformed", "have 8"),
         ({"model": "mini", "input": "a", "encoding_format": "x"}, 400, "malformed", "base64"),
         ({"model": "mini", "input": ""}, 400, "empty", "text 1"),
@@ -89,6 +97,10 @@ def test_models_are_listed_for_openai_and_kserve() -> None:
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "bertha",
+        "capabilities": ["classify"],
+        "backend": "torch fp32",
+        "stats": {},
+        "max_model_len": 64,
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from serving.http.messages import HTTPError, Request
 from serving.interface import Limits
-from serving.protocols.sagemaker import SageMakerRequest, parse_request
+from serving.protocols.sagemaker.bodies import SageMakerRequest, parse_request
 from tests.support.fake_models import FakeModels, fake_prediction
 from tests.support.http_requests import json_answer, json_error
 
@@ -80,7 +80,7 @@ def test_texts_are_cut_unless_the_request_forbids_it(given: bool | None, cut: bo
 @pytest.mark.parametrize(
     ("body", "content_type", "words"),
     [
-        (b"", "application/x-npy", "'application/x-npy': send application/json, text/plain or"),
+        (b"", "application/x-npy", "'application/x-npy': send application/json, "),
         (b"a\nb,c\n", "text/csv", "line 2 has 2 columns: expected one text, in quotes"),
         (b'"a" b', "text/csv", "line 1: the body is not CSV"),
         (b'"a\nb"\r\n\r\n"c"\rb,"d\n",e', "text/csv", "line 5 has 3 columns"),
