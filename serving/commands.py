@@ -16,6 +16,7 @@ from cluster.settings import validate_settings
 from serving.deployment.config import EndpointConfig
 from serving.deployment.placement import describe_placement
 from serving.fetch import local_copy
+from serving.interface import Limits
 from serving.registry.canary_rule import CanaryRule
 from serving.registry.model_ref import (
     InvalidReference,
@@ -50,6 +51,12 @@ def endpoint_from_options(
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
         "allowed_hosts": tuple(options.allow_host),
+        "limits": {
+            "max_texts": options.max_client_batch_size,
+            "max_body_bytes": options.max_body,
+            "max_wait_seconds": options.max_wait,
+            "max_waiting_requests": options.max_waiting,
+        },
         "log_requests": options.log_requests,
         "traces": options.traces,
     }
@@ -87,6 +94,35 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
         help="answer to this name too; on loopback only to localhost otherwise",
     )
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
+    limits = parser.add_argument_group("limits of each replica, told by /info")
+    limits.add_argument(
+        "--max-client-batch-size",
+        type=int,
+        default=Limits().max_texts,
+        metavar="TEXTS",
+        help="of a request: %(default)s",
+    )
+    limits.add_argument(
+        "--max-body",
+        type=int,
+        default=Limits().max_body_bytes,
+        metavar="BYTES",
+        help="of a request, unpacked: %(default)s",
+    )
+    limits.add_argument(
+        "--max-wait",
+        type=float,
+        default=Limits().max_wait_seconds,
+        metavar="SECONDS",
+        help="that would be longer is refused, unless the request asks for much: %(default)s",
+    )
+    limits.add_argument(
+        "--max-waiting",
+        type=int,
+        default=Limits().max_waiting_requests,
+        metavar="REQUESTS",
+        help="at a time: %(default)s",
+    )
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from pydantic import Field
+
+from cluster.settings import Settings
 
 T = TypeVar("T", covariant=True)
 
 Vector = np.ndarray  # float32 [width], of length 1 where the bundle says so
 
 SERVED_DEVICES = ("cpu", "cuda", "xpu", "mps")  # kinds that there are engines for
-PROMISED_WAIT_SECONDS = 0.1  # for an engine: what is admitted, and replicas are added, by
+PROMISED_WAIT_SECONDS = 0.1  # for an engine: replicas are added by it, and overload is held to it
 DEFAULT_WAITING_REQUESTS, DEFAULT_WAITING_TOKENS = 24, 32768  # of an engine of unknown speed
 SHORT_REQUEST_TOKENS = 32  # of the smallest requests, which are counted by their number
 
@@ -203,27 +206,24 @@ class ModelStatistics:
     last_inference: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Settings):
     """Limits of one request, and of all requests to a replica together.
 
-    max_texts: of a request. max_waiting_requests, max_waiting_tokens: beyond either a request is
-    rejected at once, so that accepted ones are answered soon; None: what the engine computes within
-    PROMISED_WAIT_SECONDS, but no less than the defaults. max_body_bytes: after decompression.
+    max_texts: of a request. max_body_bytes: after decompression. max_wait_seconds: a request that
+    would wait longer for its turn is refused at once; under overload already one that would wait
+    longer than PROMISED_WAIT_SECONDS. max_waiting_requests: that are held, whatever their wait.
     """
 
-    max_texts: int = 32
-    max_waiting_requests: int | None = None
-    max_waiting_tokens: int | None = None
-    max_body_bytes: int = 2 * 1024 * 1024
+    max_texts: int = Field(2048, ge=1)
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    max_wait_seconds: float = Field(5.0, ge=0, allow_inf_nan=False)
+    max_waiting_requests: int = Field(4096, ge=0)
 
-    def max_waiting(self, tokens_per_second: float) -> tuple[int, int]:
-        """Return the most requests and tokens that may wait for an engine of that speed."""
+    def waiting_under_overload(self, tokens_per_second: float) -> tuple[int, int]:
+        """Return the most requests and tokens that then wait for an engine of that speed."""
         in_time = int(tokens_per_second * PROMISED_WAIT_SECONDS)
-        requests, tokens = self.max_waiting_requests, self.max_waiting_tokens
-        if requests is None:
-            requests = max(DEFAULT_WAITING_REQUESTS, in_time // SHORT_REQUEST_TOKENS)
-        return requests, max(DEFAULT_WAITING_TOKENS, in_time) if tokens is None else tokens
+        requests = max(DEFAULT_WAITING_REQUESTS, in_time // SHORT_REQUEST_TOKENS)
+        return min(requests, self.max_waiting_requests), max(DEFAULT_WAITING_TOKENS, in_time)
 
 
 class ModelManagement(Protocol):

@@ -70,7 +70,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "deployment": "interface registry engine http inference protocols",
         "batch": "client fetch interface engine protocols",
         "publish": "fetch engine optimize",
-        "commands": "fetch registry deployment",
+        "commands": "fetch interface registry deployment",
         "choices": "registry",
         "__main__": "client fetch interface registry engine http optimize protocols deployment "
         "batch publish commands choices",

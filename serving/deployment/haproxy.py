@@ -67,7 +67,7 @@ defaults
     mode http
     timeout connect 2s
     timeout client 120s
-    timeout server 120s
+    timeout server 600s
     timeout http-request 15s
     timeout http-keep-alive 120s
     timeout queue 10s

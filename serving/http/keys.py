@@ -6,7 +6,6 @@ inference and metrics are open to everybody who reaches the port and management 
 
 import hashlib
 import logging
-import math
 import os
 import secrets
 import stat
@@ -110,7 +109,7 @@ class ApiKeys:
             raise HTTPError(
                 "overloaded",
                 f"key {key.name!r} may ask {key.requests_per_second:g} times a second",
-                retry_after_seconds=math.ceil(wait),
+                retry_after_seconds=wait,
             )
 
 

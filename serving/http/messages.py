@@ -23,7 +23,7 @@ TRUNCATED_HEADER = "x-bertha-truncated"
 MAX_NAMED_TEXTS = 100  # in that header
 IGNORED_HEADER = "x-bertha-ignored"
 MAX_NAMED_KEYS = 20  # in that header
-DEFAULT_TIMEOUT_SECONDS = 60.0
+MAX_TIMEOUT_SECONDS = 60.0
 
 # When the client of the current request stops waiting, on the clock of `time.perf_counter`.
 request_deadline: ContextVar[float | None] = ContextVar("request_deadline", default=None)
@@ -84,7 +84,7 @@ class HTTPError(BerthaError):
     """A request that is rejected: the kind of error, a message, and when to try again."""
 
     def __init__(
-        self, kind: ErrorKind, message: str, retry_after_seconds: int | None = None
+        self, kind: ErrorKind, message: str, retry_after_seconds: float | None = None
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -155,19 +155,33 @@ class WireProtocol:
     def error_response(self, error: HTTPError) -> Response:
         """Return the response for an error, as clients of this protocol expect it."""
         status = self.statuses.get(error.kind, DEFAULT_STATUSES[error.kind])
-        wait = error.retry_after_seconds
-        headers = () if wait is None else (("retry-after", str(wait)),)
-        return Response(self.error_body(error, status), status, JSON, headers)
+        return Response(self.error_body(error, status), status, JSON, retry_headers(error))
 
 
-def parse_deadline(headers: Mapping[str, str]) -> float:
-    """Return the deadline of a request; a timeout that is not a number above 0 is ignored."""
+def retry_headers(error: HTTPError) -> tuple[tuple[str, str], ...]:
+    """Return the headers that say when to try again.
+
+    Retry-After is of whole seconds (RFC 9110), and clients fail on fractions; some read
+    retry-after-ms beside it.
+    """
+    wait = error.retry_after_seconds
+    if wait is None:
+        return ()
+    milliseconds = max(1, math.ceil(1000 * wait))
+    return ("retry-after", str(math.ceil(milliseconds / 1000))), (
+        "retry-after-ms",
+        str(milliseconds),
+    )
+
+
+def parse_deadline(headers: Mapping[str, str]) -> float | None:
+    """Return the deadline of a request; None where it has none, or of no number above 0."""
     try:
-        seconds = float(headers.get(TIMEOUT_HEADER, DEFAULT_TIMEOUT_SECONDS))
+        seconds = float(headers.get(TIMEOUT_HEADER, ""))
     except ValueError:
-        seconds = DEFAULT_TIMEOUT_SECONDS
-    if not (math.isfinite(seconds) and 0 < seconds < DEFAULT_TIMEOUT_SECONDS):
-        seconds = DEFAULT_TIMEOUT_SECONDS
+        return None
+    if not (math.isfinite(seconds) and 0 < seconds < MAX_TIMEOUT_SECONDS):
+        return None
     return time.perf_counter() + seconds
 
 

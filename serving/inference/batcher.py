@@ -10,7 +10,6 @@ timed out are dropped before they reach the model.
 """
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -21,13 +20,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from serving.inference.admission import PATIENCE, Admission
 from serving.inference.queue import BatchQueue, QueuedText
 from serving.interface import Limits
-
-# A request is due this many times its own work after it arrived. With 1 the order is nearly that of
-# arrival; the higher, the more small requests overtake large ones.
-PATIENCE = 4.0
-_SMOOTHING = 0.2  # of the speed, by batch
 
 
 class BatchModel(Hashable, Protocol):
@@ -52,11 +47,8 @@ class BatchModel(Hashable, Protocol):
 class Overloaded(Exception):
     """Too much is waiting; try again after `retry_after_seconds`."""
 
-    def __init__(self, retry_after_seconds: int) -> None:
-        plural = "s" if retry_after_seconds > 1 else ""
-        super().__init__(
-            f"the model is overloaded; try again in {retry_after_seconds} second{plural}"
-        )
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__(f"the model is overloaded; try again in {retry_after_seconds:.2g} seconds")
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -76,11 +68,14 @@ class BatcherClosed(Exception):
 class PendingRequest:
     """One `submit`: the answers so far, and a future that completes with the last.
 
-    started: when the model took its first text; like deadline, on the clock of `time.perf_counter`.
+    due: its place in the order. num_waiting: tokens that no batch took yet. started: when the model
+    took its first text; like due and deadline, on the clock of `time.perf_counter`.
     """
 
     future: asyncio.Future[None]
     num_rows: int
+    due: float
+    num_waiting: int
     deadline: float | None
     started: float = 0.0
     answers: dict[int, Any] = field(default_factory=dict)
@@ -113,7 +108,7 @@ class RunningBatch:
 class Batcher:
     """Batches the rows of concurrent `submit` calls. Belongs to the event loop that creates it.
 
-    limits: beyond what may wait for a model, `submit` raises Overloaded, unless nothing waits.
+    limits: `submit` raises Overloaded for what would wait longer, unless nothing waits.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -121,9 +116,9 @@ class Batcher:
         self.total = BatchStatistics()
         self._queue = BatchQueue(attrgetter("batch_tokens"))
         self._limits = limits
-        self._num_requests = 0
+        self._admission = Admission(limits)
+        self._requests: dict[PendingRequest, None] = {}  # not completely answered, in order
         self._last_finished = 0.0
-        self._seconds_per_token = 1e-4
         self._loop = asyncio.get_running_loop()
         # The hand-over between the two threads: the event loop puts texts into the queue, and the
         # engine thread takes them out, both under this lock. Results go the other way by
@@ -138,7 +133,7 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         """Requests that are not completely answered."""
-        return self._num_requests
+        return len(self._requests)
 
     async def submit(
         self,
@@ -154,24 +149,24 @@ class Batcher:
         """
         if not rows:
             return [], 0.0
-        num_tokens = sum(map(len, rows))
+        num_tokens, now = sum(map(len, rows)), time.perf_counter()
+        due = now + PATIENCE * num_tokens * self._admission.seconds_per_token(model)
+        future = self._loop.create_future()
+        request = PendingRequest(future, len(rows), due, num_tokens, deadline)
         if not admitted:
-            self._check_capacity(model, num_tokens)
-        now = time.perf_counter()
-        request = PendingRequest(self._loop.create_future(), len(rows), deadline)
-        due = now + PATIENCE * num_tokens * self._seconds_per_token
+            self._admit(model, request, now)
         with self._changed:
             for position, values in enumerate(rows):
                 self._queue.push(QueuedText(model, values, due, request, position))
             self._changed.notify()
-        self._num_requests += 1
+        self._requests[request] = None
         try:
-            await request.future
+            await future
         finally:
-            self._num_requests -= 1
+            del self._requests[request]
             if len(request.answers) < len(rows):  # cancelled or failed
                 with self._changed:
-                    self._queue.discard_request(request)
+                    self._queue.discard_requests({request})
         answers = [request.answers[position] for position in range(len(rows))]
         return answers, request.started - now
 
@@ -183,14 +178,51 @@ class Batcher:
         await self._loop.run_in_executor(None, self._thread.join)
         await asyncio.sleep(0)  # run what the thread handed over last
 
-    def _check_capacity(self, model: BatchModel, num_tokens: int) -> None:
+    def _admit(self, model: BatchModel, request: PendingRequest, now: float) -> None:
+        """Raise Overloaded for a request that would wait too long; see `Admission`."""
         if self._closed:
             raise BatcherClosed("the server is ending")
-        max_requests, max_tokens = self._limits.max_waiting(model.tokens_per_second)
-        waiting = self._queue.num_tokens
-        many = self._num_requests >= max_requests
-        if many or (waiting and waiting + num_tokens > max_tokens):
-            raise Overloaded(max(1, math.ceil(waiting * self._seconds_per_token)))
+        admission, num_tokens = self._admission, request.num_waiting
+        with self._changed:
+            admission.offer(now, num_tokens)
+            if admission.is_overloaded:
+                self._shed(model)
+            waiting, speed = self._queue.num_tokens, admission.seconds_per_token(model)
+        if admission.is_overloaded:
+            requests, tokens = self._limits.waiting_under_overload(model.tokens_per_second)
+            if len(self._requests) >= requests or (waiting and waiting + num_tokens > tokens):
+                raise Overloaded(waiting * speed)
+        left = None if request.deadline is None else request.deadline - now
+        if left is not None and left <= 0:
+            raise DeadlineExceeded("the deadline passed before it came")
+        allowed = admission.allowed_wait(model, num_tokens, left)
+        if waiting and waiting * speed > allowed:  # else no need to ask what is before it
+            ahead = sum(each.num_waiting for each in self._requests if each.due <= request.due)
+            if ahead * speed > allowed:
+                raise Overloaded(ahead * speed - max(0.0, allowed))
+        if len(self._requests) >= self._limits.max_waiting_requests:
+            raise Overloaded(waiting * speed)
+
+    def _shed(self, model: BatchModel) -> None:
+        """Fail what an overload has left waiting beyond its limits, the last in order first.
+
+        Whoever came before the overload was noticed would else wait through all of it.
+        """
+        requests, tokens = self._limits.waiting_under_overload(model.tokens_per_second)
+        num_requests, num_tokens = len(self._requests), self._queue.num_tokens
+        if num_requests <= requests and num_tokens <= tokens:
+            return
+        unbegun = (each for each in self._requests if not each.started and not each.future.done())
+        shed, wait = set(), num_tokens * self._admission.seconds_per_token(model)
+        for each in sorted(unbegun, key=attrgetter("due"), reverse=True):
+            if num_requests <= requests and num_tokens <= tokens:
+                break
+            shed.add(each)
+            num_requests -= 1
+            num_tokens -= each.num_waiting
+        self._queue.discard_requests(shed)
+        for each in shed:
+            each.future.set_exception(Overloaded(wait))
 
     def _run_engine_thread(self) -> None:
         """Run batch after batch until closed and nothing waits."""
@@ -239,8 +271,7 @@ class Batcher:
             self._call_in_loop(self._deliver_answers, texts, answers)
             return
         with self._changed:  # no later batch shall compute the rest of failed requests
-            for request in {id(text.request): text.request for text in texts}.values():
-                self._queue.discard_request(request)
+            self._queue.discard_requests({text.request for text in texts})
         self._call_in_loop(self._fail_requests, texts, error)
 
     def _next_batch(self, is_idle: bool) -> list[QueuedText]:
@@ -251,9 +282,13 @@ class Batcher:
         while True:
             with self._changed:
                 while not (batch := self._queue.pop_batch()):
+                    self._admission.run_empty()
                     if self._closed or not is_idle:
                         return []
                     self._changed.wait()
+                for text in batch:
+                    text.request.num_waiting -= len(text.values)
+                self._admission.begin(sum(len(text.values) for text in batch))
             now = time.perf_counter()
             late = [text for text in batch if (text.request.deadline or now) < now]
             if not late:
@@ -279,8 +314,8 @@ class Batcher:
             statistics.num_tokens += num_tokens
             statistics.busy_seconds += seconds
             statistics.num_failed += failed
-        speed = seconds / max(1, num_tokens)
-        self._seconds_per_token += _SMOOTHING * (speed - self._seconds_per_token)
+        with self._changed:
+            self._admission.record_batch(model, num_tokens, seconds)
 
     def _deliver_answers(self, batch: list[QueuedText], answers: Sequence[Any]) -> None:
         for text, answer in zip(batch, answers, strict=True):

@@ -11,7 +11,7 @@ large ones, and large ones never starve.
 """
 
 import heapq
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -76,14 +76,18 @@ class BatchQueue:
             del self._heaps[model]
         return batch
 
-    def discard_request(self, request: object) -> None:
-        """Remove what waits of a request."""
+    def discard_requests(self, requests: Collection[object]) -> None:
+        """Remove what waits of these requests."""
+        if not requests:
+            return
         for model, heap in list(self._heaps.items()):
-            kept = [entry for entry in heap if entry[2].request is not request]
+            kept = [entry for entry in heap if entry[2].request not in requests]
             if len(kept) == len(heap):
                 continue
             self.num_rows -= len(heap) - len(kept)
-            self.num_tokens -= sum(len(text.values) for *_, text in heap if text.request is request)
+            self.num_tokens -= sum(
+                len(text.values) for *_, text in heap if text.request in requests
+            )
             heapq.heapify(kept)
             self._heaps[model] = kept
             if not kept:

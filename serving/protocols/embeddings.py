@@ -74,12 +74,13 @@ async def compare_texts(
     """Compare `text` with each of `others`, in order. Raises HTTPError.
 
     All are embedded as one request, so that one version of the model embeds them all; `text`
-    counts towards the limit of texts.
+    does not count towards the limit of texts.
     """
     if not others:
         raise HTTPError("empty", "there is nothing to compare with; give at least one text")
-    texts = check_texts([text, *others], models.limits, "the text and those to compare")
-    texts = read_as(texts, side, max_tokens)
+    check_texts([text], models.limits, "the text to compare with")
+    others = check_texts(others, models.limits, "the texts to compare")
+    texts = read_as([text, *others], side, max_tokens)
     embedded = await models.embed(model, texts, truncate=truncate is not False)
     first, *rest = embedded.values
     scores = [cosine_similarity(first, vector) for vector in rest]

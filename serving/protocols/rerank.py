@@ -148,12 +148,13 @@ async def score(http: Request, models: Models) -> Response:
     """Return the similarity of each pair."""
     request = parse_body(ScoreRequest, http.body)
     first, second = request.pair_texts()
+    check_texts(first, models.limits, "text_1")
+    check_texts(second, models.limits, "text_2")
     # One request, so that one version of the model embeds both sides; each text once.
     places: dict[str, int] = {}
     for text in (*first, *second):
         places.setdefault(text, len(places))
-    texts = check_texts([*places], models.limits, "text_1 and text_2")
-    texts = read_as(texts, request.truncation_side, request.max_tokens)
+    texts = read_as([*places], request.truncation_side, request.max_tokens)
     embedded = await models.embed(request.choose_model(http), texts)
     vectors = embedded.values
     data = [

@@ -219,7 +219,7 @@ async def get_info(http: Request, models: Models) -> Response:
             "model_sha": model.weights_sha256,
             "model_dtype": _DTYPES.get(precision, precision),
             "model_type": _model_type(model),
-            "max_concurrent_requests": None,
+            "max_concurrent_requests": models.limits.max_waiting_requests,
             "max_input_length": model.max_length,
             "max_batch_tokens": model.batch_tokens,
             "max_batch_requests": None,
@@ -240,6 +240,8 @@ async def get_info(http: Request, models: Models) -> Response:
             "base_model": model.base_model,
             "model_version": model.version,
             "engine": model.engine,
+            "max_body_bytes": models.limits.max_body_bytes,
+            "max_wait_seconds": models.limits.max_wait_seconds,
         }
     )
 

@@ -50,7 +50,7 @@ def test_a_check_that_ends_badly_or_takes_too_long_is_told(
 ) -> None:
     slow = gpu.Check("parity", 0.05, gpu_checks.compare_with_cpu)
     assert "more than 0.05 s" in gpu.run_alone(slow, "cpu", True)["error"][0]
-    unknown = gpu.Check("nothing", 30, gpu_checks.compare_with_cpu)
+    unknown = gpu.Check("nothing", 300, gpu_checks.compare_with_cpu)
     assert "invalid choice" in gpu.run_alone(unknown, "cpu", True)["error"][0]
 
 

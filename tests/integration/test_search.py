@@ -91,7 +91,8 @@ def test_a_search_ends_with_a_bundle_and_looks_at_the_test_rows_once(
     place: Path, tmp_path: Path, ray_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "search"
-    assert main(words(place, run, 2, "--trials", "5", "--seeds", "2")) == 0
+    chosen_by = "evaluation.metric=mcc"
+    assert main(words(place, run, 2, "--trials", "5", "--seeds", "2", chosen_by)) == 0
     said, found = capsys.readouterr().out, result(run)
     own = [t for t in found["trials"] if t["repeats"] is None]
     assert [t["number"] for t in own] == [0, 1, 2, 3, 4]
@@ -104,7 +105,7 @@ def test_a_search_ends_with_a_bundle_and_looks_at_the_test_rows_once(
     assert "an even chance of something better: " in said
     for number in range(len(found["trials"])):
         looks = [
-            [row["tokens"], row["metrics"]["f1"]]
+            [row["tokens"], row["metrics"]["mcc"]]
             for row in trial(run, number).metric_rows("evaluation")
         ]
         assert found["trials"][number]["curve"] == looks

@@ -178,7 +178,7 @@ def next_command(verdict: Verdict, training: Training) -> str:
         return f"bertha train csv.yaml model.name={run}/bundle data.source=FILE"
     if _is_poor(verdict) and verdict["loss_falling"]:
         change = advise_longer_run(recipe, training.stopped_early, as_setting=True)
-        return f"bertha train {run}/recipe.yaml {change} --run {run}-longer"
+        return f"bertha train {run}/recipe.yaml {change} --run {run} --resume"
     return f"bertha serve {run}"
 
 

@@ -14,12 +14,7 @@ from serving.inference.batcher import (
     DeadlineExceeded,
     Overloaded,
 )
-from serving.interface import (
-    DEFAULT_WAITING_REQUESTS,
-    PROMISED_WAIT_SECONDS,
-    SHORT_REQUEST_TOKENS,
-    Limits,
-)
+from serving.interface import DEFAULT_WAITING_REQUESTS, DEFAULT_WAITING_TOKENS, Limits
 
 Row = str
 Scenario = Callable[["Engine", Batcher], Awaitable[None]]
@@ -75,18 +70,14 @@ async def answers(
 def play(
     scenario: Scenario,
     token_budget: int = 64,
-    max_waiting_tokens: int | None = 1000,
-    max_waiting_requests: int | None = 1000,
     engine: Engine | None = None,
+    **limits: float,
 ) -> Engine:
     """Run a scenario against a fresh batcher; the engine with the batches it saw."""
     engine = engine or Engine(token_budget)
-    limits = Limits(
-        max_waiting_requests=max_waiting_requests, max_waiting_tokens=max_waiting_tokens
-    )
 
     async def run() -> None:
-        batcher = Batcher(limits)
+        batcher = Batcher(Limits(**limits))
         await scenario(engine, batcher)
         await batcher.close()
 
@@ -190,20 +181,97 @@ def test_cancelling_what_the_engine_works_on_harms_nobody_else() -> None:
     play(scenario)
 
 
-def test_too_much_waiting_is_refused_and_room_returns() -> None:
+def test_what_would_wait_too_long_is_refused_and_room_returns() -> None:
     async def scenario(engine: Engine, batcher: Batcher) -> None:
         await engine.hold(batcher)
-        one, two = await queued(batcher, engine, "a" * 20, "b" * 20)
-        with pytest.raises(Overloaded, match=r"again in 1 second$") as refused:
-            await answers(batcher, engine, "c" * 20)
-        assert refused.value.retry_after_seconds == 1
-        two.cancel()
+        one, *others = await queued(batcher, engine, *["a" * 5] * 7)  # a quarter of a second each
+        with pytest.raises(Overloaded, match=r"again in 0\.25 seconds$") as refused:
+            await answers(batcher, engine, "c" * 5)
+        assert refused.value.retry_after_seconds == pytest.approx(0.25)
+        one.cancel()
         await asyncio.sleep(0)
-        (three,) = await queued(batcher, engine, "c" * 20)
+        (last,) = await queued(batcher, engine, "c" * 5)
         engine.free.set()
-        assert await asyncio.gather(one, three) == [["A" * 20], ["C" * 20]]
+        assert await asyncio.gather(*others, last) == [["A" * 5]] * 6 + [["C" * 5]]
 
-    play(scenario, max_waiting_tokens=50)
+    play(scenario, engine=slow_engine(20), max_wait_seconds=1.5)
+
+
+def slow_engine(tokens_per_second: float) -> Engine:
+    engine = Engine()
+    engine.tokens_per_second = tokens_per_second
+    return engine
+
+
+def test_a_small_request_does_not_wait_for_a_large_one_that_is_due_later() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        (large,) = await queued(batcher, engine, "a" * 60)
+        with pytest.raises(Overloaded):  # 3 s are before this one, which is as large
+            await answers(batcher, engine, "b" * 60, deadline=time.perf_counter() + 5)
+        (small,) = await queued(batcher, engine, "c")
+        engine.free.set()
+        assert await asyncio.gather(small, large) == [["C"], ["A" * 60]]
+
+    engine = play(scenario, engine=slow_engine(20), max_wait_seconds=1.5)
+    assert engine.batches == [["held"], ["c", "a" * 60]]
+
+
+def test_who_asks_for_much_may_wait_for_long() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        one, two = await queued(batcher, engine, "a" * 60, "b" * 60)
+        engine.free.set()
+        assert await asyncio.gather(one, two) == [["A" * 60], ["B" * 60]]
+
+    play(scenario, engine=slow_engine(20), max_wait_seconds=1.5)
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        (one,) = await queued(batcher, engine, "a" * 20)
+        now = time.perf_counter()
+        with pytest.raises(Overloaded):
+            await answers(batcher, engine, "b" * 20, deadline=now + 1.9)
+        with pytest.raises(DeadlineExceeded):
+            await answers(batcher, engine, "b" * 20, deadline=now - 1)
+        two = asyncio.create_task(answers(batcher, engine, "b" * 20, deadline=now + 30))
+        engine.free.set()
+        assert await asyncio.gather(one, two) == [["A" * 20], ["B" * 20]]
+
+    play(scenario, engine=slow_engine(20), max_wait_seconds=0.1)
+
+
+def test_eighty_at_once_are_all_answered() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        rows = [f"row {number}" for number in range(80)]
+        waiting = await queued(batcher, engine, *rows)
+        engine.free.set()
+        assert await asyncio.gather(*waiting) == [[row.upper()] for row in rows]
+
+    play(scenario)
+
+
+def test_under_overload_the_queue_is_cut_to_a_short_one() -> None:
+    async def scenario(engine: Engine, batcher: Batcher) -> None:
+        await engine.hold(batcher)
+        begun, *waiting = await queued(batcher, engine, *["row"] * 40)
+        batcher._admission.is_overloaded = True
+        with pytest.raises(Overloaded):
+            await answers(batcher, engine, "new")
+        found = await asyncio.wait_for(
+            asyncio.gather(*waiting[DEFAULT_WAITING_REQUESTS - 2 :], return_exceptions=True), 5
+        )
+        assert len(found) == 17 and all(isinstance(each, Overloaded) for each in found)
+        assert batcher.num_waiting == DEFAULT_WAITING_REQUESTS
+        engine.free.set()
+        kept = waiting[: DEFAULT_WAITING_REQUESTS - 2]
+        assert await asyncio.gather(begun, *kept) == [["ROW"]] * (DEFAULT_WAITING_REQUESTS - 1)
+        assert batcher._queue.num_tokens == 0
+
+    play(scenario)
 
 
 def test_as_many_requests_as_may_wait() -> None:
@@ -220,11 +288,11 @@ def test_as_many_requests_as_may_wait() -> None:
     play(scenario, max_waiting_requests=2)
 
 
-def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
+def test_a_request_of_any_size_is_taken_when_nothing_waits() -> None:
     async def scenario(engine: Engine, batcher: Batcher) -> None:
         assert await answers(batcher, engine, "a" * 200) == ["A" * 200]
 
-    play(scenario, max_waiting_tokens=50)
+    play(scenario, engine=slow_engine(20), max_wait_seconds=0.0)
 
 
 def test_an_error_fails_only_its_own_batch() -> None:
@@ -283,29 +351,23 @@ def test_many_at_once_all_get_their_own_answer() -> None:
         found = await asyncio.gather(*(answers(batcher, engine, *rows) for rows in requests))
         assert found == [[row.upper() for row in rows] for rows in requests]
 
-    engine = play(scenario, max_waiting_tokens=10**6)
+    engine = play(scenario)
     assert len(engine.batches) < sum(i % 4 + 1 for i in range(200))
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_second", "admitted"),
-    [(0.0, DEFAULT_WAITING_REQUESTS), (1e3, DEFAULT_WAITING_REQUESTS), (1e6, 3125)],
+    ("tokens_per_second", "requests", "tokens"),
+    [
+        (0.0, DEFAULT_WAITING_REQUESTS, DEFAULT_WAITING_TOKENS),
+        (1e3, DEFAULT_WAITING_REQUESTS, DEFAULT_WAITING_TOKENS),
+        (1e6, 3125, 100_000),
+    ],
 )
-def test_what_may_wait_follows_from_the_measured_speed(
-    tokens_per_second: float, admitted: int
+def test_what_may_wait_under_overload_follows_from_the_measured_speed(
+    tokens_per_second: float, requests: int, tokens: int
 ) -> None:
-    async def scenario(engine: Engine, batcher: Batcher) -> None:
-        held = await engine.hold(batcher)
-        waiting = await queued(batcher, engine, *["one"] * (admitted - 1))
-        with pytest.raises(Overloaded):
-            await answers(batcher, engine, "two")
-        engine.free.set()
-        await asyncio.gather(held, *waiting)
-
-    assert 1e6 * PROMISED_WAIT_SECONDS // SHORT_REQUEST_TOKENS == 3125
-    engine = Engine()
-    engine.tokens_per_second = tokens_per_second
-    play(scenario, max_waiting_requests=None, max_waiting_tokens=None, engine=engine)
+    assert Limits().waiting_under_overload(tokens_per_second) == (requests, tokens)
+    assert Limits(max_waiting_requests=9).waiting_under_overload(tokens_per_second)[0] == 9
 
 
 class Ahead(Engine):

@@ -60,7 +60,7 @@ def test_what_is_discarded_never_comes(rows: list[tuple[int, int]]) -> None:
     queue, tickets = BatchQueue(lambda _: 200), [object() for _ in range(4)]
     for length, number in rows:
         queue.push(row("a", length, 0.0, tickets[number]))
-    queue.discard_request(tickets[0])
+    queue.discard_requests({tickets[0]})
     kept = [length for length, number in rows if number != 0]
     assert (queue.num_rows, queue.num_tokens) == (len(kept), sum(kept))
     taken = [each for batch in drained(queue) for each in batch]

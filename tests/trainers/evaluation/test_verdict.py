@@ -88,7 +88,7 @@ def test_its_sentences_name_the_setting_and_the_command(collapsed: Mapping[str, 
     assert "36 test rows tell little" in said
     assert collapsed["next"] == (
         "bertha train /home/me/runs/mine/recipe.yaml stopping.epochs=9 --run "
-        "/home/me/runs/mine-longer"
+        "/home/me/runs/mine --resume"
     )
 
 

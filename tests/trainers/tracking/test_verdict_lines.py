@@ -21,7 +21,7 @@ def result_of(run: Path, labels: int = 2, **verdict: Any) -> dict[str, Any]:
         "figures": figures,
         "baselines": {"majority": {"f1": 0.1, "accuracy": 0.3}, "bag-of-words": words},
         "sentences": ["A sentence of many words. " * 6, "Another."],
-        "next": f"bertha train {run}/recipe.yaml stopping.epochs=9 --run {run}-longer",
+        "next": f"bertha train {run}/recipe.yaml stopping.epochs=9 --run {run} --resume",
     }
     ended = {"steps": 9, "best_step": 6, "stopped_early": False, "test": test}
     return ended | {"verdict": judged | verdict}
@@ -50,7 +50,7 @@ def test_the_run_is_named_as_its_user_named_it(tmp_path: Path, monkeypatch: Any)
     monkeypatch.chdir(tmp_path)
     lines = summarize_run(result_of(tmp_path / "runs" / "mine"), 3.0, "runs/mine")
     assert lines[-2] == (
-        "next: bertha train runs/mine/recipe.yaml stopping.epochs=9 --run runs/mine-longer"
+        "next: bertha train runs/mine/recipe.yaml stopping.epochs=9 --run runs/mine --resume"
     )
     stored = result_of(Path("x"), next="bertha serve s3://bucket/run")
     assert summarize_run(stored, 3.0, "s3://bucket/run")[-2] == "next: bertha serve s3://bucket/run"
