@@ -2,8 +2,9 @@
 
 Requests come at half of the rate that the endpoint reached in a closed loop, at times that do not
 depend on its responses, so every request that waits or fails counts. Meanwhile a replica is killed,
-a new version deployed, a canary promoted and a broken one rolled back automatically; another
-endpoint scales from one replica to two and back; and at last twice the capacity is offered.
+a new version deployed, a canary promoted and a broken one rolled back automatically, requests of
+2,048 texts are sent, and 200 at once; another endpoint scales from one replica to two and back; and
+at last twice the capacity is offered.
 
 Then every fault of `faults.py` happens to `bertha serve` under an even stream of --rate
 requests a second: its processes are killed one kind after the other, its registry, disk, S3 and

@@ -5,14 +5,18 @@ describes it. It observes the endpoint from outside: its processes, metrics and 
 """
 
 import contextlib
+import itertools
 import json
 import re
 import signal
+import statistics
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import bundles
 import psutil
 from contenders import CORES
 from report import count_failed
-from servers import Server, finish_load, memory_megabytes, start_load
+from servers import Server, finish_load, memory_megabytes, post_body, start_load
 
 from serving import client
 from serving.registry.canary_rule import CanaryRule
@@ -30,6 +34,7 @@ from serving.registry.registry import Registry
 NAME, PATH = "reviews", "/predict"
 MAX_WAIT_SECONDS = 90.0  # for something to take effect
 CONNECTIONS = 8
+LARGE_TEXTS, BURST_REQUESTS = 2048, 200
 REPLICA = "ServeReplica:bertha:replica"  # in its command line
 LENIENT = CanaryRule(min_requests=20, max_error_rate=0.2, max_p95_ratio=None)
 
@@ -152,12 +157,46 @@ def last_reason(endpoint: EndpointUnderTest) -> str:
     return endpoint.registry.read_state(NAME).why
 
 
+def send_large_requests(endpoint: EndpointUnderTest) -> str:
+    """Send requests of `LARGE_TEXTS` texts, one after another, until the time is over."""
+    texts = [json.loads(body)["inputs"] for body in json.loads(endpoint.bodies.read_text())]
+    many = itertools.islice(itertools.cycle(texts), LARGE_TEXTS)
+    body = json.dumps({"inputs": list(many)})
+    ends, took = time.monotonic() + 0.6 * endpoint.seconds, []
+    statuses = Counter[int]()
+    while time.monotonic() < ends:
+        started = time.monotonic()
+        statuses[post_body(endpoint.server.port, PATH, body, timeout=600)] += 1
+        took.append(time.monotonic() - started)
+    return f"{LARGE_TEXTS:,} texts a request, {_tell(statuses)}, {statistics.median(took):.1f} s"
+
+
+def send_burst(endpoint: EndpointUnderTest) -> str:
+    """Send `BURST_REQUESTS` requests at once, of one text each."""
+    bodies = itertools.cycle(json.loads(endpoint.bodies.read_text()))
+    started = time.monotonic()
+
+    def post(body: str) -> int:
+        return post_body(endpoint.server.port, PATH, body, timeout=60)
+
+    with ThreadPoolExecutor(BURST_REQUESTS) as pool:
+        statuses = Counter(pool.map(post, itertools.islice(bodies, BURST_REQUESTS)))
+    took = time.monotonic() - started
+    return f"{BURST_REQUESTS} requests at once, {_tell(statuses)}, in {took:.1f} s"
+
+
+def _tell(statuses: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} answered {status}" for status, count in sorted(statuses.items()))
+
+
 UPHEAVALS: dict[str, Upheaval] = {
     "calm": do_nothing,
     "killed": kill_replica,
     "deployed": deploy_version,
     "promoted": promote_canary,
     "rolled-back": roll_back_canary,
+    "beside-large": send_large_requests,
+    "burst": send_burst,
 }
 
 
