@@ -27,8 +27,8 @@ from serving.batch.predict import (
 from serving.engine.engine import Engine
 from serving.interface import Prediction
 from serving.protocols.labels import choose_labels
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.labels import Label
 from trainers.data.rows.delimited import DEFAULT_DIALECT, Dialect

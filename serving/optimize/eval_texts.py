@@ -12,7 +12,8 @@ import numpy as np
 
 from cluster.errors import BerthaError
 from trainers.config import recipe
-from trainers.config.sections import DataConfig, MaskingConfig
+from trainers.config.data_section import DataConfig
+from trainers.config.sections import MaskingConfig
 from trainers.data import readers, sources
 from trainers.data.corpus import gather_corpus
 from trainers.data.files import DataError, open_text

@@ -28,7 +28,7 @@ from serving.optimize import throughput
 from serving.optimize.candidates import CandidateEvaluator, EngineCandidate
 from serving.optimize.eval_texts import EvalRows, load_eval_rows
 from serving.optimize.install import describe_engines, install_engines
-from trainers.config.recipe import METRICS
+from trainers.config.metrics import METRICS
 from trainers.data.tokenizer import Encoder
 from trainers.models import bundle
 from trainers.models.card import BundleError, ModelCard, read_card

@@ -18,10 +18,12 @@ from cluster.costmodel.layout import Layout
 from cluster.settings import Settings, SettingsError, apply_override, read_yaml, validate_settings
 from cluster.yaml_schema import dump_yaml
 from trainers.config import trainer_names
+from trainers.config.data_section import DataConfig
+from trainers.config.metrics import METRICS
+from trainers.config.metrics import Task as Task
 from trainers.config.sections import (
     BatchConfig,
     CheckpointConfig,
-    DataConfig,
     DistillationConfig,
     EvaluationConfig,
     LossConfig,
@@ -39,21 +41,7 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls", ".zip")
 SEARCH_KEY = "tune"  # the key of the ranges to search, which `tuning` reads
 
-Task = Literal["classification", "multi-label", "regression", "masked-lm"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
-METRICS: dict[Task, tuple[str, ...]] = {
-    "classification": (
-        *("f1", "accuracy", "precision", "recall", "loss", "f1_micro", "f1_weighted"),
-        *("mcc", "kappa", "auroc", "average_precision"),
-    ),
-    "multi-label": (
-        *("f1", "accuracy", "precision", "recall", "loss", "f1_micro", "f1_weighted"),
-        *("auroc", "average_precision"),
-    ),
-    "regression": ("loss", "mae", "r2", "pearson", "spearman"),
-    "masked-lm": ("loss", "accuracy", "perplexity"),
-}
-
 # Without the tags, a wrong layout would be reported twice: as no layout, and as not `auto`.
 AnyLayout = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[Layout, Tag("explicit")],
@@ -227,11 +215,6 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """Dump the recipe with every default written out; `load_recipe` reads it back equal."""
         return dump_yaml(self.model_dump(mode="json"))
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether a smaller value of `metric` is the better one."""
-    return metric in ("loss", "mae", "perplexity")
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

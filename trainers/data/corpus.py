@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from trainers.config.data_section import DEFAULT_SHARE, DataConfig
 from trainers.config.recipe import Recipe, Task
-from trainers.config.sections import DEFAULT_SHARE, DataConfig
 from trainers.data import labels as labelling
 from trainers.data import sources
 from trainers.data.files import DataError

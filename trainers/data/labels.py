@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
 from trainers.data.rows.label_cells import Label as Label
 from trainers.data.rows.label_cells import clean_name, flatten_labels, means_missing, parse_cell

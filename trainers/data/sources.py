@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from trainers.config.sections import DataConfig
+from trainers.config.data_section import DataConfig
 from trainers.data import hub, packages, readers
 from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError, MissingFile

@@ -12,7 +12,8 @@ import numpy as np
 
 from cluster.settings import SettingsError
 from trainers.config import recipe as recipes
-from trainers.config.recipe import Recipe, lower_is_better
+from trainers.config.metrics import lower_is_better
+from trainers.config.recipe import Recipe
 from trainers.evaluation.intervals import (
     FIGURES,
     Answers,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainers.config.recipe import METRICS
+from trainers.config.metrics import METRICS
 from trainers.evaluation.tally import Answers as Answers
 from trainers.evaluation.tally import Ranking, Tally
 from trainers.training import figures

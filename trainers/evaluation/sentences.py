@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.config.recipe import lower_is_better
+from trainers.config.metrics import lower_is_better
 from trainers.evaluation.learning import Training, advise_longer_run
 from trainers.tracking.verdict_lines import format_figure, format_number
 

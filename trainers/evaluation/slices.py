@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import BerthaError
-from trainers.config.recipe import Recipe, lower_is_better
+from trainers.config.metrics import lower_is_better
+from trainers.config.recipe import Recipe
 from trainers.data.rows.own_splits import resolve_held_out
 from trainers.data.sources import read_slices
 from trainers.data.splits import SplitName

@@ -20,9 +20,9 @@ from cluster.errors import BerthaError
 from cluster.hardware.catalog import read_table
 from cluster.planning.workload import Workload
 from trainers.config import recipe as recipes
+from trainers.config.data_section import DEFAULT_SHARE
 from trainers.config.defaults import choose_settings
 from trainers.config.recipe import Recipe
-from trainers.config.sections import DEFAULT_SHARE
 from trainers.planning.model_sizes import known_shape
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from trainers.config.recipe import lower_is_better
+from trainers.config.metrics import lower_is_better
 from trainers.training.metrics import Metrics
 
 

@@ -9,7 +9,8 @@ from pydantic import Field
 from cluster.settings import Settings, SettingsError, did_you_mean, read_yaml, validate_settings
 from cluster.yaml_schema import dump_yaml
 from trainers.config import recipe as recipes
-from trainers.config.recipe import Recipe, lower_is_better
+from trainers.config.metrics import lower_is_better
+from trainers.config.recipe import Recipe
 from trainers.storage.atomic import replace_file
 from tuning.algorithms.sampler import Sampler
 from tuning.algorithms.scheduler import Scheduler

@@ -10,6 +10,7 @@ from cluster.costmodel.layout import Layout
 from cluster.settings import SettingsError, apply_override
 from trainers.config import recipe as recipes
 from trainers.config import sections
+from trainers.config.metrics import lower_is_better
 
 SHIPPED = sorted(path.name for path in recipes.SHIPPED.glob("*.yaml"))
 
@@ -154,7 +155,7 @@ def test_masked_lm() -> None:
     recipe = recipes.load_recipe("csv", ["task=masked-lm", "masking.whole_words=true"])
     assert (recipe.metric, recipe.masking.share, recipe.masking.whole_words) == ("loss", 0.15, True)
     assert recipes.parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
-    assert all(recipes.lower_is_better(metric) for metric in ("loss", "perplexity"))
+    assert all(lower_is_better(metric) for metric in ("loss", "perplexity"))
     with pytest.raises(SettingsError, match=r"masked-lm guesses words, but model\.name is linear"):
         recipes.load_recipe("house-prices", ["task=masked-lm"])
     with pytest.raises(SettingsError, match="'f1' does not exist for masked-lm"):

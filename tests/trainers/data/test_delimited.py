@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.config.sections import DataConfig
+from trainers.config.data_section import DataConfig
 from trainers.data import readers
 from trainers.data.files import DataError
 from trainers.data.rows.skips import SkippedRows

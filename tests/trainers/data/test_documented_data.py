@@ -14,8 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from tests.support.paths import ROOT
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.labels import Label
 from trainers.data.rows.skips import SkipCounter

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data import labels as labelling
 from trainers.data.files import DataError
 from trainers.data.labels import Label

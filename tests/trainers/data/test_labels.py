@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainers.config.sections import DataConfig
+from trainers.config.data_section import DataConfig
 from trainers.data.files import DataError
 from trainers.data.labels import (
     Label,

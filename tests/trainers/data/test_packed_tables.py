@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from trainers.config.sections import DataConfig
+from trainers.config.data_section import DataConfig
 from trainers.data import files, readers
 from trainers.data.files import DataError
 from trainers.data.rows import workbook

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.tiny import PLAIN
 from trainers.config import recipe as recipes
-from trainers.config import sections
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Recipe
 from trainers.data.corpus import gather_corpus
 from trainers.data.dataset_cache import PreparedDataset
@@ -199,7 +199,7 @@ def test_what_masking_knows_of_a_tokenizer() -> None:
 def test_texts_without_tokens_are_an_error(recipe: Recipe, tmp_path: Path) -> None:
     source = write(tmp_path / "odd.jsonl", ["\u0301", "\u0302"])
     settings = {"source": source, "validation": 0.0, "test": 0.0}
-    odd = recipe.model_copy(update={"data": sections.DataConfig(**settings)})
+    odd = recipe.model_copy(update={"data": DataConfig(**settings)})
     with pytest.raises(DataError, match="no token in any text"):
         prepare_dataset(odd, tmp_path / "cache")
 

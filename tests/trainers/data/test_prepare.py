@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.support.tiny import BAD, GOOD
 from trainers.config import recipe as recipes
 from trainers.config import sections
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Recipe
 from trainers.data.corpus import gather_corpus
 from trainers.data.dataset_cache import PreparedDataset
@@ -405,11 +406,11 @@ def test_indices_that_a_hub_data_set_names(
     )
     rows = [{"text": text, "label": n % 3 - 1} for n, text in enumerate(texts(300))]
     pd.DataFrame(rows).to_json(directory / "train.jsonl", orient="records", lines=True)
-    recipe = make([]).model_copy(update={"data": sections.DataConfig(source=str(directory))})
+    recipe = make([]).model_copy(update={"data": DataConfig(source=str(directory))})
     data = prepare_dataset(recipe, tmp_path / "cache")
     assert data.labels == ("neg", "pos")
     assert [(s.reason, s.rows) for s in data.report.skipped] == [("no label", 100)]
-    named = sections.DataConfig(source=str(directory), labels=("negative", "positive"))
+    named = DataConfig(source=str(directory), labels=("negative", "positive"))
     data = prepare_dataset(recipe.model_copy(update={"data": named}), tmp_path / "cache")
     assert sum(data.report.label_counts["train"].values()) == data.report.rows["train"]
     assert data.labels == ("negative", "positive")

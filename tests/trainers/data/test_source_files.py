@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Recipe, parse_recipe
-from trainers.config.sections import DataConfig
 from trainers.data.corpus import Corpus, corpus_identity, gather_corpus
 from trainers.data.files import DataError
 from trainers.data.rows.own_splits import resolve_held_out

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from trainers.config.sections import DataConfig
+from trainers.config.data_section import DataConfig
 from trainers.data import sources
 from trainers.data.cleaning import MAX_CHARACTERS
 from trainers.data.files import DataError

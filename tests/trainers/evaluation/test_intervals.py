@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.config.recipe import METRICS
+from trainers.config.metrics import METRICS
 from trainers.evaluation.intervals import (
     Answers,
     bootstrap_chance,

@@ -8,8 +8,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as oracle
 
-from trainers.config.recipe import METRICS
-from trainers.config.sections import Metric
+from trainers.config.metrics import METRICS, Metric
 from trainers.training import figures
 from trainers.training.metrics import MetricAccumulator, Metrics
 

@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data.rows.label_lists import as_list
 from trainers.data.sources import is_missing
 

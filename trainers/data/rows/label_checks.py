@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
 from trainers.data.rows.label_cells import (
     NO_TRUTH,

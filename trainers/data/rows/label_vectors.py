@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from trainers.config.data_section import DataConfig
 from trainers.config.recipe import Task
-from trainers.config.sections import DataConfig
 from trainers.data.files import DataError
 from trainers.data.rows.label_cells import means_missing
 from trainers.data.rows.label_lists import as_list

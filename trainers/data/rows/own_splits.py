@@ -1,6 +1,6 @@
 """The splits that a source has of its own, and what is held out where it has none."""
 
-from trainers.config.sections import DEFAULT_SHARE, DataConfig
+from trainers.config.data_section import DEFAULT_SHARE, DataConfig
 from trainers.data import hub, packages
 from trainers.data.rows.source_files import SourceFiles, find_source_files
 from trainers.data.sources import SYNTHETIC
