@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from trainers.storage.filesystem import StoreError
-from trainers.tracking.run_directory import Row, RunDirectory, parse_rows
+from trainers.tracking.metric_rows import Row, parse_rows
+from trainers.tracking.run_directory import RunDirectory
 from trainers.tracking.verdict_lines import (
     IN_SHORT,
     format_classes,

@@ -37,12 +37,11 @@ from trainers.config import recipe as recipes
 from trainers.config.recipe import Recipe
 from trainers.storage.directory import SyncedDirectory
 from trainers.storage.lease import Lease
+from trainers.tracking.metric_rows import Row, is_count, parse_rows
 from trainers.tracking.resumption import RecipeChange, compare_recipes, format_value
 
 FILES = ("recipe.yaml", "record.json", "metrics.jsonl", "result.json", "error.txt", "traceback.txt")
 FOLDERS = ("checkpoints", "bundle", "plots", "tensorboard", "trackers", "lease", "ray")
-
-Row = dict[str, Any]  # of metrics.jsonl
 
 
 class RunError(BerthaError):
@@ -283,85 +282,7 @@ def read_object(
     return None
 
 
-def parse_rows(
-    data: bytes, on_damage: Callable[[int], object] = lambda number: None
-) -> Iterator[Row]:
-    """Yield the rows in complete lines of metrics.jsonl.
-
-    on_damage: called with the number of a line that holds none. The last line is half written where
-    it does not end; that is no damage.
-    """
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        row = _parse_row(line)
-        if row is None:
-            on_damage(number)
-        else:
-            yield row
-
-
-def _parse_row(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-        return None
-    # A later version may write other kinds; they need a step, by which a restart drops them.
-    needed = ROW_FIELDS.get(row["kind"], {"step": _is_count})
-    return row if all(is_valid(row.get(name)) for name, is_valid in needed.items()) else None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_number_or_absent(value: object) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_positive(value: object) -> bool:
-    return _is_number(value) and value > 0  # type: ignore[operator]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-ROW_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {  # what every reader relies on
-    "start": {
-        "step": _is_count,
-        "total_steps": _is_count,
-        "lost_steps": _is_number_or_absent,
-        "lost_seconds": _is_number_or_absent,
-    },
-    "step": {
-        "step": _is_count,
-        "loss": _is_number,
-        "learning_rate": _is_number,
-        "tokens": _is_count,
-        "computed_tokens": _is_positive,
-        "seconds": _is_positive,
-        "tokens_per_second_per_device": _is_number_or_absent,
-        "tflops_per_device": _is_number_or_absent,
-        "mfu": _is_number_or_absent,
-        "memory_gib": _is_number_or_absent,
-    },
-    "evaluation": {"step": _is_count, "tokens": _is_count, "metrics": _is_object},
-    "notice": {"step": _is_count},
-    "conclusion": {"step": _is_count},
-    "warning": {"step": _is_count, "text": _is_text},
-}
-
-
 def _is_result(value: dict[str, Any]) -> bool:
-    counts = all(_is_count(value.get(name)) for name in ("steps", "best_step"))
+    counts = all(is_count(value.get(name)) for name in ("steps", "best_step"))
     tested = value.get("test", 0)
     return counts and "stopped_early" in value and (tested is None or isinstance(tested, dict))

@@ -26,7 +26,8 @@ from cluster.local_ray import temporary_env
 from trainers.distributed.device import DEVICES
 from trainers.runtime.ray_trainer import init_ray, resources_per_worker
 from trainers.storage.directory import SyncedDirectory
-from trainers.tracking.run_directory import RunDirectory, parse_rows
+from trainers.tracking.metric_rows import parse_rows
+from trainers.tracking.run_directory import RunDirectory
 from tuning.algorithms import repeats
 from tuning.algorithms.pareto import best_of_each_model
 from tuning.algorithms.trial import TrialEvaluation, rank_completed

@@ -8,8 +8,9 @@ import torch
 from cluster.costmodel.model_shape import ModelShape
 from tests.support.metric_rows import step_row, to_line
 from trainers.tracking.metric_logger import MetricLogger
+from trainers.tracking.metric_rows import parse_rows
 from trainers.tracking.progress import format_steps
-from trainers.tracking.run_directory import RunDirectory, parse_rows
+from trainers.tracking.run_directory import RunDirectory
 from trainers.tracking.throughput import ThroughputMeter, device_peak_flops
 from trainers.training.events import StepEvent
 
