@@ -11,9 +11,13 @@ from pathlib import Path
 
 from contender import Body, Contender, LaunchContext
 
-RIVALS = Path(__file__).parent / "rivals"
+ROOT = Path(__file__).parents[1]
+RIVALS = ROOT / "benchmarks" / "rivals"
 TORCH = "torch==2.13.0"
 TRANSFORMERS = "transformers==5.23.0"
+# What loading and computing an engine imports.
+PROJECT = (TORCH, TRANSFORMERS, "openvino>=2026.4", "onnxruntime>=1.20", "pydantic", "pyyaml")
+PROJECT += ("numpy", "fsspec", "filelock", "safetensors", "pyarrow")
 BATCH = 16
 CORES = len(os.sched_getaffinity(0))
 
@@ -76,6 +80,25 @@ _WORKERS = {"WORKERS": str(CORES), "BATCH": str(BATCH)}
 _INPUTS: Body = lambda text: json.dumps({"inputs": text})  # noqa: E731
 _TEXTS: Body = lambda text: json.dumps({"texts": [text]})  # noqa: E731
 _INPUT: Body = lambda text: json.dumps({"model": "rival", "input": [text]})  # noqa: E731
+
+
+def _with_our_engine(
+    name: str, title: str, command: Callable[[LaunchContext], list[str]]
+) -> Contender:
+    """Return a server that computes by the engine that Bertha serves, with no padding to pay."""
+    return Contender(
+        f"{name}-engine",
+        f"{title}, the engine of Bertha",
+        command,
+        "/inference" if name == "mosec" else "/predict",
+        _text,
+        f"as {name}, with the engine that `build` chose in each worker",
+        _ONE_THREAD | _WORKERS | {"ENGINE": "1", "PYTHONPATH": str(ROOT)},
+        (*PROJECT, name),
+        f"{name}-engine",
+        uses_chosen_engine=True,
+    )
+
 
 CONTENDERS = {
     each.name: each
@@ -161,6 +184,8 @@ CONTENDERS = {
             (TORCH, TRANSFORMERS, "mosec"),
             "mosec",
         ),
+        _with_our_engine("litserve", "LitServe", _script("with_litserve.py", CORES, BATCH)),
+        _with_our_engine("mosec", "mosec", _mosec),
         Contender(
             "bentoml",
             "BentoML",

@@ -89,7 +89,8 @@ def prepare_bundles(options: argparse.Namespace) -> tuple[Path, Path]:
     if source is None and (bundles.RUN_BUNDLE / "bundle.json").exists():
         source = bundles.RUN_BUNDLE
     plain = bundles.copy_without_engines(source, CACHE / "plain")
-    if not {"bertha", "ceiling"} & set(options.rows):
+    chosen = {name for name, each in CONTENDERS.items() if each.uses_chosen_engine}
+    if not ({"ceiling"} | chosen) & set(options.rows):
         return plain, plain
     return plain, bundles.copy_with_engines(plain, CACHE / "built", options.engine)
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import litserve
-from classifier import Classifier
+from classifier import load_classifier
 
 WAIT_SECONDS = 0.01  # as in its batching guide
 
@@ -17,7 +17,7 @@ class Api(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the model, once in each worker."""
-        self._classify = Classifier(num_threads=1)
+        self._classify = load_classifier()
 
     def decode_request(self, request: dict[str, Any]) -> str:
         """Return the text of a request."""

@@ -6,7 +6,7 @@ WORKERS=2 BATCH=16 python with_mosec.py --address 127.0.0.1 --port PORT --timeou
 import os
 from typing import Any
 
-from classifier import Classifier
+from classifier import load_classifier
 from mosec import Server, Worker
 
 WAIT_MILLISECONDS = 10  # its default
@@ -17,7 +17,7 @@ class Inference(Worker):
 
     def __init__(self) -> None:
         super().__init__()
-        self._classify = Classifier(num_threads=1)
+        self._classify = load_classifier()
 
     def forward(self, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Classify a batch."""
