@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from serving.http.messages import HTTPError, Request
 from serving.interface import Limits, TextInput, TruncationSide
+from trainers.data.cleaning import is_blank
 
 
 def requested_model(request: Request) -> str | None:
@@ -63,15 +64,18 @@ def check_texts(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]
             "send several requests",
         )
     for number, text in enumerate(texts, 1):
-        if not text or text.isspace():
+        if is_blank(text):
             raise HTTPError("empty", f"text {number} of {key} is empty; leave it out")
     return texts
 
 
 def decode_utf8(body: bytes, what: str) -> str:
-    """Decode bytes as text. Raises HTTPError that names `what` if they are not UTF-8."""
+    """Decode bytes as text, without a byte order mark before it.
+
+    Raises HTTPError that names `what` if they are not UTF-8.
+    """
     try:
-        return body.decode()
+        return body.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise HTTPError(
             "malformed", f"{what} is not UTF-8: byte {error.start} is {body[error.start]:#04x}"

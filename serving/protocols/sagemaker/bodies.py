@@ -182,7 +182,7 @@ def _row_text(row: dict[str, Any]) -> str:
 
 def _parse_lines(text: str) -> Iterator[str]:
     """Yield the text of each line of JSON Lines. Raises HTTPError."""
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         stripped = line.strip()
@@ -204,7 +204,6 @@ def _parse_lines(text: str) -> Iterator[str]:
 
 def _parse_csv(text: str) -> list[str]:
     """Return the texts of a table of one column. Raises HTTPError if there are more columns."""
-    text = text.removeprefix("\ufeff")
     # One limit for the whole process, so it only ever grows: to the largest body that was let in.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
