@@ -50,6 +50,8 @@ def endpoint_from_options(
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
         "allowed_hosts": tuple(options.allow_host),
+        "allowed_origins": tuple(options.allow_origin),
+        "root_path": options.root_path,
         "log_requests": options.log_requests,
         "traces": options.traces,
     }
@@ -86,6 +88,14 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
         metavar="NAME",
         help="answer to this name too; on loopback only to localhost otherwise",
     )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose pages may read answers, as https://app.example, or *; default: none",
+    )
+    parser.add_argument("--root-path", default="", help="below which a proxy puts it, as /bertha")
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")

@@ -26,6 +26,7 @@ from serving.http.asgi import App, log_requests_to_stdout
 from serving.http.keys import ApiKeys, load_keys
 from serving.http.messages import bertha_version
 from serving.http.metrics import Metrics, Sample
+from serving.http.origins import Origins
 from serving.http.tracing import RequestTracer
 from serving.inference.model_server import ModelServer
 from serving.registry.canary_metrics import CanaryMetrics
@@ -146,6 +147,8 @@ class ReplicaServer:
             self._models,
             keys=self._keys,
             hosts=endpoint.host_names,
+            origins=Origins(endpoint.allowed_origins),
+            root_path=endpoint.root_path,
             metrics=self._metrics,
             log_requests=endpoint.log_requests,
             tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,

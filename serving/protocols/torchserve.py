@@ -122,9 +122,10 @@ async def ping(_: Request, models: Models) -> Response:
     return json_response({"status": "Healthy"})
 
 
-async def describe_api(_: Request, __: Models) -> Response:
+async def describe_api(http: Request, _: Models) -> Response:
     """Return this API as OpenAPI."""
-    return json_response(build_openapi([PROTOCOL], "TorchServe's inference API", bertha_version()))
+    title = "TorchServe's inference API"
+    return json_response(build_openapi([PROTOCOL], title, bertha_version(), http.prefix))
 
 
 def parse_request(http: Request) -> TorchServeRequest:
