@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from cluster.command_line import COUNT, FRACTION, PORT, POSITIVE, positive_number
 from cluster.errors import BerthaError
 from cluster.settings import validate_settings
 from serving.deployment.config import EndpointConfig
@@ -62,9 +63,11 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     """Add the arguments that `endpoint_from_options` reads. num_replicas: the default, in words."""
     parser.add_argument("--registry", default=REGISTRY, help="directory or s3://: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at: %(default)s")
-    parser.add_argument("--replicas", type=int, help=f"of one thread each; default: {num_replicas}")
-    parser.add_argument("--max-replicas", type=int, help="scale up to as many; default: do not")
+    parser.add_argument("--port", type=PORT, default=8000, help="port to listen at: %(default)s")
+    parser.add_argument(
+        "--replicas", type=COUNT, help=f"of one thread each; default: {num_replicas}"
+    )
+    parser.add_argument("--max-replicas", type=COUNT, help="scale up to as many; default: do not")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "neuron", "xpu", "mps"),
@@ -73,12 +76,12 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument(
         "--gpus-per-replica",
-        type=float,
+        type=positive_number(1),
         metavar="SHARE",
         help="of a GPU and its memory, as 0.25; default: an even share",
     )
     parser.add_argument(
-        "--memory-gib", type=float, default=4.0, help="of models on the device, each replica"
+        "--memory-gib", type=POSITIVE, default=4.0, help="of models on the device, each replica"
     )
     parser.add_argument("--keys", type=Path, help="file of API keys; without it, none is needed")
     parser.add_argument(
@@ -107,7 +110,7 @@ def add_commands(commands: Any) -> None:
     deploys.add_argument("what", metavar="BUNDLE|NAME[:VERSION|@ALIAS]")
     deploys.add_argument("--as", dest="name", help="name of the bundle; default: of its run")
     deploys.add_argument("--note", default="", help="for the history")
-    deploys.add_argument("--canary", type=float, metavar="SHARE", help="of the requests, as 0.1")
+    deploys.add_argument("--canary", type=FRACTION, metavar="SHARE", help="of the requests, as 0.1")
     deploys.add_argument("--shadow", action="store_true", help="a copy of them, answered unheard")
     deploys.add_argument(
         "--rule", action="append", default=[], metavar="KEY=VALUE", help="as min_requests=200"

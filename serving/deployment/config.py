@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.settings import Settings
+from serving.deployment.haproxy import NUM_SLOTS
 from serving.http.hosts import HostNames, is_loopback, parse_host
 from serving.http.origins import parse_origin
 from serving.http.prefix import parse_prefix
@@ -27,7 +28,7 @@ class EndpointConfig(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     min_replicas: int = Field(1, ge=1, description="processes of one thread each")
-    max_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, le=NUM_SLOTS)
     device: Literal["auto", "cpu", "cuda", "neuron", "xpu", "mps"] = Field(
         "auto", description="kind that replicas compute on; auto: a GPU where there is one"
     )

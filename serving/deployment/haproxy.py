@@ -35,23 +35,35 @@ ANSWER_SECONDS = 10.0  # one that needs longer to answer at its admin socket han
 BUFFER_BYTES = 65536  # only a request that fits can be retried
 BACKLOG = 4096  # connections that wait while HAProxy is started again
 
-# Errors of HAProxy itself; all others are written by the replicas.
+# Errors of HAProxy itself, every one that it knows; all others are written by the replicas.
 _ERROR_MESSAGES = {
     400: "the request is not valid HTTP",
+    401: "the request lacks a key",
+    403: "the request is not allowed",
     404: "there is no such path; see /docs",
+    405: "the path does not answer this method; see /docs",
+    407: "the request lacks a key for a proxy",
     408: "the request took too long to arrive",
+    410: "there is no such path any more; see /docs",
+    413: "the body is too large; send less at once",
+    421: "the request is for another server",
+    422: "the transfer coding of the request is not known; send chunked, or content-length",
+    425: "the request came too early; send it again after the handshake",
+    429: "there are too many requests; send it again later",
     500: "an error of the server's own",
+    501: "the request asks for what is not offered",
     502: "the replica that had the request is gone; send it again",
     503: "no replica is ready; try again",
     504: "the replica did not answer in time",
 }
+_RETRIED = (429, 503)
 
 # The path is compared as replicas do it, decoded once; one that cannot be decoded is refused, since
 # HAProxy and a replica may read it differently.
 # Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
 # `redispatch`); for that HAProxy takes it whole before it sends it (`http-buffer-request`).
 # Predictions change nothing, so computing twice is harmless; /manage and /v2/repository change the
-# registry, so they are never sent twice (`disable-l7-retry`).
+# registry, so they are never sent twice (`disable-l7-retry`), below a prefix neither.
 # Draining: a replica that ends is drained through the admin socket; one that is killed is taken out
 # at its first failed connection (`observe layer4`), long before its next readiness check.
 _CONFIG_TEMPLATE = """\
@@ -86,7 +98,7 @@ frontend http
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}
     http-request deny deny_status 404 if {{ var(txn.path) -m sub {ready_prefix} }}
-    http-request disable-l7-retry if {{ var(txn.path) -m beg /manage /v2/repository }}
+    http-request disable-l7-retry if {{ var(txn.path) -m sub /manage /v2/repository }}
     default_backend {backend}
 backend {backend}
     balance leastconn
@@ -125,7 +137,7 @@ def render_config(
     """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
-        f'\\"{text}\\"}}"' + (' hdr retry-after "1"' if status == 503 else "")
+        f'\\"{text}\\"}}"' + (' hdr retry-after "1"' if status in _RETRIED else "")
         for status, text in _ERROR_MESSAGES.items()
     ]
     taken = {slot.number: slot.address for slot in slots}

@@ -271,6 +271,8 @@ CHANGES = [
     "/v2/%72epository/models/a/load",
     "/v2%2frepository%2fmodels%2fa%2funload",
     "http://h/%6danage/models",
+    "/team/bertha/manage/models?url=x",
+    "/team/%6danage/models",
 ]
 
 
@@ -284,7 +286,7 @@ def changes_something(target: str) -> bool:
 
 
 def test_what_changes_something_is_never_sent_twice(tmp_path: Path) -> None:
-    assert sum(map(changes_something, CHANGES)) >= 7
+    assert sum(map(changes_something, CHANGES)) >= 7  # and below a prefix those behind it
     with balanced(tmp_path) as (haproxy, _, port), RawReplica(b"") as one, RawReplica(b"") as two:
         haproxy.enable_slot(ServerSlot(1, one.address))
         haproxy.enable_slot(ServerSlot(2, two.address))
