@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from serving.deployment.haproxy_process import (
     open_fresh,
     run_guarded,
 )
+from serving.http.origins import ANY
 
 NUM_SLOTS = 256
 BACKEND = "replicas"
@@ -94,6 +95,10 @@ frontend http
     bind fd@3{tls}
     unique-id-format %[uuid()]
     http-request set-header x-request-id %[unique-id] unless {{ req.hdr(x-request-id) -m found }}
+    http-request set-var(txn.id) req.hdr(x-request-id)
+    acl from_replica res.hdr(x-request-id) -m found
+{origins}
+    http-after-response set-header x-request-id %[var(txn.id)] if !from_replica
     http-request set-var(txn.path) path,url_dec
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}
@@ -129,11 +134,12 @@ def render_config(
     certificate: Path | None = None,
     slots: Sequence[ServerSlot] = (),
     identity: str = "",
+    origins: Sequence[str] = (),
 ) -> str:
     """Return the configuration.
 
     certificate: PEM with certificate and key, for TLS. slots: the replicas to begin with.
-    identity: a line that a running HAProxy repeats.
+    identity: a line that a running HAProxy repeats. origins: whose pages may read its own errors.
     """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
@@ -152,6 +158,7 @@ def render_config(
         num_threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         buffer_bytes=BUFFER_BYTES,
         errors="\n".join(errors),
+        origins="\n".join(_share_errors(origins)),
         tls=f" ssl crt '{certificate}' alpn h2,http/1.1" if certificate else "",
         ready_path=READY_PATH,
         ready_prefix=READY_PATH.rpartition("/")[0] + "/",
@@ -160,11 +167,29 @@ def render_config(
     )
 
 
+def _share_errors(origins: Sequence[str]) -> Iterator[str]:
+    """Yield the rules that let pages of `origins` read what no replica wrote."""
+    if not origins:
+        return
+    of_page = "" if ANY in origins else f" if {{ req.hdr(origin) -m str {' '.join(origins)} }}"
+    value = f"str({ANY})" if ANY in origins else "req.hdr(origin)"
+    yield f"    http-request set-var(txn.origin) {value}{of_page}"
+    for name, text in (
+        ("access-control-allow-origin", "%[var(txn.origin)]"),
+        ("access-control-expose-headers", '"retry-after, x-request-id"'),
+    ):
+        rule = f"    http-after-response set-header {name} {text}"
+        yield f"{rule} if {{ var(txn.origin) -m found }} !from_replica"
+    if ANY not in origins:
+        yield "    http-after-response set-header vary Origin if !from_replica"
+
+
 class HAProxy:
     """HAProxy at host:port, and the replicas in its slots.
 
     directory: of its files, for it alone. certificate: PEM with certificate and key, for TLS.
     while_lives: the process it ends with, by default this one: an orphan would hold the port.
+    origins: whose pages may read its own errors.
     """
 
     def __init__(
@@ -174,12 +199,13 @@ class HAProxy:
         port: int,
         certificate: Path | None = None,
         while_lives: int = 0,
+        origins: Sequence[str] = (),
     ) -> None:
-        self._directory = directory
+        self._directory, self._origins = directory, origins
         self._host, self._port, self._certificate = host, port, certificate
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._while_lives = while_lives or os.getpid()
-        text = render_config(self._address, certificate)
+        text = render_config(self._address, certificate, origins=origins)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._identity = f"bertha {digest} while {self._while_lives}"
         self._listener: socket.socket | None = None
@@ -284,7 +310,9 @@ class HAProxy:
         return HAProxyProcess.find(self._directory, self._command)
 
     def _run(self, listener: socket.socket, slots: Sequence[ServerSlot]) -> HAProxyProcess:
-        config = render_config(self._address, self._certificate, slots, self._identity)
+        config = render_config(
+            self._address, self._certificate, slots, self._identity, self._origins
+        )
         (self._directory / "admin.sock").unlink(missing_ok=True)
         with open_fresh(self._directory / "haproxy.cfg") as file:
             file.write(config.encode())

@@ -70,13 +70,15 @@ def check_texts(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]
 
 
 def decode_utf8(body: bytes, what: str) -> str:
-    """Decode bytes as text, without a byte order mark before it.
-
-    Raises HTTPError that names `what` if they are not UTF-8.
-    """
+    """Decode bytes as text. Raises HTTPError that names `what` if they are not UTF-8."""
     try:
-        return body.decode().removeprefix("\ufeff")
+        return body.decode()
     except UnicodeDecodeError as error:
         raise HTTPError(
             "malformed", f"{what} is not UTF-8: byte {error.start} is {body[error.start]:#04x}"
         ) from None
+
+
+def decode_body(body: bytes) -> str:
+    """Decode a body, without a byte order mark before it. Raises HTTPError if it is not UTF-8."""
+    return decode_utf8(body, "the body").removeprefix("\ufeff")

@@ -43,7 +43,7 @@ from serving.protocols.json_bodies import (
     parse_if_shaped,
     truncate_repr,
 )
-from serving.protocols.requests import check_texts, decode_utf8, requested_model
+from serving.protocols.requests import check_texts, decode_body, requested_model
 
 _EXPECTED = 'a text, a list of texts or of {"data": text}, or {"data": a text or a list}'
 _AS_TEXT = "to have this very JSON read as a text, send it as text/plain"
@@ -147,7 +147,7 @@ def parse_request(http: Request) -> TorchServeRequest:
         raise HTTPError(
             "malformed", f"the form has {truncate_repr(sorted(fields))}: expected a field `data`"
         )
-    text = decode_utf8(http.body, "the body")
+    text = decode_body(http.body)
     if not kind.startswith("text/") and _looks_like_json(text):
         try:
             return _parse_json(http.body)
