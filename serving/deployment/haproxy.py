@@ -98,7 +98,9 @@ frontend http
     http-request set-var(txn.id) req.hdr(x-request-id)
     acl from_replica res.hdr(x-request-id) -m found
 {origins}
-    http-after-response set-header x-request-id %[var(txn.id)] if !from_replica
+    acl has_id var(txn.id) -m found
+    http-after-response set-header x-request-id %[unique-id] if !from_replica !has_id
+    http-after-response set-header x-request-id %[var(txn.id)] if !from_replica has_id
     http-request set-var(txn.path) path,url_dec
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}

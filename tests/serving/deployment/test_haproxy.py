@@ -246,6 +246,8 @@ def test_every_error_of_its_own_is_json_and_has_the_id_of_the_request(
     ):
         status, headers, _ = own_error(port, get("/predict"))
         assert status == 503 and headers["retry-after"] == "1" and headers["x-request-id"]
+        own = get("/predict").replace(b"\r\n", b"\r\nx-request-id: mine\r\n", 1)
+        assert own_error(port, own)[1]["x-request-id"] == "mine"
         haproxy.enable_slot(ServerSlot(1, gone.address))
         assert own_error(port, get("/predict"))[0] == 502
         haproxy.disable_slot(1)
@@ -257,7 +259,7 @@ def test_every_error_of_its_own_is_json_and_has_the_id_of_the_request(
             own_error(port, get("h:80", "CONNECT").replace(b"Host: h\r", b"Host: h:80\r"))[0] == 400
         )
         status, headers, said = own_error(port, half)
-        assert (status, headers["x-request-id"]) == (408, "mine")
+        assert status == 408 and headers["x-request-id"]
         assert said == {"error": "the request took too long to arrive"}
 
 
