@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster import choices
+from cluster.command_line import Parser
 from cluster.doctor import doctor
 from cluster.errors import BerthaError
 from cluster.launch import cost_commands, launcher, spot_notice
@@ -45,7 +46,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     if arguments[:1] == ["plan"]:
         options: argparse.Namespace = _plan_command().parse_arguments(arguments[1:], f"{prog} plan")
         return options
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser = Parser(prog=prog, description=__doc__.splitlines()[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
     subparsers.add_parser("plan", help="compare hardware and layouts by time, price and energy")
     for module in COMMANDS:

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
+from cluster.command_line import COUNT, FRACTION, POSITIVE, Parser
 from cluster.errors import BerthaError
 from serving import choices, client, commands
 from serving.batch import commands as batch_commands
@@ -132,8 +133,8 @@ def serve_bundle(
     """Serve a bundle on this machine within a `with` block; yield its URL once it answers."""
     from serving.deployment import app
 
-    command = ["run", bundle, "--host", host, "--port", str(port), "--replicas", str(replicas)]
-    options = parse_arguments(command, "bertha")
+    options = parse_arguments(["serve", bundle], "bertha")
+    options.host, options.port, options.replicas = host, port, replicas
     url = client.service_url(host, port)
     with contextlib.ExitStack() as stack:
         registry, _, _ = stack.enter_context(_open_registry(options))
@@ -220,7 +221,7 @@ def build_engines(options: argparse.Namespace) -> int:
 
 def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     """Parse a command line; exit as argparse does on a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Serve bundles.",
         epilog=choices.help_epilog(prog),
@@ -251,13 +252,13 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         help="the kind that will serve; one must be here; default: a GPU where there is one",
     )
     builds.add_argument("--texts", type=Path, help="measure on these; default: the recipe's own")
-    builds.add_argument("--threshold", type=float, help="least agreement; default: 0.995")
+    builds.add_argument("--threshold", type=FRACTION, help="least agreement; default: 0.995")
     builds.add_argument("--allow", action="append", default=[], metavar="NAME", help="even below")
     builds.add_argument("--only", action="append", metavar="NAME", help="this and torch fp32")
     builds.add_argument(
         "--student", type=Path, metavar="BUNDLE", help="a distilled model: one more candidate"
     )
-    builds.add_argument("--rounds", type=int, help="turns of each engine; default: 3")
+    builds.add_argument("--rounds", type=COUNT, help="turns of each engine; default: 3")
     builds.add_argument("--dry-run", action="store_true", help="say what would be measured")
     builds.set_defaults(command=build_engines)
 
@@ -265,14 +266,14 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     made.add_argument("name", help="whose it is")
     made.add_argument("--file", type=Path, default=Path("keys.jsonl"), help="default: %(default)s")
     made.add_argument("--scope", action="append", choices=get_args(Scope))
-    made.add_argument("--rate", type=float, help="requests a second, of all replicas together")
+    made.add_argument("--rate", type=POSITIVE, help="requests a second, of all replicas together")
     made.set_defaults(command=create_key)
 
     embeds = subparsers.add_parser("embedder", help="make a bundle of embeddings from an encoder")
     embeds.add_argument("model", help="a directory, a hub name or package:all-minilm-l6-v2")
     embeds.add_argument("out", type=Path, help="directory of the bundle")
     embeds.add_argument("--pooling", choices=("mean", "cls"), default="mean")
-    embeds.add_argument("--max-length", type=int, default=256, help="tokens: %(default)s")
+    embeds.add_argument("--max-length", type=COUNT, default=256, help="tokens: %(default)s")
     embeds.set_defaults(command=export_embedder_bundle)
 
     commands.add_commands(subparsers)

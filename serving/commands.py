@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from cluster.command_line import COUNT, FRACTION, PORT, POSITIVE, positive_number, whole_number
 from cluster.errors import BerthaError
 from cluster.settings import validate_settings
 from serving.deployment.config import EndpointConfig
@@ -57,6 +58,8 @@ def endpoint_from_options(
             "max_wait_seconds": options.max_wait,
             "max_waiting_requests": options.max_waiting,
         },
+        "allowed_origins": tuple(options.allow_origin),
+        "root_path": options.root_path,
         "log_requests": options.log_requests,
         "traces": options.traces,
     }
@@ -67,9 +70,11 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     """Add the arguments that `endpoint_from_options` reads. num_replicas: the default, in words."""
     parser.add_argument("--registry", default=REGISTRY, help="directory or s3://: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at: %(default)s")
-    parser.add_argument("--replicas", type=int, help=f"of one thread each; default: {num_replicas}")
-    parser.add_argument("--max-replicas", type=int, help="scale up to as many; default: do not")
+    parser.add_argument("--port", type=PORT, default=8000, help="port to listen at: %(default)s")
+    parser.add_argument(
+        "--replicas", type=COUNT, help=f"of one thread each; default: {num_replicas}"
+    )
+    parser.add_argument("--max-replicas", type=COUNT, help="scale up to as many; default: do not")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "neuron", "xpu", "mps"),
@@ -78,12 +83,12 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument(
         "--gpus-per-replica",
-        type=float,
+        type=positive_number(1),
         metavar="SHARE",
         help="of a GPU and its memory, as 0.25; default: an even share",
     )
     parser.add_argument(
-        "--memory-gib", type=float, default=4.0, help="of models on the device, each replica"
+        "--memory-gib", type=POSITIVE, default=4.0, help="of models on the device, each replica"
     )
     parser.add_argument("--keys", type=Path, help="file of API keys; without it, none is needed")
     parser.add_argument(
@@ -93,32 +98,40 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
         metavar="NAME",
         help="answer to this name too; on loopback only to localhost otherwise",
     )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose pages may read answers, as https://app.example, or *; default: none",
+    )
+    parser.add_argument("--root-path", default="", help="below which a proxy puts it, as /bertha")
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
     limits = parser.add_argument_group("limits of each replica, told by /info")
     limits.add_argument(
         "--max-client-batch-size",
-        type=int,
+        type=COUNT,
         default=Limits().max_texts,
         metavar="TEXTS",
         help="of a request: %(default)s",
     )
     limits.add_argument(
         "--max-body",
-        type=int,
+        type=whole_number(1024),
         default=Limits().max_body_bytes,
         metavar="BYTES",
         help="of a request, unpacked: %(default)s",
     )
     limits.add_argument(
         "--max-wait",
-        type=float,
+        type=POSITIVE,
         default=Limits().max_wait_seconds,
         metavar="SECONDS",
         help="that would be longer is refused, unless the request asks for much: %(default)s",
     )
     limits.add_argument(
         "--max-waiting",
-        type=int,
+        type=COUNT,
         default=Limits().max_waiting_requests,
         metavar="REQUESTS",
         help="at a time: %(default)s",
@@ -133,7 +146,7 @@ def add_commands(commands: Any) -> None:
     deploys.add_argument("what", metavar="BUNDLE|NAME[:VERSION|@ALIAS]")
     deploys.add_argument("--as", dest="name", help="name of the bundle; default: of its run")
     deploys.add_argument("--note", default="", help="for the history")
-    deploys.add_argument("--canary", type=float, metavar="SHARE", help="of the requests, as 0.1")
+    deploys.add_argument("--canary", type=FRACTION, metavar="SHARE", help="of the requests, as 0.1")
     deploys.add_argument("--shadow", action="store_true", help="a copy of them, answered unheard")
     deploys.add_argument(
         "--rule", action="append", default=[], metavar="KEY=VALUE", help="as min_requests=200"

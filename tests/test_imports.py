@@ -24,6 +24,7 @@ PACKAGES = {
 ROOMS: dict[str, dict[str, str]] = {
     "cluster": {
         "errors": "",
+        "command_line": "",
         "private_files": "errors",
         "ray_token": "private_files",
         "local_ray": "errors private_files ray_token",
@@ -34,10 +35,10 @@ ROOMS: dict[str, dict[str, str]] = {
         "costmodel": "errors settings hardware",
         "validation": "ray_token settings hardware spec",
         "doctor": "errors ray_token settings hardware spec costmodel",
-        "launch": "errors ray_token yaml_schema settings hardware spec validation",
+        "launch": "command_line errors ray_token yaml_schema settings hardware spec validation",
         "planning": "errors yaml_schema settings hardware spec costmodel",
         "choices": "errors settings hardware spec",
-        "__main__": "errors validation doctor launch choices",
+        "__main__": "command_line errors validation doctor launch choices",
     },
     "trainers": {
         "config": "",

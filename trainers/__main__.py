@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster import spec
+from cluster.command_line import COUNT, POSITIVE, Parser
 from cluster.errors import BerthaError
 from cluster.settings import SettingsError
 from trainers.config import command_line
@@ -181,7 +182,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     if arguments and arguments[0] in ("recipes", "probe", "compare"):
         return _parse_side_command(arguments, prog)
     name = prog if prog.startswith("python") else f"{prog} train"
-    parser = argparse.ArgumentParser(prog=name, description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=name, description=__doc__, allow_abbrev=False)
     parser.set_defaults(command=_train, called=name)
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
@@ -196,12 +197,12 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         help="simulate a step with fake tensors, without devices: memory and communication",
     )
     simulation = parser.add_argument_group("with --simulate, instead of what --cluster says")
-    simulation.add_argument("--devices", type=int, metavar="N", help="devices in all")
+    simulation.add_argument("--devices", type=COUNT, metavar="N", help="devices in all")
     simulation.add_argument("--device-memory", metavar="GIB", help="of each, as in 80GiB")
-    simulation.add_argument("--devices-per-node", type=int, metavar="N", help="default: 8")
+    simulation.add_argument("--devices-per-node", type=COUNT, metavar="N", help="default: 8")
     simulation.add_argument(
         "--vocabulary-size",
-        type=int,
+        type=COUNT,
         metavar="N",
         help="of a `random` model; default: its tokenizer's if that is here, else BERT's 30522",
     )
@@ -211,14 +212,14 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
 def _parse_side_command(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     """Parse the commands that train nothing."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     subparsers = parser.add_subparsers(required=True)
     lists = subparsers.add_parser("recipes", description="List the shipped recipes.")
     lists.set_defaults(command=_list_recipes)
     probes = subparsers.add_parser("probe", description="Time real training steps here, for plans.")
     probes.add_argument("--device", help="cpu, cuda, neuron or tpu; default: what is here")
-    probes.add_argument("--workers", type=int, nargs="+", metavar="N", help="default: 1 and more")
-    probes.add_argument("--seconds", type=float, default=60.0, help="in all, for steps")
+    probes.add_argument("--workers", type=COUNT, nargs="+", metavar="N", help="default: 1 and more")
+    probes.add_argument("--seconds", type=POSITIVE, default=60.0, help="in all, for steps")
     probes.add_argument("--out", type=Path, required=True, metavar="FILE")
     probes.set_defaults(command=_measure)
     compares = subparsers.add_parser(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cluster import spec
+from cluster.command_line import COUNT, Parser, whole_number
 from cluster.errors import BerthaError
 from trainers.config.command_line import describe_recipes, parse_with_settings
 from trainers.storage.directory import SyncedDirectory
@@ -139,7 +140,7 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     name = _command_name(prog)
     if arguments and arguments[0] in FOLLOW_UPS:
         return _parse_follow_up(arguments, name)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=name,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -148,13 +149,13 @@ def parse_arguments(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser.set_defaults(command=_start_search, called=name)
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument("--trials", type=int, default=16, help="of the search (16)")
+    parser.add_argument("--trials", type=COUNT, default=16, help="of the search (16)")
     parser.add_argument("--run", help="the search: a directory, or s3://...; default: a new one")
     parser.add_argument("--cluster", default="local.yaml", help="a Ray cluster YAML (local.yaml)")
     parser.add_argument("--budget", help="the most it may cost: 2h, 50USD or 3kWh")
     parser.add_argument("--sampler", choices=get_args(Sampler), default="gp")
     parser.add_argument("--scheduler", choices=get_args(Scheduler), default="asha")
-    parser.add_argument("--seeds", type=int, default=3, help="of the best trials in all (3)")
+    parser.add_argument("--seeds", type=COUNT, default=3, help="of the best trials in all (3)")
     parser.add_argument(
         "--no-scaling-rule",
         dest="scaling_rule",
@@ -198,7 +199,7 @@ def _search_lines(name: str) -> Iterator[str]:
 
 def _parse_follow_up(arguments: Sequence[str], name: str) -> argparse.Namespace:
     """Parse the commands on a search that exists."""
-    parser = argparse.ArgumentParser(prog=name)
+    parser = Parser(prog=name)
     subparsers = parser.add_subparsers(required=True)
     resumes = subparsers.add_parser(
         "resume",
@@ -206,11 +207,15 @@ def _parse_follow_up(arguments: Sequence[str], name: str) -> argparse.Namespace:
     )
     resumes.add_argument("run", help="the directory of the search, or s3://...")
     resumes.add_argument("--cluster", help="where it goes on; default: where it began")
-    resumes.add_argument("--trials", type=int, metavar="N", help="in all, more than it began with")
+    resumes.add_argument(
+        "--trials", type=COUNT, metavar="N", help="in all, more than it began with"
+    )
     resumes.set_defaults(command=_resume_search)
     looks = subparsers.add_parser("dashboard", description="Show a live page of a search.")
     looks.add_argument("run", help="the directory of the search")
-    looks.add_argument("--port", type=int, default=8080, help="to listen at, 0 for any (8080)")
+    looks.add_argument(
+        "--port", type=whole_number(0, 65535), default=8080, help="to listen at, 0 for any (8080)"
+    )
     looks.add_argument("--no-browser", action="store_true", help="open none")
     looks.set_defaults(command=_show_dashboard)
     reports = subparsers.add_parser("report", description="Write the report of a search again.")

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+from cluster.command_line import POSITIVE
 from cluster.errors import BerthaError
 from cluster.ray_token import close_token_file
 
@@ -190,7 +191,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "watch", help="on a spot machine: tell Ray before EC2 takes the machine away"
     )
     parser.add_argument("--metadata", help=f"address of the metadata service; default: {METADATA}")
-    parser.add_argument("--every", type=float, default=POLL_SECONDS, help="seconds between looks")
+    parser.add_argument(
+        "--every", type=POSITIVE, default=POLL_SECONDS, help="seconds between looks"
+    )
     parser.set_defaults(run=_run_watch)
 
 

@@ -15,6 +15,7 @@ from serving.http.messages import (
 )
 from serving.http.metrics import Sample, to_prometheus
 from serving.http.openapi import build_openapi
+from serving.http.prefix import FORWARDED_PREFIX
 from serving.interface import Models
 from serving.protocols.json_bodies import dump_json, error_json
 from serving.registry.canary_metrics import CanaryMetrics
@@ -31,6 +32,7 @@ PAGE_HEADERS = (
     ("referrer-policy", "no-referrer"),
     ("cache-control", "no-cache"),
 )
+VARY = ("vary", FORWARDED_PREFIX)
 
 
 def admin_protocol(
@@ -57,8 +59,9 @@ def admin_protocol(
             raise HTTPError("unready", "this replica is ending", 1)
         return Response(media_type="text/plain")
 
-    async def get_openapi(_: Request, __: Models) -> Response:
-        return Response(openapi)
+    async def get_openapi(http: Request, _: Models) -> Response:
+        body = openapi.replace(b'"url":"/"', b'"url":"%s"' % http.prefix.encode(), 1)
+        return Response(body if http.prefix else openapi, headers=(VARY,))
 
     get_page = _page_handler("index.html")
 
@@ -86,7 +89,10 @@ def admin_protocol(
 def _page_handler(file: str) -> Handler:
     html = (STATIC_DIRECTORY / file).read_bytes()
 
-    async def get_page(_: Request, __: Models) -> Response:
-        return Response(html, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+    async def get_page(http: Request, _: Models) -> Response:
+        # A prefix holds no character that means something in HTML.
+        page = html.replace(b'href="/', b'href="%s/' % http.prefix.encode())
+        headers = (*PAGE_HEADERS, VARY)
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
     return get_page

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.settings import Settings
+from serving.deployment.haproxy import NUM_SLOTS
 from serving.http.hosts import HostNames, is_loopback, parse_host
+from serving.http.origins import parse_origin
+from serving.http.prefix import parse_prefix
 from serving.interface import PROMISED_WAIT_SECONDS, Limits
 
 BYTES_PER_GIB = 1 << 30
@@ -23,9 +26,9 @@ class EndpointConfig(Settings):
 
     registry: str = Field(description="a directory or s3://BUCKET/PREFIX")
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = Field(8000, ge=1, le=65535)
     min_replicas: int = Field(1, ge=1, description="processes of one thread each")
-    max_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, le=NUM_SLOTS)
     device: Literal["auto", "cpu", "cuda", "neuron", "xpu", "mps"] = Field(
         "auto", description="kind that replicas compute on; auto: a GPU where there is one"
     )
@@ -38,6 +41,10 @@ class EndpointConfig(Settings):
     allowed_hosts: tuple[str, ...] = Field(
         (), description="names beside its own that it answers to, as a proxy before it sends them"
     )
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="whose pages may read answers, as https://app.example, or *"
+    )
+    root_path: str = Field("", description="prefix of the paths that a proxy passes on")
     certificate: Path | None = Field(None, description="PEM with certificate and key, for TLS")
     cache: Path = Field(
         Path("~/.cache/bertha/models").expanduser(), description="of bundles that come from S3"
@@ -70,6 +77,16 @@ class EndpointConfig(Settings):
         if self.allowed_hosts or is_loopback(own):
             return HostNames([own, *map(parse_host, self.allowed_hosts)])
         return None
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _parse_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(parse_origin, origins))
+
+    @field_validator("root_path")
+    @classmethod
+    def _parse_root_path(cls, path: str) -> str:
+        return parse_prefix(path)
 
     @field_validator("allowed_hosts")
     @classmethod

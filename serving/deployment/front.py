@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -173,7 +173,14 @@ class CanaryJudge:
 class Front:
     """The Serve deployment around `ReplicaTable`."""
 
-    def __init__(self, host: str, port: int, certificate: str | None, registry: str) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        certificate: str | None,
+        registry: str,
+        origins: Sequence[str] = (),
+    ) -> None:
         close_call_port()
         self._ended = threading.Event()
         self._watches: list[threading.Thread] = []
@@ -183,6 +190,7 @@ class Front:
             port,
             Path(certificate) if certificate else None,
             while_lives=os.getppid(),  # Ray's: the front itself may be replaced
+            origins=origins,
         )
         self._haproxy.start()
         self._replicas = ReplicaTable(self._haproxy)

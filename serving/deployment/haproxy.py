@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from serving.deployment.haproxy_process import (
     open_fresh,
     run_guarded,
 )
+from serving.http.origins import ANY
 
 NUM_SLOTS = 256
 BACKEND = "replicas"
@@ -35,23 +36,35 @@ ANSWER_SECONDS = 10.0  # one that needs longer to answer at its admin socket han
 BUFFER_BYTES = 65536  # only a request that fits can be retried
 BACKLOG = 4096  # connections that wait while HAProxy is started again
 
-# Errors of HAProxy itself; all others are written by the replicas.
+# Errors of HAProxy itself, every one that it knows; all others are written by the replicas.
 _ERROR_MESSAGES = {
     400: "the request is not valid HTTP",
+    401: "the request lacks a key",
+    403: "the request is not allowed",
     404: "there is no such path; see /docs",
+    405: "the path does not answer this method; see /docs",
+    407: "the request lacks a key for a proxy",
     408: "the request took too long to arrive",
+    410: "there is no such path any more; see /docs",
+    413: "the body is too large; send less at once",
+    421: "the request is for another server",
+    422: "the transfer coding of the request is not known; send chunked, or content-length",
+    425: "the request came too early; send it again after the handshake",
+    429: "there are too many requests; send it again later",
     500: "an error of the server's own",
+    501: "the request asks for what is not offered",
     502: "the replica that had the request is gone; send it again",
     503: "no replica is ready; try again",
     504: "the replica did not answer in time",
 }
+_RETRIED = (429, 503)
 
 # The path is compared as replicas do it, decoded once; one that cannot be decoded is refused, since
 # HAProxy and a replica may read it differently.
 # Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
 # `redispatch`); for that HAProxy takes it whole before it sends it (`http-buffer-request`).
 # Predictions change nothing, so computing twice is harmless; /manage and /v2/repository change the
-# registry, so they are never sent twice (`disable-l7-retry`).
+# registry, so they are never sent twice (`disable-l7-retry`), below a prefix neither.
 # Draining: a replica that ends is drained through the admin socket; one that is killed is taken out
 # at its first failed connection (`observe layer4`), long before its next readiness check.
 _CONFIG_TEMPLATE = """\
@@ -82,11 +95,17 @@ frontend http
     bind fd@3{tls}
     unique-id-format %[uuid()]
     http-request set-header x-request-id %[unique-id] unless {{ req.hdr(x-request-id) -m found }}
+    http-request set-var(txn.id) req.hdr(x-request-id)
+    acl from_replica res.hdr(x-request-id) -m found
+{origins}
+    acl has_id var(txn.id) -m found
+    http-after-response set-header x-request-id %[unique-id] if !from_replica !has_id
+    http-after-response set-header x-request-id %[var(txn.id)] if !from_replica has_id
     http-request set-var(txn.path) path,url_dec
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}
     http-request deny deny_status 404 if {{ var(txn.path) -m sub {ready_prefix} }}
-    http-request disable-l7-retry if {{ var(txn.path) -m beg /manage /v2/repository }}
+    http-request disable-l7-retry if {{ var(txn.path) -m sub /manage /v2/repository }}
     default_backend {backend}
 backend {backend}
     balance leastconn
@@ -117,15 +136,16 @@ def render_config(
     certificate: Path | None = None,
     slots: Sequence[ServerSlot] = (),
     identity: str = "",
+    origins: Sequence[str] = (),
 ) -> str:
     """Return the configuration.
 
     certificate: PEM with certificate and key, for TLS. slots: the replicas to begin with.
-    identity: a line that a running HAProxy repeats.
+    identity: a line that a running HAProxy repeats. origins: whose pages may read its own errors.
     """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
-        f'\\"{text}\\"}}"' + (' hdr retry-after "1"' if status == 503 else "")
+        f'\\"{text}\\"}}"' + (' hdr retry-after "1"' if status in _RETRIED else "")
         for status, text in _ERROR_MESSAGES.items()
     ]
     taken = {slot.number: slot.address for slot in slots}
@@ -140,6 +160,7 @@ def render_config(
         num_threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         buffer_bytes=BUFFER_BYTES,
         errors="\n".join(errors),
+        origins="\n".join(_share_errors(origins)),
         tls=f" ssl crt '{certificate}' alpn h2,http/1.1" if certificate else "",
         ready_path=READY_PATH,
         ready_prefix=READY_PATH.rpartition("/")[0] + "/",
@@ -148,11 +169,29 @@ def render_config(
     )
 
 
+def _share_errors(origins: Sequence[str]) -> Iterator[str]:
+    """Yield the rules that let pages of `origins` read what no replica wrote."""
+    if not origins:
+        return
+    of_page = "" if ANY in origins else f" if {{ req.hdr(origin) -m str {' '.join(origins)} }}"
+    value = f"str({ANY})" if ANY in origins else "req.hdr(origin)"
+    yield f"    http-request set-var(txn.origin) {value}{of_page}"
+    for name, text in (
+        ("access-control-allow-origin", "%[var(txn.origin)]"),
+        ("access-control-expose-headers", '"retry-after, x-request-id"'),
+    ):
+        rule = f"    http-after-response set-header {name} {text}"
+        yield f"{rule} if {{ var(txn.origin) -m found }} !from_replica"
+    if ANY not in origins:
+        yield "    http-after-response set-header vary Origin if !from_replica"
+
+
 class HAProxy:
     """HAProxy at host:port, and the replicas in its slots.
 
     directory: of its files, for it alone. certificate: PEM with certificate and key, for TLS.
     while_lives: the process it ends with, by default this one: an orphan would hold the port.
+    origins: whose pages may read its own errors.
     """
 
     def __init__(
@@ -162,12 +201,13 @@ class HAProxy:
         port: int,
         certificate: Path | None = None,
         while_lives: int = 0,
+        origins: Sequence[str] = (),
     ) -> None:
-        self._directory = directory
+        self._directory, self._origins = directory, origins
         self._host, self._port, self._certificate = host, port, certificate
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._while_lives = while_lives or os.getpid()
-        text = render_config(self._address, certificate)
+        text = render_config(self._address, certificate, origins=origins)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._identity = f"bertha {digest} while {self._while_lives}"
         self._listener: socket.socket | None = None
@@ -272,7 +312,9 @@ class HAProxy:
         return HAProxyProcess.find(self._directory, self._command)
 
     def _run(self, listener: socket.socket, slots: Sequence[ServerSlot]) -> HAProxyProcess:
-        config = render_config(self._address, self._certificate, slots, self._identity)
+        config = render_config(
+            self._address, self._certificate, slots, self._identity, self._origins
+        )
         (self._directory / "admin.sock").unlink(missing_ok=True)
         with open_fresh(self._directory / "haproxy.cfg") as file:
             file.write(config.encode())

@@ -24,10 +24,12 @@ from serving.deployment.config import EndpointConfig
 from serving.engine.devices import find_engine_device
 from serving.http.asgi import App, log_requests_to_stdout
 from serving.http.keys import ApiKeys, load_keys
-from serving.http.messages import bertha_version
+from serving.http.messages import JSON, HTTPError, bertha_version
 from serving.http.metrics import Metrics, Sample
+from serving.http.origins import Origins
 from serving.http.tracing import RequestTracer
 from serving.inference.model_server import ModelServer
+from serving.protocols.json_bodies import error_json
 from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.registry import Registry
 
@@ -146,6 +148,8 @@ class ReplicaServer:
             self._models,
             keys=self._keys,
             hosts=endpoint.host_names,
+            origins=Origins(endpoint.allowed_origins),
+            root_path=endpoint.root_path,
             metrics=self._metrics,
             log_requests=endpoint.log_requests,
             tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,
@@ -225,6 +229,13 @@ class SingleWriteProtocol(HttpToolsProtocol):
         self._head_bytes = self._head_bytes + len(data) if was_in_head and self._is_in_head else 0
         if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response("The head of the request is too large.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, in JSON like every other error."""
+        body = error_json(HTTPError("malformed", msg), 400)
+        head = f"content-type: {JSON}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Begin the head of a request."""

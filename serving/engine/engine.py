@@ -20,7 +20,7 @@ from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT
 from serving.engine.choice import choose_engine
 from serving.engine.devices import CPU
 from serving.engine.fill_mask import predict_masks
-from serving.engine.text_inputs import encode_inputs, tokenize
+from serving.engine.text_inputs import clean_texts, encode_inputs, tokenize
 from serving.interface import MaskPrediction, Prediction, TextInput, Token, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
@@ -113,11 +113,11 @@ class Engine:
         """Clean and encode raw texts; also return which [n] bool are longer than what is read.
 
         A `TextInput` says itself how it is read. Raises EncodingError that names a text which
-        cannot be encoded.
+        cannot be encoded; EmptyTextError where its cleaning leaves nothing of it.
         """
         if any(isinstance(text, TextInput) for text in texts):
             return encode_inputs(self._encoder, texts)
-        return self.encode_cleaned([self.clean(text) for text in texts])
+        return self.encode_cleaned(clean_texts(self._encoder, texts))
 
     def clean(self, text: str) -> str:
         """Clean a raw text as the training rows were cleaned; "" where nothing is left of it."""
@@ -137,8 +137,8 @@ class Engine:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each raw text has before it is cut, special ones included.
 
-        A text beyond its share of MAX_COUNTED_CHARACTERS has at least so many. Raises
-        EncodingError as `encode` does.
+        A text beyond its share of MAX_COUNTED_CHARACTERS has at least so many; one of which nothing
+        is left has the special ones. Raises EncodingError as `encode` does otherwise.
         """
         if not isinstance(self._encoder, TextEncoder):
             return [int(length) for length in self.encode(texts)[0].lengths]
@@ -153,9 +153,8 @@ class Engine:
         A text beyond its share of MAX_COUNTED_CHARACTERS is read so far. Raises EncodingError.
         """
         limit = MAX_COUNTED_CHARACTERS // max(1, len(texts))
-        return tokenize(
-            self._encoder, [self.clean(text[:limit]) for text in texts], add_special_tokens
-        )
+        cleaned = clean_texts(self._encoder, [text[:limit] for text in texts])
+        return tokenize(self._encoder, cleaned, add_special_tokens)
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
         """Compute the rows of `split_rows` as one packed batch; return a value each, in order.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.interface import TextInput, Token
-from trainers.data.encoders.encoder import EncodedTexts
+from trainers.data.encoders.encoder import EmptyTextError, EncodedTexts
 from trainers.data.ragged import ragged_from_rows
 from trainers.data.tokenizer import (
     CHARACTERS_PER_TOKEN,
@@ -24,11 +24,16 @@ OTHER_TOKENIZER = (
 )
 
 
+def clean_texts(encoder: Encoder, texts: Sequence[str]) -> list[str]:
+    """Clean raw texts. Raises EmptyTextError that names the first of which nothing is left."""
+    return [_clean(encoder, text, number) for number, text in enumerate(texts, 1)]
+
+
 def encode_inputs(encoder: Encoder, texts: Sequence[str]) -> EncodedTexts:
     """Clean and encode raw texts, some of which are `TextInput`s; return which were cut as well.
 
-    Raises EncodingError where the model has no tokenizer or reads windows, and for ids that are
-    not in its vocabulary.
+    Raises EncodingError where the model has no tokenizer or reads windows, for ids that are not in
+    its vocabulary, and for a text of which the cleaning leaves nothing.
     """
     if not isinstance(encoder, TextEncoder):
         raise EncodingError("this model reads numbers in a text, and knows no tokens; send texts")
@@ -40,7 +45,9 @@ def encode_inputs(encoder: Encoder, texts: Sequence[str]) -> EncodedTexts:
     rows, truncated = [], []
     for number, text in enumerate(texts, 1):
         given = text if isinstance(text, TextInput) else TextInput(text)
-        row, is_cut = _read_ids(encoder, given, number) if given.ids else _read(encoder, given)
+        row, is_cut = (
+            _read_ids(encoder, given, number) if given.ids else _read(encoder, given, number)
+        )
         rows.append(np.asarray(row, dtype=np.int32))
         truncated.append(is_cut)
     return ragged_from_rows(rows, np.int32), np.array(truncated, dtype=bool)
@@ -67,6 +74,16 @@ def tokenize(
     return tokenized
 
 
+def _clean(encoder: Encoder, text: str, number: int) -> str:
+    cleaned = encoder.clean(text)
+    if not cleaned:
+        raise EmptyTextError(
+            f"text {number} is empty: of {text[:40]!r} the model's cleaning leaves nothing; "
+            "leave it out"
+        )
+    return cleaned
+
+
 def _limit(encoder: TextEncoder, given: TextInput) -> int:
     """Return how many tokens are read, special ones included."""
     longest: int = encoder.tokenizer.model_max_length
@@ -87,7 +104,7 @@ def _read_ids(encoder: TextEncoder, given: TextInput, number: int) -> tuple[list
     return (ids[-limit:] if _cuts_left(encoder, given) else ids[:limit]), True
 
 
-def _read(encoder: TextEncoder, given: TextInput) -> tuple[list[int], bool]:
+def _read(encoder: TextEncoder, given: TextInput, number: int) -> tuple[list[int], bool]:
     before, behind = encoder.special_ids
     room = _limit(encoder, given) - len(before) - len(behind)
     if room < 1:
@@ -95,7 +112,7 @@ def _read(encoder: TextEncoder, given: TextInput) -> tuple[list[int], bool]:
             f"at most {given.max_tokens} tokens leave no room for the text: "
             f"{len(before) + len(behind)} are special; ask for more"
         )
-    cleaned, cuts_left = encoder.clean(given), _cuts_left(encoder, given)
+    cleaned, cuts_left = _clean(encoder, given, number), _cuts_left(encoder, given)
     most = room * CHARACTERS_PER_TOKEN + MARGIN
     near = cleaned[-most:] if cuts_left else cleaned[:most]
     tokens: list[int] = encoder.tokenize_uncut([near])[0].tolist()

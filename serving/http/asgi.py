@@ -12,11 +12,19 @@ import logging
 import random
 import sys
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from serving.http.coding import (
+    MAX_IN_LOOP_BYTES,
+    MIN_COMPRESSED_BYTES,
+    accepts_gzip,
+    coding_name,
+    compress,
+    decompress,
+    raise_too_large,
+)
 from serving.http.hosts import HostNames
 from serving.http.keys import ApiKeys
 from serving.http.messages import (
@@ -32,6 +40,8 @@ from serving.http.messages import (
     truncated_texts,
 )
 from serving.http.metrics import Metrics
+from serving.http.origins import Headers, Origins
+from serving.http.prefix import find_prefix, strip_prefix
 from serving.http.routing import RouteMatch, Router
 from serving.http.tracing import RequestTracer
 from serving.interface import Models
@@ -41,7 +51,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_QUERY_BYTES, MAX_QUERY_FIELDS = 8192, 100
-MAX_GZIP_MEMBERS = 100
 MAX_REQUEST_ID = 128
 
 log = logging.getLogger(__name__)
@@ -51,7 +60,8 @@ access = logging.getLogger("bertha.access")
 class App:
     """Serve `models` over HTTP in each of `protocols`.
 
-    hosts: the names that requests may be addressed to; None for any.
+    hosts: the names that requests may be addressed to; None for any. origins: whose pages may read
+    answers; None for none. root_path: the prefix of the paths that a proxy passes on.
     """
 
     def __init__(
@@ -61,6 +71,8 @@ class App:
         *,
         keys: ApiKeys | None = None,
         hosts: HostNames | None = None,
+        origins: Origins | None = None,
+        root_path: str = "",
         metrics: Metrics | None = None,
         log_requests: bool = False,
         tracer: RequestTracer | None = None,
@@ -68,6 +80,7 @@ class App:
         self._router = Router(protocols)
         self._models = models
         self._keys, self._hosts = keys or ApiKeys(None), hosts
+        self._origins, self._root_path = origins or Origins(), root_path
         self._metrics = metrics or Metrics()
         self._log_requests, self._tracer = log_requests, tracer
 
@@ -82,20 +95,15 @@ class App:
 
     async def _handle_request(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        method, path = scope["method"], scope["path"]
+        method = scope["method"]
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id", "")[:MAX_REQUEST_ID])
-        try:
-            if self._hosts is not None:
-                self._hosts.check_headers(scope["headers"])
-            match = self._router.match("GET" if method == "HEAD" else method, path)
-        except HTTPError as error:
-            protocol, route_path = self._router.protocol_of_path(path), "unknown"
-            response = protocol.error_response(error)
-        else:
-            protocol, route_path = match.protocol, match.route.path
+        routed = self._find_route(scope, headers)
+        protocol, match, response = routed.protocol, routed.match, routed.response
+        route_path = "unknown" if match is None else match.route.path
+        if match is not None:
             try:
-                response = await self._run_handler(match, scope, headers, receive)
+                response = await self._run_handler(match, scope, routed, headers, receive)
             except HTTPError as error:
                 response = protocol.error_response(error)
             except _ClientDisconnected:
@@ -106,9 +114,10 @@ class App:
                 log.exception("request %s to %s failed", request_id, route_path)
                 message = f"an error of the server's own; its id is {request_id}"
                 response = protocol.error_response(HTTPError("internal", message))
+        response = await _encode_response(response, headers.get("accept-encoding", ""))
         seconds = time.perf_counter() - started
         timing = f"total;dur={1000 * seconds:.2f}"
-        added = (("x-request-id", request_id), ("server-timing", timing))
+        added = (("x-request-id", request_id), ("server-timing", timing), *routed.shared)
         response = response._replace(headers=(*added, *response.headers))
         await _send_response(send, response, method == "HEAD")
         self._metrics.record_request(protocol.name, route_path, response.status, seconds)
@@ -119,8 +128,41 @@ class App:
             attributes["request_id"] = request_id
             self._tracer.record_span(headers, route_path, seconds, attributes)
 
+    def _find_route(self, scope: Mapping[str, Any], headers: dict[str, str]) -> "_Routed":
+        """Find the route of a request, or write what answers it without one."""
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        prefix = find_prefix(headers, self._root_path)
+        path = self._strip_prefix(scope["path"], prefix)
+        protocol = self._router.protocol_of_path(path)
+        shared: Headers = ()
+        try:
+            if self._hosts is not None:
+                self._hosts.check_headers(scope["headers"])
+            if self._origins:
+                routes = self._router.list_routes(path)
+                shared, answer = self._origins.share_path(method, routes, headers)
+                if answer is not None:
+                    return _Routed(protocol, None, answer, path, prefix, shared)
+            match = self._router.match(method, path)
+        except HTTPError as error:
+            return _Routed(protocol, None, protocol.error_response(error), path, prefix, shared)
+        return _Routed(match.protocol, match, Response(), path, prefix, shared)
+
+    def _strip_prefix(self, path: str, prefix: str) -> str:
+        """Return a path without the prefix that a proxy left on it.
+
+        One that is a route as it is stays so: most proxies take their prefix off.
+        """
+        inner = strip_prefix(path, prefix)
+        return path if inner is None or self._router.list_routes(path) else inner
+
     async def _run_handler(
-        self, match: RouteMatch, scope: Mapping[str, Any], headers: dict[str, str], receive: Receive
+        self,
+        match: RouteMatch,
+        scope: Mapping[str, Any],
+        routed: "_Routed",
+        headers: dict[str, str],
+        receive: Receive,
     ) -> Response:
         self._keys.authorize(headers, match.route.scope)
         body = await self._read_body(headers, receive)
@@ -128,7 +170,8 @@ class App:
         request_deadline.set(parse_deadline(headers))
         truncated_texts.set([])
         ignored_keys.set([])
-        request = Request(scope["method"], scope["path"], match.path_params, query, headers, body)
+        path, params, prefix = routed.path, match.path_params, routed.prefix
+        request = Request(scope["method"], path, params, query, headers, body, prefix)
         task = asyncio.current_task()
         assert task is not None
         watcher = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
@@ -149,7 +192,7 @@ class App:
         max_bytes = self._models.limits.max_body_bytes
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > max_bytes:
-            _raise_too_large(max_bytes)
+            raise_too_large(max_bytes)
         body, more = bytearray(), True
         while more:
             message = await receive()
@@ -158,9 +201,23 @@ class App:
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > max_bytes:
-                _raise_too_large(max_bytes)
-        coding = headers.get("content-encoding", "identity").strip().lower().removeprefix("x-")
-        return bytes(body) if coding == "identity" else _decompress(body, coding, max_bytes)
+                raise_too_large(max_bytes)
+        coding = coding_name(headers.get("content-encoding", ""))
+        return bytes(body) if coding == "identity" else decompress(body, coding, max_bytes)
+
+
+class _Routed(NamedTuple):
+    """Where a request goes: to the route of `match`, or, without one, back with `response`.
+
+    path: without `prefix`. shared: headers of any answer, for pages of other origins.
+    """
+
+    protocol: WireProtocol
+    match: RouteMatch | None
+    response: Response
+    path: str
+    prefix: str
+    shared: Headers
 
 
 class _ClientDisconnected(Exception):
@@ -205,38 +262,27 @@ async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> No
     task.cancel()
 
 
-def _decompress(body: bytearray, coding: str, max_bytes: int) -> bytes:
-    """Decompress a gzip or deflate body; reject one that grows beyond `max_bytes`."""
-    if coding not in ("gzip", "deflate"):
-        raise HTTPError(
-            "malformed", f"content-encoding {coding[:40]!r}: send gzip, deflate or identity"
-        )
-    plain, rest = bytearray(), bytes(body)
-    # A gzip file is one member after another, as `cat a.gz b.gz` makes it; zlib reads one of them.
-    for _ in range(MAX_GZIP_MEMBERS if coding == "gzip" else 1):
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
-        try:
-            plain += inflater.decompress(rest, max_bytes + 1 - len(plain))
-        except zlib.error as error:
-            raise HTTPError("malformed", f"the body is not {coding}: {error}") from None
-        if len(plain) > max_bytes or inflater.unconsumed_tail:
-            _raise_too_large(max_bytes)
-        if not inflater.eof:
-            raise HTTPError("malformed", f"the {coding} body ends too early")
-        rest = inflater.unused_data
-        if not rest:
-            return bytes(plain)
-    raise HTTPError("malformed", f"the {coding} body goes on behind its end; send one member")
-
-
-def _raise_too_large(max_bytes: int) -> NoReturn:
-    raise HTTPError("too-large", f"the body is larger than {max_bytes} bytes; send less at once")
+async def _encode_response(response: Response, accepted: str) -> Response:
+    """Compress a body that is worth it, if the client wants that; a large one in a thread."""
+    body = response.body
+    if len(body) < MIN_COMPRESSED_BYTES:
+        return response
+    headers = (*response.headers, ("vary", "Accept-Encoding"))
+    if accepts_gzip(accepted):
+        large = len(body) > MAX_IN_LOOP_BYTES
+        packed = await asyncio.to_thread(compress, body) if large else compress(body)
+        if len(packed) < len(body):
+            body, headers = packed, (*headers, ("content-encoding", "gzip"))
+    return response._replace(body=body, headers=headers)
 
 
 async def _send_response(send: Send, response: Response, only_head: bool) -> None:
-    headers = [
+    described = (
         (b"content-type", response.media_type.encode("latin-1")),
         (b"content-length", str(len(response.body)).encode()),
+    )
+    headers = [
+        *(() if response.status == 204 else described),
         *((k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in response.headers),
     ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -96,7 +96,7 @@ class Request(NamedTuple):
     """A request, its body complete and decompressed.
 
     path_params: what the route's `{variables}` matched. query: the last value of each key. headers:
-    by lower-case name.
+    by lower-case name. prefix: the path below which its client reaches the server, "" for none.
     """
 
     method: str
@@ -105,6 +105,7 @@ class Request(NamedTuple):
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
+    prefix: str = ""
 
 
 class Response(NamedTuple):

@@ -42,8 +42,13 @@ _PARAMETERS = {
 }
 
 
-def build_openapi(protocols: Sequence[WireProtocol], title: str, version: str) -> dict[str, Any]:
-    """Return the document; of two routes with one path and method, the first counts."""
+def build_openapi(
+    protocols: Sequence[WireProtocol], title: str, version: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Return the document; of two routes with one path and method, the first counts.
+
+    prefix: the path below which clients reach the server.
+    """
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {}
     for protocol in protocols:
@@ -54,6 +59,7 @@ def build_openapi(protocols: Sequence[WireProtocol], title: str, version: str) -
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
+        "servers": [{"url": prefix or "/"}],
         "tags": [{"name": protocol.name} for protocol in protocols],
         "paths": paths,
         "components": {

@@ -1,7 +1,7 @@
 """Find the route of a path: exact paths first, then paths with `{variables}`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from serving.http.messages import HTTPError, Route, WireProtocol
@@ -17,11 +17,14 @@ class RouteMatch(NamedTuple):
     path_params: Mapping[str, str]
 
 
+_Routes = dict[str, tuple[WireProtocol, Route]]  # by method
+
+
 class _PathRoutes(NamedTuple):
     """The routes at one path, by method."""
 
     pattern: re.Pattern[str]
-    routes: dict[str, tuple[WireProtocol, Route]]
+    routes: _Routes
 
 
 class Router:
@@ -52,22 +55,30 @@ class Router:
 
         Raises HTTPError: no-route or no-method.
         """
-        if len(path) > 1 and path.endswith("/"):
-            path = path[:-1]
-        exact = self._exact.get(path)
-        entries = self._patterns.get(_first_segment(path), ()) if exact is None else (exact,)
         methods: set[str] = set()
-        for entry in entries:
-            matched = entry.pattern.fullmatch(path)
-            if matched is None:
-                continue
-            if method in entry.routes:
-                return RouteMatch(*entry.routes[method], matched.groupdict())
-            methods |= entry.routes.keys()
+        for routes, path_params in self._find_paths(path):
+            if method in routes:
+                return RouteMatch(*routes[method], path_params)
+            methods |= routes.keys()
         if methods:
             allowed = ", ".join(sorted(methods))
             raise HTTPError("no-method", f"{path} does not answer {method}; use {allowed}")
         raise HTTPError("no-route", f"there is no {path}; see /docs")
+
+    def list_routes(self, path: str) -> list[Route]:
+        """Return the routes of all methods at a path."""
+        return [route for routes, _ in self._find_paths(path) for _, route in routes.values()]
+
+    def _find_paths(self, path: str) -> Iterator[tuple[_Routes, Mapping[str, str]]]:
+        """Yield the routes by method of each path that is `path`, and its variables."""
+        if len(path) > 1 and path.endswith("/"):
+            path = path[:-1]
+        exact = self._exact.get(path)
+        entries = self._patterns.get(_first_segment(path), ()) if exact is None else (exact,)
+        for entry in entries:
+            matched = entry.pattern.fullmatch(path)
+            if matched is not None:
+                yield entry.routes, matched.groupdict()
 
     def protocol_of_path(self, path: str) -> WireProtocol:
         """Return the protocol that writes the error when no route matches."""

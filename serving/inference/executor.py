@@ -23,6 +23,7 @@ from serving.inference.batcher import (
 )
 from serving.inference.model_cache import ModelCache, ModelKey
 from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics
+from trainers.data.encoders.encoder import EmptyTextError
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import EncodingError
 
@@ -106,7 +107,7 @@ class Executor:
                 return engine.count_tokens(texts)
             return await asyncio.to_thread(engine.count_tokens, texts)
         except EncodingError as error:
-            raise HTTPError("unreadable", str(error)) from None
+            raise _refuse_text(error) from None
 
     def get_statistics(self, key: ModelKey) -> ModelStatistics:
         """Return what a version has done since it was loaded."""
@@ -169,7 +170,7 @@ class Executor:
             else:
                 samples, is_cut = await asyncio.to_thread(engine.encode, texts)
         except EncodingError as error:
-            raise HTTPError("unreadable", str(error)) from None
+            raise _refuse_text(error) from None
         truncated: list[int] = np.flatnonzero(is_cut).tolist()
         if truncated and not truncate:
             raise HTTPError(
@@ -202,3 +203,7 @@ class Executor:
         done.queue_seconds += waited
         done.compute_seconds += seconds - waited
         done.last_inference = time.time()
+
+
+def _refuse_text(error: EncodingError) -> HTTPError:
+    return HTTPError("empty" if isinstance(error, EmptyTextError) else "unreadable", str(error))

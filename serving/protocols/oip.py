@@ -235,11 +235,6 @@ async def refuse_shared_memory(_: Request, __: Models) -> Response:
     raise HTTPError("wrong-task", "shared memory is not offered; send tensors in the request")
 
 
-async def list_shared_memory(_: Request, __: Models) -> Response:
-    """Answer that no region is registered."""
-    return json_response([])
-
-
 def _require_management(models: Models) -> ModelManagement:
     if models.management is None:
         raise HTTPError(
@@ -300,7 +295,7 @@ def _shared_memory_routes(kind: str) -> Iterator[Route]:
     """Yield Triton's calls about a kind of shared memory, which refuse it by name."""
     path = f"/v2/{kind}sharedmemory"
     for region in ("", "/region/{region}"):
-        yield Route("GET", f"{path}{region}/status", list_shared_memory, "No region")
+        yield Route("GET", f"{path}{region}/status", refuse_shared_memory, "Not offered")
         yield Route("POST", f"{path}{region}/unregister", refuse_shared_memory, "Not offered")
     yield Route("POST", f"{path}/region/{{region}}/register", refuse_shared_memory, "Not offered")
 

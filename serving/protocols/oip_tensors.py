@@ -15,7 +15,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from serving.http.messages import HTTPError, Request, Response
 from serving.interface import Limits
 from serving.protocols.json_bodies import ClientList, JSONBody, dump_json, parse_body, truncate_repr
-from serving.protocols.requests import check_texts, decode_utf8
+from serving.protocols.requests import check_texts, decode_body, decode_utf8
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -120,7 +120,7 @@ def parse_infer_request(http: Request, limits: Limits) -> tuple[OIPInferRequest,
     head, tail = _split_body(http)
     if not head and tail:  # a header of 0: the raw text, with no tensor around it
         request = OIPInferRequest(inputs=[InputTensor(datatype="BYTES", shape=[1])])
-        return request, check_texts([decode_utf8(tail, "the body")], limits, "inputs")
+        return request, check_texts([decode_body(tail)], limits, "inputs")
     request = parse_body(OIPInferRequest, head)
     if len(request.inputs) != 1:
         raise HTTPError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from serving.http.messages import HTTPError, Request
 from serving.interface import Limits, TextInput, TruncationSide
+from trainers.data.cleaning import is_blank
 
 
 def requested_model(request: Request) -> str | None:
@@ -63,7 +64,7 @@ def check_texts(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]
             "send several requests",
         )
     for number, text in enumerate(texts, 1):
-        if not text or text.isspace():
+        if is_blank(text):
             raise HTTPError("empty", f"text {number} of {key} is empty; leave it out")
     return texts
 
@@ -76,3 +77,8 @@ def decode_utf8(body: bytes, what: str) -> str:
         raise HTTPError(
             "malformed", f"{what} is not UTF-8: byte {error.start} is {body[error.start]:#04x}"
         ) from None
+
+
+def decode_body(body: bytes) -> str:
+    """Decode a body, without a byte order mark before it. Raises HTTPError if it is not UTF-8."""
+    return decode_utf8(body, "the body").removeprefix("\ufeff")

@@ -43,7 +43,7 @@ from serving.protocols.json_bodies import (
     parse_if_shaped,
     truncate_repr,
 )
-from serving.protocols.requests import check_texts, decode_utf8, requested_model
+from serving.protocols.requests import check_texts, decode_body, requested_model
 
 _EXPECTED = 'a text, a list of texts or of {"data": text}, or {"data": a text or a list}'
 _AS_TEXT = "to have this very JSON read as a text, send it as text/plain"
@@ -122,9 +122,10 @@ async def ping(_: Request, models: Models) -> Response:
     return json_response({"status": "Healthy"})
 
 
-async def describe_api(_: Request, __: Models) -> Response:
+async def describe_api(http: Request, _: Models) -> Response:
     """Return this API as OpenAPI."""
-    return json_response(build_openapi([PROTOCOL], "TorchServe's inference API", bertha_version()))
+    title = "TorchServe's inference API"
+    return json_response(build_openapi([PROTOCOL], title, bertha_version(), http.prefix))
 
 
 def parse_request(http: Request) -> TorchServeRequest:
@@ -146,7 +147,7 @@ def parse_request(http: Request) -> TorchServeRequest:
         raise HTTPError(
             "malformed", f"the form has {truncate_repr(sorted(fields))}: expected a field `data`"
         )
-    text = decode_utf8(http.body, "the body")
+    text = decode_body(http.body)
     if not kind.startswith("text/") and _looks_like_json(text):
         try:
             return _parse_json(http.body)

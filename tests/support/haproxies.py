@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def find_haproxy(directory: Path) -> psutil.Process:
 
 
 @contextmanager
-def balanced(directory: Path) -> Iterator[tuple[HAProxy, str, int]]:
-    """HAProxy in a directory, and where it listens."""
+def balanced(directory: Path, origins: Sequence[str] = ()) -> Iterator[tuple[HAProxy, str, int]]:
+    """HAProxy in a directory, and where it listens. origins: whose pages may read its errors."""
     port = free_port()
-    haproxy = HAProxy(directory, "127.0.0.1", port)
+    haproxy = HAProxy(directory, "127.0.0.1", port, origins=origins)
     haproxy.start()
     try:
         yield haproxy, f"http://127.0.0.1:{port}", port

@@ -35,8 +35,6 @@ def words(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, corpus: Pat
         (["--sampler", "grid", "--trials", "9"], "the grid has 21 points"),
         (["--sampler", "pbt"], "tune.batch.global_size cannot change"),
         (["--sampler", "pbt", "tune.model.dropout=0..0.5"], "give --trials 3 or more"),
-        (["--trials", "0"], "trials = 0"),
-        (["--seeds", "0"], "seeds = 0"),
         (["--budget", "soon"], "2h, 50USD, 3kWh"),
         (["--budget", "5USD"], "names no metadata.price_usd_per_hour"),
         (["data.validation=0", "stopping.patience=null"], "a search decides by validation rows"),

@@ -1,7 +1,8 @@
 """Cleanings by name and version: what happens to a text before the tokenizer sees it.
 
 A cleaning is a pure function, the same in training and serving; a change of what one does gets a
-new name.
+new name. What a cleaning leaves nothing of, `clean_text` returns as "": training leaves such a row
+out, and serving refuses such a text.
 """
 
 import html
@@ -35,6 +36,13 @@ _BLOCK = re.compile(
 _INLINE = re.compile(_tag_pattern(_INLINES), re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+# White space, control characters, and what Unicode says is drawn as nothing
+# (Default_Ignorable_Code_Point, the interlinear marks, the empty Braille pattern).
+_BLANK = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*+"
+)
 
 
 def text_v1(text: str) -> str:
@@ -64,3 +72,14 @@ def keep_unchanged(text: str) -> str:
 
 
 CLEANINGS: dict[str, Callable[[str], str]] = {"text-v1": text_v1, "none": keep_unchanged}
+
+
+def clean_text(cleaning: str, text: str) -> str:
+    """Return a text under the cleaning of that name; "" where nobody sees anything of the rest."""
+    cleaned = CLEANINGS[cleaning](text)
+    return "" if is_blank(cleaned) else cleaned
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text holds nothing but white space, control and invisible characters."""
+    return _BLANK.fullmatch(text) is not None

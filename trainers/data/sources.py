@@ -16,7 +16,7 @@ import numpy as np
 
 from trainers.config.data_section import DataConfig
 from trainers.data import hub, packages, readers
-from trainers.data.cleaning import MAX_CHARACTERS
+from trainers.data.cleaning import MAX_CHARACTERS, is_blank
 from trainers.data.files import DataError, MissingFile
 from trainers.data.rows.delimited import Dialect
 from trainers.data.rows.skips import Columns, Row, SkipCounter, SkippedRows
@@ -192,8 +192,8 @@ def _is_same_truth(value: str, wanted: str) -> bool:
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell is None, NaN, or nothing but white space."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """Return whether a cell is None, NaN, or a text in which nobody sees anything."""
+    return value is None or value != value or (isinstance(value, str) and is_blank(value))
 
 
 def _wanted_columns(data: DataConfig, labelled: bool) -> dict[str, str]:

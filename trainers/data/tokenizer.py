@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainers.config.windows import WindowsConfig
-from trainers.data.cleaning import CLEANINGS, MAX_CHARACTERS
+from trainers.data.cleaning import MAX_CHARACTERS, clean_text
 from trainers.data.encoders.encoder import EncodedTexts, OnProgress, ignore_progress
 from trainers.data.encoders.encoder import Encoder as Encoder
 from trainers.data.encoders.encoder import EncodingError as EncodingError
@@ -79,8 +79,8 @@ class TextEncoder:
         return json_sha256([*identity, self._cleaning, self._max_length, *windows])
 
     def clean(self, text: str) -> str:
-        """Clean a raw text, of which MAX_CHARACTERS are read."""
-        return CLEANINGS[self._cleaning](text[:MAX_CHARACTERS])
+        """Clean a raw text, of which MAX_CHARACTERS are read; "" where nothing is left of it."""
+        return clean_text(self._cleaning, text[:MAX_CHARACTERS])
 
     @property
     def max_characters(self) -> int:

@@ -8,11 +8,12 @@ every machine, and is kept in the cache as a directory that `model.tokenizer` co
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainers.config.recipe import Recipe
-from trainers.data.cleaning import CLEANINGS
+from trainers.data.cleaning import clean_text
 from trainers.data.corpus import corpus_identity, gather_corpus
 from trainers.data.files import DataError
 from trainers.storage.atomic import find_corruption, hash_files, json_sha256
@@ -35,7 +36,7 @@ def resolve_tokenizer(recipe: Recipe, cache: Path) -> Recipe:
         return recipe
 
     def build(directory: Path) -> None:
-        corpus = gather_corpus(recipe, CLEANINGS[recipe.data.cleaning], directory.parent)
+        corpus = gather_corpus(recipe, partial(clean_text, recipe.data.cleaning), directory.parent)
         texts = corpus.splits["train"].texts
         _make_tokenizer(train_vocabulary(texts, size)).save_pretrained(directory)
         (directory / INDEX).write_text(json.dumps(hash_files(directory)) + "\n")

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.command_line import COUNT, POSITIVE, Parser
 from cluster.errors import BerthaError
 from cluster.hardware import catalog
 from cluster.hardware.catalog import Catalog
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster 
 
 def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Parse the command's arguments; exit as argparse does on a mistake."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=prog, description=__doc__, allow_abbrev=False)
     parser.set_defaults(called=prog)
     parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
@@ -66,17 +67,19 @@ def parse_arguments(arguments: Sequence[str] | None, prog: str) -> argparse.Name
     parser.add_argument(
         "--objective", choices=("time", "money", "energy"), default="money", help="what to minimize"
     )
-    parser.add_argument("--pick", type=int, default=1, metavar="N", help="choose row N, not row 1")
+    parser.add_argument(
+        "--pick", type=COUNT, default=1, metavar="N", help="choose row N, not row 1"
+    )
     parser.add_argument(
         "--write", metavar="FILE", help="write a cluster file of that row, for `up`"
     )
     parser.add_argument("--live-prices", action="store_true", help="ask AWS for current prices")
     data = parser.add_argument_group("the data, where the recipe's size is not known")
-    data.add_argument("--rows", type=int, help="training rows")
-    data.add_argument("--tokens", type=float, help="mean tokens of a row")
+    data.add_argument("--rows", type=COUNT, help="training rows")
+    data.add_argument("--tokens", type=POSITIVE, help="mean tokens of a row")
     data.add_argument("--run", metavar="DIR", help="an earlier run, whose record has both")
     parser.add_argument(
-        "--serve", type=float, metavar="TEXTS/S", help="also price serving at this rate"
+        "--serve", type=POSITIVE, metavar="TEXTS/S", help="also price serving at this rate"
     )
     parser.add_argument(
         "--p95", default="50ms", help="latency that 95%% of texts stay below; default 50ms"

@@ -24,7 +24,7 @@ from serving.protocols.json_bodies import (
     truncate_repr,
 )
 from serving.protocols.kserve import KServeInstance, instance_texts
-from serving.protocols.requests import decode_utf8
+from serving.protocols.requests import decode_body
 from serving.protocols.tei_bodies import NO_PROMPTS, TruncatingBody
 
 CSV = "text/csv"
@@ -113,14 +113,14 @@ def parse_request(http: Request) -> SageMakerRequest:
     """Read the texts of a request in any media type. Raises HTTPError."""
     kind = media_type(http.headers.get("content-type", JSON))
     if kind in JSON_LINES_TYPES:
-        return SageMakerRequest([*_parse_lines(decode_utf8(http.body, "the body"))])
+        return SageMakerRequest([*_parse_lines(decode_body(http.body))])
     known = parse_if_shaped(InvocationBody, http.body)
     if known is not None and _holds_texts(known):
         return _request_from(known)
     if kind == TEXT:
-        return SageMakerRequest([decode_utf8(http.body, "the body")], single=True)
+        return SageMakerRequest([decode_body(http.body)], single=True)
     if kind == CSV:
-        return SageMakerRequest(_parse_csv(decode_utf8(http.body, "the body")))
+        return SageMakerRequest(_parse_csv(decode_body(http.body)))
     if kind not in _JSON_TYPES:
         raise HTTPError(
             "malformed", f"content-type {kind[:60]!r}: send {JSON}, {JSON_LINES}, {TEXT} or {CSV}"
@@ -182,7 +182,7 @@ def _row_text(row: dict[str, Any]) -> str:
 
 def _parse_lines(text: str) -> Iterator[str]:
     """Yield the text of each line of JSON Lines. Raises HTTPError."""
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         stripped = line.strip()
@@ -204,7 +204,6 @@ def _parse_lines(text: str) -> Iterator[str]:
 
 def _parse_csv(text: str) -> list[str]:
     """Return the texts of a table of one column. Raises HTTPError if there are more columns."""
-    text = text.removeprefix("\ufeff")
     # One limit for the whole process, so it only ever grows: to the largest body that was let in.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -17,6 +17,7 @@ from serving.batch.predict import Summary, iter_windows, predict_files
 from serving.engine.engine import Engine
 from serving.protocols.labels import choose_labels
 from tests.serving.batch.conftest import MakeEngine
+from tests.support.blank_texts import BLANK, MARKUP_ONLY, VISIBLE
 from trainers.data.files import DataError
 from trainers.storage.store import open_store
 
@@ -84,6 +85,17 @@ class TestRows:
         assert rows[1]["probability_positive"] == ""
         assert (summary.rows, summary.empty) == (5, 3)
         assert summary.describe(16) == ["3 without text: their answers are empty"]
+
+    def test_those_that_serving_refuses_as_empty_are_those_without_text(
+        self, engine: Engine, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "rows.jsonl"
+        texts = [*BLANK, *MARKUP_ONLY, *VISIBLE]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        predict_files(engine, [str(path)], str(tmp_path / "out.jsonl"))
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+        answered = [row["text"] for row in rows if row["label"] is not None]
+        assert answered == list(VISIBLE)
 
     def test_a_file_of_nothing_but_a_header_is_answered_by_one(
         self, engine: Engine, tmp_path: Path

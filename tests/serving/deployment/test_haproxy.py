@@ -1,5 +1,6 @@
 """HAProxy alone: whose files and processes it trusts, its end, and the paths that it compares."""
 
+import json
 import os
 import signal
 import socket
@@ -213,6 +214,103 @@ def test_one_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         running.wait(60)
 
 
+# Its own errors.
+
+
+def own_error(port: int, request: bytes) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Status, headers and JSON of what HAProxy itself answers."""
+    head, _, body = send_raw(port, request).partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    assert headers["content-type"] == "application/json"
+    said = json.loads(body)
+    assert set(said) == {"error"} and int(headers["content-length"]) == len(body)
+    return int(first.split(" ")[1]), headers, said
+
+
+def test_every_error_of_its_own_is_json_and_has_the_id_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = haproxy_module._CONFIG_TEMPLATE
+    for slow in ("http-request 15s", "server 120s"):
+        assert slow in quick
+        quick = quick.replace(slow, f"{slow.split()[0]} 300ms")
+    monkeypatch.setattr(haproxy_module, "_CONFIG_TEMPLATE", quick)
+    half = (
+        b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\nx-request-id: mine\r\n\r\nhal"
+    )
+    with (
+        balanced(tmp_path) as (haproxy, _, port),
+        RawReplica(b"") as gone,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        status, headers, _ = own_error(port, get("/predict"))
+        assert status == 503 and headers["retry-after"] == "1" and headers["x-request-id"]
+        own = get("/predict").replace(b"\r\n", b"\r\nx-request-id: mine\r\n", 1)
+        assert own_error(port, own)[1]["x-request-id"] == "mine"
+        haproxy.enable_slot(ServerSlot(1, gone.address))
+        assert own_error(port, get("/predict"))[0] == 502
+        haproxy.disable_slot(1)
+        haproxy.enable_slot(ServerSlot(2, f"127.0.0.1:{silent.getsockname()[1]}"))
+        assert own_error(port, get("/predict"))[0] == 504
+        assert own_error(port, get("/-/replica"))[0] == 404
+        assert own_error(port, get("/predict%"))[0] == 400
+        assert (
+            own_error(port, get("h:80", "CONNECT").replace(b"Host: h\r", b"Host: h:80\r"))[0] == 400
+        )
+        status, headers, said = own_error(port, half)
+        assert status == 408 and headers["x-request-id"]
+        assert said == {"error": "the request took too long to arrive"}
+
+
+def test_each_error_that_it_could_write_is_json() -> None:
+    config = render_config("127.0.0.1:1")
+    for code in (
+        400,
+        401,
+        403,
+        404,
+        405,
+        407,
+        408,
+        410,
+        413,
+        421,
+        422,
+        425,
+        429,
+        500,
+        501,
+        502,
+        503,
+        504,
+    ):
+        assert f"http-error status {code} content-type application/json" in config
+
+
+@pytest.mark.parametrize("origins", [(), ("https://app.example", "http://localhost:3000"), ("*",)])
+def test_pages_that_may_read_answers_may_read_its_errors(
+    origins: tuple[str, ...], tmp_path: Path
+) -> None:
+    shared = b"HTTP/1.1 200 OK\r\nx-request-id: theirs\r\nContent-Length: 0\r\n\r\n"
+    with balanced(tmp_path, origins) as (haproxy, _, port), RawReplica(shared) as replica:
+        for origin in ("https://app.example", "https://evil.example", "null", ""):
+            request = get("/predict").replace(b"\r\n", f"\r\nOrigin: {origin}\r\n".encode(), 1)
+            _, headers, _ = own_error(port, request)
+            allowed = "*" if origins == ("*",) else origin if origin in origins else None
+            assert headers.get("access-control-allow-origin") == allowed, origin
+            if allowed is not None:
+                assert headers["access-control-expose-headers"] == "retry-after, x-request-id"
+            assert headers.get("vary") == ("Origin" if len(origins) > 1 else None)
+        # What a replica wrote stays as it is: it knows which of its routes are shared.
+        haproxy.enable_slot(ServerSlot(1, replica.address))
+        answer = send_raw(
+            port, get("/").replace(b"\r\n", b"\r\nOrigin: https://app.example\r\n", 1)
+        )
+        assert b"200 OK" in answer and b"access-control" not in answer
+        assert answer.count(b"x-request-id: theirs") == 1 and b"vary" not in answer.lower()
+
+
 # Paths.
 
 SPELLINGS = [
@@ -271,6 +369,8 @@ CHANGES = [
     "/v2/%72epository/models/a/load",
     "/v2%2frepository%2fmodels%2fa%2funload",
     "http://h/%6danage/models",
+    "/team/bertha/manage/models?url=x",
+    "/team/%6danage/models",
 ]
 
 
@@ -284,7 +384,7 @@ def changes_something(target: str) -> bool:
 
 
 def test_what_changes_something_is_never_sent_twice(tmp_path: Path) -> None:
-    assert sum(map(changes_something, CHANGES)) >= 7
+    assert sum(map(changes_something, CHANGES)) >= 7  # and below a prefix those behind it
     with balanced(tmp_path) as (haproxy, _, port), RawReplica(b"") as one, RawReplica(b"") as two:
         haproxy.enable_slot(ServerSlot(1, one.address))
         haproxy.enable_slot(ServerSlot(2, two.address))

@@ -4,6 +4,7 @@ Answers leave in one write, so that a replica that is killed has said all or not
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_a_head_that_does_not_end_is_refused(begin: bytes) -> None:
     more = b"a: b\r\n" * 1500 if begin.endswith(b"\n") else b"a" * 9000
     written, closed, paths = received(begin, *[more] * 100)
     assert written.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(written.partition(b"\r\n\r\n")[2]).keys() == {"error"}
     assert closed and paths == []
 
 

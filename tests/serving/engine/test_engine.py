@@ -22,6 +22,7 @@ from transformers import (
 from serving.engine.engine import Engine, batch_rows, split_rows
 from serving.optimize import export_embedder
 from tests.support.tiny_bundle import LABELS, MAX_LENGTH, write_linear_bundle, write_tiny_bundle
+from trainers.data.encoders.encoder import EmptyTextError
 from trainers.data.ragged import ragged_from_rows
 from trainers.data.tokenizer import EncodingError
 from trainers.models.card import BundleError
@@ -137,7 +138,11 @@ def test_a_model_that_answers_no_number_says_so(directory: Path) -> None:
 
 @FUZZED
 @given(text=st.text(min_size=1))
-def test_any_text_is_answered(engine: Engine, text: str) -> None:
+def test_any_text_that_is_none_is_refused_and_any_other_answered(engine: Engine, text: str) -> None:
+    if not engine.clean(text):
+        with pytest.raises(EmptyTextError, match="text 1 is empty"):
+            engine.predict([text])
+        return
     (prediction,) = engine.predict([text])
     if engine.card.task == "classification":
         assert sum(prediction.scores) == pytest.approx(1)

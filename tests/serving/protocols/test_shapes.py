@@ -233,9 +233,19 @@ def test_the_first_version_serves_at_once_with_workers() -> None:
 @pytest.mark.parametrize("kind", ["system", "cuda"])
 def test_shared_memory_is_refused_by_its_name(kind: str) -> None:
     path = f"/v2/{kind}sharedmemory"
-    status, told = json_error(FakeModels(), "POST", f"{path}/region/a/register", {"key": "/a"})
-    assert status == 400 and "shared memory" in told["error"]
-    assert json_answer(FakeModels(), "GET", f"{path}/status") == []
+    for method, call in (
+        ("POST", "/region/a/register"),
+        ("POST", "/region/a/unregister"),
+        ("POST", "/unregister"),
+        ("GET", "/region/a/status"),
+        ("GET", "/status"),
+    ):
+        body = {"key": "/a"} if call.endswith("/register") else b""
+        status, told = json_error(FakeModels(), method, path + call, body)
+        assert (status, told["error"]) == (
+            400,
+            "shared memory is not offered; send tensors in the request",
+        )
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1]}
     parameters = {"shared_memory_region": "a", "shared_memory_byte_size": 9}
     body = {"inputs": [tensor | {"parameters": parameters}]}

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainers.data.cleaning import CLEANINGS, MAX_CHARACTERS, keep_unchanged, text_v1
+from tests.support.blank_texts import BLANK, MARKUP_ONLY, VISIBLE
+from trainers.data.cleaning import (
+    CLEANINGS,
+    MAX_CHARACTERS,
+    clean_text,
+    is_blank,
+    keep_unchanged,
+    text_v1,
+)
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))
 MARKUP = st.lists(
@@ -59,6 +67,32 @@ def test_text_v1_is_idempotent_without_markup(raw: str) -> None:
 @given(ANY_TEXT)
 def test_none_changes_nothing(raw: str) -> None:
     assert keep_unchanged(raw) == raw
+
+
+@pytest.mark.parametrize("text", BLANK)
+@pytest.mark.parametrize("cleaning", list(CLEANINGS))
+def test_what_nobody_sees_is_nothing_under_any_cleaning(text: str, cleaning: str) -> None:
+    assert is_blank(text) and clean_text(cleaning, text) == ""
+
+
+@pytest.mark.parametrize("text", MARKUP_ONLY)
+def test_the_cleaning_decides_whether_markup_is_a_text(text: str) -> None:
+    assert not is_blank(text)
+    assert clean_text("text-v1", text) == "" and clean_text("none", text) == text
+
+
+@pytest.mark.parametrize("text", VISIBLE)
+def test_what_somebody_sees_is_a_text(text: str) -> None:
+    assert not is_blank(text)
+    assert clean_text("none", text) == text
+    assert clean_text("text-v1", text) == text_v1(text) != ""
+
+
+@given(ANY_TEXT)
+def test_a_text_is_blank_only_without_letters_digits_marks_and_signs(text: str) -> None:
+    seen = {unicodedata.category(each)[0] for each in text} & set("NPS")
+    assert not (is_blank(text) and seen - ({"S"} if "\u2800" in text else set()))
+    assert is_blank(f" {text}\u200b") == is_blank(text)
 
 
 def test_names_are_versioned() -> None:

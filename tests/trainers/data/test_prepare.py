@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.blank_texts import BLANK, MARKUP_ONLY, VISIBLE
 from tests.support.tiny import BAD, GOOD
 from trainers.config import recipe as recipes
 from trainers.config import sections
@@ -597,6 +598,19 @@ def test_a_sketch_samples_what_is_not_encoded_yet(make: Any, tmp_path: Path) -> 
     assert rough.report.rows == exact.report.rows == data.report.rows
     assert exact.report == data.report and len(exact.lengths) == exact.num_train == len(data.train)
     assert rough.lengths.mean() == pytest.approx(exact.lengths.mean(), rel=0.05)
+
+
+def test_a_row_of_which_the_cleaning_leaves_nothing_is_left_out(
+    tmp_path: Path, tiny_bert: Path, corpus: Path
+) -> None:
+    frame, nothing = pd.read_csv(corpus), [*BLANK, *MARKUP_ONLY]
+    more = pd.DataFrame({"text": [*nothing, *VISIBLE], "label": "positive"})
+    path = tmp_path / "rows.jsonl"
+    pd.concat([frame, more]).to_json(path, orient="records", lines=True)
+    settings = [f"data.source={path}", f"model.name={tiny_bert}"]
+    report = prepare_dataset(recipes.load_recipe("csv", settings), tmp_path / "cache").report
+    assert {skip.reason: skip.rows for skip in report.skipped} == {"no text": len(nothing)}
+    assert sum(report.rows.values()) == len(frame) + len(VISIBLE)
 
 
 def test_a_row_without_text_and_label_is_counted_once(

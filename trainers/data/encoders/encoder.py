@@ -17,6 +17,10 @@ class EncodingError(BerthaError):
     """A text that cannot be encoded, or no encoder; the text says which and the way out."""
 
 
+class EmptyTextError(EncodingError):
+    """A text of which the cleaning leaves nothing."""
+
+
 def ignore_progress(done: int) -> None:
     """Report nothing."""
 
@@ -33,7 +37,7 @@ class Encoder(Protocol):
         """SHA-256 over all that decides what comes out."""
 
     def clean(self, text: str) -> str:
-        """Clean a raw text as `encode` expects it."""
+        """Clean a raw text as `encode` expects it; "" where nothing is left of it."""
 
     def encode(
         self, texts: Sequence[str], on_progress: OnProgress = ignore_progress

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.data.cleaning import CLEANINGS
+from trainers.data.cleaning import clean_text
 from trainers.data.encoders.encoder import (
     EncodedTexts,
     EncodingError,
@@ -28,8 +28,8 @@ class NumberEncoder:
         self.fingerprint = json_sha256(["numbers", cleaning, max_length])
 
     def clean(self, text: str) -> str:
-        """Clean a raw text."""
-        return CLEANINGS[self._cleaning](text)
+        """Clean a raw text; "" where nothing is left of it."""
+        return clean_text(self._cleaning, text)
 
     def encode(
         self, texts: Sequence[str], on_progress: OnProgress = ignore_progress
