@@ -46,6 +46,7 @@ def endpoint_from_options(
         "device": options.device,
         "gpus_per_replica": options.gpus_per_replica,
         "memory_gib": options.memory_gib,
+        "cache_mib": options.cache_mib,
         # Behind a link: Kubernetes exchanges what a link of a secret leads to.
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
@@ -77,6 +78,13 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument(
         "--memory-gib", type=float, default=4.0, help="of models on the device, each replica"
+    )
+    parser.add_argument(
+        "--cache-mib",
+        type=float,
+        default=0.0,
+        metavar="MIB",
+        help="of answers to texts that come again, each replica; default: keep none",
     )
     parser.add_argument("--keys", type=Path, help="file of API keys; without it, none is needed")
     parser.add_argument(

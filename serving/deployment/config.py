@@ -43,6 +43,9 @@ class EndpointConfig(Settings):
         Path("~/.cache/bertha/models").expanduser(), description="of bundles that come from S3"
     )
     limits: Limits = Limits()
+    cache_mib: float = Field(
+        0.0, ge=0, le=2**20, description="of answers to texts that come again, each replica"
+    )
     log_requests: bool = Field(False, description="a JSON line for each request, without the text")
     traces: str | None = Field(None, description="URL of an OpenTelemetry collector, for spans")
 
@@ -59,6 +62,11 @@ class EndpointConfig(Settings):
     def memory_bytes(self) -> int:
         """Memory for models, in each replica."""
         return int(self.memory_gib * BYTES_PER_GIB)
+
+    @property
+    def response_bytes(self) -> int:
+        """Memory for answers to texts that come again, in each replica."""
+        return int(self.cache_mib * (1 << 20))
 
     @property
     def host_names(self) -> HostNames | None:

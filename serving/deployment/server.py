@@ -122,6 +122,7 @@ class ReplicaServer:
                 endpoint.limits,
                 endpoint.memory_bytes,
                 find_engine_device() if endpoint.device == "auto" else endpoint.device,
+                endpoint.response_bytes,
             )
             await self._models.start()
             self._server = uvicorn.Server(_uvicorn_config(self._build_app()))

@@ -58,17 +58,20 @@ class ModelServer:
         limits: Limits,
         budget_bytes: int,
         device: str = CPU,
+        response_bytes: int = 0,
     ) -> None:
         """Describe what is served. Raises DeviceError if no such device is here.
 
         cache: for bundles of a remote registry. budget_bytes: of models, in the memory of `device`,
-        the kind that they compute on.
+        the kind that they compute on. response_bytes: as `Executor` has it.
         """
         self.limits = limits
         self._registry, self._cache, self._device = registry, cache, device
         opened = open_device(device)
         self.table = ModelTable(registry, device, opened.name)
-        self.executor = Executor(self._load_engine, self._info_of, limits, budget_bytes, opened)
+        self.executor = Executor(
+            self._load_engine, self._info_of, limits, budget_bytes, opened, response_bytes
+        )
         self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
         self._explainers = ExplainerPool(self._fetch_bundle)
         self._watch = RegistryWatch(

@@ -33,11 +33,18 @@ def run_scenario(
     keys: ApiKeys | None = None,
     budget_bytes: int = 1 << 30,
     seconds: float = 60,
+    response_bytes: int = 0,
 ) -> None:
     """Run a scenario with a client of a fresh server."""
 
     async def run() -> None:
-        server = ModelServer(registry, Path("unused"), limits or Limits(), budget_bytes)
+        server = ModelServer(
+            registry,
+            Path("unused"),
+            limits or Limits(),
+            budget_bytes,
+            response_bytes=response_bytes,
+        )
         await server.start()
         meters = Metrics()
 
