@@ -51,6 +51,7 @@ def endpoint_from_options(
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
         "allowed_hosts": tuple(options.allow_host),
+        "feedback": options.feedback and options.feedback.absolute(),
         "log_requests": options.log_requests,
         "traces": options.traces,
     }
@@ -95,6 +96,9 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
         help="answer to this name too; on loopback only to localhost otherwise",
     )
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
+    parser.add_argument(
+        "--feedback", type=Path, metavar="DIR", help="keep right answers that clients send there"
+    )
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")
 

@@ -245,6 +245,30 @@ class ModelManagement(Protocol):
         """Free its memory; it loads again on the next request."""
 
 
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The right answer to a text, from somebody who knows it.
+
+    answer: a label, several of them of a multi-label model, or the number of a regression. text: as
+    it was asked; "": the one at `index` of the request that `request_id` names. model: as in
+    `Models`, of a text.
+    """
+
+    answer: str | tuple[str, ...] | float
+    text: str = ""
+    model: str | None = None
+    request_id: str = ""
+    index: int = 0
+
+
+@runtime_checkable
+class FeedbackTaking(Protocol):
+    """Models that take feedback; a part of `Models` where a directory for it was given."""
+
+    async def keep_feedback(self, feedback: Feedback) -> ModelInfo:
+        """Keep the right answer to a text; return whose it is. Raises HTTPError."""
+
+
 @runtime_checkable
 class Tokenizing(Protocol):
     """Models that show their tokens; a part of `Models` for those that have a tokenizer."""

@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
 from cluster.local_ray import LocalRay, run_local_ray
+from cluster.private_files import private_directory
 from cluster.ray_token import close_token_file
 from serving.deployment.config import EndpointConfig, autoscaling_policy, limit_per_node
 from serving.deployment.front import Front
@@ -47,9 +48,11 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[LocalRay]:
     """Serve on a Ray of its own, on this machine; yield that Ray.
 
     Enters when a replica answers; leaves when waiting requests are answered. Raises PortUnavailable
-    before anything starts, and ReplicaStartError.
+    and UnsafePathError before anything starts, and ReplicaStartError.
     """
     _check_port(endpoint.host, endpoint.port)
+    if endpoint.feedback is not None:
+        private_directory(endpoint.feedback)
     for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

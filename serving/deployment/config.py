@@ -46,6 +46,9 @@ class EndpointConfig(Settings):
     cache_mib: float = Field(
         0.0, ge=0, le=2**20, description="of answers to texts that come again, each replica"
     )
+    feedback: Path | None = Field(
+        None, description="directory for right answers that clients send; without it none are taken"
+    )
     log_requests: bool = Field(False, description="a JSON line for each request, without the text")
     traces: str | None = Field(None, description="URL of an OpenTelemetry collector, for spans")
 

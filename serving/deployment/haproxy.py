@@ -51,7 +51,7 @@ _ERROR_MESSAGES = {
 # Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
 # `redispatch`); for that HAProxy takes it whole before it sends it (`http-buffer-request`).
 # Predictions change nothing, so computing twice is harmless; /manage and /v2/repository change the
-# registry, so they are never sent twice (`disable-l7-retry`).
+# registry and /feedback adds a row, so they are never sent twice (`disable-l7-retry`).
 # Draining: a replica that ends is drained through the admin socket; one that is killed is taken out
 # at its first failed connection (`observe layer4`), long before its next readiness check.
 _CONFIG_TEMPLATE = """\
@@ -86,7 +86,7 @@ frontend http
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}
     http-request deny deny_status 404 if {{ var(txn.path) -m sub {ready_prefix} }}
-    http-request disable-l7-retry if {{ var(txn.path) -m beg /manage /v2/repository }}
+    http-request disable-l7-retry if {{ var(txn.path) -m beg /manage /v2/repository /feedback }}
     default_backend {backend}
 backend {backend}
     balance leastconn

@@ -27,6 +27,7 @@ from serving.http.keys import ApiKeys, load_keys
 from serving.http.messages import bertha_version
 from serving.http.metrics import Metrics, Sample
 from serving.http.tracing import RequestTracer
+from serving.inference.feedback import FeedbackStore
 from serving.inference.model_server import ModelServer
 from serving.registry.canary_metrics import CanaryMetrics
 from serving.registry.registry import Registry
@@ -123,6 +124,7 @@ class ReplicaServer:
                 endpoint.memory_bytes,
                 find_engine_device() if endpoint.device == "auto" else endpoint.device,
                 endpoint.response_bytes,
+                FeedbackStore(endpoint.feedback) if endpoint.feedback else None,
             )
             await self._models.start()
             self._server = uvicorn.Server(_uvicorn_config(self._build_app()))

@@ -22,8 +22,10 @@ from serving.http.keys import ApiKeys
 from serving.http.messages import (
     HTTPError,
     Request,
+    RequestRecord,
     Response,
     WireProtocol,
+    current_request,
     ignored_headers,
     ignored_keys,
     parse_deadline,
@@ -85,6 +87,8 @@ class App:
         method, path = scope["method"], scope["path"]
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id", "")[:MAX_REQUEST_ID])
+        record = RequestRecord(request_id)
+        current_request.set(record)
         try:
             if self._hosts is not None:
                 self._hosts.check_headers(scope["headers"])
@@ -95,7 +99,7 @@ class App:
         else:
             protocol, route_path = match.protocol, match.route.path
             try:
-                response = await self._run_handler(match, scope, headers, receive)
+                response = await self._run_handler(match, scope, headers, receive, record)
             except HTTPError as error:
                 response = protocol.error_response(error)
             except _ClientDisconnected:
@@ -120,9 +124,14 @@ class App:
             self._tracer.record_span(headers, route_path, seconds, attributes)
 
     async def _run_handler(
-        self, match: RouteMatch, scope: Mapping[str, Any], headers: dict[str, str], receive: Receive
+        self,
+        match: RouteMatch,
+        scope: Mapping[str, Any],
+        headers: dict[str, str],
+        receive: Receive,
+        record: RequestRecord,
     ) -> Response:
-        self._keys.authorize(headers, match.route.scope)
+        record.key = self._keys.authorize(headers, match.route.scope)
         body = await self._read_body(headers, receive)
         query = _parse_query(scope["query_string"])
         request_deadline.set(parse_deadline(headers))

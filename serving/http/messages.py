@@ -34,6 +34,20 @@ truncated_texts: ContextVar[list[int] | None] = ContextVar("truncated_texts", de
 # Keys of the current request's body that no schema here knows.
 ignored_keys: ContextVar[list[str] | None] = ContextVar("ignored_keys", default=None)
 
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is known of the current request beside its bytes.
+
+    id: of x-request-id. key: the name of the caller's API key, "" without one.
+    """
+
+    id: str
+    key: str = ""
+
+
+current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
+
 # What a key may call: questions to models, changes of the registry, counters of operation.
 Scope = Literal["inference", "management", "metrics"]
 

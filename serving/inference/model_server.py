@@ -18,12 +18,14 @@ from serving.http.messages import HTTPError, note_truncated
 from serving.inference.attribution import ExplainerPool
 from serving.inference.canary import CanaryRouter
 from serving.inference.executor import Executor
+from serving.inference.feedback import FeedbackStore
 from serving.inference.management import RegistryAdmin
 from serving.inference.model_cache import ModelKey
 from serving.inference.model_table import ModelTable
 from serving.inference.registry_watch import RegistryWatch
 from serving.interface import (
     Explanation,
+    Feedback,
     InferenceResult,
     Limits,
     MaskPrediction,
@@ -59,14 +61,17 @@ class ModelServer:
         budget_bytes: int,
         device: str = CPU,
         response_bytes: int = 0,
+        feedback: FeedbackStore | None = None,
     ) -> None:
         """Describe what is served. Raises DeviceError if no such device is here.
 
         cache: for bundles of a remote registry. budget_bytes: of models, in the memory of `device`,
         the kind that they compute on. response_bytes: as `Executor` has it.
+        feedback: takes right answers; None: nobody does.
         """
         self.limits = limits
         self._registry, self._cache, self._device = registry, cache, device
+        self._feedback = feedback
         opened = open_device(device)
         self.table = ModelTable(registry, device, opened.name)
         self.executor = Executor(
@@ -147,6 +152,19 @@ class ModelServer:
         info = self.get_info(model)
         return await self.executor.count_tokens((info.name, info.version), texts)
 
+    async def keep_feedback(self, feedback: Feedback) -> ModelInfo:
+        """As `FeedbackTaking.keep_feedback`."""
+        if self._feedback is None:
+            raise HTTPError(
+                "forbidden", "feedback is not taken here; serve with --feedback DIR to open it"
+            )
+        found = await self._feedback.find_text(feedback)
+        info = self.get_info(found.model)
+        if info.task not in LABEL_TASKS:
+            raise HTTPError("wrong-task", f"{info.name} is a model for {info.task}, without labels")
+        await self._feedback.append(found, info)
+        return info
+
     def get_info(self, model: str | None) -> ModelInfo:
         """As `Models.get_info`."""
         state, reference = self._resolve_reference(model)
@@ -184,6 +202,8 @@ class ModelServer:
             task.cancel()
         await self.executor.close()
         self._explainers.close()
+        if self._feedback is not None:
+            self._feedback.close()
 
     async def _run_request(
         self, model: str | None, texts: Sequence[str], tasks: Collection[str], truncate: bool
@@ -196,6 +216,8 @@ class ModelServer:
         except ModelNotFound as error:
             raise HTTPError("no-model", str(error)) from None
         note_truncated(result.truncated)
+        if self._feedback is not None and result.model.task in LABEL_TASKS:
+            self._feedback.remember(result.model, texts)
         return result
 
     def _resolve_reference(self, model: str | None) -> tuple[ModelState, ModelReference]:

@@ -16,6 +16,7 @@ from serving.protocols import (
     torchserve_management,
     vllm,
 )
+from serving.protocols.own import feedback
 from serving.protocols.sagemaker import invocations
 
 ALL: tuple[WireProtocol, ...] = (
@@ -29,4 +30,5 @@ ALL: tuple[WireProtocol, ...] = (
     torchserve.PROTOCOL,
     torchserve_management.PROTOCOL,
     invocations.PROTOCOL,
+    feedback.PROTOCOL,
 )

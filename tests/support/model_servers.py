@@ -11,6 +11,7 @@ from serving.deployment import admin_routes
 from serving.http.asgi import App
 from serving.http.keys import ApiKeys
 from serving.http.metrics import Metrics, Sample
+from serving.inference.feedback import FeedbackStore
 from serving.inference.model_server import ModelServer
 from serving.interface import Limits
 from serving.registry.canary_metrics import CanaryMetrics
@@ -34,6 +35,7 @@ def run_scenario(
     budget_bytes: int = 1 << 30,
     seconds: float = 60,
     response_bytes: int = 0,
+    feedback: Path | None = None,
 ) -> None:
     """Run a scenario with a client of a fresh server."""
 
@@ -44,6 +46,7 @@ def run_scenario(
             limits or Limits(),
             budget_bytes,
             response_bytes=response_bytes,
+            feedback=FeedbackStore(feedback) if feedback else None,
         )
         await server.start()
         meters = Metrics()
