@@ -53,6 +53,8 @@ def endpoint_from_options(
         "allowed_hosts": tuple(options.allow_host),
         "feedback": options.feedback and options.feedback.absolute(),
         "log_requests": options.log_requests,
+        "log_format": options.log_format,
+        "log_file": options.log_file and options.log_file.absolute(),
         "traces": options.traces,
     }
     return validate_settings(EndpointConfig, settings, "the command line")
@@ -101,6 +103,15 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: a line a request, and messages as such lines too; default: %(default)s",
+    )
+    parser.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="for these lines; default: standard output"
+    )
 
 
 def add_commands(commands: Any) -> None:

@@ -46,6 +46,16 @@ _ERROR_MESSAGES = {
     504: "the replica did not answer in time",
 }
 
+# The line of a request that no replica has answered; all others are logged by the replicas. It goes
+# to a socket of the front, since HAProxy itself would fill a file without end.
+LOG_SOCKET = "log.sock"
+_LOG_TARGET = f"    log unix@{LOG_SOCKET} len 4096 format raw local0"
+_LOG_FORMAT = (
+    """    log global
+    log-format '{"request_id":"%[var(txn.id),json(utf8ps)]","protocol":"front","""
+    """"status":%ST,"milliseconds":%Ta,"client":"%ci"}'"""
+)
+
 # The path is compared as replicas do it, decoded once; one that cannot be decoded is refused, since
 # HAProxy and a replica may read it differently.
 # Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
@@ -63,6 +73,7 @@ global
     nbthread {num_threads}
     tune.bufsize {buffer_bytes}
     hard-stop-after 60s
+{log}
 defaults
     mode http
     timeout connect 2s
@@ -75,13 +86,20 @@ defaults
     option abortonclose
     option http-buffer-request
     option redispatch 1
+    option forwardfor
     retries 3
     retry-on conn-failure empty-response junk-response 503
 {errors}
 frontend http
     bind fd@3{tls}
+{log_format}
     unique-id-format %[uuid()]
-    http-request set-header x-request-id %[unique-id] unless {{ req.hdr(x-request-id) -m found }}
+    http-request set-var(txn.id) req.fhdr(x-request-id,-1),bytes(0,128) if \
+{{ req.fhdr(x-request-id,-1) -m reg '^[ -~]+$' }}
+    http-request set-var(txn.id) unique-id unless {{ var(txn.id) -m found }}
+    http-request set-header x-request-id %[var(txn.id)]
+    http-after-response set-header x-request-id %[var(txn.id)] if {{ var(txn.id) -m found }}
+    http-response set-log-level silent
     http-request set-var(txn.path) path,url_dec
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}
@@ -117,11 +135,12 @@ def render_config(
     certificate: Path | None = None,
     slots: Sequence[ServerSlot] = (),
     identity: str = "",
+    logs: bool = False,
 ) -> str:
     """Return the configuration.
 
     certificate: PEM with certificate and key, for TLS. slots: the replicas to begin with.
-    identity: a line that a running HAProxy repeats.
+    identity: a line that a running HAProxy repeats. logs: what no replica answered.
     """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
@@ -136,6 +155,8 @@ def render_config(
     return _CONFIG_TEMPLATE.format(
         address=address,
         identity=identity or "none",
+        log=_LOG_TARGET if logs else "",
+        log_format=_LOG_FORMAT if logs else "",
         max_connections=max(100, min(16384, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3)),
         num_threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         buffer_bytes=BUFFER_BYTES,
@@ -153,6 +174,7 @@ class HAProxy:
 
     directory: of its files, for it alone. certificate: PEM with certificate and key, for TLS.
     while_lives: the process it ends with, by default this one: an orphan would hold the port.
+    logs: whether it writes a line for each request that no replica answered to LOG_SOCKET there.
     """
 
     def __init__(
@@ -162,12 +184,13 @@ class HAProxy:
         port: int,
         certificate: Path | None = None,
         while_lives: int = 0,
+        logs: bool = False,
     ) -> None:
-        self._directory = directory
+        self._directory, self._logs = directory, logs
         self._host, self._port, self._certificate = host, port, certificate
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._while_lives = while_lives or os.getpid()
-        text = render_config(self._address, certificate)
+        text = render_config(self._address, certificate, logs=logs)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._identity = f"bertha {digest} while {self._while_lives}"
         self._listener: socket.socket | None = None
@@ -255,7 +278,7 @@ class HAProxy:
             return
         number = signal.SIGUSR1 if self.is_alive() else signal.SIGKILL
         # Before it ends: afterwards they may be those of the next one.
-        for name in ("log", "haproxy.cfg", "admin.sock"):
+        for name in ("log", "haproxy.cfg", "admin.sock", LOG_SOCKET):
             (self._directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it may hold what is not ours
             self._directory.rmdir()
@@ -272,7 +295,7 @@ class HAProxy:
         return HAProxyProcess.find(self._directory, self._command)
 
     def _run(self, listener: socket.socket, slots: Sequence[ServerSlot]) -> HAProxyProcess:
-        config = render_config(self._address, self._certificate, slots, self._identity)
+        config = render_config(self._address, self._certificate, slots, self._identity, self._logs)
         (self._directory / "admin.sock").unlink(missing_ok=True)
         with open_fresh(self._directory / "haproxy.cfg") as file:
             file.write(config.encode())

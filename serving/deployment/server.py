@@ -22,8 +22,9 @@ from serving import protocols
 from serving.deployment import admin_routes
 from serving.deployment.config import EndpointConfig
 from serving.engine.devices import find_engine_device
-from serving.http.asgi import App, log_requests_to_stdout
+from serving.http.asgi import App
 from serving.http.keys import ApiKeys, load_keys
+from serving.http.log_lines import configure_logs
 from serving.http.messages import bertha_version
 from serving.http.metrics import Metrics, Sample
 from serving.http.tracing import RequestTracer
@@ -113,10 +114,10 @@ class ReplicaServer:
 
     async def _run_server(self) -> None:
         endpoint = self._endpoint
-        if endpoint.log_requests:
-            log_requests_to_stdout()
         self._loop = asyncio.get_running_loop()
         try:
+            if endpoint.logs_requests:
+                configure_logs(endpoint.log_format, endpoint.log_file)
             self._models = ModelServer(
                 Registry.open(endpoint.registry),
                 endpoint.cache,
@@ -150,7 +151,7 @@ class ReplicaServer:
             keys=self._keys,
             hosts=endpoint.host_names,
             metrics=self._metrics,
-            log_requests=endpoint.log_requests,
+            log_requests=endpoint.logs_requests,
             tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,
         )
 

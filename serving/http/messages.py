@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import BerthaError
-from serving.interface import Models
+from serving.interface import InferenceResult, Models
 
 JSON = "application/json"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
@@ -39,11 +39,17 @@ ignored_keys: ContextVar[list[str] | None] = ContextVar("ignored_keys", default=
 class RequestRecord:
     """What is known of the current request beside its bytes.
 
-    id: of x-request-id. key: the name of the caller's API key, "" without one.
+    id: of x-request-id. client: the address that it came from. key: the name of the caller's API
+    key, "" without one. model, version: that answered last; num_texts, num_tokens: so far.
     """
 
     id: str
+    client: str = ""
     key: str = ""
+    model: str = ""
+    version: str = ""
+    num_texts: int = 0
+    num_tokens: int = 0
 
 
 current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
@@ -183,6 +189,15 @@ def parse_deadline(headers: Mapping[str, str]) -> float:
     if not (math.isfinite(seconds) and 0 < seconds < DEFAULT_TIMEOUT_SECONDS):
         seconds = DEFAULT_TIMEOUT_SECONDS
     return time.perf_counter() + seconds
+
+
+def note_answer(result: InferenceResult[Any]) -> None:
+    """Note of the current request which model answered it, and how much."""
+    record = current_request.get()
+    if record is not None:
+        record.model, record.version = result.model.name, result.model.version
+        record.num_texts += len(result.rows)
+        record.num_tokens += sum(result.num_tokens)
 
 
 def note_truncated(texts: Sequence[int]) -> None:

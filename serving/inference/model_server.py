@@ -14,7 +14,7 @@ from typing import Any
 from cluster.errors import BerthaError
 from serving.engine.devices import CPU, open_device
 from serving.engine.engine import Engine
-from serving.http.messages import HTTPError, note_truncated
+from serving.http.messages import HTTPError, note_answer, note_truncated
 from serving.inference.attribution import ExplainerPool
 from serving.inference.canary import CanaryRouter
 from serving.inference.executor import Executor
@@ -145,7 +145,9 @@ class ModelServer:
         rows = [samples[text] for text in range(len(samples))]
         explanations = await self._explainers.explain(key, texts, label)
         note_truncated(truncated)
-        return InferenceResult(self._info_of(key), explanations, rows, truncated)
+        result = InferenceResult(self._info_of(key), explanations, rows, truncated)
+        note_answer(result)
+        return result
 
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
         """As `Models.count_tokens`."""
@@ -216,6 +218,7 @@ class ModelServer:
         except ModelNotFound as error:
             raise HTTPError("no-model", str(error)) from None
         note_truncated(result.truncated)
+        note_answer(result)
         if self._feedback is not None and result.model.task in LABEL_TASKS:
             self._feedback.remember(result.model, texts)
         return result
