@@ -9,6 +9,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from trainers.models.profile import RowProfile
+
 T = TypeVar("T", covariant=True)
 
 Vector = np.ndarray  # float32 [width], of length 1 where the bundle says so
@@ -116,7 +118,7 @@ class ModelInfo:
     backend, as "onnxruntime int8". metrics: measured on held-out texts. created: seconds since
     1970. state: "ready", "loading" or "cold" (loaded on first use).
     pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
-    thresholds, verdict, target, examples: as in the card of the bundle.
+    thresholds, verdict, target, examples, profile: as in the card of the bundle.
     """
 
     name: str
@@ -139,6 +141,7 @@ class ModelInfo:
     verdict: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    profile: RowProfile | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -96,7 +96,10 @@ class ReplicaServer:
 
     def metric_samples(self) -> dict[Sample, float]:
         """Return the metrics of this replica."""
-        return self._metrics.snapshot() | dict(self._models.executor.metric_samples())
+        models = self._models
+        return self._metrics.snapshot() | dict(
+            (*models.executor.metric_samples(), *models.drift.metric_samples())
+        )
 
     def canary_metrics(self) -> dict[str, CanaryMetrics]:
         """Return the metrics of canaries by name."""

@@ -39,6 +39,8 @@ HELP = {
     "bertha_cache_misses_total": ("counter", "Texts that it did not hold."),
     "bertha_cache_texts": ("gauge", "Texts whose answers it holds."),
     "bertha_cache_bytes": ("gauge", "Their memory."),
+    "bertha_drift_texts": ("gauge", "Recent texts by bin of a feature, see /drift."),
+    "bertha_drift_psi": ("gauge", "Their population stability index against held-out texts."),
     "bertha_replicas": ("gauge", "Replicas that answer."),
 }
 

@@ -17,6 +17,7 @@ from serving.engine.engine import Engine
 from serving.http.messages import HTTPError, note_answer, note_truncated
 from serving.inference.attribution import ExplainerPool
 from serving.inference.canary import CanaryRouter
+from serving.inference.drift import DriftWindows
 from serving.inference.executor import Executor
 from serving.inference.feedback import FeedbackStore
 from serving.inference.management import RegistryAdmin
@@ -78,6 +79,7 @@ class ModelServer:
             self._load_engine, self._info_of, limits, budget_bytes, opened, response_bytes
         )
         self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
+        self.drift = DriftWindows()
         self._explainers = ExplainerPool(self._fetch_bundle)
         self._watch = RegistryWatch(
             self.table, self.executor, self.canary_router.record_load_failure
@@ -219,6 +221,7 @@ class ModelServer:
             raise HTTPError("no-model", str(error)) from None
         note_truncated(result.truncated)
         note_answer(result)
+        self.drift.record(result)
         if self._feedback is not None and result.model.task in LABEL_TASKS:
             self._feedback.remember(result.model, texts)
         return result

@@ -52,7 +52,8 @@ def run_scenario(
         meters = Metrics()
 
         async def counts() -> Mapping[Sample, float]:
-            return meters.snapshot() | dict(server.executor.metric_samples())
+            counted = (*server.executor.metric_samples(), *server.drift.metric_samples())
+            return meters.snapshot() | dict(counted)
 
         async def tallies() -> Sequence[CanaryMetrics]:
             return list(server.canary_router.metrics.values())
