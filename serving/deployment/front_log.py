@@ -42,11 +42,15 @@ class HAProxyLog:
 
     def _read(self) -> None:
         while True:
-            line = self._socket.recv(2 * MAX_LINE_BYTES)
+            data = self._socket.recv(2 * MAX_LINE_BYTES)
             try:
-                write_line(json.loads(line))
+                line = json.loads(data)
             except ValueError:  # a message of HAProxy's own, as of a server that is down
-                log.info("HAProxy: %s", line.decode(errors="replace").strip())
+                log.info("HAProxy: %s", data.decode(errors="replace").strip())
+                continue
+            # Without a status the client left: before it asked, or while a replica logs that.
+            if line["status"] >= 100:
+                write_line(line)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from serving.inference.model_cache import ModelKey
 from serving.interface import InferenceResult, ModelInfo, Prediction, choose_labels
 from trainers.models.profile import NO_LABEL, OTHER_LABELS, RowProfile, unknown_share
 
+LABEL_TASKS = ("classification", "multi-label", "regression")
 WINDOW_TEXTS = 1000  # of each version, in each replica
 MOST_OF_REQUEST = 32  # texts that are counted of one request, which may be no sample of the traffic
 MIN_TEXTS = 200  # below, chance alone moves the index
@@ -83,7 +84,7 @@ class DriftWindows:
     def record(self, result: InferenceResult[Any]) -> None:
         """Count the texts of a request, of a long one an even selection."""
         model = result.model
-        if model.profile is None:
+        if model.profile is None or model.task not in LABEL_TASKS:
             return
         key = (model.name, model.version)
         window = self._windows.get(key)
@@ -121,8 +122,7 @@ def describe_drift(
     return [
         _describe_version(model, samples)
         for model in models
-        if model.task in ("classification", "multi-label", "regression")
-        and (model.state == "ready" or _num_texts(model, samples))
+        if model.task in LABEL_TASKS and (model.state == "ready" or _num_texts(model, samples))
     ]
 
 

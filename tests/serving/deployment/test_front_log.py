@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from serving.deployment.front_log import HAProxyLog, print_lines
 from serving.deployment.haproxy import HAProxy, ServerSlot
 from serving.deployment.server import ReplicaServer
 from serving.http.log_lines import access, configure_logs
-from tests.support.haproxies import free_port
+from tests.support.haproxies import free_port, send_raw
 from tests.support.model_servers import make_registry
 
 pytestmark = pytest.mark.multiprocess
@@ -92,6 +93,14 @@ def test_who_says_another_address_is_logged_by_his_own(url: str, pipe: int) -> N
         client.get("/info", headers={"x-forwarded-for": "8.8.8.8"})
     (line,) = next_lines(pipe)
     assert line["client"] == "127.0.0.1"
+
+
+def test_what_is_no_http_is_a_line_and_a_bare_connection_none(url: str, pipe: int) -> None:
+    port = int(url.rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port)).close()
+    assert send_raw(port, b"\x16\x03\x01 garbage\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    (line,) = next_lines(pipe)
+    assert (line["protocol"], line["status"]) == ("front", 400)
 
 
 def test_lines_of_other_processes_are_printed(
