@@ -48,6 +48,7 @@ def endpoint_from_options(
         "device": options.device,
         "gpus_per_replica": options.gpus_per_replica,
         "memory_gib": options.memory_gib,
+        "cache_mib": options.cache_mib,
         # Behind a link: Kubernetes exchanges what a link of a secret leads to.
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
@@ -60,7 +61,10 @@ def endpoint_from_options(
         },
         "allowed_origins": tuple(options.allow_origin),
         "root_path": options.root_path,
+        "feedback": options.feedback and options.feedback.absolute(),
         "log_requests": options.log_requests,
+        "log_format": options.log_format,
+        "log_file": options.log_file and options.log_file.absolute(),
         "traces": options.traces,
     }
     return validate_settings(EndpointConfig, settings, "the command line")
@@ -90,6 +94,13 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     parser.add_argument(
         "--memory-gib", type=POSITIVE, default=4.0, help="of models on the device, each replica"
     )
+    parser.add_argument(
+        "--cache-mib",
+        type=POSITIVE,
+        default=0.0,
+        metavar="MIB",
+        help="of answers to texts that come again, each replica; default: keep none",
+    )
     parser.add_argument("--keys", type=Path, help="file of API keys; without it, none is needed")
     parser.add_argument(
         "--allow-host",
@@ -107,6 +118,9 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument("--root-path", default="", help="below which a proxy puts it, as /bertha")
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
+    parser.add_argument(
+        "--feedback", type=Path, metavar="DIR", help="keep right answers that clients send there"
+    )
     limits = parser.add_argument_group("limits of each replica, told by /info")
     limits.add_argument(
         "--max-client-batch-size",
@@ -138,6 +152,15 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: a line a request, and messages as such lines too; default: %(default)s",
+    )
+    parser.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="for these lines; default: standard output"
+    )
 
 
 def add_commands(commands: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from cluster.settings import Settings
+from trainers.models.profile import RowProfile
 
 T = TypeVar("T", covariant=True)
 
@@ -119,7 +120,7 @@ class ModelInfo:
     backend, as "onnxruntime int8". metrics: measured on held-out texts. created: seconds since
     1970. state: "ready", "loading" or "cold" (loaded on first use).
     pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
-    thresholds, verdict, target, examples: as in the card of the bundle.
+    thresholds, verdict, target, examples, profile: as in the card of the bundle.
     """
 
     name: str
@@ -142,6 +143,7 @@ class ModelInfo:
     verdict: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    profile: RowProfile | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -243,6 +245,30 @@ class ModelManagement(Protocol):
 
     async def unload_model(self, model: str) -> None:
         """Free its memory; it loads again on the next request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The right answer to a text, from somebody who knows it.
+
+    answer: a label, several of them of a multi-label model, or the number of a regression. text: as
+    it was asked; "": the one at `index` of the request that `request_id` names. model: as in
+    `Models`, of a text.
+    """
+
+    answer: str | tuple[str, ...] | float
+    text: str = ""
+    model: str | None = None
+    request_id: str = ""
+    index: int = 0
+
+
+@runtime_checkable
+class FeedbackTaking(Protocol):
+    """Models that take feedback; a part of `Models` where a directory for it was given."""
+
+    async def keep_feedback(self, feedback: Feedback) -> ModelInfo:
+        """Keep the right answer to a text; return whose it is. Raises HTTPError."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Routes for operators: the web page, OpenAPI, metrics, canaries and readiness."""
+"""Routes for operators: the web page, OpenAPI, metrics, canaries, drift and readiness."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from serving.http.messages import (
 from serving.http.metrics import Sample, to_prometheus
 from serving.http.openapi import build_openapi
 from serving.http.prefix import FORWARDED_PREFIX
+from serving.inference.drift import describe_drift, psi_samples
 from serving.interface import Models
 from serving.protocols.json_bodies import dump_json, error_json
 from serving.registry.canary_metrics import CanaryMetrics
@@ -47,12 +48,16 @@ def admin_protocol(
     samples, canary_metrics: of all replicas. accepting: whether this replica accepts requests.
     """
 
-    async def get_metrics(_: Request, __: Models) -> Response:
-        text = to_prometheus(await samples())
+    async def get_metrics(_: Request, models: Models) -> Response:
+        counted = dict(await samples())
+        text = to_prometheus(counted | psi_samples(models.list_models(), counted))
         return Response(text.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def get_canaries(_: Request, __: Models) -> Response:
         return Response(dump_json([each.summary() for each in await canary_metrics()]))
+
+    async def get_drift(_: Request, models: Models) -> Response:
+        return Response(dump_json(describe_drift(models.list_models(), await samples())))
 
     async def get_readiness(_: Request, __: Models) -> Response:
         if not is_accepting():
@@ -79,6 +84,9 @@ def admin_protocol(
             "GET", "/metrics", get_metrics, "Counters for Prometheus, of all replicas", "metrics"
         ),
         Route("GET", "/canaries", get_canaries, "Canaries beside their live versions", "metrics"),
+        Route(
+            "GET", "/drift", get_drift, "Recent texts and answers beside held-out ones", "metrics"
+        ),
         Route("GET", READY_PATH, get_readiness, "Whether this replica accepts requests", "open"),
     )
     protocol = WireProtocol("operations", routes, error_json)

@@ -16,9 +16,11 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.errors import BerthaError
 from cluster.local_ray import LocalRay, run_local_ray
+from cluster.private_files import private_directory
 from cluster.ray_token import close_token_file
 from serving.deployment.config import EndpointConfig, autoscaling_policy, limit_per_node
 from serving.deployment.front import Front
+from serving.deployment.front_log import print_lines
 from serving.deployment.placement import actor_options, count_places, place_endpoint
 from serving.deployment.replica import Replica
 
@@ -47,9 +49,11 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[LocalRay]:
     """Serve on a Ray of its own, on this machine; yield that Ray.
 
     Enters when a replica answers; leaves when waiting requests are answered. Raises PortUnavailable
-    before anything starts, and ReplicaStartError.
+    and UnsafePathError before anything starts, and ReplicaStartError.
     """
     _check_port(endpoint.host, endpoint.port)
+    if endpoint.feedback is not None:
+        private_directory(endpoint.feedback)
     for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -59,6 +63,9 @@ def serve_locally(endpoint: EndpointConfig) -> Iterator[LocalRay]:
         # Ray puts a handler of its own in place, which aborts the process and leaves the servers.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
+        if endpoint.logs_requests and endpoint.log_file is None:
+            pipe = ending.enter_context(print_lines(local_ray.directory / "log"))
+            endpoint = endpoint.model_copy(update={"log_file": pipe})
         _start_application(endpoint, host="127.0.0.1")
         ending.callback(_delete_application, local_ray)
         yield local_ray
@@ -116,12 +123,14 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> EndpointConf
             "runtime_env": {"env_vars": REPLICA_VARIABLES},
         },
     )(Replica)
+    log_file = str(endpoint.log_file) if endpoint.log_file else None
     front_handle = front.bind(
         endpoint.host,
         endpoint.port,
         str(endpoint.certificate) if endpoint.certificate else None,
         endpoint.registry,
         endpoint.allowed_origins,
+        (endpoint.log_format, log_file) if endpoint.logs_requests else None,
     )
     try:
         serve.run(

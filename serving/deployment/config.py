@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.settings import Settings
 from serving.deployment.haproxy import NUM_SLOTS
 from serving.http.hosts import HostNames, is_loopback, parse_host
+from serving.http.log_lines import LogFormat
 from serving.http.origins import parse_origin
 from serving.http.prefix import parse_prefix
 from serving.interface import PROMISED_WAIT_SECONDS, Limits
@@ -50,7 +51,19 @@ class EndpointConfig(Settings):
         Path("~/.cache/bertha/models").expanduser(), description="of bundles that come from S3"
     )
     limits: Limits = Limits()
+    cache_mib: float = Field(
+        0.0, ge=0, le=2**20, description="of answers to texts that come again, each replica"
+    )
+    feedback: Path | None = Field(
+        None, description="directory for right answers that clients send; without it none are taken"
+    )
     log_requests: bool = Field(False, description="a JSON line for each request, without the text")
+    log_format: LogFormat = Field(
+        "text", description="json: a line for each request, and messages as such lines too"
+    )
+    log_file: Path | None = Field(
+        None, description="that these lines are appended to; default: standard output"
+    )
     traces: str | None = Field(None, description="URL of an OpenTelemetry collector, for spans")
 
     @model_validator(mode="after")
@@ -66,6 +79,16 @@ class EndpointConfig(Settings):
     def memory_bytes(self) -> int:
         """Memory for models, in each replica."""
         return int(self.memory_gib * BYTES_PER_GIB)
+
+    @property
+    def logs_requests(self) -> bool:
+        """Whether each request leaves a line."""
+        return self.log_requests or self.log_format == "json" or self.log_file is not None
+
+    @property
+    def response_bytes(self) -> int:
+        """Memory for answers to texts that come again, in each replica."""
+        return int(self.cache_mib * (1 << 20))
 
     @property
     def host_names(self) -> HostNames | None:

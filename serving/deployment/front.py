@@ -17,7 +17,9 @@ from pathlib import Path
 from cluster.errors import BerthaError
 from cluster.private_files import private_directory
 from serving.deployment.call_port import close_call_port
+from serving.deployment.front_log import HAProxyLog
 from serving.deployment.haproxy import NUM_SLOTS, HAProxy, HAProxyError, ServerSlot
+from serving.http.log_lines import LogFormat, configure_logs
 from serving.http.metrics import Sample, merge_snapshots
 from serving.registry.canary_metrics import CanaryMetrics, merge_metrics
 from serving.registry.canary_rule import judge_canary
@@ -180,19 +182,26 @@ class Front:
         certificate: str | None,
         registry: str,
         origins: Sequence[str] = (),
+        logs: tuple[LogFormat, str | None] | None = None,
     ) -> None:
+        """Start HAProxy. logs: format and file of the lines of requests; None for none."""
         close_call_port()
         self._ended = threading.Event()
         self._watches: list[threading.Thread] = []
+        directory = _haproxy_directory(port)
         self._haproxy = HAProxy(
-            _haproxy_directory(port),
+            directory,
             host,
             port,
             Path(certificate) if certificate else None,
             while_lives=os.getppid(),  # Ray's: the front itself may be replaced
             origins=origins,
+            logs=logs is not None,
         )
         self._haproxy.start()
+        if logs is not None:
+            configure_logs(logs[0], Path(logs[1]) if logs[1] else None)
+            HAProxyLog(directory).start()
         self._replicas = ReplicaTable(self._haproxy)
         self._judge = CanaryJudge(Registry.open(registry))
         # Apart, because a registry that does not answer must not hold up HAProxy.

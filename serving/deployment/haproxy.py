@@ -59,12 +59,23 @@ _ERROR_MESSAGES = {
 }
 _RETRIED = (429, 503)
 
+# The line of a request that no replica has answered; all others are logged by the replicas. It goes
+# to a socket of the front, since HAProxy itself would fill a file without end.
+LOG_SOCKET = "log.sock"
+_LOG_TARGET = f"    log unix@{LOG_SOCKET} len 4096 format raw local0"
+_LOG_FORMAT = (
+    """    log global
+    log-format '{"request_id":"%[var(txn.id),json(utf8ps)]","protocol":"front","""
+    """"status":%ST,"milliseconds":%Ta,"client":"%ci"}'"""
+)
+
 # The path is compared as replicas do it, decoded once; one that cannot be decoded is refused, since
 # HAProxy and a replica may read it differently.
 # Retries: a request that a dying replica dropped is sent again, to another one (`retry-on` with
 # `redispatch`); for that HAProxy takes it whole before it sends it (`http-buffer-request`).
 # Predictions change nothing, so computing twice is harmless; /manage and /v2/repository change the
-# registry, so they are never sent twice (`disable-l7-retry`), below a prefix neither.
+# registry and /feedback adds a row, so they are never sent twice (`disable-l7-retry`), below a
+# prefix neither.
 # Draining: a replica that ends is drained through the admin socket; one that is killed is taken out
 # at its first failed connection (`observe layer4`), long before its next readiness check.
 _CONFIG_TEMPLATE = """\
@@ -76,6 +87,7 @@ global
     nbthread {num_threads}
     tune.bufsize {buffer_bytes}
     hard-stop-after 60s
+{log}
 defaults
     mode http
     timeout connect 2s
@@ -88,24 +100,30 @@ defaults
     option abortonclose
     option http-buffer-request
     option redispatch 1
+    option forwardfor
     retries 3
     retry-on conn-failure empty-response junk-response 503
 {errors}
 frontend http
     bind fd@3{tls}
+{log_format}
     unique-id-format %[uuid()]
-    http-request set-header x-request-id %[unique-id] unless {{ req.hdr(x-request-id) -m found }}
-    http-request set-var(txn.id) req.hdr(x-request-id)
+    http-request set-var(txn.id) req.fhdr(x-request-id,-1),bytes(0,128) if \
+{{ req.fhdr(x-request-id,-1) -m reg '^[ -~]+$' }}
+    http-request set-var(txn.id) unique-id unless {{ var(txn.id) -m found }}
+    http-request set-header x-request-id %[var(txn.id)]
     acl from_replica res.hdr(x-request-id) -m found
 {origins}
     acl has_id var(txn.id) -m found
     http-after-response set-header x-request-id %[unique-id] if !from_replica !has_id
-    http-after-response set-header x-request-id %[var(txn.id)] if !from_replica has_id
+    http-after-response set-header x-request-id %[var(txn.id)] if has_id
+    http-response set-log-level silent
     http-request set-var(txn.path) path,url_dec
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}
     http-request deny deny_status 400 if {{ path -m sub '#' }}
     http-request deny deny_status 404 if {{ var(txn.path) -m sub {ready_prefix} }}
-    http-request disable-l7-retry if {{ var(txn.path) -m sub /manage /v2/repository }}
+    http-request disable-l7-retry if \
+{{ var(txn.path) -m sub /manage /v2/repository /feedback }}
     default_backend {backend}
 backend {backend}
     balance leastconn
@@ -137,11 +155,13 @@ def render_config(
     slots: Sequence[ServerSlot] = (),
     identity: str = "",
     origins: Sequence[str] = (),
+    logs: bool = False,
 ) -> str:
     """Return the configuration.
 
     certificate: PEM with certificate and key, for TLS. slots: the replicas to begin with.
     identity: a line that a running HAProxy repeats. origins: whose pages may read its own errors.
+    logs: what no replica answered.
     """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
@@ -156,6 +176,8 @@ def render_config(
     return _CONFIG_TEMPLATE.format(
         address=address,
         identity=identity or "none",
+        log=_LOG_TARGET if logs else "",
+        log_format=_LOG_FORMAT if logs else "",
         max_connections=max(100, min(16384, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3)),
         num_threads=max(1, min(4, (os.cpu_count() or 1) // 4)),
         buffer_bytes=BUFFER_BYTES,
@@ -191,7 +213,8 @@ class HAProxy:
 
     directory: of its files, for it alone. certificate: PEM with certificate and key, for TLS.
     while_lives: the process it ends with, by default this one: an orphan would hold the port.
-    origins: whose pages may read its own errors.
+    origins: whose pages may read its own errors. logs: whether it writes a line for each request
+    that no replica answered to LOG_SOCKET there.
     """
 
     def __init__(
@@ -202,12 +225,13 @@ class HAProxy:
         certificate: Path | None = None,
         while_lives: int = 0,
         origins: Sequence[str] = (),
+        logs: bool = False,
     ) -> None:
-        self._directory, self._origins = directory, origins
+        self._directory, self._origins, self._logs = directory, origins, logs
         self._host, self._port, self._certificate = host, port, certificate
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._while_lives = while_lives or os.getpid()
-        text = render_config(self._address, certificate, origins=origins)
+        text = render_config(self._address, certificate, origins=origins, logs=logs)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._identity = f"bertha {digest} while {self._while_lives}"
         self._listener: socket.socket | None = None
@@ -295,7 +319,7 @@ class HAProxy:
             return
         number = signal.SIGUSR1 if self.is_alive() else signal.SIGKILL
         # Before it ends: afterwards they may be those of the next one.
-        for name in ("log", "haproxy.cfg", "admin.sock"):
+        for name in ("log", "haproxy.cfg", "admin.sock", LOG_SOCKET):
             (self._directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it may hold what is not ours
             self._directory.rmdir()
@@ -313,7 +337,7 @@ class HAProxy:
 
     def _run(self, listener: socket.socket, slots: Sequence[ServerSlot]) -> HAProxyProcess:
         config = render_config(
-            self._address, self._certificate, slots, self._identity, self._origins
+            self._address, self._certificate, slots, self._identity, self._origins, self._logs
         )
         (self._directory / "admin.sock").unlink(missing_ok=True)
         with open_fresh(self._directory / "haproxy.cfg") as file:

@@ -22,12 +22,14 @@ from serving import protocols
 from serving.deployment import admin_routes
 from serving.deployment.config import EndpointConfig
 from serving.engine.devices import find_engine_device
-from serving.http.asgi import App, log_requests_to_stdout
+from serving.http.asgi import App
 from serving.http.keys import ApiKeys, load_keys
+from serving.http.log_lines import configure_logs
 from serving.http.messages import JSON, HTTPError, bertha_version
 from serving.http.metrics import Metrics, Sample
 from serving.http.origins import Origins
 from serving.http.tracing import RequestTracer
+from serving.inference.feedback import FeedbackStore
 from serving.inference.model_server import ModelServer
 from serving.protocols.json_bodies import error_json
 from serving.registry.canary_metrics import CanaryMetrics
@@ -96,7 +98,10 @@ class ReplicaServer:
 
     def metric_samples(self) -> dict[Sample, float]:
         """Return the metrics of this replica."""
-        return self._metrics.snapshot() | dict(self._models.executor.metric_samples())
+        models = self._models
+        return self._metrics.snapshot() | dict(
+            (*models.executor.metric_samples(), *models.drift.metric_samples())
+        )
 
     def canary_metrics(self) -> dict[str, CanaryMetrics]:
         """Return the metrics of canaries by name."""
@@ -114,16 +119,18 @@ class ReplicaServer:
 
     async def _run_server(self) -> None:
         endpoint = self._endpoint
-        if endpoint.log_requests:
-            log_requests_to_stdout()
         self._loop = asyncio.get_running_loop()
         try:
+            if endpoint.logs_requests:
+                configure_logs(endpoint.log_format, endpoint.log_file)
             self._models = ModelServer(
                 Registry.open(endpoint.registry),
                 endpoint.cache,
                 endpoint.limits,
                 endpoint.memory_bytes,
                 find_engine_device() if endpoint.device == "auto" else endpoint.device,
+                endpoint.response_bytes,
+                FeedbackStore(endpoint.feedback) if endpoint.feedback else None,
             )
             await self._models.start()
             self._server = uvicorn.Server(_uvicorn_config(self._build_app()))
@@ -151,7 +158,7 @@ class ReplicaServer:
             origins=Origins(endpoint.allowed_origins),
             root_path=endpoint.root_path,
             metrics=self._metrics,
-            log_requests=endpoint.log_requests,
+            log_requests=endpoint.logs_requests,
             tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,
         )
 

@@ -7,10 +7,8 @@ limits, API keys and request ids, and cancels the handler when the client discon
 """
 
 import asyncio
-import json
 import logging
 import random
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
@@ -27,11 +25,14 @@ from serving.http.coding import (
 )
 from serving.http.hosts import HostNames
 from serving.http.keys import ApiKeys
+from serving.http.log_lines import log_request
 from serving.http.messages import (
     HTTPError,
     Request,
+    RequestRecord,
     Response,
     WireProtocol,
+    current_request,
     ignored_headers,
     ignored_keys,
     parse_deadline,
@@ -52,9 +53,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_QUERY_BYTES, MAX_QUERY_FIELDS = 8192, 100
 MAX_REQUEST_ID = 128
+OWN_CHECKS = "/-/"  # begins the paths at which the front asks, every second
+MAX_ADDRESS = 45  # characters of one of IPv6
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("bertha.access")
 
 
 class App:
@@ -98,17 +100,19 @@ class App:
         method = scope["method"]
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id", "")[:MAX_REQUEST_ID])
+        record = RequestRecord(request_id, _client_address(scope, headers))
+        current_request.set(record)
         routed = self._find_route(scope, headers)
         protocol, match, response = routed.protocol, routed.match, routed.response
         route_path = "unknown" if match is None else match.route.path
         if match is not None:
             try:
-                response = await self._run_handler(match, scope, routed, headers, receive)
+                response = await self._run_handler(match, scope, routed, headers, receive, record)
             except HTTPError as error:
                 response = protocol.error_response(error)
             except _ClientDisconnected:
                 seconds = time.perf_counter() - started
-                self._metrics.record_request(protocol.name, route_path, 499, seconds)
+                self._record(record, headers, protocol.name, route_path, 499, seconds)
                 return
             except Exception:  # a bug of ours, whose details are not for the client
                 log.exception("request %s to %s failed", request_id, route_path)
@@ -120,13 +124,26 @@ class App:
         added = (("x-request-id", request_id), ("server-timing", timing), *routed.shared)
         response = response._replace(headers=(*added, *response.headers))
         await _send_response(send, response, method == "HEAD")
-        self._metrics.record_request(protocol.name, route_path, response.status, seconds)
-        if self._log_requests:
-            _log_request(request_id, protocol.name, route_path, response.status, seconds)
+        self._record(record, headers, protocol.name, route_path, response.status, seconds)
+
+    def _record(
+        self,
+        record: RequestRecord,
+        headers: Mapping[str, str],
+        protocol: str,
+        route: str,
+        status: int,
+        seconds: float,
+    ) -> None:
+        """Count, log and trace a request that was answered, or that its client left (499)."""
+        self._metrics.record_request(protocol, route, status, seconds)
+        if self._log_requests and not route.startswith(OWN_CHECKS):
+            log_request(record, protocol, route, status, seconds)
         if self._tracer is not None:
-            attributes = {"protocol": protocol.name, "status": response.status}
-            attributes["request_id"] = request_id
-            self._tracer.record_span(headers, route_path, seconds, attributes)
+            attributes = {"protocol": protocol, "status": status, "request_id": record.id}
+            if record.model:
+                attributes |= {"model": record.model, "version": record.version}
+            self._tracer.record_span(headers, route, seconds, attributes)
 
     def _find_route(self, scope: Mapping[str, Any], headers: dict[str, str]) -> "_Routed":
         """Find the route of a request, or write what answers it without one."""
@@ -163,8 +180,9 @@ class App:
         routed: "_Routed",
         headers: dict[str, str],
         receive: Receive,
+        record: RequestRecord,
     ) -> Response:
-        self._keys.authorize(headers, match.route.scope)
+        record.key = self._keys.authorize(headers, match.route.scope)
         body = await self._read_body(headers, receive)
         query = _parse_query(scope["query_string"])
         request_deadline.set(parse_deadline(headers))
@@ -231,6 +249,12 @@ def _request_id(given: str) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
+def _client_address(scope: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+    """Return the address that a request came from: of the front's client, which it adds last."""
+    forwarded = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return forwarded[:MAX_ADDRESS] or str((scope.get("client") or ("",))[0])
+
+
 def _parse_query(query: bytes) -> dict[str, str]:
     if query.count(b"&") >= MAX_QUERY_FIELDS or len(query) > MAX_QUERY_BYTES:
         raise HTTPError(
@@ -238,21 +262,6 @@ def _parse_query(query: bytes) -> dict[str, str]:
             f"the query is larger than {MAX_QUERY_BYTES} bytes or {MAX_QUERY_FIELDS} fields",
         )
     return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-
-
-def _log_request(request_id: str, protocol: str, route: str, status: int, seconds: float) -> None:
-    """Write one line of JSON; never a text, a key or an answer."""
-    line = {"request_id": request_id, "protocol": protocol, "route": route, "status": status}
-    access.info(json.dumps(line | {"milliseconds": round(1000 * seconds, 2)}))
-
-
-def log_requests_to_stdout() -> None:
-    """Send the access log to standard output, and nowhere else."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    access.handlers = [handler]
-    access.propagate = False
-    access.setLevel(logging.INFO)
 
 
 async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> None:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import BerthaError
-from serving.interface import Models
+from serving.interface import InferenceResult, Models
 
 JSON = "application/json"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
@@ -33,6 +33,26 @@ truncated_texts: ContextVar[list[int] | None] = ContextVar("truncated_texts", de
 
 # Keys of the current request's body that no schema here knows.
 ignored_keys: ContextVar[list[str] | None] = ContextVar("ignored_keys", default=None)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is known of the current request beside its bytes.
+
+    id: of x-request-id. client: the address that it came from. key: the name of the caller's API
+    key, "" without one. model, version: that answered last; num_texts, num_tokens: so far.
+    """
+
+    id: str
+    client: str = ""
+    key: str = ""
+    model: str = ""
+    version: str = ""
+    num_texts: int = 0
+    num_tokens: int = 0
+
+
+current_request: ContextVar[RequestRecord | None] = ContextVar("current_request", default=None)
 
 # What a key may call: questions to models, changes of the registry, counters of operation.
 Scope = Literal["inference", "management", "metrics"]
@@ -184,6 +204,15 @@ def parse_deadline(headers: Mapping[str, str]) -> float | None:
     if not (math.isfinite(seconds) and 0 < seconds < MAX_TIMEOUT_SECONDS):
         return None
     return time.perf_counter() + seconds
+
+
+def note_answer(result: InferenceResult[Any]) -> None:
+    """Note of the current request which model answered it, and how much."""
+    record = current_request.get()
+    if record is not None:
+        record.model, record.version = result.model.name, result.model.version
+        record.num_texts += len(result.rows)
+        record.num_tokens += sum(result.num_tokens)
 
 
 def note_truncated(texts: Sequence[int]) -> None:

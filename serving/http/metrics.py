@@ -35,6 +35,12 @@ HELP = {
     "bertha_model_bytes": ("gauge", "Their memory for it."),
     "bertha_device": ("gauge", "Replicas by the device that they compute on."),
     "bertha_device_memory_bytes": ("gauge", "Memory that they hold on it, but on a CPU."),
+    "bertha_cache_hits_total": ("counter", "Texts answered from the response cache."),
+    "bertha_cache_misses_total": ("counter", "Texts that it did not hold."),
+    "bertha_cache_texts": ("gauge", "Texts whose answers it holds."),
+    "bertha_cache_bytes": ("gauge", "Their memory."),
+    "bertha_drift_texts": ("gauge", "Recent texts by bin of a feature, see /drift."),
+    "bertha_drift_psi": ("gauge", "Their population stability index against held-out texts."),
     "bertha_replicas": ("gauge", "Replicas that answer."),
 }
 

@@ -1,6 +1,7 @@
 """Canary routing: which version answers a request, which gets a shadow copy, what is counted.
 
 Every request is answered: if the canary cannot, or is not in memory yet, the live version does.
+Requests that are compared are computed: a version whose answers are kept would seem the faster.
 """
 
 import asyncio
@@ -151,7 +152,7 @@ class CanaryRouter:
     ) -> InferenceResult[Any]:
         key, started = (metrics.name, metrics.live), time.perf_counter()
         try:
-            result = await self._executor.run_request(key, texts, tasks, truncate)
+            result = await self._executor.run_request(key, texts, tasks, truncate, use_cache=False)
         except HTTPError as error:
             if error.kind in MODEL_FAULTS:
                 metrics.live_metrics.record_request(0.0, failed=True)
@@ -169,7 +170,7 @@ class CanaryRouter:
         """Answer by the canary, or by the live version if it cannot."""
         key, started = (metrics.name, metrics.canary), time.perf_counter()
         try:
-            result = await self._executor.run_request(key, texts, tasks, truncate)
+            result = await self._executor.run_request(key, texts, tasks, truncate, use_cache=False)
         except HTTPError as error:
             if error.kind not in (*MODEL_FAULTS, "wrong-task"):
                 raise
@@ -189,7 +190,7 @@ class CanaryRouter:
         """Answer again by the canary, and compare with the live version."""
         key, started = (metrics.name, metrics.canary), time.perf_counter()
         try:
-            canary = await self._executor.run_request(key, texts, tasks)
+            canary = await self._executor.run_request(key, texts, tasks, use_cache=False)
         except HTTPError as error:
             if error.kind in (*MODEL_FAULTS, "wrong-task"):
                 metrics.canary_metrics.record_request(0.0, failed=True)

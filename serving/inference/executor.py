@@ -22,6 +22,7 @@ from serving.inference.batcher import (
     Overloaded,
 )
 from serving.inference.model_cache import ModelCache, ModelKey
+from serving.inference.response_cache import Answer, ResponseCache
 from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics
 from trainers.data.encoders.encoder import EmptyTextError
 from trainers.data.ragged import RaggedArray
@@ -34,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Executor:
-    """Versions of models that share one device, one engine thread and one memory budget."""
+    """Versions of models that share one device, one engine thread and one memory budget.
+
+    response_bytes: of answers that are kept for texts that come again; 0 for none.
+    """
 
     def __init__(
         self,
@@ -43,8 +47,10 @@ class Executor:
         limits: Limits,
         budget_bytes: int,
         device: EngineDevice,
+        response_bytes: int = 0,
     ) -> None:
-        self.cache = ModelCache(load, budget_bytes)
+        self.responses = ResponseCache(response_bytes)
+        self.cache = ModelCache(load, budget_bytes, self.responses.forget_engine)
         self.batcher = Batcher(limits)
         self._device = device
         self._get_info = get_info
@@ -52,9 +58,17 @@ class Executor:
         self._healthy: dict[ModelKey, bool] = {}  # whether the last batch of each succeeded
 
     async def run_request(
-        self, key: ModelKey, texts: Sequence[str], tasks: Collection[str], truncate: bool = True
+        self,
+        key: ModelKey,
+        texts: Sequence[str],
+        tasks: Collection[str],
+        truncate: bool = True,
+        use_cache: bool = True,
     ) -> InferenceResult[Any]:
-        """Answer texts by one version, if it does one of `tasks`. Raises HTTPError."""
+        """Answer texts by one version, if it does one of `tasks`. Raises HTTPError.
+
+        use_cache: whether answers that are kept may be given.
+        """
         started = time.perf_counter()
         engine = await self.get_engine(key)
         if engine.card.task not in tasks:
@@ -63,18 +77,62 @@ class Executor:
                 f"{key[0]}:{key[1]} is a model for {engine.card.task}; this call is for "
                 f"{' or '.join(sorted(tasks))}",
             )
-        samples, truncated = await self._encode_with(engine, texts, truncate)
+        kept: list[Answer | None] = [None] * len(texts)
+        if use_cache:
+            kept = self.responses.find(engine, texts)
+        answers, waited = await self._complete(key, engine, texts, kept, truncate)
+        self._record_answer(key, len(texts), time.perf_counter() - started, waited)
+        return InferenceResult(
+            self._get_info(key),
+            [answer.value for answer in answers],
+            [answer.row for answer in answers],
+            [place for place, answer in enumerate(answers) if answer.is_cut],
+        )
+
+    async def _complete(
+        self,
+        key: ModelKey,
+        engine: Engine,
+        texts: Sequence[str],
+        kept: Sequence[Answer | None],
+        truncate: bool,
+    ) -> tuple[list[Answer], float]:
+        """Compute what is not kept; return all answers, and the seconds spent waiting."""
+        if not truncate and any(answer is not None and answer.is_cut for answer in kept):
+            kept = [None] * len(texts)  # to be refused, in words that count all texts
+        missing = [text for text, answer in zip(texts, kept, strict=True) if answer is None]
+        if not missing:
+            return [answer for answer in kept if answer is not None], 0.0
+        try:
+            samples, truncated = await self._encode_with(engine, missing, truncate)
+        except HTTPError:
+            if len(missing) < len(texts):  # the message names texts by their place among all
+                await self._encode_with(engine, texts, truncate)
+            raise
+        computed, waited = await self._compute(key, engine, samples)
+        rows = [samples[place] for place in range(len(samples))]
+        is_cut = set(truncated)
+        fresh = [
+            Answer(value, row, place in is_cut)
+            for place, (value, row) in enumerate(zip(computed, rows, strict=True))
+        ]
+        if self.cache.is_loaded(key, engine):  # else nothing would ever drop them
+            for text, answer in zip(missing, fresh, strict=True):
+                self.responses.keep(engine, text, answer)
+        remaining = iter(fresh)
+        return [next(remaining) if answer is None else answer for answer in kept], waited
+
+    async def _compute(
+        self, key: ModelKey, engine: Engine, samples: RaggedArray
+    ) -> tuple[Sequence[Any], float]:
+        """Return a value for each sample, and the seconds spent waiting. Raises HTTPError."""
         rows, deadline = split_rows(samples), request_deadline.get()
         try:
             values, waited = await self.batcher.submit(engine, rows, deadline)
         except (Overloaded, DeadlineExceeded, BatcherClosed, BatchFailed) as error:
             raise self._to_http_error(key, error) from error
         self._healthy[key] = True
-        self._record_answer(key, len(texts), time.perf_counter() - started, waited)
-        if samples.windows is not None:
-            values = engine.pool_windows(values, samples)
-            rows = [samples[text] for text in range(len(samples))]
-        return InferenceResult(self._get_info(key), values, rows, truncated)
+        return engine.pool_windows(values, samples), waited
 
     async def preload(self, key: ModelKey) -> None:
         """Load a version and run its slow first batch, whatever waits.
@@ -144,6 +202,7 @@ class Executor:
             labels = (("model", name), ("version", version))
             yield ("bertha_model_loaded", labels), 1
             yield ("bertha_model_bytes", labels), size
+        yield from self.responses.metric_samples()
 
     async def is_healthy(self, key: ModelKey) -> bool:
         """Return whether the last batch of a version succeeded, or a probe does now."""
@@ -151,7 +210,8 @@ class Executor:
             return True
         try:
             engine = await self.get_engine(key)
-            await self.run_request(key, [engine.probe_text], (engine.card.task,))
+            task = (engine.card.task,)
+            await self.run_request(key, [engine.probe_text], task, use_cache=False)
         except HTTPError as error:
             return error.kind == "overloaded"
         return True

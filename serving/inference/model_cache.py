@@ -19,10 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """Engines by name and version. Belongs to one event loop; loads in its own thread."""
+    """Engines by name and version. Belongs to one event loop; loads in its own thread.
 
-    def __init__(self, load: Callable[[ModelKey], Engine], budget_bytes: int) -> None:
-        self._load, self._budget_bytes = load, budget_bytes
+    on_evict: is told of each engine that is put out.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[ModelKey], Engine],
+        budget_bytes: int,
+        on_evict: Callable[[Engine], None] = lambda _: None,
+    ) -> None:
+        self._load, self._budget_bytes, self._on_evict = load, budget_bytes, on_evict
         self._loaded: OrderedDict[ModelKey, Engine] = OrderedDict()  # the least recent first
         self._loading: dict[ModelKey, asyncio.Task[Engine]] = {}
         self._failures: dict[ModelKey, BundleError] = {}
@@ -39,6 +47,10 @@ class ModelCache:
         if key in self._loaded:
             return "ready"
         return "loading" if key in self._loading else "cold"
+
+    def is_loaded(self, key: ModelKey, engine: Engine) -> bool:
+        """Return whether it is this engine that is loaded."""
+        return self._loaded.get(key) is engine
 
     def get_loaded(self, key: ModelKey) -> Engine | None:
         """Return the engine if it is loaded."""
@@ -82,7 +94,9 @@ class ModelCache:
             if total <= self._budget_bytes:
                 return
             if key != newest and key not in self.pinned:
-                total -= self._loaded.pop(key).num_bytes
+                evicted = self._loaded.pop(key)
+                total -= evicted.num_bytes
+                self._on_evict(evicted)
                 log.info("%s:%s put out of memory", *key)
         if total > self._budget_bytes:
             log.warning("the models that must stay take %d of %d bytes", total, self._budget_bytes)
@@ -90,7 +104,9 @@ class ModelCache:
     def evict_models(self, keys: Collection[ModelKey]) -> None:
         """Evict these engines."""
         for key in keys:
-            self._loaded.pop(key, None)
+            evicted = self._loaded.pop(key, None)
+            if evicted is not None:
+                self._on_evict(evicted)
 
     def forget_failures(self) -> None:
         """Try again to load what could not be loaded, once it is asked for."""

@@ -14,16 +14,19 @@ from typing import Any
 from cluster.errors import BerthaError
 from serving.engine.devices import CPU, open_device
 from serving.engine.engine import Engine
-from serving.http.messages import HTTPError, note_truncated
+from serving.http.messages import HTTPError, note_answer, note_truncated
 from serving.inference.attribution import ExplainerPool
 from serving.inference.canary import CanaryRouter
+from serving.inference.drift import DriftWindows
 from serving.inference.executor import Executor
+from serving.inference.feedback import FeedbackStore
 from serving.inference.management import RegistryAdmin
 from serving.inference.model_cache import ModelKey
 from serving.inference.model_table import ModelTable
 from serving.inference.registry_watch import RegistryWatch
 from serving.interface import (
     Explanation,
+    Feedback,
     InferenceResult,
     Limits,
     MaskPrediction,
@@ -58,18 +61,25 @@ class ModelServer:
         limits: Limits,
         budget_bytes: int,
         device: str = CPU,
+        response_bytes: int = 0,
+        feedback: FeedbackStore | None = None,
     ) -> None:
         """Describe what is served. Raises DeviceError if no such device is here.
 
         cache: for bundles of a remote registry. budget_bytes: of models, in the memory of `device`,
-        the kind that they compute on.
+        the kind that they compute on. response_bytes: as `Executor` has it.
+        feedback: takes right answers; None: nobody does.
         """
         self.limits = limits
         self._registry, self._cache, self._device = registry, cache, device
+        self._feedback = feedback
         opened = open_device(device)
         self.table = ModelTable(registry, device, opened.name)
-        self.executor = Executor(self._load_engine, self._info_of, limits, budget_bytes, opened)
+        self.executor = Executor(
+            self._load_engine, self._info_of, limits, budget_bytes, opened, response_bytes
+        )
         self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
+        self.drift = DriftWindows()
         self._explainers = ExplainerPool(self._fetch_bundle)
         self._watch = RegistryWatch(
             self.table, self.executor, self.canary_router.record_load_failure
@@ -137,12 +147,27 @@ class ModelServer:
         rows = [samples[text] for text in range(len(samples))]
         explanations = await self._explainers.explain(key, texts, label)
         note_truncated(truncated)
-        return InferenceResult(self._info_of(key), explanations, rows, truncated)
+        result = InferenceResult(self._info_of(key), explanations, rows, truncated)
+        note_answer(result)
+        return result
 
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
         """As `Models.count_tokens`."""
         info = self.get_info(model)
         return await self.executor.count_tokens((info.name, info.version), texts)
+
+    async def keep_feedback(self, feedback: Feedback) -> ModelInfo:
+        """As `FeedbackTaking.keep_feedback`."""
+        if self._feedback is None:
+            raise HTTPError(
+                "forbidden", "feedback is not taken here; serve with --feedback DIR to open it"
+            )
+        found = await self._feedback.find_text(feedback)
+        info = self.get_info(found.model)
+        if info.task not in LABEL_TASKS:
+            raise HTTPError("wrong-task", f"{info.name} is a model for {info.task}, without labels")
+        await self._feedback.append(found, info)
+        return info
 
     def get_info(self, model: str | None) -> ModelInfo:
         """As `Models.get_info`."""
@@ -181,6 +206,8 @@ class ModelServer:
             task.cancel()
         await self.executor.close()
         self._explainers.close()
+        if self._feedback is not None:
+            self._feedback.close()
 
     async def _run_request(
         self, model: str | None, texts: Sequence[str], tasks: Collection[str], truncate: bool
@@ -193,6 +220,10 @@ class ModelServer:
         except ModelNotFound as error:
             raise HTTPError("no-model", str(error)) from None
         note_truncated(result.truncated)
+        note_answer(result)
+        self.drift.record(result)
+        if self._feedback is not None and result.model.task in LABEL_TASKS:
+            self._feedback.remember(result.model, texts)
         return result
 
     def _resolve_reference(self, model: str | None) -> tuple[ModelState, ModelReference]:

@@ -16,6 +16,7 @@ from serving.protocols import (
     torchserve_management,
     vllm,
 )
+from serving.protocols.own import explain, feedback
 from serving.protocols.sagemaker import invocations
 
 ALL: tuple[WireProtocol, ...] = (
@@ -29,4 +30,6 @@ ALL: tuple[WireProtocol, ...] = (
     torchserve.PROTOCOL,
     torchserve_management.PROTOCOL,
     invocations.PROTOCOL,
+    explain.PROTOCOL,
+    feedback.PROTOCOL,
 )

@@ -21,6 +21,8 @@ from serving.protocols.oip_tensors import (
     RequestedOutput,
 )
 from serving.protocols.openai import EmbeddingsRequest
+from serving.protocols.own.explain import ExplainRequest
+from serving.protocols.own.feedback import FeedbackRequest
 from serving.protocols.rerank import RerankRequest, ScoreRequest
 from serving.protocols.sagemaker.bodies import InvocationBody, JSONLine, SplitFrame
 from serving.protocols.sagemaker.invocations import MEANINGLESS_HEADERS, TARGET_MODEL
@@ -73,6 +75,8 @@ BODIES = (
     BodyFields("KServe V2: /v2/repository/index", "", RepositoryIndexRequest),
     BodyFields("KServe V2: /v2/repository/models/{model}/load", "parameters", LoadRequest),
     BodyFields("TorchServe: /predictions/{model}", "", TorchServeObject),
+    BodyFields("Bertha: /explain", "", ExplainRequest),
+    BodyFields("Bertha: /feedback", "", FeedbackRequest),
 )
 
 

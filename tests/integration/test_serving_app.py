@@ -53,11 +53,19 @@ def registry(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry
 
 
 @pytest.fixture(scope="module")
-def http(registry: Registry) -> Iterator[httpx.Client]:
+def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file to which all processes of the endpoint append a line for each request."""
+    return tmp_path_factory.mktemp("log") / "requests.jsonl"
+
+
+@pytest.fixture(scope="module")
+def http(registry: Registry, log_file: Path) -> Iterator[httpx.Client]:
     """A client of the one endpoint of this module, of two replicas."""
     port = free_port()
     address = client.service_url("127.0.0.1", port)
-    endpoint = EndpointConfig(registry=registry.address, port=port, min_replicas=2, max_replicas=2)
+    endpoint = EndpointConfig(
+        registry=registry.address, port=port, min_replicas=2, max_replicas=2, log_file=log_file
+    )
     with app.serve_locally(endpoint):
         client.wait_until_healthy(address)
         with httpx.Client(base_url=address, timeout=30, trust_env=False) as session:
@@ -78,6 +86,20 @@ def test_the_answer_is_the_engines_own(http: httpx.Client, bundle: Path) -> None
         scores = {each["label"]: each["score"] for each in answer}
         expected = dict(zip(engine.card.labels, prediction.scores, strict=True))
         assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_front_and_replicas_tell_of_a_request_by_its_id(http: httpx.Client, log_file: Path) -> None:
+    answered = http.post("/predict", json={"inputs": ["a warm film"]})
+    refused = http.get("/-/replica")
+    wanted = {each.headers["x-request-id"]: each.status_code for each in (answered, refused)}
+    found: dict[str, dict[str, object]] = {}
+    give_up = time.monotonic() + 30
+    while not wanted.keys() <= found.keys() and time.monotonic() < give_up:
+        lines = map(json.loads, log_file.read_text().splitlines())
+        found = {line["request_id"]: line for line in lines}
+    assert {each: found[each]["status"] for each in wanted} == wanted
+    assert found[answered.headers["x-request-id"]]["model"] == "tiny"
+    assert found[refused.headers["x-request-id"]]["protocol"] == "front"
 
 
 def test_a_shell_users_form_encoded_json_is_read(http: httpx.Client) -> None:

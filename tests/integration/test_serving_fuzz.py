@@ -61,6 +61,11 @@ SEEDS: list[tuple[str, str, bytes, dict[str, str]]] = [
         {"content-type": "multipart/form-data; boundary=x"},
     ),
     ("POST", "/explanations/tiny", json.dumps({"data": "dull"}).encode(), {}),
+    ("POST", "/explain/tiny", json.dumps({"inputs": "dull", "label": "negative"}).encode(), {}),
+    ("POST", "/feedback", json.dumps({"text": TEXT, "label": "positive"}).encode(), {}),
+    ("POST", "/feedback", b'{"request_id": "7", "index": 0, "label": "positive"}', {}),
+    ("POST", "/predict", json.dumps({"inputs": TEXT}).encode(), {"x-request-id": "7"}),
+    ("GET", "/drift", b"", {}),
     ("POST", "/v1/models/tiny:predict", json.dumps({"instances": [TEXT]}).encode(), {}),
     ("POST", "/invocations", b"a film\na cast", {"content-type": "text/csv"}),
     ("GET", "/v2/models/tiny/config", b"", {}),
@@ -139,7 +144,8 @@ def endpoint_at(place: Path, bert: Path) -> ReplicaServer:
         bundle = write_tiny_bundle(place / name / "bundle", bert, task)
         registry.deploy(name, registry.register(bundle, name))
     registry.make_default("tiny")
-    listener = ReplicaServer(EndpointConfig(registry=registry.address), "127.0.0.1")
+    config = EndpointConfig(registry=registry.address, cache_mib=1, feedback=place / "feedback")
+    listener = ReplicaServer(config, "127.0.0.1")
     listener.start()
     return listener
 

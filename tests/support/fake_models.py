@@ -13,6 +13,7 @@ from serving.http.messages import HTTPError
 from serving.interface import (
     Attribution,
     Explanation,
+    Feedback,
     InferenceResult,
     Limits,
     MaskPrediction,
@@ -119,6 +120,7 @@ class FakeModels:
         self.sound = True
         self.truncated: list[bool] = []
         self.inputs: Sequence[str] = ()  # of the last question
+        self.feedback: list[Feedback] = []
         self.infos = [fake_model_info(name) for name in names or TASKS]
         if self.infos[0].name == "sentiment":
             self.infos[0] = fake_model_info("sentiment", "2", aliases=("live", "best"))
@@ -128,6 +130,10 @@ class FakeModels:
     @property
     def management(self) -> FakeManagement | None:
         return self.managed
+
+    async def keep_feedback(self, feedback: Feedback) -> ModelInfo:
+        self.feedback.append(feedback)
+        return self.get_info(feedback.model)
 
     def get_info(self, model: str | None) -> ModelInfo:
         if self.refusal is not None:

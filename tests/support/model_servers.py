@@ -11,6 +11,7 @@ from serving.deployment import admin_routes
 from serving.http.asgi import App
 from serving.http.keys import ApiKeys
 from serving.http.metrics import Metrics, Sample
+from serving.inference.feedback import FeedbackStore
 from serving.inference.model_server import ModelServer
 from serving.interface import Limits
 from serving.registry.canary_metrics import CanaryMetrics
@@ -33,16 +34,26 @@ def run_scenario(
     keys: ApiKeys | None = None,
     budget_bytes: int = 1 << 30,
     seconds: float = 60,
+    response_bytes: int = 0,
+    feedback: Path | None = None,
 ) -> None:
     """Run a scenario with a client of a fresh server."""
 
     async def run() -> None:
-        server = ModelServer(registry, Path("unused"), limits or Limits(), budget_bytes)
+        server = ModelServer(
+            registry,
+            Path("unused"),
+            limits or Limits(),
+            budget_bytes,
+            response_bytes=response_bytes,
+            feedback=FeedbackStore(feedback) if feedback else None,
+        )
         await server.start()
         meters = Metrics()
 
         async def counts() -> Mapping[Sample, float]:
-            return meters.snapshot() | dict(server.executor.metric_samples())
+            counted = (*server.executor.metric_samples(), *server.drift.metric_samples())
+            return meters.snapshot() | dict(counted)
 
         async def tallies() -> Sequence[CanaryMetrics]:
             return list(server.canary_router.metrics.values())

@@ -15,6 +15,7 @@ from cluster.errors import BerthaError
 from cluster.settings import Settings, SettingsError, validate_settings
 from trainers.config.recipe import Task
 from trainers.config.windows import WindowsConfig
+from trainers.models.profile import RowProfile
 from trainers.storage.atomic import find_corruption
 from trainers.untrusted.bounded_json import UntrustedFileError, check_size, parse_json, read_json
 from trainers.untrusted.model_files import (
@@ -145,6 +146,9 @@ class ModelCard(Settings):
     )
     target: dict[str, float] = Field(
         {}, description="of a regression: mean, deviation, low and high of the trained values"
+    )
+    profile: RowProfile | None = Field(
+        None, description="of the test rows: what live texts and answers are compared with"
     )
     examples: tuple[str, ...] = Field((), description="texts that were held out, to try it on")
     recipe: dict[str, Any]

@@ -9,11 +9,13 @@ from typing import Any
 from trainers.checkpoint import checkpoint
 from trainers.checkpoint.averaging import CheckpointAverage
 from trainers.checkpoint.checkpoint import Checkpoint
-from trainers.data.tokenizer import Encoder
+from trainers.data.tokenizer import Encoder, TextEncoder
 from trainers.evaluation.assessment import Assessment, assess
+from trainers.evaluation.calibration import thresholds_to_shift
 from trainers.models import bundle
 from trainers.models.build import meta_model
 from trainers.models.card import CARD_FORMAT, ModelCard
+from trainers.models.profile import RowProfile, profile_rows
 from trainers.runtime.worker_config import WorkerConfig
 from trainers.tracking import provenance
 from trainers.tracking.run_directory import RunDirectory
@@ -139,6 +141,7 @@ def _test_and_write_bundle(
         verdict=found.verdict,
         thresholds=found.thresholds,
         temperature=found.temperature,
+        profile=_profile(loop, found, encoder),
         examples=found.examples,
         target=describe_targets(recipe, prepared),
         recipe=recipe.model_dump(mode="json"),
@@ -158,6 +161,17 @@ def _test_and_write_bundle(
     bundle.write_bundle(run.bundle_path, shapes, tensors, encoder, card)
     run.publish_files(run.bundle_path.name)
     return found
+
+
+def _profile(loop: TrainingLoop, found: Assessment, encoder: Encoder) -> RowProfile | None:
+    """Return what the test rows look like; None where there are none."""
+    if found.predictions is None:
+        return None
+    task, labels, samples = loop.recipe.task, loop.data.labels, loop.data.test.samples
+    answers = found.predictions.to_answers(task, thresholds_to_shift(found.thresholds, labels))
+    rows = [samples[row] for row in found.predictions.rows.tolist()]
+    unknown = encoder.tokenizer.unk_token_id if isinstance(encoder, TextEncoder) else None
+    return profile_rows(task, labels, rows, answers.outputs, answers.predicted, unknown)
 
 
 def _draw_plots(

@@ -114,3 +114,13 @@ def test_a_link_to_keys_stays_one(tmp_path: Path) -> None:
 def test_an_allowed_host_is_a_name_alone(name: str) -> None:
     with pytest.raises(SettingsError, match="is no host name; give a name or an address alone"):
         validate_settings(EndpointConfig, {"registry": "r", "allowed_hosts": (name,)}, "options")
+
+
+def test_answers_are_kept_only_where_memory_is_given_for_them() -> None:
+    parser = argparse.ArgumentParser()
+    commands.add_endpoint_arguments(parser)
+    assert commands.endpoint_from_options(parser.parse_args([]), "r").response_bytes == 0
+    options = parser.parse_args(["--cache-mib", "1.5"])
+    assert commands.endpoint_from_options(options, "r").response_bytes == 3 << 19
+    with pytest.raises(SettingsError, match="cache_mib"):
+        commands.endpoint_from_options(parser.parse_args(["--cache-mib", "-1"]), "r")

@@ -371,14 +371,17 @@ CHANGES = [
     "http://h/%6danage/models",
     "/team/bertha/manage/models?url=x",
     "/team/%6danage/models",
+    "/feedback",
+    "/%66eedback",
 ]
 
 
 def changes_something(target: str) -> bool:
-    """Whether a replica finds a route there that only those who may manage may ask."""
+    """Whether a replica finds a route there that changes the registry or adds a row."""
     path = unquote(target.removeprefix("http://h").partition("?")[0])
     try:
-        return Router(protocols.ALL).match("POST", path).route.scope == "management"
+        route = Router(protocols.ALL).match("POST", path).route
+        return route.scope == "management" or route.path == "/feedback"
     except HTTPError:
         return False
 

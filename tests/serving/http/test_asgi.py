@@ -17,8 +17,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from serving import protocols
 from serving.engine.engine import Engine
 from serving.http import keys
-from serving.http.asgi import App, log_requests_to_stdout
+from serving.http.asgi import App
 from serving.http.keys import ApiKeys
+from serving.http.log_lines import configure_logs
 from serving.http.tracing import RequestTracer
 from serving.inference.model_server import ModelServer
 from serving.interface import Limits
@@ -295,12 +296,19 @@ def test_a_request_leaves_a_line_without_its_text(capsys: pytest.CaptureFixture[
             headers = {"x-request-id": "7", "authorization": "Bearer hidden"}
             await client.post("/predict", json={"inputs": "secret"}, headers=headers)
 
-    log_requests_to_stdout()
+    configure_logs()
     asyncio.run(scenario())
     said = capsys.readouterr().out
     line = json.loads(said)
-    assert line.pop("milliseconds") > 0
-    assert line == {"request_id": "7", "protocol": "tei", "route": "/predict", "status": 200}
+    assert line["milliseconds"] > 0 and "secret" not in said and "hidden" not in said
+    found = {key: line[key] for key in ("request_id", "protocol", "route", "status", "client")}
+    assert found == {
+        "request_id": "7",
+        "protocol": "tei",
+        "route": "/predict",
+        "status": 200,
+        "client": "127.0.0.1",
+    }
 
 
 def test_what_versions_did_is_counted(registry: Registry) -> None:
@@ -327,12 +335,13 @@ def test_a_request_leaves_a_span_in_its_callers_trace() -> None:
         app = App(protocols.ALL, FakeModels(), tracer=traces)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+            headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "x-request-id": "7"}
             await client.post("/predict", json={"inputs": "secret"}, headers=headers)
 
     asyncio.run(scenario())
     (span,) = exporter.get_finished_spans()
     assert (span.name, span.attributes["status"]) == ("/predict", 200)
+    assert span.attributes["request_id"] == "7"
     assert f"{span.context.trace_id:032x}" == trace
     assert "secret" not in span.to_json()
 

@@ -14,8 +14,9 @@ import pytest
 from serving import protocols
 from serving.__main__ import main
 from serving.deployment import admin_routes
-from serving.http.asgi import App, log_requests_to_stdout
+from serving.http.asgi import App
 from serving.http.keys import ApiKey, ApiKeys, KeyFileError, add_key, load_keys
+from serving.http.log_lines import configure_logs
 from serving.http.messages import HTTPError
 from tests.support.fake_models import FakeModels
 
@@ -260,7 +261,7 @@ def test_no_key_and_no_text_is_logged_or_told(
                 for each in given
             ]
 
-    log_requests_to_stdout()
+    configure_logs()
     with caplog.at_level(logging.DEBUG):
         answers = asyncio.run(run())
     assert [each.status_code for each in answers] == [500, 401, 401, 500, 500, 429]

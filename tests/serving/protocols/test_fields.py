@@ -64,6 +64,8 @@ CALLS: dict[str, tuple[str, Any]] = {
         "/v2/repository/models/mini/load",
         {"parameters": {}},
     ),
+    "Bertha: /explain": ("/explain", {"inputs": "a film"}),
+    "Bertha: /feedback": ("/feedback", {"text": "a film", "label": "positive"}),
     "TorchServe: /predictions/{model}": ("/predictions/sentiment", {"data": "a film"}),
 }
 FIELDS = [

@@ -39,6 +39,11 @@ def test_where_fine_tuning_only_harms_the_bundle_is_the_frozen_encoder(
     assert recorded["stopping.epochs"] == 1 and recorded["batch.global_size"] == 16
     card = read_card(run / "bundle")
     assert card.metrics["accuracy"] == result["test"]["accuracy"]
+    profile = card.profile  # that live texts are compared with
+    assert profile is not None and profile.unknown_id is not None
+    assert {sum(each.counts) for each in profile.features.values()} == {profile.rows}
+    assert profile.rows == 24  # a tenth of the corpus
+    assert profile.features["labels"].names == card.labels
 
 
 def test_a_run_goes_on_with_the_settings_that_it_began_with(
@@ -82,6 +87,8 @@ def test_the_bundle_of_a_regression_answers_in_the_unit_of_the_file(
     assert result["test"]["r2"] > 0.5
     card = read_card(run / "bundle")
     assert card.target["low"] == 20_000 and card.target["high"] == 24_000
+    assert card.profile is not None
+    assert all(19_000 < edge < 25_000 for edge in card.profile.features["values"].edges)
     few, many = Engine.load(run / "bundle").predict(["film plot", "good good good good film plot"])
     assert np.isfinite(few.scores[0]) and few.scores[0] < many.scores[0]
     assert 19_000 < few.scores[0] < 23_000 < many.scores[0] + 1_500

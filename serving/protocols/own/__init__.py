@@ -1,0 +1,1 @@
+"""Our own calls, for what no other protocol has."""
