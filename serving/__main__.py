@@ -32,6 +32,7 @@ from serving.deployment import placement
 from serving.deployment.config import EndpointConfig, machine_memory_gib, suggest_replicas
 from serving.fetch import local_copy, upload_engines
 from serving.http import keys
+from serving.http.grpc_server import check_grpc_packages
 from serving.http.messages import Scope
 from serving.interface import SERVED_DEVICES
 from serving.protocols.labels import choose_labels
@@ -100,6 +101,8 @@ def _local_endpoint(options: argparse.Namespace, registry: str) -> EndpointConfi
         number = min(number, gpus * placement.REPLICAS_PER_GPU)
         options.device = kind if options.device == "auto" else options.device
     endpoint = commands.endpoint_from_options(options, registry, number)
+    if endpoint.grpc:
+        check_grpc_packages()
     return placement.place_endpoint(endpoint, {"GPU": gpus})
 
 

@@ -49,6 +49,7 @@ def endpoint_from_options(
         # Behind a link: Kubernetes exchanges what a link of a secret leads to.
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
+        "grpc": options.grpc,
         "allowed_hosts": tuple(options.allow_host),
         "log_requests": options.log_requests,
         "traces": options.traces,
@@ -87,6 +88,7 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
         help="answer to this name too; on loopback only to localhost otherwise",
     )
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
+    parser.add_argument("--grpc", action="store_true", help="answer gRPC too, at the same port")
     parser.add_argument("--traces", metavar="URL", help="of an OpenTelemetry collector")
     parser.add_argument("--log-requests", action="store_true", help="a JSON line a request")
 

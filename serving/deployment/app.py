@@ -121,6 +121,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> EndpointConf
         endpoint.port,
         str(endpoint.certificate) if endpoint.certificate else None,
         endpoint.registry,
+        endpoint.grpc,
     )
     try:
         serve.run(

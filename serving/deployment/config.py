@@ -42,6 +42,7 @@ class EndpointConfig(Settings):
     cache: Path = Field(
         Path("~/.cache/bertha/models").expanduser(), description="of bundles that come from S3"
     )
+    grpc: bool = Field(False, description="answer calls of gRPC too, at the same port")
     limits: Limits = Limits()
     log_requests: bool = Field(False, description="a JSON line for each request, without the text")
     traces: str | None = Field(None, description="URL of an OpenTelemetry collector, for spans")
