@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m serving"
 
 def run_service(options: argparse.Namespace) -> int:
     """Serve a bundle, or what is live in a registry, until Ctrl-C."""
-    url = client.service_url(options.host, options.port)
+    scheme = "https" if options.certificate else "http"
+    url = client.service_url(options.host, options.port, scheme)
     with _open_registry(options) as (registry, name, card):
         endpoint = _local_endpoint(options, registry)
         for line in _describe_device(endpoint, card):
@@ -76,10 +77,11 @@ def run_service(options: argparse.Namespace) -> int:
         print(f"starting Ray and loading {name} …", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with app.serve_locally(endpoint) as local_ray:
-            client.wait_until_healthy(url)
+            client.wait_until_healthy(url, options.certificate)
             print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
             for text in options.ask:
-                print(_format_answer(client.predict_text(url, text), card, text), flush=True)
+                answer = client.predict_text(url, text, options.certificate)
+                print(_format_answer(answer, card, text), flush=True)
             if options.ask and not sys.stdin.isatty():
                 print(f"To serve it again: bertha serve {options.what}")
             else:

@@ -24,11 +24,13 @@ from serving.deployment.haproxy import HAProxy
 from serving.deployment.server import ReplicaServer
 from serving.engine.engine import Engine
 from serving.http import keys
+from serving.http.grpc_server import HOST_KEY
+from serving.http.hosts import HostNames
 from serving.interface import Limits
 from serving.registry.registry import Registry
 from tests.support.fake_models import FakeModels, fake_prediction
 from tests.support.grpc_servers import serve_grpc
-from tests.support.haproxies import free_port
+from tests.support.haproxies import RawReplica, certified, free_port
 from tests.support.model_servers import make_registry
 from tests.support.paths import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -81,9 +83,9 @@ def served(
     server.stop()
 
 
-def start_haproxy(directory: Path) -> tuple[HAProxy, int]:
+def start_haproxy(directory: Path, certificate: Path | None = None) -> tuple[HAProxy, int]:
     port = free_port()
-    haproxy = HAProxy(directory / "run", "127.0.0.1", port, grpc=True)
+    haproxy = HAProxy(directory / "run", "127.0.0.1", port, certificate, grpc=True)
     haproxy.start()
     return haproxy, port
 
@@ -285,6 +287,48 @@ def test_no_call_is_lost_while_replicas_die_and_come_and_go(
     assert error.status() == "StatusCode.UNAVAILABLE" and "no replica is ready" in error.message()
     three.process.communicate(timeout=60)
     haproxy.stop()
+
+
+@pytest.mark.multiprocess
+def test_tls_is_that_of_http(tmp_path: Path) -> None:
+    certificate = certified(tmp_path / "both.pem")
+    haproxy, port = start_haproxy(tmp_path, certificate)
+    try:
+        with serve_grpc(FakeModels()) as endpoint, RawReplica(b"") as replica:
+            slot = Heartbeat(replica.address, grpc_address=endpoint.address)
+            ReplicaTable(haproxy).heartbeat(slot)
+            options = {"ssl": True, "root_certificates": str(certificate)}
+            with triton.InferenceServerClient(f"localhost:{port}", **options) as client:
+                assert client.is_server_live()
+                assert client.infer("sentiment", [tensor(TEXTS)]).as_numpy("label").shape == (3,)
+            with triton.InferenceServerClient(f"localhost:{port}") as client:
+                error = refusal(client.is_server_live)
+                assert error.status() == "StatusCode.UNAVAILABLE"
+    finally:
+        haproxy.stop()
+
+
+@pytest.mark.multiprocess
+def test_a_name_from_elsewhere_is_refused_through_haproxy(tmp_path: Path) -> None:
+    haproxy, port = start_haproxy(tmp_path)
+    try:
+        hosts = HostNames(["127.0.0.1"])
+        with serve_grpc(FakeModels(), hosts=hosts) as endpoint, RawReplica(b"") as replica:
+            slot = Heartbeat(replica.address, grpc_address=endpoint.address)
+            ReplicaTable(haproxy).heartbeat(slot)
+            path = "/inference.GRPCInferenceService/ServerLive"
+            for name, metadata in (("evil.example", ()), ("localhost", ((HOST_KEY, "evil"),))):
+                options = [("grpc.default_authority", name)]
+                with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+                    ask = channel.unary_unary(path)
+                    if name == "localhost":  # what a client says of it itself does not count
+                        ask(b"", metadata=metadata, timeout=30)
+                        continue
+                    with pytest.raises(grpc.RpcError) as raised:
+                        ask(b"", timeout=30)
+                    assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    finally:
+        haproxy.stop()
 
 
 def test_http_and_grpc_share_keys_deadlines_and_answers(registry: Registry, tmp_path: Path) -> None:
