@@ -100,9 +100,9 @@ observe layer4 error-limit 1 on-error mark-down pool-max-conn 64 pool-purge-dela
 {grpc_backend}"""
 
 # gRPC at the same port: its calls go to the port that each replica has for them, and its servers
-# are up, drained and down as those of HTTP are. A stream is passed on as it comes, and what it or
-# a change of the registry asks for is never sent twice. Errors are HAProxy's in gRPC's words, since
-# clients take some statuses of HTTP for UNKNOWN.
+# are up, drained and down as those of HTTP are. None of them changes the registry, so all can be
+# sent twice but a stream, which is passed on as it comes. Errors are HAProxy's in gRPC's words,
+# since clients take some statuses of HTTP for UNKNOWN.
 _GRPC_RULE = f"    use_backend {GRPC_BACKEND} if {{ hdr(content-type) -m beg application/grpc }}\n"
 _GRPC_TEMPLATE = """\
 backend {backend}
@@ -110,7 +110,7 @@ backend {backend}
     http-reuse always
 {errors}
     http-request set-header {host_key} %[req.hdr(host)]
-    http-request disable-l7-retry if {{ path -m end /ModelStreamInfer Load Unload }}
+    http-request disable-l7-retry if {{ path -m end /ModelStreamInfer }}
     http-request wait-for-body time 15s unless {{ path -m end /ModelStreamInfer }}
     default-server proto h2 pool-max-conn 64 pool-purge-delay 10s
 {servers}

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,11 +15,18 @@ import pytest
 
 from serving import client
 from serving.deployment import front
-from serving.deployment import haproxy as haproxy_module
 from serving.deployment.front import Front, Heartbeat, ReplicaTable
 from serving.deployment.haproxy import HAProxy, HAProxyError, ServerSlot
 from tests.support.clients import ClientLoad
-from tests.support.haproxies import RawReplica, balanced, certified, find_haproxy, free_port
+from tests.support.haproxies import (
+    RawReplica,
+    balanced,
+    certified,
+    count_requests,
+    find_haproxy,
+    free_port,
+    wait_until,
+)
 from tests.support.model_servers import make_registry
 from tests.support.paths import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -61,23 +68,6 @@ def two_addresses(registry: str) -> Iterator[tuple[str, str]]:
     yield one.address(), two.address()
     one.end()
     two.end()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition; the time is only that after which a test has failed."""
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def count_requests(haproxy: HAProxy, number: int) -> int:
-    """How many requests the replica in a slot has now and has not answered."""
-    lines = haproxy._send_command(f"show servers conn {haproxy_module.BACKEND}").splitlines()
-    names = lines[0].removeprefix("# ").split()
-    rows = [dict(zip(names, line.split(), strict=False)) for line in lines[1:]]
-    (row,) = [row for row in rows if row.get("bkname/svname", "").endswith(f"/r{number}")]
-    return int(row["used_cur"])
 
 
 def test_no_request_is_lost_while_replicas_die_and_come_and_go(

@@ -3,7 +3,8 @@
 import datetime
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from serving.deployment.haproxy import HAProxy
+from serving.deployment.haproxy import BACKEND, HAProxy
 
 
 def free_port() -> int:
@@ -34,10 +35,10 @@ def find_haproxy(directory: Path) -> psutil.Process:
 
 
 @contextmanager
-def balanced(directory: Path) -> Iterator[tuple[HAProxy, str, int]]:
+def balanced(directory: Path, grpc: bool = False) -> Iterator[tuple[HAProxy, str, int]]:
     """HAProxy in a directory, and where it listens."""
     port = free_port()
-    haproxy = HAProxy(directory, "127.0.0.1", port)
+    haproxy = HAProxy(directory, "127.0.0.1", port, grpc=grpc)
     haproxy.start()
     try:
         yield haproxy, f"http://127.0.0.1:{port}", port
@@ -70,6 +71,23 @@ def certified(place: Path) -> Path:
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     place.write_bytes(certificate.public_bytes(pem) + secret)
     return place
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition; the time is only that after which a test has failed."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def count_requests(haproxy: HAProxy, number: int, backend: str = BACKEND) -> int:
+    """How many requests the replica in a slot has now and has not answered."""
+    lines = haproxy._send_command(f"show servers conn {backend}").splitlines()
+    names = lines[0].removeprefix("# ").split()
+    rows = [dict(zip(names, line.split(), strict=False)) for line in lines[1:]]
+    (row,) = [row for row in rows if row.get("bkname/svname", "").endswith(f"/r{number}")]
+    return int(row["used_cur"])
 
 
 class RawReplica:
