@@ -55,6 +55,10 @@ _ENDING = Answer(
     503, {}, b'{"code": "UNAVAILABLE", "message": "this replica is ending; open the stream again"}'
 )
 
+_NO_MESSAGE = Answer(
+    400, {}, b'{"code": "INVALID_ARGUMENT", "message": "the call ends before its message"}'
+)
+
 
 def check_grpc_packages() -> None:
     """Raise GRPCUnavailable unless grpcio and protobuf are installed."""
@@ -91,11 +95,12 @@ class GRPCServer:
         self._server = grpc.aio.server(
             options=[*options.items()], maximum_concurrent_rpcs=MAX_CALLS
         )
-        # Messages are parsed by their route: grpcio calls one that it cannot parse UNKNOWN.
+        # Messages are parsed by their route: grpcio calls one that it cannot parse UNKNOWN. And it
+        # leaves a call without answer that ends before its message, unless it is read as a stream.
         handlers = {
             route.path: grpc.stream_stream_rpc_method_handler(self._stream(route.path))
             if route in streams
-            else grpc.unary_unary_rpc_method_handler(self._unary(route.path))
+            else grpc.stream_unary_rpc_method_handler(self._unary(route.path))
             for route in routes
         }
         self._server.add_generic_rpc_handlers([_Handlers(handlers)])
@@ -115,7 +120,13 @@ class GRPCServer:
             reader.cancel()
 
     def _unary(self, path: str) -> Any:
-        async def answer_call(message: bytes, context: "grpc.aio.ServicerContext") -> bytes:
+        async def answer_call(
+            messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext"
+        ) -> bytes:
+            message = await anext(aiter(messages), None)
+            if message is None:
+                await _abort_on_error(_NO_MESSAGE, context)
+            assert message is not None
             answer = await self._ask(path, message, context)
             context.set_trailing_metadata(_trailing_metadata(answer))
             await _abort_on_error(answer, context)

@@ -313,6 +313,14 @@ def test_bytes_that_are_no_message_are_refused_and_the_next_is_answered(client: 
     assert len(seen) == 3 and ask(good) == "OK"
 
 
+def test_a_call_that_ends_before_its_message_is_answered(client: Client) -> None:
+    call = client.channel.stream_unary(f"/{SERVICE}/ModelInfer")
+    with pytest.raises(grpc.RpcError) as raised:
+        call(iter([]), timeout=30)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert raised.value.details() == "the call ends before its message"
+
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HOSTILE = [
     b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
