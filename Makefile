@@ -5,7 +5,7 @@ PIP := .venv/torch
 DEMO := .venv/demo
 READY := .venv/ready
 
-.PHONY: demo test test-fast test-cluster soak check check-gpu clean
+.PHONY: demo test test-fast test-cluster soak check check-gpu proto clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -36,6 +36,12 @@ soak: $(READY)
 
 check-gpu: $(READY)
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
+
+# After a change of the messages that gRPC speaks.
+PROTO := serving/protocols/oip_grpc/inference
+proto: $(READY)
+	$(BIN)/python -m grpc_tools.protoc -I $(dir $(PROTO)) --descriptor_set_out=$(PROTO).binpb \
+	  $(notdir $(PROTO)).proto
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ COPY cluster cluster
 COPY trainers trainers
 COPY tuning tuning
 COPY serving serving
-RUN /opt/bertha/bin/pip install --no-cache-dir ".[serve,engines,explain]"
+RUN /opt/bertha/bin/pip install --no-cache-dir ".[serve,engines,explain,grpc]"
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin bertha

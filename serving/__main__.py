@@ -33,6 +33,7 @@ from serving.deployment import placement
 from serving.deployment.config import EndpointConfig, machine_memory_gib, suggest_replicas
 from serving.fetch import local_copy, upload_engines
 from serving.http import keys
+from serving.http.grpc_server import check_grpc_packages
 from serving.http.messages import Scope
 from serving.interface import SERVED_DEVICES
 from serving.protocols.labels import choose_labels
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m serving"
 
 def run_service(options: argparse.Namespace) -> int:
     """Serve a bundle, or what is live in a registry, until Ctrl-C."""
-    url = client.service_url(options.host, options.port)
+    scheme = "https" if options.certificate else "http"
+    url = client.service_url(options.host, options.port, scheme)
     with _open_registry(options) as (registry, name, card):
         endpoint = _local_endpoint(options, registry)
         for line in _describe_device(endpoint, card):
@@ -76,10 +78,11 @@ def run_service(options: argparse.Namespace) -> int:
         print(f"starting Ray and loading {name} …", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with app.serve_locally(endpoint) as local_ray:
-            client.wait_until_healthy(url)
+            client.wait_until_healthy(url, options.certificate)
             print(f"  page  {url}/\n  API   {url}/predict\n  docs  {url}/docs", flush=True)
             for text in options.ask:
-                print(_format_answer(client.predict_text(url, text), card, text), flush=True)
+                answer = client.predict_text(url, text, options.certificate)
+                print(_format_answer(answer, card, text), flush=True)
             if options.ask and not sys.stdin.isatty():
                 print(f"To serve it again: bertha serve {options.what}")
             else:
@@ -101,6 +104,8 @@ def _local_endpoint(options: argparse.Namespace, registry: str) -> EndpointConfi
         number = min(number, gpus * placement.REPLICAS_PER_GPU)
         options.device = kind if options.device == "auto" else options.device
     endpoint = commands.endpoint_from_options(options, registry, number)
+    if endpoint.grpc:
+        check_grpc_packages()
     return placement.place_endpoint(endpoint, {"GPU": gpus})
 
 

@@ -52,6 +52,7 @@ def endpoint_from_options(
         # Behind a link: Kubernetes exchanges what a link of a secret leads to.
         "keys": options.keys and options.keys.absolute(),
         "certificate": options.certificate and options.certificate.absolute(),
+        "grpc": options.grpc,
         "allowed_hosts": tuple(options.allow_host),
         "limits": {
             "max_texts": options.max_client_batch_size,
@@ -118,6 +119,7 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser, num_replicas: str = 
     )
     parser.add_argument("--root-path", default="", help="below which a proxy puts it, as /bertha")
     parser.add_argument("--certificate", type=Path, help="PEM with certificate and key, for TLS")
+    parser.add_argument("--grpc", action="store_true", help="answer gRPC too, at the same port")
     parser.add_argument(
         "--feedback", type=Path, metavar="DIR", help="keep right answers that clients send there"
     )

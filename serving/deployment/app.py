@@ -131,6 +131,7 @@ def _start_application(endpoint: EndpointConfig, host: str = "") -> EndpointConf
         endpoint.registry,
         endpoint.allowed_origins,
         (endpoint.log_format, log_file) if endpoint.logs_requests else None,
+        endpoint.grpc,
     )
     try:
         serve.run(

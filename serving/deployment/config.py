@@ -50,6 +50,7 @@ class EndpointConfig(Settings):
     cache: Path = Field(
         Path("~/.cache/bertha/models").expanduser(), description="of bundles that come from S3"
     )
+    grpc: bool = Field(False, description="answer calls of gRPC too, at the same port")
     limits: Limits = Limits()
     cache_mib: float = Field(
         0.0, ge=0, le=2**20, description="of answers to texts that come again, each replica"

@@ -41,11 +41,13 @@ class Heartbeat:
     """What a replica reports every second.
 
     address: where it listens, host:port. samples: its metrics. canary_metrics: by name.
+    grpc_address: where it listens for gRPC; "": nowhere.
     """
 
     address: str
     samples: Mapping[Sample, float] = field(default_factory=dict)
     canary_metrics: CanariesByName = field(default_factory=dict)
+    grpc_address: str = ""
 
 
 class ReplicaTable:
@@ -56,7 +58,7 @@ class ReplicaTable:
         self._lock = threading.Lock()
         # Start from what HAProxy itself says: it may have been adopted with replicas in it, which
         # then have a full timeout to send their first heartbeat to this table.
-        self._slots = {slot.address: slot.number for slot in haproxy.list_slots()}
+        self._slots = {slot.address: slot for slot in haproxy.list_slots()}
         self._draining: set[str] = set()
         self._last_seen = dict.fromkeys(self._slots, time.monotonic())
         self._heartbeats: dict[str, Heartbeat] = {}
@@ -69,9 +71,11 @@ class ReplicaTable:
             self._last_seen[beat.address] = time.monotonic()
             self._heartbeats[beat.address] = beat
             if beat.address not in self._slots:
-                number = min(set(range(1, NUM_SLOTS + 1)) - set(self._slots.values()))
-                self._haproxy.enable_slot(ServerSlot(number, beat.address))
-                self._slots[beat.address] = number
+                taken = {slot.number for slot in self._slots.values()}
+                number = min(set(range(1, NUM_SLOTS + 1)) - taken)
+                slot = ServerSlot(number, beat.address, beat.grpc_address)
+                self._haproxy.enable_slot(slot)
+                self._slots[beat.address] = slot
             return len(self._slots)
 
     def drain_replica(self, address: str) -> None:
@@ -79,7 +83,7 @@ class ReplicaTable:
         with self._lock:
             if address in self._slots:
                 self._draining.add(address)
-                self._haproxy.drain_slot(self._slots[address])
+                self._haproxy.drain_slot(self._slots[address].number)
 
     def remove_replica(self, address: str) -> None:
         """Remove a replica that has ended."""
@@ -99,11 +103,7 @@ class ReplicaTable:
         """Start HAProxy again after its end, with the replicas it had."""
         with self._lock:
             self._haproxy.restart(
-                [
-                    ServerSlot(number, address)
-                    for address, number in self._slots.items()
-                    if address not in self._draining
-                ]
+                [slot for address, slot in self._slots.items() if address not in self._draining]
             )
 
     def merge_samples(self) -> dict[Sample, float]:
@@ -122,10 +122,10 @@ class ReplicaTable:
 
     def _forget_replica(self, address: str) -> None:
         """Free the slot of a replica; the caller holds the lock."""
-        number = self._slots.pop(address, None)
+        slot = self._slots.pop(address, None)
         self._draining.discard(address)
-        if number is not None:
-            self._haproxy.disable_slot(number)
+        if slot is not None:
+            self._haproxy.disable_slot(slot.number)
         self._last_seen.pop(address, None)
         beat = self._heartbeats.pop(address, None)
         if beat is not None:
@@ -183,6 +183,7 @@ class Front:
         registry: str,
         origins: Sequence[str] = (),
         logs: tuple[LogFormat, str | None] | None = None,
+        grpc: bool = False,
     ) -> None:
         """Start HAProxy. logs: format and file of the lines of requests; None for none."""
         close_call_port()
@@ -197,6 +198,7 @@ class Front:
             while_lives=os.getppid(),  # Ray's: the front itself may be replaced
             origins=origins,
             logs=logs is not None,
+            grpc=grpc,
         )
         self._haproxy.start()
         if logs is not None:

@@ -25,16 +25,18 @@ from serving.deployment.haproxy_process import (
     open_fresh,
     run_guarded,
 )
+from serving.http.grpc_server import HOST_KEY
 from serving.http.origins import ANY
 
 NUM_SLOTS = 256
-BACKEND = "replicas"
+BACKEND, GRPC_BACKEND = "replicas", "grpc"
 READY_PATH = "/-/replica"  # what a replica answers for HAProxy alone, and cheaply
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0  # waited for requests under way; they are finished all the same
 ANSWER_SECONDS = 10.0  # one that needs longer to answer at its admin socket hangs
 BUFFER_BYTES = 65536  # only a request that fits can be retried
 BACKLOG = 4096  # connections that wait while HAProxy is started again
+GRPC_UNAVAILABLE = 14  # the code that tells a client to ask again
 
 # Errors of HAProxy itself, every one that it knows; all others are written by the replicas.
 _ERROR_MESSAGES = {
@@ -98,7 +100,6 @@ defaults
     timeout queue 10s
     option http-no-delay
     option abortonclose
-    option http-buffer-request
     option redispatch 1
     option forwardfor
     retries 3
@@ -124,13 +125,31 @@ frontend http
     http-request deny deny_status 404 if {{ var(txn.path) -m sub {ready_prefix} }}
     http-request disable-l7-retry if \
 {{ var(txn.path) -m sub /manage /v2/repository /feedback }}
-    default_backend {backend}
+{grpc_rule}    default_backend {backend}
 backend {backend}
+    option http-buffer-request
     balance leastconn
     http-reuse always
     option httpchk GET {ready_path}
     default-server check inter 1s fastinter 200ms downinter 200ms fall 2 rise 1 \
 observe layer4 error-limit 1 on-error mark-down pool-max-conn 64 pool-purge-delay 10s
+{servers}
+{grpc_backend}"""
+
+# gRPC at the same port: its calls go to the port that each replica has for them, and its servers
+# are up, drained and down as those of HTTP are. None of them changes the registry, so all can be
+# sent twice but a stream, which is passed on as it comes. Errors are HAProxy's in gRPC's words,
+# since clients take some statuses of HTTP for UNKNOWN.
+_GRPC_RULE = f"    use_backend {GRPC_BACKEND} if {{ hdr(content-type) -m beg application/grpc }}\n"
+_GRPC_TEMPLATE = """\
+backend {backend}
+    balance leastconn
+    http-reuse always
+{errors}
+    http-request set-header {host_key} %[req.hdr(host)]
+    http-request disable-l7-retry if {{ path -m end /ModelStreamInfer }}
+    http-request wait-for-body time 15s unless {{ path -m end /ModelStreamInfer }}
+    default-server proto h2 pool-max-conn 64 pool-purge-delay 10s
 {servers}
 """
 
@@ -143,10 +162,11 @@ class HAProxyError(BerthaError):
 
 @dataclass(frozen=True)
 class ServerSlot:
-    """A slot for a replica: its number, and the address in it."""
+    """A slot for a replica: its number, the address in it, and that for gRPC, if it has one."""
 
     number: int
     address: str
+    grpc_address: str = ""
 
 
 def render_config(
@@ -156,12 +176,13 @@ def render_config(
     identity: str = "",
     origins: Sequence[str] = (),
     logs: bool = False,
+    grpc: bool = False,
 ) -> str:
     """Return the configuration.
 
     certificate: PEM with certificate and key, for TLS. slots: the replicas to begin with.
     identity: a line that a running HAProxy repeats. origins: whose pages may read its own errors.
-    logs: what no replica answered.
+    logs: what no replica answered. grpc: whether calls of gRPC are passed on.
     """
     errors = [
         f'    http-error status {status} content-type application/json string "{{\\"error\\":'
@@ -187,6 +208,27 @@ def render_config(
         ready_path=READY_PATH,
         ready_prefix=READY_PATH.rpartition("/")[0] + "/",
         backend=BACKEND,
+        servers="\n".join(servers),
+        grpc_rule=_GRPC_RULE if grpc else "",
+        grpc_backend=_render_grpc_backend(slots) if grpc else "",
+    )
+
+
+def _render_grpc_backend(slots: Sequence[ServerSlot]) -> str:
+    errors = [
+        f"    http-error status {status} "
+        f'hdr grpc-status {GRPC_UNAVAILABLE} hdr grpc-message "{text}"'
+        for status, text in _ERROR_MESSAGES.items()
+    ]
+    taken = {slot.number: slot.grpc_address for slot in slots}
+    servers = [
+        f"    server r{number} {taken.get(number) or '127.0.0.1:1'} track {BACKEND}/r{number}"
+        for number in range(1, NUM_SLOTS + 1)
+    ]
+    return _GRPC_TEMPLATE.format(
+        backend=GRPC_BACKEND,
+        errors="\n".join(errors),
+        host_key=HOST_KEY,
         servers="\n".join(servers),
     )
 
@@ -214,7 +256,7 @@ class HAProxy:
     directory: of its files, for it alone. certificate: PEM with certificate and key, for TLS.
     while_lives: the process it ends with, by default this one: an orphan would hold the port.
     origins: whose pages may read its own errors. logs: whether it writes a line for each request
-    that no replica answered to LOG_SOCKET there.
+    that no replica answered to LOG_SOCKET there. grpc: whether calls of gRPC are passed on.
     """
 
     def __init__(
@@ -226,12 +268,14 @@ class HAProxy:
         while_lives: int = 0,
         origins: Sequence[str] = (),
         logs: bool = False,
+        grpc: bool = False,
     ) -> None:
-        self._directory, self._origins, self._logs = directory, origins, logs
+        self._directory, self._grpc = directory, grpc
+        self._origins, self._logs = origins, logs
         self._host, self._port, self._certificate = host, port, certificate
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._while_lives = while_lives or os.getpid()
-        text = render_config(self._address, certificate, origins=origins, logs=logs)
+        text = render_config(self._address, certificate, origins=origins, logs=logs, grpc=grpc)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._identity = f"bertha {digest} while {self._while_lives}"
         self._listener: socket.socket | None = None
@@ -282,20 +326,20 @@ class HAProxy:
 
     def list_slots(self) -> list[ServerSlot]:
         """Ask HAProxy which slots hold a replica."""
-        slots = []
-        for line in self._send_command(f"show servers state {BACKEND}").splitlines():
-            fields = line.split()
-            if len(fields) > 18 and fields[1] == BACKEND:
-                address, port, disabled = fields[4], fields[18], int(fields[6]) & 1
-                if not disabled:
-                    slots.append(ServerSlot(int(fields[3][1:]), f"{address}:{port}"))
-        return slots
+        addresses = self._list_addresses(BACKEND)
+        grpc = self._list_addresses(GRPC_BACKEND) if self._grpc else {}
+        return [
+            ServerSlot(number, address, grpc[number][0] if number in grpc else "")
+            for number, (address, disabled) in addresses.items()
+            if not disabled
+        ]
 
     def enable_slot(self, slot: ServerSlot) -> None:
         """Send requests to the replica at `slot.address`."""
-        host, _, port = slot.address.rpartition(":")
         server = f"{BACKEND}/r{slot.number}"
-        self._send_command(f"set server {server} addr {host} port {port}")
+        if slot.grpc_address:
+            self._set_address(f"{GRPC_BACKEND}/r{slot.number}", slot.grpc_address)
+        self._set_address(server, slot.address)
         self._send_command(f"set server {server} health up")
         self._send_command(f"set server {server} state ready")
 
@@ -337,7 +381,13 @@ class HAProxy:
 
     def _run(self, listener: socket.socket, slots: Sequence[ServerSlot]) -> HAProxyProcess:
         config = render_config(
-            self._address, self._certificate, slots, self._identity, self._origins, self._logs
+            self._address,
+            self._certificate,
+            slots,
+            self._identity,
+            self._origins,
+            self._logs,
+            self._grpc,
         )
         (self._directory / "admin.sock").unlink(missing_ok=True)
         with open_fresh(self._directory / "haproxy.cfg") as file:
@@ -362,6 +412,19 @@ class HAProxy:
             return self._send_command("show info")
         except HAProxyError:
             return ""
+
+    def _set_address(self, server: str, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._send_command(f"set server {server} addr {host} port {port}")
+
+    def _list_addresses(self, backend: str) -> dict[int, tuple[str, bool]]:
+        """Return the address in each slot of a backend, and whether the slot is disabled."""
+        found = {}
+        for line in self._send_command(f"show servers state {backend}").splitlines():
+            fields = line.split()
+            if len(fields) > 18 and fields[1] == backend:
+                found[int(fields[3][1:])] = f"{fields[4]}:{fields[18]}", bool(int(fields[6]) & 1)
+        return found
 
     def _send_command(self, text: str) -> str:
         try:

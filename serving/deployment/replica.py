@@ -99,7 +99,12 @@ class Replica:
     def _send_heartbeats(self) -> None:
         while not self._ended.is_set():
             server = self._server
-            beat = Heartbeat(server.address, server.metric_samples(), server.canary_metrics())
+            beat = Heartbeat(
+                server.address,
+                server.metric_samples(),
+                server.canary_metrics(),
+                server.grpc_address,
+            )
             try:
                 num_replicas = self._front.heartbeat.remote(beat).result(timeout_s=10)
                 server.share_rates(num_replicas)

@@ -23,9 +23,10 @@ from serving.deployment import admin_routes
 from serving.deployment.config import EndpointConfig
 from serving.engine.devices import find_engine_device
 from serving.http.asgi import App
+from serving.http.grpc_server import GRPCServer, check_grpc_packages
 from serving.http.keys import ApiKeys, load_keys
 from serving.http.log_lines import configure_logs
-from serving.http.messages import JSON, HTTPError, bertha_version
+from serving.http.messages import JSON, HTTPError, WireProtocol, bertha_version
 from serving.http.metrics import Metrics, Sample
 from serving.http.origins import Origins
 from serving.http.tracing import RequestTracer
@@ -37,6 +38,7 @@ from serving.registry.registry import Registry
 
 T = TypeVar("T")
 MAX_HEAD_BYTES = 65536  # of a request, as HAProxy has it
+GRACE_SECONDS = 25  # for requests under way, when a replica ends
 KEEP_ALIVE_SECONDS = 150  # longer than HAProxy's, so that HAProxy closes idle connections
 
 
@@ -64,6 +66,8 @@ class ReplicaServer:
         )
         self._all_samples = samples or self._own_samples
         self._all_canary_metrics = canary_metrics or self._own_canary_metrics
+        self._grpc: GRPCServer | None = None
+        self.grpc_address = ""  # as others reach it, if there is gRPC
         self._accepting = True
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(
@@ -89,7 +93,7 @@ class ReplicaServer:
         """Answer what is under way and stop."""
         self._accepting = False
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(setattr, self._server, "should_exit", True)
+            self._loop.call_soon_threadsafe(self._begin_end)
             self._thread.join(30)
 
     def is_alive(self) -> bool:
@@ -133,16 +137,39 @@ class ReplicaServer:
                 FeedbackStore(endpoint.feedback) if endpoint.feedback else None,
             )
             await self._models.start()
-            self._server = uvicorn.Server(_uvicorn_config(self._build_app()))
+            self._tracer = RequestTracer.export_to(endpoint.traces) if endpoint.traces else None
+            self._server = uvicorn.Server(_uvicorn_config(self._build_http_app()))
+            if endpoint.grpc:
+                await self._start_grpc()
         except BaseException as error:
             self._started.set_exception(error)
             return
         self._started.set_result(None)
         await self._server.serve(sockets=[self._socket])
+        if self._grpc is not None:
+            await self._grpc.ended
         await self._models.close()
 
-    def _build_app(self) -> App:
-        endpoint = self._endpoint
+    def _begin_end(self) -> None:
+        """Stop taking requests; to be called in the event loop."""
+        self._server.should_exit = True
+        if self._grpc is not None:
+            self._grpc.begin_end(GRACE_SECONDS)
+
+    async def _start_grpc(self) -> None:
+        """Listen for gRPC beside HTTP, with the same models, keys and limits."""
+        check_grpc_packages()
+        from serving.protocols.oip_grpc import service  # protobuf, which HTTP does without
+
+        self._grpc = GRPCServer(
+            self._build_app([service.PROTOCOL]),
+            service.PROTOCOL.routes,
+            service.STREAMS,
+            self._endpoint.limits.max_body_bytes,
+        )
+        self.grpc_address = await self._grpc.start(self._socket.getsockname()[0])
+
+    def _build_http_app(self) -> App:
         admin = admin_routes.admin_protocol(
             protocols.ALL,
             self._all_samples,
@@ -150,16 +177,19 @@ class ReplicaServer:
             lambda: self._accepting,
             bertha_version(),
         )
+        return self._build_app([*protocols.ALL, admin])
+
+    def _build_app(self, answered: Sequence[WireProtocol]) -> App:
         return App(
-            [*protocols.ALL, admin],
+            answered,
             self._models,
             keys=self._keys,
-            hosts=endpoint.host_names,
-            origins=Origins(endpoint.allowed_origins),
-            root_path=endpoint.root_path,
+            hosts=self._endpoint.host_names,
+            origins=Origins(self._endpoint.allowed_origins),
+            root_path=self._endpoint.root_path,
             metrics=self._metrics,
-            log_requests=endpoint.logs_requests,
-            tracer=RequestTracer.export_to(endpoint.traces) if endpoint.traces else None,
+            log_requests=self._endpoint.logs_requests,
+            tracer=self._tracer,
         )
 
     async def _own_samples(self) -> Mapping[Sample, float]:
@@ -181,7 +211,7 @@ def _uvicorn_config(app: App) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=25,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
 

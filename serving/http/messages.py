@@ -95,6 +95,27 @@ DEFAULT_STATUSES: dict[ErrorKind, int] = {
     "unready": 503,
     "internal": 500,
 }
+# The same errors over gRPC, whose own codes are few: RESOURCE_EXHAUSTED and UNAVAILABLE are those
+# after which a client may ask again.
+GRPC_CODES: dict[ErrorKind, str] = {
+    "malformed": "INVALID_ARGUMENT",
+    "empty": "INVALID_ARGUMENT",
+    "unauthorized": "UNAUTHENTICATED",
+    "forbidden": "PERMISSION_DENIED",
+    "misdirected": "PERMISSION_DENIED",
+    "no-route": "UNIMPLEMENTED",
+    "no-method": "UNIMPLEMENTED",
+    "no-model": "NOT_FOUND",
+    "wrong-task": "FAILED_PRECONDITION",
+    "too-large": "INVALID_ARGUMENT",
+    "too-long": "INVALID_ARGUMENT",
+    "unreadable": "INVALID_ARGUMENT",
+    "failed": "INTERNAL",
+    "overloaded": "RESOURCE_EXHAUSTED",
+    "late": "DEADLINE_EXCEEDED",
+    "unready": "UNAVAILABLE",
+    "internal": "INTERNAL",
+}
 
 
 _KEY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")

@@ -2,7 +2,7 @@
 
 One input, a tensor of BYTES that holds the texts; `oip_outputs` lists the outputs of each task.
 Binary tensors in and out, the classification extension, metadata, configuration, statistics, the
-index of the repository, and loading and unloading. There is no gRPC.
+index of the repository, and loading and unloading. `oip_grpc` has the same calls over gRPC.
 """
 
 import json

@@ -6,7 +6,7 @@ all of the body is one text.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -156,7 +156,11 @@ def infer_response(head: dict[str, Any], tensors: Sequence[tuple[OutputTensor, b
 
 def pack_texts(texts: Sequence[str]) -> bytes:
     """Encode texts as elements of BYTES."""
-    elements = [text.encode(errors="replace") for text in texts]
+    return pack_elements([text.encode(errors="replace") for text in texts])
+
+
+def pack_elements(elements: Iterable[bytes]) -> bytes:
+    """Put the length of each before it."""
     return b"".join(
         part
         for element in elements

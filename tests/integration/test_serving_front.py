@@ -1,28 +1,32 @@
 """HAProxy and replicas that are processes: killed, drained, added; no request is lost."""
 
-import datetime
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from serving import client
 from serving.deployment import front
-from serving.deployment import haproxy as haproxy_module
 from serving.deployment.front import Front, Heartbeat, ReplicaTable
 from serving.deployment.haproxy import HAProxy, HAProxyError, ServerSlot
 from tests.support.clients import ClientLoad
-from tests.support.haproxies import balanced, find_haproxy, free_port
+from tests.support.haproxies import (
+    RawReplica,
+    balanced,
+    certified,
+    count_requests,
+    find_haproxy,
+    free_port,
+    wait_until,
+)
 from tests.support.model_servers import make_registry
 from tests.support.paths import ROOT
 from tests.support.tiny_bundle import write_tiny_bundle
@@ -64,23 +68,6 @@ def two_addresses(registry: str) -> Iterator[tuple[str, str]]:
     yield one.address(), two.address()
     one.end()
     two.end()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition; the time is only that after which a test has failed."""
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def count_requests(haproxy: HAProxy, number: int) -> int:
-    """How many requests the replica in a slot has now and has not answered."""
-    lines = haproxy._send_command(f"show servers conn {haproxy_module.BACKEND}").splitlines()
-    names = lines[0].removeprefix("# ").split()
-    rows = [dict(zip(names, line.split(), strict=False)) for line in lines[1:]]
-    (row,) = [row for row in rows if row.get("bkname/svname", "").endswith(f"/r{number}")]
-    return int(row["used_cur"])
 
 
 def test_no_request_is_lost_while_replicas_die_and_come_and_go(
@@ -247,23 +234,6 @@ def test_haproxy_that_cannot_listen_says_so(tmp_path: Path) -> None:
             HAProxy(tmp_path, "127.0.0.1", holder.getsockname()[1]).start()
 
 
-def certified(place: Path) -> Path:
-    """A certificate of this machine's own, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    place.write_bytes(certificate.public_bytes(pem) + secret)
-    return place
-
-
 def test_tls(tmp_path: Path) -> None:
     port = free_port()
     certificate = certified(tmp_path / "both of them.pem")
@@ -274,5 +244,13 @@ def test_tls(tmp_path: Path) -> None:
         assert response.json() == {"error": "no replica is ready; try again"}
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"https://127.0.0.1:{port}/info", trust_env=False)
+        # The command that serves asks its own server, whatever name the certificate is for.
+        with RawReplica(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]") as replica:
+            haproxy.enable_slot(ServerSlot(1, replica.address))
+            url = client.service_url("127.0.0.1", port, "https")
+            client.wait_until_healthy(url, certificate)
+            assert client.predict_text(url, "a film", certificate) == []
+            with pytest.raises(client.ServiceError, match="certificate"):
+                client.predict_text(url, "a film", certified(tmp_path / "another.pem"))
     finally:
         haproxy.stop()

@@ -71,6 +71,22 @@ def test_a_dry_run_says_what_would_be_served(
     assert re.search(r"http://127.0.0.1:8123, on \d+ replicas? of one thread", said)
 
 
+def test_grpc_without_its_packages_is_one_line(
+    tmp_path: Path,
+    tiny_bert: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "reviews" / "bundle", tiny_bert)
+    command = ["run", str(bundle), "--dry-run", "--grpc"]
+    assert main(command) == 0
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    capsys.readouterr()
+    assert main(command) == 2
+    error = 'error: --grpc: there is no module grpc; pip install "bertha-ray[grpc]"\n'
+    assert capsys.readouterr().err == error
+
+
 @pytest.mark.parametrize(
     ("words", "replicas", "device"),
     [

@@ -1,14 +1,19 @@
 """Running HAProxies, and replicas that are bare sockets and remember what reaches them."""
 
+import datetime
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from serving.deployment.haproxy import HAProxy
+from serving.deployment.haproxy import BACKEND, HAProxy
 
 
 def free_port() -> int:
@@ -30,10 +35,12 @@ def find_haproxy(directory: Path) -> psutil.Process:
 
 
 @contextmanager
-def balanced(directory: Path, origins: Sequence[str] = ()) -> Iterator[tuple[HAProxy, str, int]]:
+def balanced(
+    directory: Path, origins: Sequence[str] = (), grpc: bool = False
+) -> Iterator[tuple[HAProxy, str, int]]:
     """HAProxy in a directory, and where it listens. origins: whose pages may read its errors."""
     port = free_port()
-    haproxy = HAProxy(directory, "127.0.0.1", port, origins=origins)
+    haproxy = HAProxy(directory, "127.0.0.1", port, origins=origins, grpc=grpc)
     haproxy.start()
     try:
         yield haproxy, f"http://127.0.0.1:{port}", port
@@ -49,6 +56,40 @@ def send_raw(port: int, request: bytes) -> bytes:
         while part := client.recv(65536):
             parts.append(part)
     return b"".join(parts)
+
+
+def certified(place: Path) -> Path:
+    """A certificate of this machine's own, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    place.write_bytes(certificate.public_bytes(pem) + secret)
+    return place
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition; the time is only that after which a test has failed."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def count_requests(haproxy: HAProxy, number: int, backend: str = BACKEND) -> int:
+    """How many requests the replica in a slot has now and has not answered."""
+    lines = haproxy._send_command(f"show servers conn {backend}").splitlines()
+    names = lines[0].removeprefix("# ").split()
+    rows = [dict(zip(names, line.split(), strict=False)) for line in lines[1:]]
+    (row,) = [row for row in rows if row.get("bkname/svname", "").endswith(f"/r{number}")]
+    return int(row["used_cur"])
 
 
 class RawReplica:

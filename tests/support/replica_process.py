@@ -1,6 +1,6 @@
-"""A replica as a process without Ray: prints its address when it answers.
+"""A replica as a process without Ray: prints its address when it answers, and that for gRPC.
 
-    python tests/support/replica_process.py REGISTRY
+    python tests/support/replica_process.py REGISTRY [grpc]
 
 Ends, after answering what is under way, when its standard input does.
 """
@@ -16,13 +16,13 @@ from serving.deployment.config import EndpointConfig
 from serving.deployment.server import ReplicaServer
 
 
-def main(registry: str) -> None:
-    server = ReplicaServer(EndpointConfig(registry=registry), "127.0.0.1")
+def main(registry: str, grpc: bool = False) -> None:
+    server = ReplicaServer(EndpointConfig(registry=registry, grpc=grpc), "127.0.0.1")
     server.start()
-    print(server.address, flush=True)
+    print(server.address, server.grpc_address, flush=True)
     sys.stdin.read()
     server.stop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "grpc" in sys.argv[2:])

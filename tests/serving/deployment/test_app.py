@@ -85,6 +85,14 @@ def test_replicas_are_placed_by_their_device(
     assert given == placed and given.device == ("cuda" if reserved else "cpu")
 
 
+@pytest.mark.parametrize("grpc", [True, False])
+def test_the_front_is_told_of_grpc(grpc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeServe(monkeypatch, [{"CPU": 8.0}])
+    app.deploy_endpoint(EndpointConfig(registry="r", grpc=grpc), "auto")
+    assert fake.bound["front"] == ("127.0.0.1", 8000, None, "r", grpc)
+    assert EndpointConfig(**fake.bound["replica"][0]).grpc is grpc
+
+
 def test_a_gpu_that_no_node_has_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

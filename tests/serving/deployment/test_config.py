@@ -99,6 +99,13 @@ def test_hosts_are_allowed_on_the_command_line() -> None:
         commands.endpoint_from_options(parser.parse_args(["--allow-host", "box:1"]), "r")
 
 
+def test_grpc_is_off_until_the_command_line_asks_for_it() -> None:
+    parser = argparse.ArgumentParser()
+    commands.add_endpoint_arguments(parser)
+    assert not commands.endpoint_from_options(parser.parse_args([]), "r").grpc
+    assert commands.endpoint_from_options(parser.parse_args(["--grpc"]), "r").grpc
+
+
 def test_a_link_to_keys_stays_one(tmp_path: Path) -> None:
     (tmp_path / "now").write_text("")
     (tmp_path / "keys").symlink_to(tmp_path / "now")

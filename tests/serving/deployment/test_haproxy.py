@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import grpc
 import pytest
 
 from cluster.private_files import UnsafePathError
@@ -18,11 +19,13 @@ from serving.deployment import haproxy as haproxy_module
 from serving.deployment.haproxy import READY_PATH, HAProxy, HAProxyError, ServerSlot, render_config
 from serving.http.messages import HTTPError
 from serving.http.routing import Router
+from serving.protocols.oip_grpc.messages import SERVICE
 from tests.support.haproxies import RawReplica, balanced, find_haproxy, free_port, send_raw
 
 pytestmark = pytest.mark.multiprocess
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def get(target: str, method: str = "GET") -> bytes:
@@ -401,6 +404,21 @@ def test_what_changes_something_is_never_sent_twice(tmp_path: Path) -> None:
         assert status(port, "/predict", "POST") == 502
         assert len(one.targets) + len(two.targets) == 4  # it is tried again three times
         assert one.targets and two.targets
+
+
+def test_grpc_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+    path = f"/{SERVICE}/ServerLive"
+    with (
+        balanced(tmp_path) as (haproxy, _, port),
+        RawReplica(NOT_FOUND) as replica,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        haproxy.enable_slot(ServerSlot(1, replica.address, replica.address))
+        with pytest.raises(grpc.RpcError) as raised:
+            channel.unary_unary(path)(b"", timeout=30)
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert replica.targets == [path]  # of HTTP, where there is no such route
+    assert "grpc" not in render_config("127.0.0.1:1")
 
 
 def test_every_route_that_changes_something_is_among_those() -> None:
