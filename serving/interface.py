@@ -5,7 +5,7 @@ The interface between the protocols and the models; both import it, and it impor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class ModelInfo:
     backend, as "onnxruntime int8". metrics: measured on held-out texts. created: seconds since
     1970. state: "ready", "loading" or "cold" (loaded on first use).
     pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
-    thresholds, verdict, target, examples: as in the card of the bundle.
+    thresholds, verdict, target, examples, prompts: as in the card of the bundle.
     """
 
     name: str
@@ -139,6 +139,7 @@ class ModelInfo:
     verdict: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -245,16 +246,6 @@ class ModelManagement(Protocol):
         """Free its memory; it loads again on the next request."""
 
 
-@runtime_checkable
-class Tokenizing(Protocol):
-    """Models that show their tokens; a part of `Models` for those that have a tokenizer."""
-
-    async def tokenize(
-        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
-    ) -> Sequence[Sequence[Token]]:
-        """Return the tokens of each text before it is cut."""
-
-
 class Models(Protocol):
     """The models of an endpoint. Any text may be a `TextInput`.
 
@@ -279,6 +270,11 @@ class Models(Protocol):
     ) -> InferenceResult[Vector]:
         """Embed texts: embedding."""
 
+    async def embed_tokens(
+        self, model: str | None, texts: Sequence[str], *, truncate: bool = True
+    ) -> InferenceResult[np.ndarray]:
+        """Return the vectors [tokens, width] of all tokens of each text: embedding."""
+
     async def fill_mask(
         self,
         model: str | None,
@@ -299,6 +295,16 @@ class Models(Protocol):
 
         Of a very long text, at least so many.
         """
+
+    async def tokenize(
+        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> Sequence[Sequence[Token]]:
+        """Return the tokens of each text before it is cut."""
+
+    async def detokenize(
+        self, model: str | None, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = True
+    ) -> Sequence[str]:
+        """Return the text of each row of token ids."""
 
     def get_info(self, model: str | None) -> ModelInfo:
         """Describe a model without loading it."""

@@ -20,7 +20,7 @@ from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT
 from serving.engine.choice import choose_engine
 from serving.engine.devices import CPU
 from serving.engine.fill_mask import predict_masks
-from serving.engine.text_inputs import encode_inputs, tokenize
+from serving.engine.text_inputs import detokenize, encode_inputs, tokenize
 from serving.interface import MaskPrediction, Prediction, TextInput, Token, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
@@ -156,6 +156,12 @@ class Engine:
         return tokenize(
             self._encoder, [self.clean(text[:limit]) for text in texts], add_special_tokens
         )
+
+    def detokenize(
+        self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True
+    ) -> list[str]:
+        """Return the text of each row of token ids. Raises EncodingError."""
+        return detokenize(self._encoder, rows, skip_special_tokens)
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
         """Compute the rows of `split_rows` as one packed batch; return a value each, in order.

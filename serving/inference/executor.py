@@ -22,7 +22,7 @@ from serving.inference.batcher import (
     Overloaded,
 )
 from serving.inference.model_cache import ModelCache, ModelKey
-from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics
+from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics, Token
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import EncodingError
 
@@ -93,10 +93,10 @@ class Executor:
             raise HTTPError("unready", f"{key[0]}:{key[1]} cannot be loaded: {error}") from error
 
     async def encode_texts(
-        self, key: ModelKey, texts: Sequence[str]
+        self, key: ModelKey, texts: Sequence[str], truncate: bool = True
     ) -> tuple[RaggedArray, list[int]]:
         """Encode texts for a version; return the places of those cut as well. Raises HTTPError."""
-        return await self._encode_with(await self.get_engine(key), texts, truncate=True)
+        return await self._encode_with(await self.get_engine(key), texts, truncate)
 
     async def count_tokens(self, key: ModelKey, texts: Sequence[str]) -> list[int]:
         """Count the tokens of texts before they are cut. Raises HTTPError."""
@@ -105,6 +105,26 @@ class Executor:
             if sum(map(len, texts)) < FEW_CHARACTERS:
                 return engine.count_tokens(texts)
             return await asyncio.to_thread(engine.count_tokens, texts)
+        except EncodingError as error:
+            raise HTTPError("unreadable", str(error)) from None
+
+    async def tokenize(
+        self, key: ModelKey, texts: Sequence[str], add_special_tokens: bool
+    ) -> list[list[Token]]:
+        """Return the tokens of texts before they are cut. Raises HTTPError."""
+        engine = await self.get_engine(key)
+        try:
+            return await asyncio.to_thread(engine.tokenize, texts, add_special_tokens)
+        except EncodingError as error:
+            raise HTTPError("unreadable", str(error)) from None
+
+    async def detokenize(
+        self, key: ModelKey, rows: Sequence[Sequence[int]], skip_special_tokens: bool
+    ) -> list[str]:
+        """Return the text of each row of token ids. Raises HTTPError."""
+        engine = await self.get_engine(key)
+        try:
+            return await asyncio.to_thread(engine.detokenize, rows, skip_special_tokens)
         except EncodingError as error:
             raise HTTPError("unreadable", str(error)) from None
 

@@ -171,4 +171,5 @@ class ModelTable:
             verdict=dict(card.verdict),
             target=dict(card.target),
             examples=card.examples,
+            prompts=dict(card.prompts),
         )

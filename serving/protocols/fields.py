@@ -31,8 +31,8 @@ from serving.protocols.tei_bodies import (
     TEIPredictRequest,
     TEIRerankRequest,
     TEISimilarityRequest,
-    TEITokenizeRequest,
 )
+from serving.protocols.tokens.bodies import DecodeRequest, DetokenizeRequest, TokenizeRequest
 from serving.protocols.torchserve import TorchServeObject
 from serving.protocols.torchserve_management import MEANINGLESS_QUERY
 from serving.protocols.vllm import ClassifyRequest
@@ -53,7 +53,9 @@ BODIES = (
     BodyFields("Text Embeddings Inference: /similarity", "", TEISimilarityRequest),
     BodyFields("Text Embeddings Inference: /similarity", "inputs", SimilarityInputs),
     BodyFields("Text Embeddings Inference: /similarity", "parameters", SimilarityParameters),
-    BodyFields("Text Embeddings Inference and vLLM: /tokenize", "", TEITokenizeRequest),
+    BodyFields("Text Embeddings Inference and vLLM: /tokenize", "", TokenizeRequest),
+    BodyFields("Text Embeddings Inference: /decode", "", DecodeRequest),
+    BodyFields("vLLM: /detokenize", "", DetokenizeRequest),
     BodyFields("OpenAI, vLLM, infinity: /v1/embeddings", "", EmbeddingsRequest),
     BodyFields("vLLM, infinity: /classify", "", ClassifyRequest),
     BodyFields("Cohere, Jina, infinity, vLLM: /v1/rerank", "", RerankRequest),

@@ -146,6 +146,9 @@ class ModelCard(Settings):
     target: dict[str, float] = Field(
         {}, description="of a regression: mean, deviation, low and high of the trained values"
     )
+    prompts: dict[str, str] = Field(
+        {}, description="of an embedder: what a request may have put before its texts, by name"
+    )
     examples: tuple[str, ...] = Field((), description="texts that were held out, to try it on")
     recipe: dict[str, Any]
     data: dict[str, Any] = Field({}, description="what was read: rows, labels, what was left out")

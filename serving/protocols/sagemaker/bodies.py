@@ -25,7 +25,7 @@ from serving.protocols.json_bodies import (
 )
 from serving.protocols.kserve import KServeInstance, instance_texts
 from serving.protocols.requests import decode_utf8
-from serving.protocols.tei_bodies import NO_PROMPTS, TruncatingBody
+from serving.protocols.tei_bodies import PROMPT, TruncatingBody
 
 CSV = "text/csv"
 TEXT = "text/plain"
@@ -56,7 +56,6 @@ class SplitFrame(JSONBody):
 class InvocationBody(TruncatingBody):
     """A body in JSON."""
 
-    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
     meaningless: ClassVar[dict[str, str]] = {
         "options": "nothing is cached, and no model has to be waited for",
         "params": "MLflow's are of the signature, which a model here does not have",
@@ -75,6 +74,7 @@ class InvocationBody(TruncatingBody):
     parameters: HFParameters | None = Field(None, description="top_k, function_to_apply and so on")
     raw_scores: StrictBool | None = Field(None, description="logits instead of probabilities")
     model: StrictStr | None = Field(None, description="name, name:version or name@alias")
+    prompt_name: StrictStr | None = Field(None, description=PROMPT)
 
 
 class JSONLine(JSONBody):
@@ -107,6 +107,7 @@ class SageMakerRequest(NamedTuple):
     side: TruncationSide | None = None
     parameters: HFParameters = HFParameters()
     model: str | None = None
+    prompt: str | None = None
 
 
 def parse_request(http: Request) -> SageMakerRequest:
@@ -136,7 +137,8 @@ def _holds_texts(body: InvocationBody) -> bool:
 def _request_from(body: InvocationBody) -> SageMakerRequest:
     parameters = body.parameters or HFParameters()
     truncate = body.truncate is not False and parameters.truncation is not False
-    options = (bool(body.raw_scores), truncate, body.side, parameters, body.model)
+    prompt = body.prompt_name or parameters.prompt_name
+    options = (bool(body.raw_scores), truncate, body.side, parameters, body.model, prompt)
     if body.instances is not None:
         return SageMakerRequest(instance_texts(body.instances), False, "predictions", *options)
     if body.dataframe_split is not None:

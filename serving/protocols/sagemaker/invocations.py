@@ -24,7 +24,7 @@ from serving.protocols.json_bodies import (
     json_schema,
 )
 from serving.protocols.labels import apply_function, rank_answer
-from serving.protocols.requests import check_texts, choose_model, read_as
+from serving.protocols.requests import add_prompt, check_texts, choose_model, read_as
 from serving.protocols.sagemaker.bodies import (
     CSV,
     JSON_LINES,
@@ -53,7 +53,9 @@ async def invoke(http: Request, models: Models) -> Response:
     request = parse_request(http)
     texts = check_texts(request.texts, models.limits, "the request")
     model, options = _named_model(http, request), request.parameters
-    check_options(options, models.get_info(model).task)
+    info = models.get_info(model)
+    check_options(options, info.task)
+    texts = add_prompt(texts, request.prompt, info)
 
     def rank(prediction: Prediction, model: ModelInfo) -> list[dict[str, Any]]:
         scores = apply_function(

@@ -98,11 +98,81 @@ def test_tokens_are_told_with_their_places() -> None:
     assert (vllm["count"], vllm["max_model_len"], len(vllm["tokens"])) == (4, 64, 4)
 
 
-@pytest.mark.parametrize("name", ["embed_all", "embed_sparse"])
-def test_vectors_that_engines_do_not_have_are_refused_by_name(name: str) -> None:
-    status, told = json_error(FakeModels(), "POST", f"/tei/mini/{name}", {"inputs": "a"})
+def test_tokens_are_texts_again() -> None:
+    for path in ("/decode", "/tei/mini/decode"):
+        assert json_answer(FakeModels(), "POST", path, {"ids": [1, 5, 2]}) == ["t5"]
+        assert json_answer(FakeModels(), "POST", path, {"ids": [[5], [6, 2]]}) == ["t5", "t6"]
+    whole = json_answer(
+        FakeModels(), "POST", "/decode", {"ids": [1, 5], "skip_special_tokens": False}
+    )
+    assert whole == ["t1 t5"]
+    vllm = {"model": "mini", "tokens": [1, 5, 2]}
+    assert json_answer(FakeModels(), "POST", "/detokenize", vllm) == {"prompt": "t1 t5 t2"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/decode", {"ids": []}, 400, "no token"),
+        ("/decode", {"ids": [[1], []]}, 400, "no token"),
+        ("/decode", {"ids": [[1]] * 5}, 413, "at most 4"),
+        ("/decode", {"ids": ["a"]}, 400, "ids"),
+        ("/decode", {"ids": [1001]}, 422, "another tokenizer"),
+        ("/detokenize", {"tokens": []}, 400, "empty"),
+        ("/tei/mini/decode", {"ids": [1], "model": "topics"}, 400, "the path names 'mini'"),
+    ],
+)
+def test_no_tokens_are_refused_with_the_way_out(
+    path: str, body: Any, status: int, words: str
+) -> None:
+    found, told = json_error(FakeModels(), "POST", path, body)
+    assert found == status and words in told["error"]
+
+
+def test_vectors_of_tokens_are_answered_one_by_one() -> None:
+    answer = json_answer(FakeModels(), "POST", "/tei/mini/embed_all", {"inputs": ["a film", "b"]})
+    assert [len(of_text) for of_text in answer] == [4, 3]
+    assert answer[0][1] == fake_vector("a film 1").tolist()
+    status, told = json_error(FakeModels(), "POST", "/embed_all", {"inputs": "a"})
+    assert status == 424 and "embedding" in told["error"]
+    asked = {"inputs": "a", "dimensions": 2}
+    status, told = json_error(FakeModels(), "POST", "/tei/mini/embed_all", asked)
+    assert status == 400 and "dimensions" in told["error"]
+
+
+def test_sparse_vectors_are_refused_by_name() -> None:
+    status, told = json_error(FakeModels(), "POST", "/tei/mini/embed_sparse", {"inputs": "a"})
     assert status == 424
-    assert name in told["error"] and "/embed" in told["error"]
+    assert "embed_sparse" in told["error"] and "/embed" in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tei/mini/embed", {"inputs": "a", "prompt_name": "query"}),
+        ("/hf/mini", {"inputs": "a", "prompt_name": "query"}),
+        ("/hf/mini", {"inputs": "a", "parameters": {"prompt_name": "query"}}),
+        ("/invocations", {"inputs": ["a"], "model": "mini", "prompt_name": "query"}),
+    ],
+)
+def test_a_prompt_stands_before_the_text(path: str, body: Any) -> None:
+    assert json_answer(FakeModels(), "POST", path, body) == [fake_vector("search for: a").tolist()]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/tei/mini/embed", {"inputs": "a", "prompt_name": "qury"}, "document, query"),
+        ("/tei/mini/embed", {"inputs": [1, 2], "prompt_name": "query"}, "send texts"),
+        ("/hf/sentiment", {"inputs": "a", "prompt_name": "query"}, "knows no prompts"),
+        ("/tokenize", {"inputs": "a", "prompt_name": "query"}, "knows no prompts"),
+        ("/invocations", {"inputs": "a", "prompt_name": "query"}, "knows no prompts"),
+    ],
+)
+def test_a_prompt_that_there_is_not_is_refused(path: str, body: Any, words: str) -> None:
+    status, told = json_error(FakeModels(), "POST", path, body)
+    assert status == 400
+    assert told["error"].startswith("prompt_name = ") and words in told["error"]
 
 
 SPLIT = {"columns": ["id", "text"], "data": [[1, "a film"], [2, "b"]]}
