@@ -8,6 +8,11 @@ for the reason given. A key that stands in no table is ignored, and the answer's
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from serving.protocols.cohere.embed import (
+    CohereDetokenizeRequest,
+    CohereEmbedRequest,
+    CohereTokenizeRequest,
+)
 from serving.protocols.hf import HFInferenceRequest, HFParameters
 from serving.protocols.json_bodies import JSONBody
 from serving.protocols.kserve import KServePredictRequest
@@ -56,10 +61,13 @@ BODIES = (
     BodyFields("Text Embeddings Inference and vLLM: /tokenize", "", TokenizeRequest),
     BodyFields("Text Embeddings Inference: /decode", "", DecodeRequest),
     BodyFields("vLLM: /detokenize", "", DetokenizeRequest),
-    BodyFields("OpenAI, vLLM, infinity: /v1/embeddings", "", EmbeddingsRequest),
+    BodyFields("OpenAI, vLLM, infinity, Voyage, Jina: /v1/embeddings", "", EmbeddingsRequest),
     BodyFields("vLLM, infinity: /classify", "", ClassifyRequest),
-    BodyFields("Cohere, Jina, infinity, vLLM: /v1/rerank", "", RerankRequest),
+    BodyFields("Cohere, Jina, Voyage, infinity, vLLM: /v1/rerank", "", RerankRequest),
     BodyFields("vLLM: /v1/score", "", ScoreRequest),
+    BodyFields("Cohere: /v2/embed", "", CohereEmbedRequest),
+    BodyFields("Cohere: /v1/tokenize", "", CohereTokenizeRequest),
+    BodyFields("Cohere: /v1/detokenize", "", CohereDetokenizeRequest),
     BodyFields("Hugging Face: /hf/{model}", "", HFInferenceRequest),
     BodyFields("Hugging Face: /hf/{model}", "parameters", HFParameters),
     BodyFields("SageMaker, MLflow: /invocations", "", InvocationBody),

@@ -27,7 +27,14 @@ from serving.protocols.json_bodies import (
     json_schema,
     parse_body,
 )
-from serving.protocols.requests import check_texts, read_as, requested_model
+from serving.protocols.requests import (
+    INPUT_TYPE,
+    add_prompt,
+    check_texts,
+    find_prompt,
+    read_as,
+    requested_model,
+)
 
 OWNER = "bertha"
 STATUSES: dict[ErrorKind, int] = {
@@ -121,8 +128,16 @@ class TextsRequest(ModelRequest):
         return read_as(texts, self.truncation_side, self.max_tokens)
 
 
+_TRUNCATION = "cut texts that are too long (the default), or refuse them (false)"
+
+
 class EmbeddingsRequest(TextsRequest):
     """The body of `/v1/embeddings`."""
+
+    refused: ClassVar[dict[str, str]] = ModelRequest.refused | {
+        "late_chunking": "texts are embedded one by one; send them joined for one vector",
+        "return_multivector": "a text has one vector here; /embed_all has those of its tokens",
+    }
 
     encoding_format: Literal["float", "base64"] = Field("float", description="of the vectors")
     dimensions: StrictInt | None = Field(
@@ -133,21 +148,48 @@ class EmbeddingsRequest(TextsRequest):
     embed_dtype: Literal["float32"] | None = Field(None, description='"float32"')
     endianness: Literal["native", "little"] | None = Field(None, description='"little" or "native"')
     modality: Literal["text"] | None = Field(None, description='"text"')
+    input_type: StrictStr | None = Field(None, description=f"Voyage, NIM: {INPUT_TYPE}")
+    task: StrictStr | None = Field(None, description=f"Jina: {INPUT_TYPE}")
+    truncation: StrictBool | None = Field(None, description=f"Voyage: {_TRUNCATION}")
+    truncate: StrictBool | Literal["NONE", "START", "END"] | None = Field(
+        None, description=f"Jina, NIM: {_TRUNCATION}; NONE, or the end that is cut"
+    )
+    output_dimension: StrictInt | None = Field(
+        None, ge=0, description="Voyage: another name for dimensions"
+    )
+    output_dtype: Literal["float"] | None = Field(None, description='Voyage: "float"')
+    embedding_type: Literal["float", "base64"] | None = Field(
+        None, description="Jina: another name for encoding_format"
+    )
+    normalized: StrictBool | None = Field(None, description="Jina: another name for normalize")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether a text that is too long is cut."""
+        return self.truncation is not False and self.truncate not in (False, "NONE")
+
+    def read_prompted(self, limits: Limits, model: ModelInfo) -> Sequence[str]:
+        """Return the texts, in order, behind the prompt for their use. Raises HTTPError."""
+        texts = check_texts(list_inputs(self.input), limits, "input")
+        prompt = find_prompt(self.input_type or self.task, model)
+        side = "left" if self.truncate == "START" else self.truncation_side
+        return read_as(add_prompt(texts, prompt, model), side, self.max_tokens)
 
 
 async def create_embeddings(http: Request, models: Models) -> Response:
     """Embed texts."""
     request = parse_body(EmbeddingsRequest, http.body)
-    texts = request.read_texts(models.limits)
-    embedded = await models.embed(request.choose_model(http), texts)
-    normalize = request.normalize is not False and request.use_activation is not False
-    vectors = [
-        resize_embedding(vector, normalize, request.dimensions) for vector in embedded.values
-    ]
+    model = request.choose_model(http)
+    texts = request.read_prompted(models.limits, models.get_info(model))
+    embedded = await models.embed(model, texts, truncate=request.truncates)
+    normalize = False not in (request.normalize, request.normalized, request.use_activation)
+    dimensions = request.dimensions or request.output_dimension
+    vectors = [resize_embedding(vector, normalize, dimensions) for vector in embedded.values]
+    encoding = request.embedding_type or request.encoding_format
     data = [
         {
             "object": "embedding",
-            "embedding": _encode_vector(vector, request.encoding_format),
+            "embedding": _encode_vector(vector, encoding),
             "index": index,
         }
         for index, vector in enumerate(vectors)

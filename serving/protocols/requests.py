@@ -71,6 +71,26 @@ def add_prompt(texts: Sequence[str], name: str | None, model: ModelInfo) -> Sequ
     return [model.prompts[name] + text for text in texts]
 
 
+INPUT_TYPE = "what texts are for: the prompt of that name, where the bundle has one"
+# What providers call the texts of a search, and what bundles call the prompts of them.
+_PROMPTS_OF_TYPES = {
+    "search_query": ("query",),
+    "retrieval.query": ("query",),
+    "search_document": ("document", "passage"),
+    "retrieval.passage": ("passage", "document"),
+    "document": ("passage",),
+    "passage": ("document",),
+}
+
+
+def find_prompt(input_type: str | None, model: ModelInfo) -> str | None:
+    """Return the name of the prompt of a model for what a provider calls its texts, if any."""
+    if input_type is None:
+        return None
+    names = (input_type, *_PROMPTS_OF_TYPES.get(input_type, ()))
+    return next((name for name in names if name in model.prompts), None)
+
+
 def check_texts(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]:
     """Return `texts`, the value of `key`. Raises HTTPError if there are none, or one is empty."""
     if not texts:

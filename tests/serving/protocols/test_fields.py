@@ -41,15 +41,18 @@ CALLS: dict[str, tuple[str, Any]] = {
     "Text Embeddings Inference and vLLM: /tokenize": ("/tokenize", {"inputs": "a film"}),
     "Text Embeddings Inference: /decode": ("/decode", {"ids": [[1, 2], [3]]}),
     "vLLM: /detokenize": ("/detokenize", {"tokens": [1, 2]}),
-    "OpenAI, vLLM, infinity: /v1/embeddings": (
+    "OpenAI, vLLM, infinity, Voyage, Jina: /v1/embeddings": (
         "/v1/embeddings",
         {"model": "mini", "input": "a film"},
     ),
     "vLLM, infinity: /classify": ("/classify", {"model": "sentiment", "input": "a film"}),
-    "Cohere, Jina, infinity, vLLM: /v1/rerank": (
+    "Cohere, Jina, Voyage, infinity, vLLM: /v1/rerank": (
         "/v1/rerank",
         {"model": "mini", "query": "a", "documents": ["b", "c"]},
     ),
+    "Cohere: /v2/embed": ("/v2/embed", {"model": "mini", "texts": ["a film"]}),
+    "Cohere: /v1/tokenize": ("/v1/tokenize", {"model": "mini", "text": "a film"}),
+    "Cohere: /v1/detokenize": ("/v1/detokenize", {"model": "mini", "tokens": [5, 6]}),
     "vLLM: /v1/score": ("/v1/score", {"model": "mini", "text_1": "a", "text_2": "b"}),
     "Hugging Face: /hf/{model}": ("/hf/sentiment", {"inputs": "a film", "parameters": {}}),
     "SageMaker, MLflow: /invocations": (
@@ -176,6 +179,14 @@ OPTIONS = [
     ("/tokenize", {"inputs": "a film"}, {"add_special_tokens": False}),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"dimensions": 2}),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"encoding_format": "base64"}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"embedding_type": "base64"}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"output_dimension": 2}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"input_type": "query"}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"task": "retrieval.query"}),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"input_type": "search_query"}),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"output_dimension": 2}),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"embedding_types": ["base64"]}),
+    ("/v1/rerank", {"model": "mini", "query": "a", "documents": ["b", "c"]}, {"top_k": 1}),
     ("/classify", {"model": "topics", "input": "a"}, {"use_activation": False}),
     ("/classify", {"model": "topics", "input": "a"}, {"activation": False}),
     ("/classify", {"model": "topics", "input": "a"}, {"softmax": False}),
@@ -203,6 +214,9 @@ def test_an_option_changes_the_answer(path: str, body: Any, option: Any) -> None
 
 
 LENGTHS = [
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"truncate": "START"}, None, "left"),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"truncate": "START"}, None, "left"),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"max_tokens": 5}, 5, None),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"truncate_prompt_tokens": 5}, 5, None),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"truncation_side": "left"}, None, "left"),
     ("/classify", {"input": "a"}, {"truncate_prompt_tokens": 5}, 5, None),

@@ -45,6 +45,11 @@ BODIES: dict[str, Any] = {
     "/v2/rerank": {"model": "mini", "query": "a", "documents": ["a film", "b"]},
     "/infinity/rerank": {"model": "mini", "query": "a", "documents": ["a film", "b"]},
     "/v1/score": {"model": "mini", "text_1": "a", "text_2": ["a film", "b"]},
+    "/v1/embed": {"model": "mini", "texts": ["a film"]},
+    "/v2/embed": {"model": "mini", "texts": ["a film"]},
+    "/v1/tokenize": {"model": "mini", "text": "a film"},
+    "/v1/detokenize": {"model": "mini", "tokens": [5, 6]},
+    "/endpoints/sentiment/invocations": {"inputs": "a film"},
     "/openai/deployments/mini/embeddings": {"model": "ada", "input": "a film"},
 }
 REFUSED = {"/tei/x/embed_sparse", "/embed_sparse"}
