@@ -217,7 +217,7 @@ def token_usage(num_tokens: Sequence[int]) -> dict[str, int]:
     return {"prompt_tokens": total, "total_tokens": total}
 
 
-async def list_models(_: Request, models: Models) -> Response:
+async def list_models(http: Request, models: Models) -> Response:
     """List every model by its name, then every version by name:version.
 
     `models`, KServe's key, holds the bare names.
@@ -225,8 +225,8 @@ async def list_models(_: Request, models: Models) -> Response:
     infos = models.list_models()
     names: dict[str, Any] = {}
     for info in infos:
-        names.setdefault(info.name, describe_model(info, info.name))
-    versions = [describe_model(info, f"{info.name}:{info.version}") for info in infos]
+        names.setdefault(info.name, describe_model(info, info.name, _owner(http)))
+    versions = [describe_model(info, f"{info.name}:{info.version}", _owner(http)) for info in infos]
     data = [*names.values(), *versions]
     return json_response({"object": "list", "data": data, "models": [*names]})
 
@@ -243,13 +243,19 @@ async def list_one_model(http: Request, models: Models) -> Response:
     """List the one model of the path."""
     reference = requested_model(http) or ""
     info = models.get_info(reference)
-    data = [describe_model(info, reference)]
+    data = [describe_model(info, reference, _owner(http))]
     return json_response({"object": "list", "data": data, "models": [reference]})
 
 
-def describe_model(info: ModelInfo, reference: str) -> dict[str, Any]:
+def _owner(http: Request) -> str:
+    """Return who owns the models; infinity's client reads no other name than its own."""
+    is_infinity = http.path.startswith("/infinity") or http.path == "/models"
+    return "infinity" if is_infinity else OWNER
+
+
+def describe_model(info: ModelInfo, reference: str, owner: str = OWNER) -> dict[str, Any]:
     """Describe one model by a reference that it answers to."""
-    known = {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
+    known = {"id": reference, "object": "model", "created": int(info.created), "owned_by": owner}
     capability = _CAPABILITIES.get(info.task, info.task)  # as infinity names it
     of_infinity = {"capabilities": [capability], "backend": info.engine, "stats": {}}
     return known | of_infinity | {"max_model_len": info.max_length}

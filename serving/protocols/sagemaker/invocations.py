@@ -1,10 +1,10 @@
 """SageMaker's `POST /invocations`, which MLflow has too; its `GET /ping` is TorchServe's.
 
 boto3 with `endpoint_url` asks `/endpoints/NAME/invocations`, where NAME is a model unless
-the header or the body names another. `bodies` lists what may be sent. A body that is JSON of one of its shapes is that,
-whatever its content type says. `Accept` chooses JSON, JSON Lines or CSV. The default model answers,
-or the one that `model` or `X-Amzn-SageMaker-Target-Model` names: labels by falling score, vectors,
-or the tokens for masks.
+the header or the body names another. `bodies` lists what may be sent. A body that
+is JSON of one of its shapes is that, whatever its content type says. `Accept` chooses JSON, JSON
+Lines or CSV. The default model answers, or the one that `model` or `X-Amzn-SageMaker-Target-Model`
+names: labels by falling score, vectors, or the tokens for masks.
 """
 
 import csv

@@ -57,6 +57,14 @@ def test_models_are_listed_with_what_they_can(path: str) -> None:
     assert capabilities["mini"] == ["embed"] and capabilities["sentiment"] == ["classify"]
 
 
+def test_infinitys_client_finds_its_own_name_alone() -> None:
+    for path, owner in (("/infinity/models", "infinity"), ("/v1/models", "bertha")):
+        data = json_answer(FakeModels(), "GET", path)["data"]
+        assert {each["owned_by"] for each in data} == {owner}
+    (of_model,) = json_answer(FakeModels(), "GET", "/infinity/mini/models")["data"]
+    assert of_model["owned_by"] == "infinity"
+
+
 def test_a_model_prefix_lists_one_model() -> None:
     for path in ("/tei/mini/v1/models", "/infinity/mini/models", "/openai/mini/v1/models"):
         assert json_answer(FakeModels(), "GET", path)["models"] == ["mini"]
