@@ -2,7 +2,7 @@
 
 A field is done (as its description says), refused by name with the way out, or means nothing here
 for the reason given. A key that stands in no table is ignored, and the answer's header
-`x-bertha-ignored` names it.
+`x-bertha-ignored` names it; so it does `accept` where the answer has another media type.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from serving.protocols.cohere.embed import (
     CohereEmbedRequest,
     CohereTokenizeRequest,
 )
+from serving.protocols.hf import MEANINGLESS_HEADERS as HUB_HEADERS
 from serving.protocols.hf import HFInferenceRequest, HFParameters
 from serving.protocols.json_bodies import JSONBody
 from serving.protocols.kserve import KServePredictRequest
@@ -112,6 +113,8 @@ def to_markdown() -> str:
     named = (TARGET_MODEL, "done", "the model that answers; `.tar.gz` and the like are left off")
     accepted = ("accept", "done", "application/json, application/jsonlines or text/csv")
     lines += _table(iter([named, accepted, *headers]))
+    lines += ["## Hugging Face: headers", ""]
+    lines += _table((name, "no effect", why) for name, why in HUB_HEADERS.items())
     lines += ["## TorchServe: query of POST /manage/models", ""]
     lines += _table((name, "no effect", why) for name, why in MEANINGLESS_QUERY.items())
     return "\n".join(lines)

@@ -35,6 +35,14 @@ DEFAULT_TOP_K = 5  # tokens for a mask
 _INPUTS = "a text, a list of texts, or {source_sentence, sentences} for sentence similarity"
 
 
+# Headers of Hugging Face's clients that change nothing here, and why.
+MEANINGLESS_HEADERS = {
+    "x-wait-for-model": "a request waits for its model as long as it has time",
+    "x-use-cache": "each request is computed as it stands",
+    "x-load-model": "a model is loaded when it is asked",
+    "x-use-gpu": "the endpoint's device computes",
+}
+
 _OTHER_TASK = "no model here is for that task; `candidate_labels` and the like belong to others"
 
 

@@ -235,8 +235,12 @@ async def get_model(http: Request, models: Models) -> Response:
     """Describe a model, for OpenAI and KServe; one that is loaded on first use counts as ready."""
     reference = requested_model(http) or ""
     info = models.get_info(reference)
-    status = {"name": reference, "ready": info.state != "loading"}
-    return json_response(status | describe_model(info, reference))
+    asked = http.path_params.get("asked", reference)
+    found = models.get_info(asked)
+    if (found.name, found.version) != (info.name, info.version):
+        raise HTTPError("no-model", f"{asked[:60]}: this path is of {reference[:60]} alone")
+    status = {"name": asked, "ready": info.state != "loading"}
+    return json_response(status | describe_model(info, asked, _owner(http)))
 
 
 async def list_one_model(http: Request, models: Models) -> Response:
@@ -287,8 +291,8 @@ def _routes(prefix: str) -> Iterator[Route]:
             body_schema=body,
         )
         yield Route("GET", f"{path}/models", listing, "The models")
-    if "{model}" not in prefix:
-        yield Route("GET", f"{prefix}/v1/models/{{model}}", get_model, "A model")
+        own = f"{path}/models/{{asked}}" if "{model}" in prefix else f"{path}/models/{{model}}"
+        yield Route("GET", own, get_model, "A model")
 
 
 PROTOCOL = WireProtocol(

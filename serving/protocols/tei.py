@@ -317,6 +317,7 @@ PROTOCOL = WireProtocol(
             "The text of tokens",
             body_schema=json_schema(DetokenizeRequest),
         ),
+        Route("GET", "/infinity", check_health, "200 where the model answers", "open"),
         Route("GET", "/infinity/health", check_health, "200 where the model answers", "open"),
         Route("GET", "/infinity/{model}/health", check_health, "200 where it answers", "open"),
     ),

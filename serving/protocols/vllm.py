@@ -111,7 +111,7 @@ PROTOCOL = WireProtocol(
             for prefix in PREFIXES
             for version in ("", "/v1")
         ),
-        Route("GET", "/version", tell_version, "The version of this server", "open"),
+        Route("GET", "/version", tell_version, "The version of this server"),
     ),
     error_body,
     STATUSES,

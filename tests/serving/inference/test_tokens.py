@@ -80,6 +80,14 @@ def test_ids_of_tokenize_are_read_by_every_other_call(registry: Registry, embedd
     run_scenario(registry, scenario)
 
 
+def test_counters_stand_below_the_prefixes_of_clients(registry: Registry) -> None:
+    async def scenario(client: httpx.AsyncClient, _: ModelServer) -> None:
+        for path in ("/metrics", "/infinity/metrics", "/tei/mini/metrics"):
+            assert "bertha_batches_total" in (await client.get(path)).text
+
+    run_scenario(registry, scenario)
+
+
 def test_vectors_of_tokens_are_computed_apart(registry: Registry, embedder: Path) -> None:
     engine = Engine.load(embedder)
 

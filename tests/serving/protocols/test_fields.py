@@ -14,6 +14,7 @@ import pytest
 from serving import protocols
 from serving.http.asgi import App
 from serving.protocols.fields import BODIES, list_fields
+from serving.protocols.hf import MEANINGLESS_HEADERS as HUB_HEADERS
 from serving.protocols.sagemaker.invocations import MEANINGLESS_HEADERS
 from serving.protocols.torchserve_management import MEANINGLESS_QUERY
 from tests.support.fake_models import FakeModels
@@ -269,11 +270,17 @@ def test_an_option_of_reading_reaches_the_model(
     assert {type(text) for text in models.inputs} == {str}
 
 
-@pytest.mark.parametrize("header", MEANINGLESS_HEADERS)
-def test_a_header_without_effect_changes_nothing(header: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "header"),
+    [
+        *(("/invocations", header) for header in MEANINGLESS_HEADERS),
+        *(("/hf/sentiment", header) for header in HUB_HEADERS),
+    ],
+)
+def test_a_header_without_effect_changes_nothing(path: str, header: str) -> None:
     body = {"inputs": "a film"}
-    plain = send_request(FakeModels(), "POST", "/invocations", body)
-    assert send_request(FakeModels(), "POST", "/invocations", body, {header: "x"}) == plain
+    plain = send_request(FakeModels(), "POST", path, body)
+    assert send_request(FakeModels(), "POST", path, body, {header: "x"}) == plain
 
 
 @pytest.mark.parametrize("name", MEANINGLESS_QUERY)
@@ -289,6 +296,26 @@ def test_the_model_of_a_tei_body_is_not_overruled() -> None:
     refused = send_request(FakeModels(), "POST", "/tei/sentiment/predict", body)
     assert refused.status == 400
     assert "model = 'topics', but the path names 'sentiment'" in refused.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("accept", "ignored"),
+    [
+        ("text/csv", "accept"),
+        ("image/*, text/csv;q=0.5", "accept"),
+        ("application/json", None),
+        ("text/html, application/*;q=0.9", None),
+        ("*/*", None),
+    ],
+)
+def test_a_media_type_that_is_not_answered_is_named(accept: str, ignored: str | None) -> None:
+    with (
+        serve_app(App(protocols.ALL, FakeModels())) as address,
+        httpx.Client(base_url=f"http://{address}", trust_env=False) as http,
+    ):
+        answer = http.post("/predict", json={"inputs": "a"}, headers={"accept": accept})
+        assert answer.status_code == 200
+        assert answer.headers.get("x-bertha-ignored") == ignored
 
 
 def test_a_key_that_nobody_knows_is_named_in_a_header() -> None:

@@ -71,6 +71,14 @@ def test_a_model_prefix_lists_one_model() -> None:
         assert json_error(FakeModels(), "GET", path.replace("mini", "nobody"))[0] == 404
 
 
+def test_a_model_is_described_below_its_own_path() -> None:
+    for path in ("/openai/mini/v1/models/mini", "/infinity/mini/models/mini:1", "/models/mini"):
+        found = json_answer(FakeModels(), "GET", path)
+        assert found["id"] == path.rpartition("/")[2]
+    for path in ("/openai/mini/v1/models/topics", "/tei/mini/v1/models/nobody"):
+        assert json_error(FakeModels(), "GET", path)[0] == 404
+
+
 def test_openais_client_hears_of_a_missing_model_in_its_words() -> None:
     status, told = json_error(FakeModels(), "GET", "/v1/models/nobody")
     assert status == 404
@@ -88,7 +96,7 @@ def test_tei_answers_at_its_root() -> None:
         assert send_request(models, "GET", path).body == b""
 
 
-@pytest.mark.parametrize("path", ["/infinity/health", "/infinity/mini/health"])
+@pytest.mark.parametrize("path", ["/infinity/health", "/infinity/mini/health", "/infinity"])
 def test_infinitys_health_is_json(path: str) -> None:
     assert json_answer(FakeModels(), "GET", path)["unix"] > 1e9
     assert json_answer(FakeModels(), "GET", "/health", accept="application/json")["unix"] > 1e9
@@ -193,6 +201,9 @@ SPLIT = {"columns": ["id", "text"], "data": [[1, "a film"], [2, "b"]]}
         {"dataframe_split": {"columns": ["x"], "data": [["a film"], ["b"]], "index": [0, 1]}},
         {"dataframe_records": [{"text": "a film", "id": 1}, {"text": "b", "id": 2}]},
         {"instances": ["a film", "b"]},
+        {"instances": [{"text": "a film"}, {"inputs": "b"}]},
+        {"inputs": [{"text": "a film", "id": 1}, {"text": "b", "id": 2}]},
+        {"inputs": {"text": ["a film", "b"], "id": [1, 2]}},
     ],
 )
 def test_tables_of_mlflow_are_answered_as_predictions(body: Any) -> None:
@@ -208,11 +219,28 @@ def test_tables_of_mlflow_are_answered_as_predictions(body: Any) -> None:
         ({"dataframe_split": {"columns": ["a", "b"], "data": [["x", "y"]]}}, "a column `text`"),
         ({"dataframe_records": [{"text": 5}]}, "a column `text`"),
         ({"dataframe_records": []}, "empty"),
+        ({"inputs": {"text": ["a"], "id": [1, 2]}}, "columns of [1, 2] rows"),
+        ({"inputs": {}}, "empty"),
+        ({"inputs": [{"x": 1}]}, "a column `text`"),
     ],
 )
 def test_tables_without_one_text_a_row_are_refused(body: Any, words: str) -> None:
     status, told = json_error(FakeModels(), "POST", "/invocations", body)
     assert status == 400 and words in told["error"]
+
+
+def test_a_header_of_csv_is_no_text() -> None:
+    headers = {"content_type": "text/csv; header=present"}
+    plain = json_answer(FakeModels(), "POST", "/invocations", {"inputs": ["a film", "b,c"]})
+    for body in (b'text\n"a film"\n"b,c"\n', b'id,text\n1,a film\n\n2,"b,c"'):
+        assert json_answer(FakeModels(), "POST", "/invocations", body, **headers) == plain
+    for body, words in (
+        (b"a,b\n1,2\n", "a column `text`"),
+        (b"id,text\n1\n", "line 2 has 1 cells, and the header 2"),
+        (b"text\n", "empty"),
+    ):
+        status, told = json_error(FakeModels(), "POST", "/invocations", body, **headers)
+        assert status == 400 and words in told["error"]
 
 
 LINES = b'{"inputs": "a film"}\n"b"\n\n{"features": ["c"]}\r\n{"text": "d"}'
