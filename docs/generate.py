@@ -46,7 +46,8 @@ def protocol_page() -> str:
         "# Fields of the protocols\n\nWhat clients may send, and what is done with it. A field is "
         "done, refused by its name with the way out, or has no effect for the reason given; a test "
         "sends each. Any other key is ignored, and the answer's header `x-bertha-ignored` names "
-        f"it.\n\n{fields.to_markdown()}"
+        "it; `accept` too, where the answer is of no media type in it.\n\n"
+        f"{fields.to_markdown()}"
     )
 
 

@@ -208,6 +208,8 @@ def export_embedder_bundle(options: argparse.Namespace) -> int:
         options.model, options.out, options.pooling, options.max_length
     )
     print(f"{options.out}: embeddings of texts of up to {card.max_length} tokens")
+    if card.prompts:
+        print(f"a request may name a prompt: {', '.join(sorted(card.prompts))}")
     return 0
 
 

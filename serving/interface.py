@@ -120,7 +120,7 @@ class ModelInfo:
     backend, as "onnxruntime int8". metrics: measured on held-out texts. created: seconds since
     1970. state: "ready", "loading" or "cold" (loaded on first use).
     pooling: of an embedding, "mean" or "cls", if known. batch_tokens: most tokens of a batch.
-    thresholds, verdict, target, examples, profile: as in the card of the bundle.
+    thresholds, verdict, target, examples, profile, prompts: as in the card of the bundle.
     """
 
     name: str
@@ -144,6 +144,7 @@ class ModelInfo:
     target: Mapping[str, float] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
     profile: RowProfile | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -271,16 +272,6 @@ class FeedbackTaking(Protocol):
         """Keep the right answer to a text; return whose it is. Raises HTTPError."""
 
 
-@runtime_checkable
-class Tokenizing(Protocol):
-    """Models that show their tokens; a part of `Models` for those that have a tokenizer."""
-
-    async def tokenize(
-        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
-    ) -> Sequence[Sequence[Token]]:
-        """Return the tokens of each text before it is cut."""
-
-
 class Models(Protocol):
     """The models of an endpoint. Any text may be a `TextInput`.
 
@@ -305,6 +296,11 @@ class Models(Protocol):
     ) -> InferenceResult[Vector]:
         """Embed texts: embedding."""
 
+    async def embed_tokens(
+        self, model: str | None, texts: Sequence[str], *, truncate: bool = True
+    ) -> InferenceResult[np.ndarray]:
+        """Return the vectors [tokens, width] of all tokens of each text: embedding."""
+
     async def fill_mask(
         self,
         model: str | None,
@@ -325,6 +321,16 @@ class Models(Protocol):
 
         Of a very long text, at least so many.
         """
+
+    async def tokenize(
+        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> Sequence[Sequence[Token]]:
+        """Return the tokens of each text before it is cut."""
+
+    async def detokenize(
+        self, model: str | None, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = True
+    ) -> Sequence[str]:
+        """Return the text of each row of token ids."""
 
     def get_info(self, model: str | None) -> ModelInfo:
         """Describe a model without loading it."""

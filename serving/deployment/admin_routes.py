@@ -83,6 +83,10 @@ def admin_protocol(
         Route(
             "GET", "/metrics", get_metrics, "Counters for Prometheus, of all replicas", "metrics"
         ),
+        *(
+            Route("GET", path, get_metrics, "The same, as clients below a prefix ask", "metrics")
+            for path in ("/infinity/metrics", "/tei/{model}/metrics")
+        ),
         Route("GET", "/canaries", get_canaries, "Canaries beside their live versions", "metrics"),
         Route(
             "GET", "/drift", get_drift, "Recent texts and answers beside held-out ones", "metrics"

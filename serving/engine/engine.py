@@ -20,7 +20,7 @@ from serving.engine.backends.registry import BACKENDS, REFERENCE, STUDENT
 from serving.engine.choice import choose_engine
 from serving.engine.devices import CPU
 from serving.engine.fill_mask import predict_masks
-from serving.engine.text_inputs import clean_texts, encode_inputs, tokenize
+from serving.engine.text_inputs import clean_texts, detokenize, encode_inputs, tokenize
 from serving.interface import MaskPrediction, Prediction, TextInput, Token, Vector
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import Encoder, EncodingError, TextEncoder
@@ -155,6 +155,12 @@ class Engine:
         limit = MAX_COUNTED_CHARACTERS // max(1, len(texts))
         cleaned = clean_texts(self._encoder, [text[:limit] for text in texts])
         return tokenize(self._encoder, cleaned, add_special_tokens)
+
+    def detokenize(
+        self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True
+    ) -> list[str]:
+        """Return the text of each row of token ids. Raises EncodingError."""
+        return detokenize(self._encoder, rows, skip_special_tokens)
 
     def infer_rows(self, rows: Sequence[np.ndarray]) -> list[Value]:
         """Compute the rows of `split_rows` as one packed batch; return a value each, in order.

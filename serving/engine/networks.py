@@ -27,7 +27,7 @@ class PackedNetwork(nn.Module):
     """A BERT over a packed batch.
 
     output: "labels" or "words", logits of either; "cls" or "mean", vectors of length 1, of the
-    token that is read or over its whole text.
+    token that is read or over its whole text; "tokens", the hidden state of each that is read.
     """
 
     def __init__(self, family: ModelFamily, net: nn.Module, output: str) -> None:
@@ -62,6 +62,8 @@ class PackedNetwork(nn.Module):
             return self.family.predict_tokens(self.net, read)
         if self.output == "labels":
             return self.family.classify(self.net, read[:, None])
+        if self.output == "tokens":
+            return read
         if self.output == "mean":
             read = _mean_by_text(hidden[0], texts, reads)
         return F.normalize(read, dim=-1)
@@ -119,7 +121,7 @@ def load_network(directory: Path, card: ModelCard) -> nn.Module:
 def build_embedder(encoder: PreTrainedModel, pooling: str) -> PackedNetwork:
     """Wrap an encoder as a network of vectors.
 
-    pooling: "mean", or "cls", and then the last layer computes [CLS] alone.
+    pooling: "mean"; "cls", and then the last layer computes [CLS] alone; or "tokens" for none.
     """
     AttentionInterface.register("bertha", attention_forward)
     encoder.config._attn_implementation = "bertha"

@@ -74,6 +74,18 @@ def tokenize(
     return tokenized
 
 
+def detokenize(
+    encoder: Encoder, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True
+) -> list[str]:
+    """Return the text of each row of token ids. Raises EncodingError."""
+    if not isinstance(encoder, TextEncoder):
+        raise EncodingError("this model reads numbers in a text, and knows no tokens")
+    for number, row in enumerate(rows, 1):
+        _check_ids(encoder, row, number)
+    decode = encoder.tokenizer.decode
+    return [str(decode(list(row), skip_special_tokens=skip_special_tokens)) for row in rows]
+
+
 def _clean(encoder: Encoder, text: str, number: int) -> str:
     cleaned = encoder.clean(text)
     if not cleaned:
@@ -91,17 +103,22 @@ def _limit(encoder: TextEncoder, given: TextInput) -> int:
 
 
 def _read_ids(encoder: TextEncoder, given: TextInput, number: int) -> tuple[list[int], bool]:
+    _check_ids(encoder, given.ids, number)
+    ids, limit = list(given.ids), _limit(encoder, given)
+    if len(ids) <= limit:
+        return ids, False
+    return (ids[-limit:] if _cuts_left(encoder, given) else ids[:limit]), True
+
+
+def _check_ids(encoder: TextEncoder, ids: Sequence[int], number: int) -> None:
+    """Raise EncodingError for an id of text `number` that is not in the vocabulary."""
     size = encoder.num_tokens
-    for id_ in given.ids:
+    for id_ in ids:
         if not 0 <= id_ < size:
             raise EncodingError(
                 f"text {number} holds the token id {id_}, but this model's vocabulary has {size}: "
                 f"{OTHER_TOKENIZER}"
             )
-    ids, limit = list(given.ids), _limit(encoder, given)
-    if len(ids) <= limit:
-        return ids, False
-    return (ids[-limit:] if _cuts_left(encoder, given) else ids[:limit]), True
 
 
 def _read(encoder: TextEncoder, given: TextInput, number: int) -> tuple[list[int], bool]:

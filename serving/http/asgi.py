@@ -35,6 +35,8 @@ from serving.http.messages import (
     current_request,
     ignored_headers,
     ignored_keys,
+    is_accepted,
+    note_ignored,
     parse_deadline,
     request_deadline,
     truncated_headers,
@@ -195,6 +197,8 @@ class App:
         watcher = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
         try:
             response = await match.route.handler(request, self._models)
+            if response.body and not is_accepted(headers.get("accept", ""), response.media_type):
+                note_ignored(("accept",))
             noted = (*truncated_headers(), *ignored_headers())
             return response._replace(headers=(*response.headers, *noted))
         except asyncio.CancelledError:

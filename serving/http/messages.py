@@ -252,6 +252,14 @@ def truncated_headers() -> tuple[tuple[str, str], ...]:
     return ((TRUNCATED_HEADER, ",".join(map(str, noted[:MAX_NAMED_TEXTS])) + more),)
 
 
+def is_accepted(accept: str, media_type: str) -> bool:
+    """Return whether a client whose header is `accept` reads an answer of that media type."""
+    kind = media_type.partition(";")[0]
+    named = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
+    group = f"{kind.partition('/')[0]}/*"
+    return not accept.strip() or any(each in ("*/*", "*", kind, group) for each in named)
+
+
 def note_ignored(keys: Iterable[str]) -> None:
     """Note keys of the body that mean nothing here, for the header of the current answer."""
     noted = ignored_keys.get()

@@ -39,6 +39,7 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 _PARAMETERS = {
     "model": "name, name:version or name@alias",
     "version": "version of the model",
+    "asked": "the model of the path, by any name of its",
 }
 
 

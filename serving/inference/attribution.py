@@ -9,12 +9,10 @@ more; if 128 steps do not reach that, the error is logged. Spans refer to the or
     attributor.explain("A warm, funny film.", "positive").attributions
 """
 
-import asyncio
 import difflib
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import BerthaError
-from serving.http.messages import HTTPError
-from serving.inference.model_cache import ModelKey
 from serving.inference.offsets import OffsetMapping, trace_cleaning
 from serving.interface import Attribution, Explanation, Prediction, choose_labels
-from trainers.data.tokenizer import EncodingError, TextEncoder
+from trainers.data.tokenizer import TextEncoder
 from trainers.models import bundle
 from trainers.models.bert import TextModel
 from trainers.models.build import load_model
@@ -39,7 +35,6 @@ from trainers.training.losses import logits_to_scores
 
 STEPS = (32, 128)  # along the path; the more where the fewer leave too large an error
 TOLERANCE = 0.02  # of the label's difference, or of a logit where that is less than one
-MAX_WAITING = 8  # requests; each costs tens of predictions a text
 MAX_TOKENS = 4096  # computed at once, gradients included
 
 logger = logging.getLogger(__name__)
@@ -243,49 +238,3 @@ def _merge_attributions(one: Attribution, other: Attribution) -> Attribution:
     return Attribution(
         min(one.start, other.start), max(one.end, other.end), one.weight + other.weight
     )
-
-
-class ExplainerPool:
-    """Explains in one thread with one model in memory, apart from predictions.
-
-    fetch: returns the directory of a version's bundle.
-    """
-
-    def __init__(self, fetch: Callable[[ModelKey], Path]) -> None:
-        self._fetch = fetch
-        self._loaded: tuple[ModelKey, Attributor] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explain")
-        self._num_waiting = 0
-
-    async def explain(
-        self, key: ModelKey, texts: Sequence[str], label: str | None
-    ) -> list[Explanation]:
-        """Explain the labels of texts. Raises HTTPError."""
-        if self._num_waiting >= MAX_WAITING:
-            raise HTTPError("overloaded", "too many explanations wait; try again", 2)
-        self._num_waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._thread, self._explain_in_thread, key, texts, label
-            )
-        except EncodingError as error:
-            raise HTTPError("unreadable", str(error)) from None
-        except NotExplainable as error:
-            raise HTTPError("wrong-task", str(error)) from None
-        except BerthaError as error:
-            raise HTTPError("unready", str(error)) from None
-        finally:
-            self._num_waiting -= 1
-
-    def close(self) -> None:
-        """Stop the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _explain_in_thread(
-        self, key: ModelKey, texts: Sequence[str], label: str | None
-    ) -> list[Explanation]:
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = (key, Attributor.from_bundle(self._fetch(key)))
-        explainer = self._loaded[1]
-        return [explainer.explain(text, label) for text in texts]

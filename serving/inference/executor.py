@@ -23,7 +23,7 @@ from serving.inference.batcher import (
 )
 from serving.inference.model_cache import ModelCache, ModelKey
 from serving.inference.response_cache import Answer, ResponseCache
-from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics
+from serving.interface import InferenceResult, Limits, ModelInfo, ModelStatistics, Token
 from trainers.data.encoders.encoder import EmptyTextError
 from trainers.data.ragged import RaggedArray
 from trainers.data.tokenizer import EncodingError
@@ -152,10 +152,10 @@ class Executor:
             raise HTTPError("unready", f"{key[0]}:{key[1]} cannot be loaded: {error}") from error
 
     async def encode_texts(
-        self, key: ModelKey, texts: Sequence[str]
+        self, key: ModelKey, texts: Sequence[str], truncate: bool = True
     ) -> tuple[RaggedArray, list[int]]:
         """Encode texts for a version; return the places of those cut as well. Raises HTTPError."""
-        return await self._encode_with(await self.get_engine(key), texts, truncate=True)
+        return await self._encode_with(await self.get_engine(key), texts, truncate)
 
     async def count_tokens(self, key: ModelKey, texts: Sequence[str]) -> list[int]:
         """Count the tokens of texts before they are cut. Raises HTTPError."""
@@ -166,6 +166,26 @@ class Executor:
             return await asyncio.to_thread(engine.count_tokens, texts)
         except EncodingError as error:
             raise _refuse_text(error) from None
+
+    async def tokenize(
+        self, key: ModelKey, texts: Sequence[str], add_special_tokens: bool
+    ) -> list[list[Token]]:
+        """Return the tokens of texts before they are cut. Raises HTTPError."""
+        engine = await self.get_engine(key)
+        try:
+            return await asyncio.to_thread(engine.tokenize, texts, add_special_tokens)
+        except EncodingError as error:
+            raise HTTPError("unreadable", str(error)) from None
+
+    async def detokenize(
+        self, key: ModelKey, rows: Sequence[Sequence[int]], skip_special_tokens: bool
+    ) -> list[str]:
+        """Return the text of each row of token ids. Raises HTTPError."""
+        engine = await self.get_engine(key)
+        try:
+            return await asyncio.to_thread(engine.detokenize, rows, skip_special_tokens)
+        except EncodingError as error:
+            raise HTTPError("unreadable", str(error)) from None
 
     def get_statistics(self, key: ModelKey) -> ModelStatistics:
         """Return what a version has done since it was loaded."""

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.errors import BerthaError
 from serving.engine.devices import CPU, open_device
 from serving.engine.engine import Engine
+from serving.engine.token_vectors import TokenEmbedder
 from serving.http.messages import HTTPError, note_answer, note_truncated
-from serving.inference.attribution import ExplainerPool
+from serving.inference.attribution import Attributor, NotExplainable
 from serving.inference.canary import CanaryRouter
 from serving.inference.drift import DriftWindows
 from serving.inference.executor import Executor
@@ -24,6 +27,7 @@ from serving.inference.management import RegistryAdmin
 from serving.inference.model_cache import ModelKey
 from serving.inference.model_table import ModelTable
 from serving.inference.registry_watch import RegistryWatch
+from serving.inference.side_model import SideModel
 from serving.interface import (
     Explanation,
     Feedback,
@@ -33,6 +37,7 @@ from serving.interface import (
     ModelInfo,
     ModelStatistics,
     Prediction,
+    Token,
     Vector,
 )
 from serving.registry.model_ref import (
@@ -47,6 +52,7 @@ from trainers.models.card import BundleError
 
 LABEL_TASKS = ("classification", "multi-label", "regression")
 EXPLAINABLE_TASKS = ("classification", "multi-label")
+MAX_TOKEN_VECTORS = 4096  # of a request; JSON of more would be tens of megabytes
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +86,12 @@ class ModelServer:
         )
         self.canary_router = CanaryRouter(self.executor, self._preload_in_background)
         self.drift = DriftWindows()
-        self._explainers = ExplainerPool(self._fetch_bundle)
+        self._attributor = SideModel(
+            self._fetch_bundle, Attributor.from_bundle, "explanations", NotExplainable
+        )
+        self._token_embedder = SideModel(
+            self._fetch_bundle, TokenEmbedder.from_bundle, "vectors of tokens"
+        )
         self._watch = RegistryWatch(
             self.table, self.executor, self.canary_router.record_load_failure
         )
@@ -145,11 +156,35 @@ class ModelServer:
         key = (info.name, info.version)
         samples, truncated = await self.executor.encode_texts(key, texts)
         rows = [samples[text] for text in range(len(samples))]
-        explanations = await self._explainers.explain(key, texts, label)
+        explanations = await self._attributor.run(
+            key, lambda attributor: [attributor.explain(text, label) for text in texts]
+        )
         note_truncated(truncated)
         result = InferenceResult(self._info_of(key), explanations, rows, truncated)
         note_answer(result)
         return result
+
+    async def embed_tokens(
+        self, model: str | None, texts: Sequence[str], *, truncate: bool = True
+    ) -> InferenceResult[np.ndarray]:
+        """As `Models.embed_tokens`."""
+        info = self.get_info(model)
+        if info.task != "embedding":
+            raise HTTPError(
+                "wrong-task", f"{info.name} is a model for {info.task}; this call is for embedding"
+            )
+        key = (info.name, info.version)
+        samples, truncated = await self.executor.encode_texts(key, texts, truncate)
+        rows = [samples[text] for text in range(len(samples))]
+        if (num_tokens := sum(map(len, rows))) > MAX_TOKEN_VECTORS:
+            raise HTTPError(
+                "too-large",
+                f"{num_tokens} tokens, but a request is answered with the vectors of at most "
+                f"{MAX_TOKEN_VECTORS}; send several requests",
+            )
+        vectors = await self._token_embedder.run(key, lambda embedder: embedder.embed(rows))
+        note_truncated(truncated)
+        return InferenceResult(self._info_of(key), vectors, rows, truncated)
 
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
         """As `Models.count_tokens`."""
@@ -168,6 +203,20 @@ class ModelServer:
             raise HTTPError("wrong-task", f"{info.name} is a model for {info.task}, without labels")
         await self._feedback.append(found, info)
         return info
+
+    async def tokenize(
+        self, model: str | None, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> Sequence[Sequence[Token]]:
+        """As `Models.tokenize`."""
+        info = self.get_info(model)
+        return await self.executor.tokenize((info.name, info.version), texts, add_special_tokens)
+
+    async def detokenize(
+        self, model: str | None, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = True
+    ) -> Sequence[str]:
+        """As `Models.detokenize`."""
+        info = self.get_info(model)
+        return await self.executor.detokenize((info.name, info.version), rows, skip_special_tokens)
 
     def get_info(self, model: str | None) -> ModelInfo:
         """As `Models.get_info`."""
@@ -205,7 +254,8 @@ class ModelServer:
         for task in self._background:
             task.cancel()
         await self.executor.close()
-        self._explainers.close()
+        self._attributor.close()
+        self._token_embedder.close()
         if self._feedback is not None:
             self._feedback.close()
 

@@ -172,4 +172,5 @@ class ModelTable:
             target=dict(card.target),
             examples=card.examples,
             profile=card.profile,
+            prompts=dict(card.prompts),
         )

@@ -16,6 +16,7 @@ from serving.protocols import (
     torchserve_management,
     vllm,
 )
+from serving.protocols.cohere import embed as cohere
 from serving.protocols.own import explain, feedback
 from serving.protocols.sagemaker import invocations
 
@@ -26,6 +27,7 @@ ALL: tuple[WireProtocol, ...] = (
     openai.PROTOCOL,
     vllm.PROTOCOL,
     rerank.PROTOCOL,
+    cohere.PROTOCOL,
     kserve.PROTOCOL,
     torchserve.PROTOCOL,
     torchserve_management.PROTOCOL,

@@ -2,12 +2,18 @@
 
 A field is done (as its description says), refused by name with the way out, or means nothing here
 for the reason given. A key that stands in no table is ignored, and the answer's header
-`x-bertha-ignored` names it.
+`x-bertha-ignored` names it; so it does `accept` where the answer has another media type.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from serving.protocols.cohere.embed import (
+    CohereDetokenizeRequest,
+    CohereEmbedRequest,
+    CohereTokenizeRequest,
+)
+from serving.protocols.hf import MEANINGLESS_HEADERS as HUB_HEADERS
 from serving.protocols.hf import HFInferenceRequest, HFParameters
 from serving.protocols.json_bodies import JSONBody
 from serving.protocols.kserve import KServePredictRequest
@@ -33,8 +39,8 @@ from serving.protocols.tei_bodies import (
     TEIPredictRequest,
     TEIRerankRequest,
     TEISimilarityRequest,
-    TEITokenizeRequest,
 )
+from serving.protocols.tokens.bodies import DecodeRequest, DetokenizeRequest, TokenizeRequest
 from serving.protocols.torchserve import TorchServeObject
 from serving.protocols.torchserve_management import MEANINGLESS_QUERY
 from serving.protocols.vllm import ClassifyRequest
@@ -55,11 +61,16 @@ BODIES = (
     BodyFields("Text Embeddings Inference: /similarity", "", TEISimilarityRequest),
     BodyFields("Text Embeddings Inference: /similarity", "inputs", SimilarityInputs),
     BodyFields("Text Embeddings Inference: /similarity", "parameters", SimilarityParameters),
-    BodyFields("Text Embeddings Inference and vLLM: /tokenize", "", TEITokenizeRequest),
-    BodyFields("OpenAI, vLLM, infinity: /v1/embeddings", "", EmbeddingsRequest),
+    BodyFields("Text Embeddings Inference and vLLM: /tokenize", "", TokenizeRequest),
+    BodyFields("Text Embeddings Inference: /decode", "", DecodeRequest),
+    BodyFields("vLLM: /detokenize", "", DetokenizeRequest),
+    BodyFields("OpenAI, vLLM, infinity, Voyage, Jina: /v1/embeddings", "", EmbeddingsRequest),
     BodyFields("vLLM, infinity: /classify", "", ClassifyRequest),
-    BodyFields("Cohere, Jina, infinity, vLLM: /v1/rerank", "", RerankRequest),
+    BodyFields("Cohere, Jina, Voyage, infinity, vLLM: /v1/rerank", "", RerankRequest),
     BodyFields("vLLM: /v1/score", "", ScoreRequest),
+    BodyFields("Cohere: /v2/embed", "", CohereEmbedRequest),
+    BodyFields("Cohere: /v1/tokenize", "", CohereTokenizeRequest),
+    BodyFields("Cohere: /v1/detokenize", "", CohereDetokenizeRequest),
     BodyFields("Hugging Face: /hf/{model}", "", HFInferenceRequest),
     BodyFields("Hugging Face: /hf/{model}", "parameters", HFParameters),
     BodyFields("SageMaker, MLflow: /invocations", "", InvocationBody),
@@ -106,6 +117,8 @@ def to_markdown() -> str:
     named = (TARGET_MODEL, "done", "the model that answers; `.tar.gz` and the like are left off")
     accepted = ("accept", "done", "application/json, application/jsonlines or text/csv")
     lines += _table(iter([named, accepted, *headers]))
+    lines += ["## Hugging Face: headers", ""]
+    lines += _table((name, "no effect", why) for name, why in HUB_HEADERS.items())
     lines += ["## TorchServe: query of POST /manage/models", ""]
     lines += _table((name, "no effect", why) for name, why in MEANINGLESS_QUERY.items())
     return "\n".join(lines)

@@ -41,7 +41,7 @@ def _parse_url_encoded(body: bytes) -> dict[str, str]:
 
 
 def _parse_multipart(content_type: str, body: bytes) -> dict[str, str]:
-    boundary = _header_parameter(content_type, "boundary")
+    boundary = header_parameter(content_type, "boundary")
     if not boundary:
         raise HTTPError(
             "malformed", f"content-type {truncate_repr(content_type)} names no boundary"
@@ -69,11 +69,11 @@ def _field_name(headers: bytes) -> str:
     for line in headers.splitlines():
         key, _, value = line.decode("latin-1").partition(":")
         if key.strip().lower() == "content-disposition":
-            return _header_parameter(value, "name")
+            return header_parameter(value, "name")
     return ""
 
 
-def _header_parameter(value: str, name: str) -> str:
+def header_parameter(value: str, name: str) -> str:
     """Return a parameter of a header, "" if there is none before the first that is broken."""
     position = value.find(";")
     while match := _PARAMETER.match(value, max(0, position)):

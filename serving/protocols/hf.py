@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
-from serving.interface import Models
+from serving.interface import ModelInfo, Models
 from serving.protocols import default_format
 from serving.protocols.embeddings import format_embeddings, similarity_scores
 from serving.protocols.json_bodies import (
@@ -26,14 +26,22 @@ from serving.protocols.json_bodies import (
     parse_body,
 )
 from serving.protocols.labels import ScoreFunction, apply_function, rank_answer
-from serving.protocols.requests import check_texts, choose_model, read_as
-from serving.protocols.tei_bodies import NO_PROMPTS, TruncatingBody
+from serving.protocols.requests import add_prompt, check_texts, choose_model, read_as
+from serving.protocols.tei_bodies import PROMPT, TruncatingBody
 
 MAX_TOP_K = 1000
 DEFAULT_TOP_K = 5  # tokens for a mask
 
 _INPUTS = "a text, a list of texts, or {source_sentence, sentences} for sentence similarity"
 
+
+# Headers of Hugging Face's clients that change nothing here, and why.
+MEANINGLESS_HEADERS = {
+    "x-wait-for-model": "a request waits for its model as long as it has time",
+    "x-use-cache": "each request is computed as it stands",
+    "x-load-model": "a model is loaded when it is asked",
+    "x-use-gpu": "the endpoint's device computes",
+}
 
 _OTHER_TASK = "no model here is for that task; `candidate_labels` and the like belong to others"
 
@@ -53,7 +61,6 @@ class HFParameters(JSONBody):
         "max_seq_len": _OTHER_TASK,
         "handle_impossible_answer": _OTHER_TASK,
         "align_to_words": _OTHER_TASK,
-        "prompt_name": NO_PROMPTS,
     }
     meaningless: ClassVar[dict[str, str]] = {
         "return_all_scores": "all are returned unless `top_k` says otherwise",
@@ -69,13 +76,13 @@ class HFParameters(JSONBody):
     truncation: StrictBool | None = Field(None, description="cut texts that are too long (default)")
     max_length: StrictInt | None = Field(None, ge=1, description="read so many tokens at most")
     normalize: StrictBool | None = Field(None, description="vectors of length 1 (the default)")
+    prompt_name: StrictStr | None = Field(None, description=PROMPT)
     candidate_labels: Any = Field(None, description="zero-shot classification: refused")
 
 
 class HFInferenceRequest(TruncatingBody):
     """The body of a request. The options of feature extraction stand beside the inputs."""
 
-    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
     meaningless: ClassVar[dict[str, str]] = {
         "options": "nothing is cached, and no model has to be waited for",
         "encoding_format": "vectors are lists of numbers here; /v1/embeddings has base64",
@@ -90,6 +97,12 @@ class HFInferenceRequest(TruncatingBody):
     model: StrictStr | None = Field(
         None, description="name, name:version or name@alias; by default that of the path"
     )
+    prompt_name: StrictStr | None = Field(None, description=PROMPT)
+
+    @property
+    def prompt(self) -> str | None:
+        """The name of the prompt, which stands beside the inputs or among the options."""
+        return self.prompt_name or (self.parameters.prompt_name if self.parameters else None)
 
     @property
     def truncates(self) -> bool:
@@ -102,9 +115,10 @@ async def infer(http: Request, models: Models) -> Response:
     """Answer by the task of the model."""
     request = parse_body(HFInferenceRequest, http.body)
     model = choose_model(http, request.model)
-    task = models.get_info(model).task
+    info = models.get_info(model)
+    task = info.task
     if isinstance(request.inputs, dict):
-        return json_response(await _sentence_similarity(request, task, models, model))
+        return json_response(await _sentence_similarity(request, info, models, model))
     is_single = isinstance(request.inputs, str)
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     check_texts(texts, models.limits, "inputs")
@@ -112,7 +126,8 @@ async def infer(http: Request, models: Models) -> Response:
     if options.candidate_labels is not None:
         raise HTTPError("wrong-task", f"zero-shot classification: this model is for {task}")
     check_options(options, task)
-    read = read_as(texts, request.side, options.max_length)
+    prompted = add_prompt(texts, request.prompt, info)
+    read = read_as(prompted, request.side, options.max_length)
     if task == "embedding":
         embedded = await models.embed(model, read, truncate=request.truncates)
         normalize = request.normalize is not False and options.normalize is not False
@@ -152,14 +167,14 @@ def check_options(options: HFParameters, task: str) -> None:
 
 
 async def _sentence_similarity(
-    request: HFInferenceRequest, task: str, models: Models, model: str | None
+    request: HFInferenceRequest, info: ModelInfo, models: Models, model: str | None
 ) -> list[float]:
     """Answer inputs that are an object: sentence similarity is the only such task."""
     assert isinstance(request.inputs, dict)
     source, sentences = request.inputs.get("source_sentence"), request.inputs.get("sentences")
-    if task != "embedding":
+    if info.task != "embedding":
         raise HTTPError(
-            "wrong-task", f"inputs is an object, but this model is for {task}; send texts"
+            "wrong-task", f"inputs is an object, but this model is for {info.task}; send texts"
         )
     are_texts = isinstance(sentences, list) and all(isinstance(each, str) for each in sentences)
     if not isinstance(source, str) or not isinstance(sentences, list) or not are_texts:
@@ -167,8 +182,8 @@ async def _sentence_similarity(
             "malformed",
             'inputs: expected {"source_sentence": a text, "sentences": a list of texts}',
         )
-    truncates, side = request.truncates, request.side
-    return await similarity_scores(models, model, source, sentences, truncates, side)
+    text, *others = add_prompt([source, *sentences], request.prompt, info)
+    return await similarity_scores(models, model, text, others, request.truncates, request.side)
 
 
 _BODY = json_schema(HFInferenceRequest)

@@ -27,7 +27,14 @@ from serving.protocols.json_bodies import (
     json_schema,
     parse_body,
 )
-from serving.protocols.requests import check_texts, read_as, requested_model
+from serving.protocols.requests import (
+    INPUT_TYPE,
+    add_prompt,
+    check_texts,
+    find_prompt,
+    read_as,
+    requested_model,
+)
 
 OWNER = "bertha"
 STATUSES: dict[ErrorKind, int] = {
@@ -121,8 +128,16 @@ class TextsRequest(ModelRequest):
         return read_as(texts, self.truncation_side, self.max_tokens)
 
 
+_TRUNCATION = "cut texts that are too long (the default), or refuse them (false)"
+
+
 class EmbeddingsRequest(TextsRequest):
     """The body of `/v1/embeddings`."""
+
+    refused: ClassVar[dict[str, str]] = ModelRequest.refused | {
+        "late_chunking": "texts are embedded one by one; send them joined for one vector",
+        "return_multivector": "a text has one vector here; /embed_all has those of its tokens",
+    }
 
     encoding_format: Literal["float", "base64"] = Field("float", description="of the vectors")
     dimensions: StrictInt | None = Field(
@@ -133,21 +148,48 @@ class EmbeddingsRequest(TextsRequest):
     embed_dtype: Literal["float32"] | None = Field(None, description='"float32"')
     endianness: Literal["native", "little"] | None = Field(None, description='"little" or "native"')
     modality: Literal["text"] | None = Field(None, description='"text"')
+    input_type: StrictStr | None = Field(None, description=f"Voyage, NIM: {INPUT_TYPE}")
+    task: StrictStr | None = Field(None, description=f"Jina: {INPUT_TYPE}")
+    truncation: StrictBool | None = Field(None, description=f"Voyage: {_TRUNCATION}")
+    truncate: StrictBool | Literal["NONE", "START", "END"] | None = Field(
+        None, description=f"Jina, NIM: {_TRUNCATION}; NONE, or the end that is cut"
+    )
+    output_dimension: StrictInt | None = Field(
+        None, ge=0, description="Voyage: another name for dimensions"
+    )
+    output_dtype: Literal["float"] | None = Field(None, description='Voyage: "float"')
+    embedding_type: Literal["float", "base64"] | None = Field(
+        None, description="Jina: another name for encoding_format"
+    )
+    normalized: StrictBool | None = Field(None, description="Jina: another name for normalize")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether a text that is too long is cut."""
+        return self.truncation is not False and self.truncate not in (False, "NONE")
+
+    def read_prompted(self, limits: Limits, model: ModelInfo) -> Sequence[str]:
+        """Return the texts, in order, behind the prompt for their use. Raises HTTPError."""
+        texts = check_texts(list_inputs(self.input), limits, "input")
+        prompt = find_prompt(self.input_type or self.task, model)
+        side = "left" if self.truncate == "START" else self.truncation_side
+        return read_as(add_prompt(texts, prompt, model), side, self.max_tokens)
 
 
 async def create_embeddings(http: Request, models: Models) -> Response:
     """Embed texts."""
     request = parse_body(EmbeddingsRequest, http.body)
-    texts = request.read_texts(models.limits)
-    embedded = await models.embed(request.choose_model(http), texts)
-    normalize = request.normalize is not False and request.use_activation is not False
-    vectors = [
-        resize_embedding(vector, normalize, request.dimensions) for vector in embedded.values
-    ]
+    model = request.choose_model(http)
+    texts = request.read_prompted(models.limits, models.get_info(model))
+    embedded = await models.embed(model, texts, truncate=request.truncates)
+    normalize = False not in (request.normalize, request.normalized, request.use_activation)
+    dimensions = request.dimensions or request.output_dimension
+    vectors = [resize_embedding(vector, normalize, dimensions) for vector in embedded.values]
+    encoding = request.embedding_type or request.encoding_format
     data = [
         {
             "object": "embedding",
-            "embedding": _encode_vector(vector, request.encoding_format),
+            "embedding": _encode_vector(vector, encoding),
             "index": index,
         }
         for index, vector in enumerate(vectors)
@@ -175,7 +217,7 @@ def token_usage(num_tokens: Sequence[int]) -> dict[str, int]:
     return {"prompt_tokens": total, "total_tokens": total}
 
 
-async def list_models(_: Request, models: Models) -> Response:
+async def list_models(http: Request, models: Models) -> Response:
     """List every model by its name, then every version by name:version.
 
     `models`, KServe's key, holds the bare names.
@@ -183,8 +225,8 @@ async def list_models(_: Request, models: Models) -> Response:
     infos = models.list_models()
     names: dict[str, Any] = {}
     for info in infos:
-        names.setdefault(info.name, describe_model(info, info.name))
-    versions = [describe_model(info, f"{info.name}:{info.version}") for info in infos]
+        names.setdefault(info.name, describe_model(info, info.name, _owner(http)))
+    versions = [describe_model(info, f"{info.name}:{info.version}", _owner(http)) for info in infos]
     data = [*names.values(), *versions]
     return json_response({"object": "list", "data": data, "models": [*names]})
 
@@ -193,21 +235,31 @@ async def get_model(http: Request, models: Models) -> Response:
     """Describe a model, for OpenAI and KServe; one that is loaded on first use counts as ready."""
     reference = requested_model(http) or ""
     info = models.get_info(reference)
-    status = {"name": reference, "ready": info.state != "loading"}
-    return json_response(status | describe_model(info, reference))
+    asked = http.path_params.get("asked", reference)
+    found = models.get_info(asked)
+    if (found.name, found.version) != (info.name, info.version):
+        raise HTTPError("no-model", f"{asked[:60]}: this path is of {reference[:60]} alone")
+    status = {"name": asked, "ready": info.state != "loading"}
+    return json_response(status | describe_model(info, asked, _owner(http)))
 
 
 async def list_one_model(http: Request, models: Models) -> Response:
     """List the one model of the path."""
     reference = requested_model(http) or ""
     info = models.get_info(reference)
-    data = [describe_model(info, reference)]
+    data = [describe_model(info, reference, _owner(http))]
     return json_response({"object": "list", "data": data, "models": [reference]})
 
 
-def describe_model(info: ModelInfo, reference: str) -> dict[str, Any]:
+def _owner(http: Request) -> str:
+    """Return who owns the models; infinity's client reads no other name than its own."""
+    is_infinity = http.path.startswith("/infinity") or http.path == "/models"
+    return "infinity" if is_infinity else OWNER
+
+
+def describe_model(info: ModelInfo, reference: str, owner: str = OWNER) -> dict[str, Any]:
     """Describe one model by a reference that it answers to."""
-    known = {"id": reference, "object": "model", "created": int(info.created), "owned_by": OWNER}
+    known = {"id": reference, "object": "model", "created": int(info.created), "owned_by": owner}
     capability = _CAPABILITIES.get(info.task, info.task)  # as infinity names it
     of_infinity = {"capabilities": [capability], "backend": info.engine, "stats": {}}
     return known | of_infinity | {"max_model_len": info.max_length}
@@ -239,8 +291,8 @@ def _routes(prefix: str) -> Iterator[Route]:
             body_schema=body,
         )
         yield Route("GET", f"{path}/models", listing, "The models")
-    if "{model}" not in prefix:
-        yield Route("GET", f"{prefix}/v1/models/{{model}}", get_model, "A model")
+        own = f"{path}/models/{{asked}}" if "{model}" in prefix else f"{path}/models/{{model}}"
+        yield Route("GET", own, get_model, "A model")
 
 
 PROTOCOL = WireProtocol(

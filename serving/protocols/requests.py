@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from serving.http.messages import HTTPError, Request
-from serving.interface import Limits, TextInput, TruncationSide
+from serving.interface import Limits, ModelInfo, TextInput, TruncationSide
 from trainers.data.cleaning import is_blank
 
 
@@ -51,6 +51,45 @@ def read_as(
         TextInput(text, text.ids if isinstance(text, TextInput) else (), max_tokens, side)
         for text in texts
     ]
+
+
+def add_prompt(texts: Sequence[str], name: str | None, model: ModelInfo) -> Sequence[str]:
+    """Return `texts` behind the prompt of that name, if one is named. Raises HTTPError."""
+    if not name:
+        return texts
+    if name not in model.prompts:
+        known = ", ".join(sorted(model.prompts))
+        way = (
+            f"{model.name} has the prompts {known}"
+            if known
+            else "this model's bundle knows no prompts; put the prompt before the text"
+        )
+        raise HTTPError("malformed", f"prompt_name = {name[:60]!r}: {way}")
+    if any(isinstance(text, TextInput) and text.ids for text in texts):
+        raise HTTPError(
+            "malformed", f"prompt_name = {name[:60]!r}: token ids are read as they are; send texts"
+        )
+    return [model.prompts[name] + text for text in texts]
+
+
+INPUT_TYPE = "what texts are for: the prompt of that name, where the bundle has one"
+# What providers call the texts of a search, and what bundles call the prompts of them.
+_PROMPTS_OF_TYPES = {
+    "search_query": ("query",),
+    "retrieval.query": ("query",),
+    "search_document": ("document", "passage"),
+    "retrieval.passage": ("passage", "document"),
+    "document": ("passage",),
+    "passage": ("document",),
+}
+
+
+def find_prompt(input_type: str | None, model: ModelInfo) -> str | None:
+    """Return the name of the prompt of a model for what a provider calls its texts, if any."""
+    if input_type is None:
+        return None
+    names = (input_type, *_PROMPTS_OF_TYPES.get(input_type, ()))
+    return next((name for name in names if name in model.prompts), None)
 
 
 def check_texts(texts: Sequence[str], limits: Limits, key: str) -> Sequence[str]:

@@ -52,6 +52,7 @@ class RerankRequest(ModelRequest):
         "overlap_tokens": _NO_PARTS,
         "rank_fields": "documents have one field, `text`; give texts",
         "return_query": "the client has the query",
+        "relevant_spans": "documents are compared whole; no part of them has a score of its own",
     }
 
     query: StrictStr = Field(description="the text that documents are compared with")
@@ -59,6 +60,7 @@ class RerankRequest(ModelRequest):
         description='a list of texts, or of {"text": text}'
     )
     top_n: StrictInt | None = Field(None, ge=0, description="only the best so many; 0: all of them")
+    top_k: StrictInt | None = Field(None, ge=0, description="Voyage: another name for top_n")
     return_documents: StrictBool | None = Field(None, description="put the texts into the answer")
     max_tokens_per_doc: StrictInt | None = Field(
         None, ge=1, description="Cohere: read so many tokens of each at most"
@@ -123,7 +125,8 @@ async def rerank_documents(request: RerankRequest, http: Request, models: Models
         min(asked, default=None),
     )
     scores = compared.scores
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n or None]
+    top_n = request.top_n or request.top_k or None
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_n]
     results: list[dict[str, Any]] = [
         {"index": index, "relevance_score": scores[index]} for index in order
     ]
@@ -141,6 +144,8 @@ async def rerank_documents(request: RerankRequest, http: Request, models: Models
         "usage": token_usage(compared.num_tokens),
         "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
     }
+    if "top_k" in request.model_fields_set:  # as Voyage's clients send it, whatever its value
+        answer["data"] = results
     return json_response(answer)
 
 

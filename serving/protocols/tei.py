@@ -9,7 +9,8 @@ of the server, that one. Five differences from the original, all on purpose:
 - `"normalize": false` gives vectors as the model makes them, which may be of length 1 already;
 - a body may name a `model`.
 
-`/embed_all` and `/embed_sparse` say that engines answer one vector a text.
+`/embed_all` is computed as explanations are: apart from the batches, in fp32, a request at a time.
+`/embed_sparse` says that there are no such models here. vLLM's `/detokenize` stands here, too.
 """
 
 import time
@@ -29,7 +30,7 @@ from serving.http.messages import (
     WireProtocol,
     bertha_version,
 )
-from serving.interface import ModelInfo, Models, Prediction, Token, Tokenizing
+from serving.interface import ModelInfo, Models, Prediction
 from serving.protocols.embeddings import format_embeddings, similarity_scores
 from serving.protocols.json_bodies import (
     dump_json,
@@ -39,17 +40,19 @@ from serving.protocols.json_bodies import (
     parse_json,
 )
 from serving.protocols.labels import rank_answer
-from serving.protocols.requests import check_texts, choose_model, read_as, requested_model
+from serving.protocols.requests import add_prompt, choose_model, read_as, requested_model
 from serving.protocols.rerank import RerankRequest, rerank_documents
 from serving.protocols.tei_bodies import (
+    SimilarityParameters,
     TEIEmbedRequest,
     TEIPredictRequest,
     TEIRerankRequest,
     TEISimilarityRequest,
-    TEITokenizeRequest,
     parse_predict_request,
     validate_rerank_request,
 )
+from serving.protocols.tokens import calls
+from serving.protocols.tokens.bodies import DecodeRequest, DetokenizeRequest, TokenizeRequest
 
 _ERROR_TYPES: dict[ErrorKind, str] = {
     "empty": "Empty",
@@ -113,8 +116,9 @@ def format_predictions(
 async def embed(http: Request, models: Models) -> Response:
     """Return the vectors of texts, a list of them even for one text."""
     request = parse_body(TEIEmbedRequest, http.body)
-    texts, truncate = request.read_texts(models.limits), request.truncate is not False
-    embedded = await models.embed(choose_model(http, request.model), texts, truncate=truncate)
+    model, truncate = choose_model(http, request.model), request.truncate is not False
+    texts = request.read_texts(models.limits, models.get_info(model))
+    embedded = await models.embed(model, texts, truncate=truncate)
     return json_response(format_embeddings(embedded.values, request.normalize, request.dimensions))
 
 
@@ -142,14 +146,12 @@ async def rerank(http: Request, models: Models) -> Response:
 async def score_similarity(http: Request, models: Models) -> Response:
     """Return the cosine similarity of each sentence to the source."""
     request = parse_body(TEISimilarityRequest, http.body)
-    inputs, parameters = request.inputs, request.parameters
+    parameters, inputs = request.parameters or SimilarityParameters(), request.inputs
+    model = choose_model(http, request.model)
+    texts = [inputs.source_sentence, *inputs.sentences]
+    text, *others = add_prompt(texts, parameters.prompt_name, models.get_info(model))
     scores = await similarity_scores(
-        models,
-        choose_model(http, request.model),
-        inputs.source_sentence,
-        inputs.sentences,
-        parameters.truncate if parameters else None,
-        parameters.side if parameters else None,
+        models, model, text, others, parameters.truncate, parameters.side
     )
     return json_response(scores)
 
@@ -161,44 +163,6 @@ async def answer_root(http: Request, models: Models) -> Response:
     model = choose_model(http, given if isinstance(given, str) else None)
     is_embedder = models.get_info(model).task == "embedding"
     return await (embed if is_embedder else predict)(http, models)
-
-
-async def tokenize(http: Request, models: Models) -> Response:
-    """Return the tokens of texts before they are cut, in the shape of the original or of vLLM."""
-    request = parse_body(TEITokenizeRequest, http.body)
-    texts = check_texts(request.texts, models.limits, "inputs")
-    model = choose_model(http, request.model)
-    info = models.get_info(model)
-    if not isinstance(models, Tokenizing):
-        raise HTTPError("wrong-task", "this endpoint shows no tokens")
-    add_special_tokens = request.add_special_tokens is not False
-    tokens = await models.tokenize(model, texts, add_special_tokens=add_special_tokens)
-    if request.prompt is not None:
-        (of_text,) = tokens
-        answer = {
-            "count": len(of_text),
-            "max_model_len": info.max_length,
-            "tokens": [token.id for token in of_text],
-            "token_strs": [token.text for token in of_text],
-        }
-        return json_response(answer)
-    return json_response([[_format_token(token) for token in of_text] for of_text in tokens])
-
-
-def _format_token(token: Token) -> dict[str, Any]:
-    start, stop = token.start, token.end
-    known = {"id": token.id, "text": token.text, "special": token.special}
-    return known | {"start": start, "stop": stop}
-
-
-async def refuse_token_vectors(http: Request, models: Models) -> Response:
-    """Say that there are no vectors of tokens."""
-    info = models.get_info(requested_model(http))
-    raise HTTPError(
-        "wrong-task",
-        f"{http.path.rpartition('/')[2]}: engines answer one vector a text, {info.name} for "
-        f"{info.task}; ask /embed of an embedder",
-    )
 
 
 async def check_health(http: Request, models: Models) -> Response:
@@ -237,6 +201,7 @@ async def get_info(http: Request, models: Models) -> Response:
             "verdict": dict(model.verdict),
             "target": dict(model.target),
             "examples": list(model.examples),
+            "prompts": dict(model.prompts),
             "base_model": model.base_model,
             "model_version": model.version,
             "engine": model.engine,
@@ -305,13 +270,20 @@ def _make_routes(prefix: str) -> tuple[Route, ...]:
         Route("GET", f"{prefix}/health", check_health, "200 where the model answers", "open"),
         post(
             "tokenize",
-            tokenize,
+            calls.tokenize,
             "The tokens of texts",
-            TEITokenizeRequest,
+            TokenizeRequest,
             list[list[dict[str, Any]]],
         ),
-        post("embed_all", refuse_token_vectors, "Not offered", TEIEmbedRequest, dict[str, str]),
-        post("embed_sparse", refuse_token_vectors, "Not offered", TEIEmbedRequest, dict[str, str]),
+        post("decode", calls.decode, "The texts of tokens", DecodeRequest, list[str]),
+        post(
+            "embed_all",
+            calls.embed_tokens,
+            "The vectors of the tokens of texts",
+            TEIEmbedRequest,
+            list[list[list[float]]],
+        ),
+        post("embed_sparse", calls.refuse_sparse, "Not offered", TEIEmbedRequest, dict[str, str]),
     )
 
 
@@ -340,6 +312,14 @@ PROTOCOL = WireProtocol(
         *_make_routes(""),
         *_make_routes(_OF_MODEL),
         *_root_routes(_OF_MODEL),
+        Route(
+            "POST",
+            "/detokenize",
+            calls.detokenize,
+            "The text of tokens",
+            body_schema=json_schema(DetokenizeRequest),
+        ),
+        Route("GET", "/infinity", check_health, "200 where the model answers", "open"),
         Route("GET", "/infinity/health", check_health, "200 where the model answers", "open"),
         Route("GET", "/infinity/{model}/health", check_health, "200 where it answers", "open"),
     ),

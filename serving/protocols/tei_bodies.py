@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError
-from serving.interface import Limits, TruncationSide
+from serving.interface import Limits, ModelInfo, TruncationSide
 from serving.protocols.json_bodies import (
     ClientList,
     JSONBody,
@@ -15,12 +15,12 @@ from serving.protocols.json_bodies import (
     validate_body,
 )
 from serving.protocols.openai import Inputs, list_inputs
-from serving.protocols.requests import check_texts, read_as
+from serving.protocols.requests import add_prompt, check_texts, read_as
 from serving.protocols.rerank import RerankRequest
 
 _INPUTS = "a text, a list of texts, or a list of lists of one text"
 
-NO_PROMPTS = "this model's bundle knows no prompts; put the prompt before the text"
+PROMPT = "the prompt of the bundle that is put before each text"
 TruncationDirection = Literal["Right", "right", "Left", "left"]
 
 
@@ -84,8 +84,6 @@ class TEIPredictRequest(TEIBody):
 class TEIEmbedRequest(TEIBody):
     """The body of `/embed`."""
 
-    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
-
     inputs: Inputs = Field(
         description="a text, a list of texts, or token ids of the model's vocabulary"
     )
@@ -93,32 +91,12 @@ class TEIEmbedRequest(TEIBody):
     dimensions: StrictInt | None = Field(
         None, ge=0, description="only the first so many, 0: all of them"
     )
+    prompt_name: StrictStr | None = Field(None, description=PROMPT)
 
-    def read_texts(self, limits: Limits) -> Sequence[str]:
+    def read_texts(self, limits: Limits, model: ModelInfo) -> Sequence[str]:
         """Return the texts, in order. Raises HTTPError."""
-        return read_as(check_texts(list_inputs(self.inputs), limits, "inputs"), self.side)
-
-
-class TEITokenizeRequest(JSONBody):
-    """The body of `/tokenize`; vLLM's has `prompt` in place of `inputs`."""
-
-    refused: ClassVar[dict[str, str]] = {
-        "prompt_name": NO_PROMPTS,
-        "messages": "models read texts, no chats; send `prompt`",
-    }
-    meaningless: ClassVar[dict[str, str]] = {"return_token_strs": "they are in the answer"}
-
-    inputs: StrictStr | TextList | None = Field(None, description="a text or a list of texts")
-    prompt: StrictStr | None = Field(None, description="a text, to be answered as vLLM does")
-    model: StrictStr | None = Field(None, description="name, name:version or name@alias")
-    add_special_tokens: StrictBool | None = Field(None, description="true is the default")
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts, in order."""
-        if self.prompt is not None:
-            return [self.prompt]
-        return [self.inputs] if isinstance(self.inputs, str) else self.inputs or []
+        texts = check_texts(list_inputs(self.inputs), limits, "inputs")
+        return read_as(add_prompt(texts, self.prompt_name, model), self.side)
 
 
 class TEIRerankRequest(TEIBody):
@@ -143,7 +121,7 @@ class SimilarityInputs(JSONBody):
 class SimilarityParameters(TruncatingBody):
     """The options of `/similarity`."""
 
-    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
+    prompt_name: StrictStr | None = Field(None, description=PROMPT)
 
 
 class TEISimilarityRequest(JSONBody):

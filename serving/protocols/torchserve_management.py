@@ -67,7 +67,7 @@ async def register_model(http: Request, models: Models) -> Response:
         await management.set_default(info.name, info.version)
     await management.load_model(f"{info.name}:{info.version}")
     # Done already; who does not wait for workers is told what TorchServe tells.
-    if http.query.get("synchronous", "").lower() == "true":
+    if _is_synchronous(http):
         return _status_response(text)
     return _status_response("Processing worker updates...")._replace(status=202)
 
@@ -84,9 +84,10 @@ async def set_default(http: Request, models: Models) -> Response:
 async def scale_workers(http: Request, models: Models) -> Response:
     """Change nothing, and say so."""
     info = models.get_info(requested_model(http))
-    return _status_response(
+    told = _status_response(
         f'Workers of model "{info.name}" are as they were: the endpoint scales its replicas itself'
     )
+    return told if _is_synchronous(http) else told._replace(status=202)
 
 
 async def unregister_model(http: Request, models: Models) -> Response:
@@ -100,6 +101,10 @@ async def unregister_model(http: Request, models: Models) -> Response:
             raise
         raise HTTPError("forbidden", error.message) from None  # as TorchServe of a default version
     return _status_response(f'Model "{name}" unregistered')
+
+
+def _is_synchronous(http: Request) -> bool:
+    return http.query.get("synchronous", "").lower() == "true"
 
 
 def _status_response(text: str) -> Response:

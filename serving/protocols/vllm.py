@@ -10,7 +10,14 @@ from typing import Any
 
 from pydantic import Field, StrictBool
 
-from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
+from serving.http.messages import (
+    HTTPError,
+    Request,
+    Response,
+    Route,
+    WireProtocol,
+    bertha_version,
+)
 from serving.interface import InferenceResult, Models, Prediction
 from serving.protocols.json_bodies import dump_json, json_response, json_schema, parse_body
 from serving.protocols.labels import answer_index, rank_answer
@@ -87,16 +94,24 @@ def error_body(error: HTTPError, status: int) -> bytes:
     return dump_json({"error": body})
 
 
+async def tell_version(_: Request, __: Models) -> Response:
+    """Return the version of this server, for clients of vLLM and MLflow."""
+    return json_response({"version": bertha_version()})
+
+
 def _classify_route(path: str, summary: str) -> Route:
     return Route("POST", path, classify, summary, body_schema=json_schema(ClassifyRequest))
 
 
 PROTOCOL = WireProtocol(
     "vllm",
-    tuple(
-        _classify_route(f"{prefix}{version}/classify", "Classify texts")
-        for prefix in PREFIXES
-        for version in ("", "/v1")
+    (
+        *(
+            _classify_route(f"{prefix}{version}/classify", "Classify texts")
+            for prefix in PREFIXES
+            for version in ("", "/v1")
+        ),
+        Route("GET", "/version", tell_version, "The version of this server"),
     ),
     error_body,
     STATUSES,

@@ -4,9 +4,9 @@ import hashlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,42 +18,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.utils import InferenceServerException
 
 from serving import protocols
-from serving.deployment.config import EndpointConfig
-from serving.deployment.server import ReplicaServer
-from serving.engine.engine import Engine
 from serving.http.asgi import App
 from serving.http.keys import ApiKey, ApiKeys
-from serving.interface import Limits, Prediction
-from serving.optimize import export_embedder
-from serving.registry.registry import Registry
-from tests.support.fake_models import TASKS, FakeModels, fake_prediction, fake_vector
+from tests.support.fake_models import TASKS, FakeModels
+from tests.support.served import ROUNDING, TEXTS, Served, ranked, same, serve_engines, serve_fakes
 from tests.support.servers import serve_app
-from tests.support.tiny_bundle import write_tiny_bundle
-
-ROUNDING = 1e-5  # what a text is batched with changes no more
-TEXTS = ["a warm, funny film", "ü\U0001f3ac zwei Stunden", 'a "dull" plot\nand cast']
-
-
-class Served(NamedTuple):
-    """An endpoint, and what its models answer when they are asked without it."""
-
-    address: str
-    predict: Callable[[str, Sequence[str]], list[Prediction]]
-    embed: Callable[[Sequence[str]], np.ndarray]
-    labels: Callable[[str], Sequence[str]]
-
-    def url(self, path: str = "") -> str:
-        return f"http://{self.address}{path}"
-
-    def post(self, path: str, body: Any, **headers: str) -> Any:
-        """What a client of the standard library hears."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"content-type": "application/json"} | {
-            name.replace("_", "-"): value for name, value in headers.items()
-        }
-        request = urllib.request.Request(self.url(path), data, headers)
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)
 
 
 @pytest.fixture(scope="module", params=["made up", pytest.param("engines", marks=pytest.mark.slow)])
@@ -62,66 +31,15 @@ def served(
 ) -> Iterator[Served]:
     """An endpoint of models that are made up, and one of real engines, as it is deployed."""
     if request.param == "engines":
-        yield from of_engines(tiny_bert, tmp_path_factory.mktemp("models"))
+        yield from serve_engines(tiny_bert, tmp_path_factory.mktemp("models"))
     else:
-        yield from made_up()
-
-
-def of_engines(tiny_bert: Path, place: Path) -> Iterator[Served]:
-    registry, engines = Registry.open(str(place / "registry")), {}
-    for name, (task, _) in TASKS.items():
-        bundle = place / name / "bundle"
-        if task == "embedding":
-            export_embedder.write_embedder_bundle(tiny_bert, bundle, max_length=16)
-        else:
-            write_tiny_bundle(bundle, tiny_bert, task)
-        engines[name] = Engine.load(bundle)
-        registry.deploy(name, registry.register(bundle, name))
-    again = registry.register(place / "sentiment" / "bundle", "sentiment")
-    registry.deploy("sentiment", again)
-    registry.set_alias("sentiment", "best", again)
-    registry.make_default("sentiment")
-    listener = ReplicaServer(EndpointConfig(registry=registry.address), "127.0.0.1")
-    listener.start()
-    yield Served(
-        listener.address,
-        lambda name, texts: engines[name].predict(texts),
-        lambda texts: np.array(engines["mini"].predict(texts)),
-        lambda name: TASKS[name][1] or ("value",),
-    )
-    listener.stop()
-
-
-def made_up() -> Iterator[Served]:
-    def predict(name: str, texts: Sequence[str]) -> list[Prediction]:
-        task, labels = TASKS[name]
-        return [fake_prediction(text, task, len(labels)) for text in texts]
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        return np.array([fake_vector(text) for text in texts])
-
-    models = FakeModels(limits=Limits(max_texts=32))
-    with serve_app(App(protocols.ALL, models)) as address:
-        yield Served(address, predict, embed, lambda name: TASKS[name][1] or ("value",))
+        yield from serve_fakes()
 
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client refuses to ask even this machine while the hub is offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-
-def ranked(served: Served, name: str, text: str) -> list[tuple[str, float]]:
-    (expected,) = served.predict(name, [text])
-    pairs = zip(served.labels(name), expected.scores, strict=True)
-    return sorted(pairs, key=lambda pair: -pair[1])
-
-
-def same(found: Sequence[Any], expected: Sequence[tuple[str, float]]) -> None:
-    """Labels in the same order with the same scores."""
-    assert [each["label"] for each in found] == [label for label, _ in expected]
-    scores = [score for _, score in expected]
-    assert [each["score"] for each in found] == pytest.approx(scores, abs=ROUNDING)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from serving.interface import (
 
 WIDTH = 8
 VOCABULARY = 1000
+PROMPTS = {"query": "search for: ", "document": "found: "}
 OTHER_TOKENIZER = "another tokenizer: check_embedding_ctx_length=False"
 TASKS = {
     "sentiment": ("classification", ("negative", "positive")),
@@ -55,6 +56,7 @@ def fake_model_info(name: str, version: str = "1", **changes: Any) -> ModelInfo:
         created=1_700_000_000.0,
         width=WIDTH if task == "embedding" else 0,
         pooling="mean" if task == "embedding" else "",
+        prompts=PROMPTS if task == "embedding" else {},
     )
     return replace(known, **changes)
 
@@ -173,6 +175,17 @@ class FakeModels:
         known = self._check_request(model, texts, truncate, "embedding")
         return InferenceResult(known, [fake_vector(text) for text in texts], self._rows(texts))
 
+    async def embed_tokens(
+        self, model: str | None, texts: Sequence[str], *, truncate: bool = True
+    ) -> InferenceResult[np.ndarray]:
+        known = self._check_request(model, texts, truncate, "embedding")
+        rows = self._rows(texts)
+        values = [
+            np.array([fake_vector(f"{text} {place}") for place in range(len(row))])
+            for text, row in zip(texts, rows, strict=True)
+        ]
+        return InferenceResult(known, values, rows)
+
     async def fill_mask(
         self,
         model: str | None,
@@ -222,6 +235,16 @@ class FakeModels:
             for text in texts
         ]
         return [[*first, *each, *last] if add_special_tokens else each for each in words]
+
+    async def detokenize(
+        self, model: str | None, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = True
+    ) -> Sequence[str]:
+        self.get_info(model)
+        for number, row in enumerate(rows, 1):
+            if any(not 0 <= id_ < VOCABULARY for id_ in row):
+                raise HTTPError("unreadable", f"text {number}: {OTHER_TOKENIZER}")
+        special = (1, 2) if skip_special_tokens else ()
+        return [" ".join(f"t{id_}" for id_ in row if id_ not in special) for row in rows]
 
     async def count_tokens(self, model: str | None, texts: Sequence[str]) -> list[int]:
         self.get_info(model)

@@ -150,6 +150,9 @@ class ModelCard(Settings):
     profile: RowProfile | None = Field(
         None, description="of the test rows: what live texts and answers are compared with"
     )
+    prompts: dict[str, str] = Field(
+        {}, description="of an embedder: what a request may have put before its texts, by name"
+    )
     examples: tuple[str, ...] = Field((), description="texts that were held out, to try it on")
     recipe: dict[str, Any]
     data: dict[str, Any] = Field({}, description="what was read: rows, labels, what was left out")

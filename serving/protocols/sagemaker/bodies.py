@@ -13,7 +13,7 @@ from pydantic import Field, RootModel, StrictBool, StrictStr
 
 from serving.http.messages import JSON, HTTPError, Request
 from serving.interface import TruncationSide
-from serving.protocols.forms import URL_ENCODED, media_type
+from serving.protocols.forms import URL_ENCODED, header_parameter, media_type
 from serving.protocols.hf import HFParameters
 from serving.protocols.json_bodies import (
     ClientList,
@@ -23,9 +23,8 @@ from serving.protocols.json_bodies import (
     parse_if_shaped,
     truncate_repr,
 )
-from serving.protocols.kserve import KServeInstance, instance_texts
 from serving.protocols.requests import decode_body
-from serving.protocols.tei_bodies import NO_PROMPTS, TruncatingBody
+from serving.protocols.tei_bodies import PROMPT, TruncatingBody
 
 CSV = "text/csv"
 TEXT = "text/plain"
@@ -42,6 +41,8 @@ _JSON_TYPES = (JSON, "", URL_ENCODED)  # the last is what curl says of whatever 
 _SHAPES = "inputs, instances, dataframe_split or dataframe_records"
 
 Cells = ClientList[Any]
+Row = dict[str, Any]
+Columns = dict[str, Cells]
 
 
 class SplitFrame(JSONBody):
@@ -56,25 +57,25 @@ class SplitFrame(JSONBody):
 class InvocationBody(TruncatingBody):
     """A body in JSON."""
 
-    refused: ClassVar[dict[str, str]] = {"prompt_name": NO_PROMPTS}
     meaningless: ClassVar[dict[str, str]] = {
         "options": "nothing is cached, and no model has to be waited for",
         "params": "MLflow's are of the signature, which a model here does not have",
     }
 
-    inputs: StrictStr | TextList | None = Field(None, description="a text or a list of texts")
-    instances: ClientList[StrictStr | KServeInstance] | None = Field(
+    inputs: StrictStr | TextList | ClientList[Row] | Columns | None = Field(
+        None, description="a text or a list of texts; of MLflow also a list of rows, or columns"
+    )
+    instances: ClientList[StrictStr | Row] | None = Field(
         None, description='a list of texts, or of {"inputs": text}'
     )
     dataframe_split: SplitFrame | None = Field(
         None, description='{"columns": [...], "data": [...]}'
     )
-    dataframe_records: ClientList[dict[str, Any]] | None = Field(
-        None, description="a list of rows as objects"
-    )
+    dataframe_records: ClientList[Row] | None = Field(None, description="a list of rows as objects")
     parameters: HFParameters | None = Field(None, description="top_k, function_to_apply and so on")
     raw_scores: StrictBool | None = Field(None, description="logits instead of probabilities")
     model: StrictStr | None = Field(None, description="name, name:version or name@alias")
+    prompt_name: StrictStr | None = Field(None, description=PROMPT)
 
 
 class JSONLine(JSONBody):
@@ -107,6 +108,7 @@ class SageMakerRequest(NamedTuple):
     side: TruncationSide | None = None
     parameters: HFParameters = HFParameters()
     model: str | None = None
+    prompt: str | None = None
 
 
 def parse_request(http: Request) -> SageMakerRequest:
@@ -120,7 +122,9 @@ def parse_request(http: Request) -> SageMakerRequest:
     if kind == TEXT:
         return SageMakerRequest([decode_body(http.body)], single=True)
     if kind == CSV:
-        return SageMakerRequest(_parse_csv(decode_body(http.body)))
+        text = decode_body(http.body)
+        has_header = header_parameter(http.headers.get("content-type", ""), "header") == "present"
+        return SageMakerRequest(_parse_table(text) if has_header else _parse_csv(text))
     if kind not in _JSON_TYPES:
         raise HTTPError(
             "malformed", f"content-type {kind[:60]!r}: send {JSON}, {JSON_LINES}, {TEXT} or {CSV}"
@@ -136,14 +140,15 @@ def _holds_texts(body: InvocationBody) -> bool:
 def _request_from(body: InvocationBody) -> SageMakerRequest:
     parameters = body.parameters or HFParameters()
     truncate = body.truncate is not False and parameters.truncation is not False
-    options = (bool(body.raw_scores), truncate, body.side, parameters, body.model)
+    prompt = body.prompt_name or parameters.prompt_name
+    options = (bool(body.raw_scores), truncate, body.side, parameters, body.model, prompt)
     if body.instances is not None:
-        return SageMakerRequest(instance_texts(body.instances), False, "predictions", *options)
+        return SageMakerRequest(_row_texts(body.instances), False, "predictions", *options)
     if body.dataframe_split is not None:
         rows = _split_rows(body.dataframe_split)
         return SageMakerRequest(rows, False, "predictions", *options)
     if body.dataframe_records is not None:
-        texts = [_row_text(row) for row in body.dataframe_records]
+        texts = _row_texts(body.dataframe_records)
         return SageMakerRequest(texts, False, "predictions", *options)
     if body.inputs is None:
         raise HTTPError(
@@ -153,7 +158,27 @@ def _request_from(body: InvocationBody) -> SageMakerRequest:
         )
     if isinstance(body.inputs, str):
         return SageMakerRequest([body.inputs], True, None, *options)
-    return SageMakerRequest(body.inputs, False, None, *options)
+    table: Sequence[str | Row] = (
+        _column_rows(body.inputs) if isinstance(body.inputs, dict) else body.inputs
+    )
+    is_mlflow = any(isinstance(row, dict) for row in table)
+    key = "predictions" if is_mlflow else None
+    return SageMakerRequest(_row_texts(table), False, key, *options)
+
+
+def _row_texts(rows: Sequence[str | Row]) -> list[str]:
+    """Return the text of each row. Raises HTTPError."""
+    return [row if isinstance(row, str) else _row_text(row) for row in rows]
+
+
+def _column_rows(columns: Columns) -> list[Row]:
+    """Return the rows of a table that is given by its columns. Raises HTTPError."""
+    lengths = {len(cells) for cells in columns.values()}
+    if len(lengths) > 1:
+        raise HTTPError(
+            "malformed", f"inputs has columns of {sorted(lengths)} rows; give one a row"
+        )
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _split_rows(frame: SplitFrame) -> list[str]:
@@ -204,20 +229,41 @@ def _parse_lines(text: str) -> Iterator[str]:
 
 def _parse_csv(text: str) -> list[str]:
     """Return the texts of a table of one column. Raises HTTPError if there are more columns."""
+    texts: list[str] = []
+    for line, row in _read_csv(text):
+        if len(row) > 1:
+            raise HTTPError(
+                "malformed",
+                f"line {line} has {len(row)} columns: expected one text, in quotes where it "
+                "holds a comma; or a header, and content-type text/csv; header=present",
+            )
+        texts += row
+    return texts
+
+
+def _parse_table(text: str) -> list[str]:
+    """Return the texts of a table whose first row names its columns. Raises HTTPError."""
+    rows = _read_csv(text)
+    _, names = next(rows, (1, []))
+    texts = []
+    for line, row in rows:
+        if row and len(row) != len(names):
+            raise HTTPError(
+                "malformed", f"line {line} has {len(row)} cells, and the header {len(names)}"
+            )
+        if row:
+            texts.append(_row_text(dict(zip(names, row, strict=True))))
+    return texts
+
+
+def _read_csv(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a table, each with the line that it begins in. Raises HTTPError."""
     # One limit for the whole process, so it only ever grows: to the largest body that was let in.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    texts, line = [], 1
+    rows, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
     try:
         for row in rows:
-            if len(row) > 1:
-                raise HTTPError(
-                    "malformed",
-                    f"line {line} has {len(row)} columns: expected one text, in quotes where it "
-                    "holds a comma",
-                )
-            texts += row
+            yield line, row
             line = rows.line_num + 1
     except csv.Error as error:
         raise HTTPError("malformed", f"line {line}: the body is not CSV: {error}") from None
-    return texts

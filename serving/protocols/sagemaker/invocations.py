@@ -1,9 +1,10 @@
 """SageMaker's `POST /invocations`, which MLflow has too; its `GET /ping` is TorchServe's.
 
-`bodies` lists what may be sent. A body that is JSON of one of its shapes is that,
-whatever its content type says. `Accept` chooses JSON, JSON Lines or CSV. The default model answers,
-or the one that `model` or `X-Amzn-SageMaker-Target-Model` names: labels by falling score, vectors,
-or the tokens for masks.
+boto3 with `endpoint_url` asks `/endpoints/NAME/invocations`, where NAME is a model unless
+the header or the body names another. `bodies` lists what may be sent. A body that
+is JSON of one of its shapes is that, whatever its content type says. `Accept` chooses JSON, JSON
+Lines or CSV. The default model answers, or the one that `model` or `X-Amzn-SageMaker-Target-Model`
+names: labels by falling score, vectors, or the tokens for masks.
 """
 
 import csv
@@ -19,12 +20,11 @@ from serving.protocols.hf import check_options
 from serving.protocols.json_bodies import (
     PLAIN_STATUSES,
     dump_json,
-    error_json,
     json_response,
     json_schema,
 )
 from serving.protocols.labels import apply_function, rank_answer
-from serving.protocols.requests import check_texts, choose_model, read_as
+from serving.protocols.requests import add_prompt, check_texts, read_as, requested_model
 from serving.protocols.sagemaker.bodies import (
     CSV,
     JSON_LINES,
@@ -53,7 +53,9 @@ async def invoke(http: Request, models: Models) -> Response:
     request = parse_request(http)
     texts = check_texts(request.texts, models.limits, "the request")
     model, options = _named_model(http, request), request.parameters
-    check_options(options, models.get_info(model).task)
+    info = models.get_info(model)
+    check_options(options, info.task)
+    texts = add_prompt(texts, request.prompt, info)
 
     def rank(prediction: Prediction, model: ModelInfo) -> list[dict[str, Any]]:
         scores = apply_function(
@@ -80,7 +82,10 @@ async def invoke(http: Request, models: Models) -> Response:
 
 
 def _named_model(http: Request, request: SageMakerRequest) -> str | None:
-    """Return the model that the header or the body names. Raises HTTPError if they differ."""
+    """Return the model that the header or the body names, or else the endpoint of the path.
+
+    Raises HTTPError if header and body differ.
+    """
     target = http.headers.get(TARGET_MODEL, "").lstrip("/")
     for suffix in _ARCHIVES:
         target = target.removesuffix(suffix)
@@ -89,7 +94,7 @@ def _named_model(http: Request, request: SageMakerRequest) -> str | None:
             "malformed",
             f"model = {request.model[:60]!r}, but {TARGET_MODEL} names {target[:60]!r}",
         )
-    return choose_model(http, target or request.model)
+    return target or request.model or requested_model(http)
 
 
 def _accepted_type(http: Request) -> str:
@@ -137,6 +142,11 @@ def _cells(answer: Any) -> Sequence[Any]:
     return cells
 
 
+def error_body(error: HTTPError, _: int) -> bytes:
+    """Return the JSON of an error: `error` for MLflow, `message` and `code` for boto3."""
+    return dump_json({"error": error.message, "message": error.message, "code": error.kind})
+
+
 PROTOCOL = WireProtocol(
     "sagemaker",
     (
@@ -148,7 +158,15 @@ PROTOCOL = WireProtocol(
             body_schema=json_schema(InvocationBody),
             media_types=(JSON, JSON_LINES, TEXT, CSV),
         ),
+        Route(
+            "POST",
+            "/endpoints/{model}/invocations",
+            invoke,
+            "Ask a model, as an endpoint of that name",
+            body_schema=json_schema(InvocationBody),
+            media_types=(JSON, JSON_LINES, TEXT, CSV),
+        ),
     ),
-    error_json,
+    error_body,
     PLAIN_STATUSES,
 )

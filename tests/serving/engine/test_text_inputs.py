@@ -64,6 +64,16 @@ def test_ids_of_another_tokenizer_are_refused_with_the_way_out(engine: Engine, i
         engine.encode([TextInput(ids=[1]), TextInput(ids=[id_])])
 
 
+def test_tokens_are_the_text_again(engine: Engine) -> None:
+    ids = row(engine, "a warm film")
+    assert engine.detokenize([ids, ids[1:2]]) == ["a warm film", "a"]
+    (whole,) = engine.detokenize([ids], skip_special_tokens=False)
+    assert whole.startswith("[CLS]") and "a warm film" in whole
+    for id_ in (-1, 50_257):
+        with pytest.raises(EncodingError, match=f"text 2 holds the token id {id_}"):
+            engine.detokenize([ids, [id_]])
+
+
 def test_tokens_have_places_in_the_text(engine: Engine) -> None:
     ((first, *words, last),) = engine.tokenize(["a warm film"])
     assert first.special and last.special and first.start is None

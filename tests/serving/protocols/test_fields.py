@@ -14,6 +14,7 @@ import pytest
 from serving import protocols
 from serving.http.asgi import App
 from serving.protocols.fields import BODIES, list_fields
+from serving.protocols.hf import MEANINGLESS_HEADERS as HUB_HEADERS
 from serving.protocols.sagemaker.invocations import MEANINGLESS_HEADERS
 from serving.protocols.torchserve_management import MEANINGLESS_QUERY
 from tests.support.fake_models import FakeModels
@@ -39,15 +40,20 @@ CALLS: dict[str, tuple[str, Any]] = {
         {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {}},
     ),
     "Text Embeddings Inference and vLLM: /tokenize": ("/tokenize", {"inputs": "a film"}),
-    "OpenAI, vLLM, infinity: /v1/embeddings": (
+    "Text Embeddings Inference: /decode": ("/decode", {"ids": [[1, 2], [3]]}),
+    "vLLM: /detokenize": ("/detokenize", {"tokens": [1, 2]}),
+    "OpenAI, vLLM, infinity, Voyage, Jina: /v1/embeddings": (
         "/v1/embeddings",
         {"model": "mini", "input": "a film"},
     ),
     "vLLM, infinity: /classify": ("/classify", {"model": "sentiment", "input": "a film"}),
-    "Cohere, Jina, infinity, vLLM: /v1/rerank": (
+    "Cohere, Jina, Voyage, infinity, vLLM: /v1/rerank": (
         "/v1/rerank",
         {"model": "mini", "query": "a", "documents": ["b", "c"]},
     ),
+    "Cohere: /v2/embed": ("/v2/embed", {"model": "mini", "texts": ["a film"]}),
+    "Cohere: /v1/tokenize": ("/v1/tokenize", {"model": "mini", "text": "a film"}),
+    "Cohere: /v1/detokenize": ("/v1/detokenize", {"model": "mini", "tokens": [5, 6]}),
     "vLLM: /v1/score": ("/v1/score", {"model": "mini", "text_1": "a", "text_2": "b"}),
     "Hugging Face: /hf/{model}": ("/hf/sentiment", {"inputs": "a film", "parameters": {}}),
     "SageMaker, MLflow: /invocations": (
@@ -155,9 +161,35 @@ OPTIONS = [
     ("/predict", {"inputs": "a film"}, {"model": "topics"}),
     ("/tei/mini/embed", {"inputs": "a film"}, {"dimensions": 2}),
     ("/tei/mini/rerank", {"query": "a", "texts": ["b"]}, {"return_text": True}),
+    ("/tei/mini/embed", {"inputs": "a film"}, {"prompt_name": "query"}),
+    ("/tei/mini/embed_all", {"inputs": "a film"}, {"prompt_name": "query"}),
+    ("/tei/mini/tokenize", {"inputs": "a film"}, {"prompt_name": "query"}),
+    (
+        "/tei/mini/similarity",
+        {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
+        {"parameters": {"prompt_name": "query"}},
+    ),
+    ("/hf/mini", {"inputs": "a"}, {"prompt_name": "query"}),
+    ("/hf/mini", {"inputs": "a"}, {"parameters": {"prompt_name": "query"}}),
+    (
+        "/hf/mini",
+        {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
+        {"prompt_name": "query"},
+    ),
+    ("/invocations", {"inputs": "a", "model": "mini"}, {"prompt_name": "query"}),
+    ("/invocations", {"inputs": "a", "model": "mini"}, {"parameters": {"prompt_name": "query"}}),
+    ("/decode", {"ids": [1, 5]}, {"skip_special_tokens": False}),
     ("/tokenize", {"inputs": "a film"}, {"add_special_tokens": False}),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"dimensions": 2}),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"encoding_format": "base64"}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"embedding_type": "base64"}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"output_dimension": 2}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"input_type": "query"}),
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"task": "retrieval.query"}),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"input_type": "search_query"}),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"output_dimension": 2}),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"embedding_types": ["base64"]}),
+    ("/v1/rerank", {"model": "mini", "query": "a", "documents": ["b", "c"]}, {"top_k": 1}),
     ("/classify", {"model": "topics", "input": "a"}, {"use_activation": False}),
     ("/classify", {"model": "topics", "input": "a"}, {"activation": False}),
     ("/classify", {"model": "topics", "input": "a"}, {"softmax": False}),
@@ -185,6 +217,9 @@ def test_an_option_changes_the_answer(path: str, body: Any, option: Any) -> None
 
 
 LENGTHS = [
+    ("/v1/embeddings", {"model": "mini", "input": "a"}, {"truncate": "START"}, None, "left"),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"truncate": "START"}, None, "left"),
+    ("/v2/embed", {"model": "mini", "texts": ["a"]}, {"max_tokens": 5}, 5, None),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"truncate_prompt_tokens": 5}, 5, None),
     ("/v1/embeddings", {"model": "mini", "input": "a"}, {"truncation_side": "left"}, None, "left"),
     ("/classify", {"input": "a"}, {"truncate_prompt_tokens": 5}, 5, None),
@@ -237,11 +272,17 @@ def test_an_option_of_reading_reaches_the_model(
     assert {type(text) for text in models.inputs} == {str}
 
 
-@pytest.mark.parametrize("header", MEANINGLESS_HEADERS)
-def test_a_header_without_effect_changes_nothing(header: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "header"),
+    [
+        *(("/invocations", header) for header in MEANINGLESS_HEADERS),
+        *(("/hf/sentiment", header) for header in HUB_HEADERS),
+    ],
+)
+def test_a_header_without_effect_changes_nothing(path: str, header: str) -> None:
     body = {"inputs": "a film"}
-    plain = send_request(FakeModels(), "POST", "/invocations", body)
-    assert send_request(FakeModels(), "POST", "/invocations", body, {header: "x"}) == plain
+    plain = send_request(FakeModels(), "POST", path, body)
+    assert send_request(FakeModels(), "POST", path, body, {header: "x"}) == plain
 
 
 @pytest.mark.parametrize("name", MEANINGLESS_QUERY)
@@ -257,6 +298,26 @@ def test_the_model_of_a_tei_body_is_not_overruled() -> None:
     refused = send_request(FakeModels(), "POST", "/tei/sentiment/predict", body)
     assert refused.status == 400
     assert "model = 'topics', but the path names 'sentiment'" in refused.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("accept", "ignored"),
+    [
+        ("text/csv", "accept"),
+        ("image/*, text/csv;q=0.5", "accept"),
+        ("application/json", None),
+        ("text/html, application/*;q=0.9", None),
+        ("*/*", None),
+    ],
+)
+def test_a_media_type_that_is_not_answered_is_named(accept: str, ignored: str | None) -> None:
+    with (
+        serve_app(App(protocols.ALL, FakeModels())) as address,
+        httpx.Client(base_url=f"http://{address}", trust_env=False) as http,
+    ):
+        answer = http.post("/predict", json={"inputs": "a"}, headers={"accept": accept})
+        assert answer.status_code == 200
+        assert answer.headers.get("x-bertha-ignored") == ignored
 
 
 def test_a_key_that_nobody_knows_is_named_in_a_header() -> None:

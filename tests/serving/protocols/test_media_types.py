@@ -42,13 +42,21 @@ BODIES: dict[str, Any] = {
     "/tei/sentiment": {"inputs": "a film"},
     "/tei/sentiment/invocations": {"inputs": "a film"},
     "/tei/sentiment/tokenize": {"inputs": "a film"},
+    "/tei/sentiment/decode": {"ids": [5, 6]},
+    "/tei/mini/embed_all": {"inputs": "a film"},
+    "/detokenize": {"tokens": [5, 6]},
     "/v1/rerank": {"model": "mini", "query": "a", "documents": ["a film", "b"]},
     "/v2/rerank": {"model": "mini", "query": "a", "documents": ["a film", "b"]},
     "/infinity/rerank": {"model": "mini", "query": "a", "documents": ["a film", "b"]},
     "/v1/score": {"model": "mini", "text_1": "a", "text_2": ["a film", "b"]},
+    "/v1/embed": {"model": "mini", "texts": ["a film"]},
+    "/v2/embed": {"model": "mini", "texts": ["a film"]},
+    "/v1/tokenize": {"model": "mini", "text": "a film"},
+    "/v1/detokenize": {"model": "mini", "tokens": [5, 6]},
+    "/endpoints/sentiment/invocations": {"inputs": "a film"},
     "/openai/deployments/mini/embeddings": {"model": "ada", "input": "a film"},
 }
-REFUSED = {"/tei/x/embed_all", "/tei/x/embed_sparse", "/embed_all", "/embed_sparse"}
+REFUSED = {"/tei/x/embed_sparse", "/embed_sparse"}
 # The same handlers stand below several prefixes, with the version of the API and without it.
 _TEI = "/tei/x"
 _PREFIX = re.compile("^(/tei/x|/infinity/x|/openai/x|/infinity|/openai)")

@@ -148,7 +148,7 @@ def test_no_request_does_more_than_be_answered_or_refused(
     body: bytes,
 ) -> None:
     protocol, route = place
-    names = {"model": model, "version": version, "region": version}
+    names = {"model": model, "version": version, "region": version, "asked": model}
     used = {name: names[name] for name in re.findall(r"\{(\w+)\}", route.path)}
     request = Request(route.method, route.path, used, query, headers, body)
     sound(reply_to(protocol, route, request, FakeModels()))
@@ -175,7 +175,7 @@ def test_no_json_object_does_more_than_be_answered_or_refused(
 def test_nasty_bodies_reach_every_route(body: bytes) -> None:
     for protocol, route in ROUTES:
         for content_type in CONTENT_TYPES:
-            names = {"model": "sentiment", "version": "1", "region": "a"}
+            names = {"model": "sentiment", "version": "1", "region": "a", "asked": "a"}
             used = {name: names[name] for name in re.findall(r"\{(\w+)\}", route.path)}
             headers = {"content-type": content_type, "inference-header-content-length": "60"}
             request = Request(route.method, route.path, used, {}, headers, body)
@@ -246,6 +246,7 @@ def test_only_health_and_descriptions_need_no_key() -> None:
         "/tei/{model}",
         "/tei/{model}/health",
         "/tei/{model}/ping",
+        "/infinity",
         "/infinity/health",
         "/infinity/{model}/health",
     }

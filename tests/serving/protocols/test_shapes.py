@@ -57,10 +57,26 @@ def test_models_are_listed_with_what_they_can(path: str) -> None:
     assert capabilities["mini"] == ["embed"] and capabilities["sentiment"] == ["classify"]
 
 
+def test_infinitys_client_finds_its_own_name_alone() -> None:
+    for path, owner in (("/infinity/models", "infinity"), ("/v1/models", "bertha")):
+        data = json_answer(FakeModels(), "GET", path)["data"]
+        assert {each["owned_by"] for each in data} == {owner}
+    (of_model,) = json_answer(FakeModels(), "GET", "/infinity/mini/models")["data"]
+    assert of_model["owned_by"] == "infinity"
+
+
 def test_a_model_prefix_lists_one_model() -> None:
     for path in ("/tei/mini/v1/models", "/infinity/mini/models", "/openai/mini/v1/models"):
         assert json_answer(FakeModels(), "GET", path)["models"] == ["mini"]
         assert json_error(FakeModels(), "GET", path.replace("mini", "nobody"))[0] == 404
+
+
+def test_a_model_is_described_below_its_own_path() -> None:
+    for path in ("/openai/mini/v1/models/mini", "/infinity/mini/models/mini:1", "/models/mini"):
+        found = json_answer(FakeModels(), "GET", path)
+        assert found["id"] == path.rpartition("/")[2]
+    for path in ("/openai/mini/v1/models/topics", "/tei/mini/v1/models/nobody"):
+        assert json_error(FakeModels(), "GET", path)[0] == 404
 
 
 def test_openais_client_hears_of_a_missing_model_in_its_words() -> None:
@@ -80,7 +96,7 @@ def test_tei_answers_at_its_root() -> None:
         assert send_request(models, "GET", path).body == b""
 
 
-@pytest.mark.parametrize("path", ["/infinity/health", "/infinity/mini/health"])
+@pytest.mark.parametrize("path", ["/infinity/health", "/infinity/mini/health", "/infinity"])
 def test_infinitys_health_is_json(path: str) -> None:
     assert json_answer(FakeModels(), "GET", path)["unix"] > 1e9
     assert json_answer(FakeModels(), "GET", "/health", accept="application/json")["unix"] > 1e9
@@ -98,11 +114,81 @@ def test_tokens_are_told_with_their_places() -> None:
     assert (vllm["count"], vllm["max_model_len"], len(vllm["tokens"])) == (4, 64, 4)
 
 
-@pytest.mark.parametrize("name", ["embed_all", "embed_sparse"])
-def test_vectors_that_engines_do_not_have_are_refused_by_name(name: str) -> None:
-    status, told = json_error(FakeModels(), "POST", f"/tei/mini/{name}", {"inputs": "a"})
+def test_tokens_are_texts_again() -> None:
+    for path in ("/decode", "/tei/mini/decode"):
+        assert json_answer(FakeModels(), "POST", path, {"ids": [1, 5, 2]}) == ["t5"]
+        assert json_answer(FakeModels(), "POST", path, {"ids": [[5], [6, 2]]}) == ["t5", "t6"]
+    whole = json_answer(
+        FakeModels(), "POST", "/decode", {"ids": [1, 5], "skip_special_tokens": False}
+    )
+    assert whole == ["t1 t5"]
+    vllm = {"model": "mini", "tokens": [1, 5, 2]}
+    assert json_answer(FakeModels(), "POST", "/detokenize", vllm) == {"prompt": "t1 t5 t2"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/decode", {"ids": []}, 400, "no token"),
+        ("/decode", {"ids": [[1], []]}, 400, "no token"),
+        ("/decode", {"ids": [[1]] * 5}, 413, "at most 4"),
+        ("/decode", {"ids": ["a"]}, 400, "ids"),
+        ("/decode", {"ids": [1001]}, 422, "another tokenizer"),
+        ("/detokenize", {"tokens": []}, 400, "empty"),
+        ("/tei/mini/decode", {"ids": [1], "model": "topics"}, 400, "the path names 'mini'"),
+    ],
+)
+def test_no_tokens_are_refused_with_the_way_out(
+    path: str, body: Any, status: int, words: str
+) -> None:
+    found, told = json_error(FakeModels(), "POST", path, body)
+    assert found == status and words in told["error"]
+
+
+def test_vectors_of_tokens_are_answered_one_by_one() -> None:
+    answer = json_answer(FakeModels(), "POST", "/tei/mini/embed_all", {"inputs": ["a film", "b"]})
+    assert [len(of_text) for of_text in answer] == [4, 3]
+    assert answer[0][1] == fake_vector("a film 1").tolist()
+    status, told = json_error(FakeModels(), "POST", "/embed_all", {"inputs": "a"})
+    assert status == 424 and "embedding" in told["error"]
+    asked = {"inputs": "a", "dimensions": 2}
+    status, told = json_error(FakeModels(), "POST", "/tei/mini/embed_all", asked)
+    assert status == 400 and "dimensions" in told["error"]
+
+
+def test_sparse_vectors_are_refused_by_name() -> None:
+    status, told = json_error(FakeModels(), "POST", "/tei/mini/embed_sparse", {"inputs": "a"})
     assert status == 424
-    assert name in told["error"] and "/embed" in told["error"]
+    assert "embed_sparse" in told["error"] and "/embed" in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tei/mini/embed", {"inputs": "a", "prompt_name": "query"}),
+        ("/hf/mini", {"inputs": "a", "prompt_name": "query"}),
+        ("/hf/mini", {"inputs": "a", "parameters": {"prompt_name": "query"}}),
+        ("/invocations", {"inputs": ["a"], "model": "mini", "prompt_name": "query"}),
+    ],
+)
+def test_a_prompt_stands_before_the_text(path: str, body: Any) -> None:
+    assert json_answer(FakeModels(), "POST", path, body) == [fake_vector("search for: a").tolist()]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/tei/mini/embed", {"inputs": "a", "prompt_name": "qury"}, "document, query"),
+        ("/tei/mini/embed", {"inputs": [1, 2], "prompt_name": "query"}, "send texts"),
+        ("/hf/sentiment", {"inputs": "a", "prompt_name": "query"}, "knows no prompts"),
+        ("/tokenize", {"inputs": "a", "prompt_name": "query"}, "knows no prompts"),
+        ("/invocations", {"inputs": "a", "prompt_name": "query"}, "knows no prompts"),
+    ],
+)
+def test_a_prompt_that_there_is_not_is_refused(path: str, body: Any, words: str) -> None:
+    status, told = json_error(FakeModels(), "POST", path, body)
+    assert status == 400
+    assert told["error"].startswith("prompt_name = ") and words in told["error"]
 
 
 SPLIT = {"columns": ["id", "text"], "data": [[1, "a film"], [2, "b"]]}
@@ -115,6 +201,9 @@ SPLIT = {"columns": ["id", "text"], "data": [[1, "a film"], [2, "b"]]}
         {"dataframe_split": {"columns": ["x"], "data": [["a film"], ["b"]], "index": [0, 1]}},
         {"dataframe_records": [{"text": "a film", "id": 1}, {"text": "b", "id": 2}]},
         {"instances": ["a film", "b"]},
+        {"instances": [{"text": "a film"}, {"inputs": "b"}]},
+        {"inputs": [{"text": "a film", "id": 1}, {"text": "b", "id": 2}]},
+        {"inputs": {"text": ["a film", "b"], "id": [1, 2]}},
     ],
 )
 def test_tables_of_mlflow_are_answered_as_predictions(body: Any) -> None:
@@ -130,11 +219,28 @@ def test_tables_of_mlflow_are_answered_as_predictions(body: Any) -> None:
         ({"dataframe_split": {"columns": ["a", "b"], "data": [["x", "y"]]}}, "a column `text`"),
         ({"dataframe_records": [{"text": 5}]}, "a column `text`"),
         ({"dataframe_records": []}, "empty"),
+        ({"inputs": {"text": ["a"], "id": [1, 2]}}, "columns of [1, 2] rows"),
+        ({"inputs": {}}, "empty"),
+        ({"inputs": [{"x": 1}]}, "a column `text`"),
     ],
 )
 def test_tables_without_one_text_a_row_are_refused(body: Any, words: str) -> None:
     status, told = json_error(FakeModels(), "POST", "/invocations", body)
     assert status == 400 and words in told["error"]
+
+
+def test_a_header_of_csv_is_no_text() -> None:
+    headers = {"content_type": "text/csv; header=present"}
+    plain = json_answer(FakeModels(), "POST", "/invocations", {"inputs": ["a film", "b,c"]})
+    for body in (b'text\n"a film"\n"b,c"\n', b'id,text\n1,a film\n\n2,"b,c"'):
+        assert json_answer(FakeModels(), "POST", "/invocations", body, **headers) == plain
+    for body, words in (
+        (b"a,b\n1,2\n", "a column `text`"),
+        (b"id,text\n1\n", "line 2 has 1 cells, and the header 2"),
+        (b"text\n", "empty"),
+    ):
+        status, told = json_error(FakeModels(), "POST", "/invocations", body, **headers)
+        assert status == 400 and words in told["error"]
 
 
 LINES = b'{"inputs": "a film"}\n"b"\n\n{"features": ["c"]}\r\n{"text": "d"}'

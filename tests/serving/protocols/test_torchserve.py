@@ -175,7 +175,7 @@ def test_models_are_managed() -> None:
     json_answer(models, "PUT", "/manage/models/sentiment/1/set-default")
     json_answer(models, "DELETE", "/manage/models/sentiment/1")
     json_answer(models, "DELETE", "/manage/models/mini")
-    assert "itself" in json_answer(models, "PUT", "/manage/models/mini?min_worker=3")["status"]
+    assert "itself" in json_answer(models, "PUT", "/manage/models/mini?synchronous=true")["status"]
     assert models.managed is not None
     assert models.managed.calls == [
         ("register", "runs/a/bundle", "sentiment"),

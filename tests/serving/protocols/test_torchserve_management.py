@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_models import FakeModels, fake_model_info
-from tests.support.http_requests import json_answer, json_error
+from tests.support.http_requests import json_answer, json_error, send_request
 
 ALL = "/manage/models"
 NAMES = ["sentiment", "topics", "stars", "mini", "filler"]
@@ -105,7 +105,9 @@ def test_changes_say_what_was_done() -> None:
     assert found["status"] == 'Default version successfully updated for model "sentiment" to "1"'
     found = json_answer(models, "DELETE", f"{ALL}/sentiment/1")
     assert found["status"] == 'Model "sentiment" unregistered'
-    assert "are as they were" in json_answer(models, "PUT", f"{ALL}/sentiment/1")["status"]
+    scaled = send_request(models, "PUT", f"{ALL}/sentiment/1?min_worker=2")
+    assert scaled.status == 202 and b"are as they were" in scaled.body
+    assert json_answer(models, "PUT", f"{ALL}/sentiment/1?synchronous=true")
     assert json_error(models, "PUT", f"{ALL}/nobody")[0] == 404
 
 
