@@ -84,7 +84,7 @@ def status_of(app: App, path: str, key: str | None) -> int:
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/canaries"])
+@pytest.mark.parametrize("path", ["/metrics", "/canaries", "/drift"])
 def test_counters_need_a_key_where_there_are_keys(path: str) -> None:
     assert status_of(app_with_keys(None), path, None) == 200
     reader = app_with_keys(ApiKeys([api_key(scopes=("metrics",))]))
@@ -100,7 +100,7 @@ def test_the_document_says_which_calls_need_a_key() -> None:
             return (await client.get("/openapi.json")).json()["paths"]
 
     paths = asyncio.run(document())
-    for path in ("/metrics", "/canaries", "/predict", "/manage/models"):
+    for path in ("/metrics", "/canaries", "/drift", "/feedback", "/predict", "/manage/models"):
         for operation in paths[path].values():
             assert operation["security"] == [{"key": []}], path
             assert {"400", "401", "403", "413", "421"} <= operation["responses"].keys()
