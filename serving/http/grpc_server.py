@@ -43,7 +43,7 @@ class GRPCUnavailable(BerthaError):
     """The packages that gRPC needs are not installed."""
 
 
-class Answer(NamedTuple):
+class CallAnswer(NamedTuple):
     """What the application answers: a message, or an error as JSON."""
 
     status: int
@@ -51,11 +51,11 @@ class Answer(NamedTuple):
     body: bytes
 
 
-_ENDING = Answer(
+_ENDING = CallAnswer(
     503, {}, b'{"code": "UNAVAILABLE", "message": "this replica is ending; open the stream again"}'
 )
 
-_NO_MESSAGE = Answer(
+_NO_MESSAGE = CallAnswer(
     400, {}, b'{"code": "INVALID_ARGUMENT", "message": "the call ends before its message"}'
 )
 
@@ -138,7 +138,7 @@ class GRPCServer:
         async def answer_stream(
             messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext"
         ) -> AsyncIterator[bytes]:
-            asked: asyncio.Queue[asyncio.Future[Answer] | None] = asyncio.Queue()
+            asked: asyncio.Queue[asyncio.Future[CallAnswer] | None] = asyncio.Queue()
             room = asyncio.Semaphore(MAX_ASKED_OF_STREAM)
 
             async def read_messages() -> None:
@@ -151,7 +151,7 @@ class GRPCServer:
 
             reader = asyncio.ensure_future(read_messages())
             self._readers.add(reader)
-            waiting: asyncio.Future[Answer] | None = None
+            waiting: asyncio.Future[CallAnswer] | None = None
             try:
                 while (waiting := await asked.get()) is not None:
                     answer = await waiting
@@ -170,7 +170,9 @@ class GRPCServer:
 
         return answer_stream
 
-    async def _ask(self, path: str, message: bytes, context: "grpc.aio.ServicerContext") -> Answer:
+    async def _ask(
+        self, path: str, message: bytes, context: "grpc.aio.ServicerContext"
+    ) -> CallAnswer:
         """Return what the application answers; it hears when the client has gone."""
         headers = _request_headers(context)
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
@@ -212,9 +214,9 @@ class _Exchange:
         else:
             self._body += message["body"]
 
-    def answer(self) -> Answer:
+    def answer(self) -> CallAnswer:
         """Return the whole response."""
-        return Answer(self._status, self._headers, self._body)
+        return CallAnswer(self._status, self._headers, self._body)
 
 
 class _Handlers:
@@ -243,7 +245,7 @@ def _request_headers(context: "grpc.aio.ServicerContext") -> list[tuple[bytes, b
     return [*headers.items(), *hosts]
 
 
-def _trailing_metadata(answer: Answer) -> Metadata:
+def _trailing_metadata(answer: CallAnswer) -> Metadata:
     """Return what the answer's headers say, and how long a refused client should wait."""
     found = [(key, value) for key, value in answer.headers.items() if key.startswith("x-")]
     if (wait := answer.headers.get("retry-after")) is not None:
@@ -253,7 +255,7 @@ def _trailing_metadata(answer: Answer) -> Metadata:
     return tuple(found)
 
 
-async def _abort_on_error(answer: Answer, context: "grpc.aio.ServicerContext") -> None:
+async def _abort_on_error(answer: CallAnswer, context: "grpc.aio.ServicerContext") -> None:
     """End the call with the code of an error, if the answer is one."""
     if answer.status == 200:
         return

@@ -89,7 +89,7 @@ def test_replicas_are_placed_by_their_device(
 def test_the_front_is_told_of_grpc(grpc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeServe(monkeypatch, [{"CPU": 8.0}])
     app.deploy_endpoint(EndpointConfig(registry="r", grpc=grpc), "auto")
-    assert fake.bound["front"] == ("127.0.0.1", 8000, None, "r", grpc)
+    assert fake.bound["front"] == ("127.0.0.1", 8000, None, "r", (), None, grpc)
     assert EndpointConfig(**fake.bound["replica"][0]).grpc is grpc
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.settings import SettingsError, validate_settings
 from serving import commands
@@ -129,5 +130,5 @@ def test_answers_are_kept_only_where_memory_is_given_for_them() -> None:
     assert commands.endpoint_from_options(parser.parse_args([]), "r").response_bytes == 0
     options = parser.parse_args(["--cache-mib", "1.5"])
     assert commands.endpoint_from_options(options, "r").response_bytes == 3 << 19
-    with pytest.raises(SettingsError, match="cache_mib"):
-        commands.endpoint_from_options(parser.parse_args(["--cache-mib", "-1"]), "r")
+    with pytest.raises(ValidationError, match="cache_mib"):
+        EndpointConfig(registry="r", cache_mib=-1)

@@ -60,8 +60,8 @@ def test_a_limit_that_is_no_positive_number_with_a_unit_is_refused(
 
 
 def test_a_picked_row_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = run(capsys, *REGION, "--pick", "0")
-    found = re.fullmatch(r"error: --pick 0: there are (\d+) rows, counted from 1\n", err)
+    status, _, err = run(capsys, *REGION, "--pick", "99999")
+    found = re.fullmatch(r"error: --pick 99999: there are (\d+) rows, counted from 1\n", err)
     assert status == 2 and found
     rows = int(found[1])
     chosen = [plan(capsys, "--pick", str(row))["chosen"]["usd"] for row in (1, 2, rows)]

@@ -185,7 +185,11 @@ def test_a_port_that_is_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> 
             make_dashboard_server(run, port)
         assert main(["dashboard", str(run), "--port", str(port), "--no-browser"]) == 2
     assert "name another" in capsys.readouterr().err
-    assert main(["dashboard", str(run), "--port", "99999", "--no-browser"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["dashboard", str(run), "--port", "99999", "--no-browser"])
+    assert capsys.readouterr().err == (
+        "error: --port: '99999': give a whole number from 0 to 65535\n"
+    )
 
 
 SETTINGS = {
