@@ -99,6 +99,7 @@ defaults
     timeout http-keep-alive 120s
     timeout queue 10s
     option http-no-delay
+    option dontlognull
     option abortonclose
     option redispatch 1
     option forwardfor
@@ -117,7 +118,7 @@ frontend http
 {origins}
     acl has_id var(txn.id) -m found
     http-after-response set-header x-request-id %[unique-id] if !from_replica !has_id
-    http-after-response set-header x-request-id %[var(txn.id)] if has_id
+    http-after-response set-header x-request-id %[var(txn.id)] if !from_replica has_id
     http-response set-log-level silent
     http-request set-var(txn.path) path,url_dec
     http-request deny deny_status 400 unless {{ var(txn.path) -m found }}

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
 from serving.interface import Models
@@ -77,6 +77,10 @@ class RerankRequest(ModelRequest):
 
 class ScoreRequest(ModelRequest):
     """The body of `/score`: one text and others, or as many of each."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text_1": "A warm film.", "text_2": ["A dull film."]}]}
+    )
 
     meaningless: ClassVar[dict[str, str]] = ModelRequest.meaningless | {
         "raw_scores": "the score is a cosine either way",

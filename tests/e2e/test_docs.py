@@ -177,7 +177,9 @@ def test_tuning_commands(tmp_path: Path, here: Run) -> None:
 @pytest.fixture(scope="module")
 def served(place: Path) -> Iterator[None]:
     """The documented `bertha serve`, as a process of its own."""
-    (command,) = starting("bertha serve ")
+    command, *others = starting("bertha serve ")
+    for other in others:
+        assert "would be served at" in run(f"{other} --dry-run", place), other
     words = in_our_words(command)
     assert (place / words[1]).is_dir(), "training made the bundle that is served"
     process = subprocess.Popen(

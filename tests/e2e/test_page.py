@@ -331,9 +331,9 @@ def test_the_documentation_lists_every_call(person: PageUser, url: str) -> None:
         for method, described in methods.items()
     )
     person.find_by_id("filter").send_keys("/v1/embeddings")
-    assert [each.text for each in person.find_all("summary") if each.is_displayed()] == [
-        "POST /v1/embeddings The vectors of texts"
-    ]
+    shown = [each.text for each in person.find_all("summary") if each.is_displayed()]
+    assert "POST /v1/embeddings The vectors of texts" in shown
+    assert all("/v1/embeddings" in each for each in shown) and len(shown) < len(told) / 4
 
 
 def test_the_commands_of_the_documentation_answer(person: PageUser, url: str) -> None:

@@ -397,8 +397,9 @@ def test_the_documentation_finds_routes_first(person: PageUser, url: str) -> Non
         person.find_by_id("filter").send_keys(wanted)
         return [each.text for each in person.find_all("summary") if each.is_displayed()]
 
+    every = len(found(""))
     assert all("embeddings" in each.split()[1] for each in found("embeddings"))
-    assert len(found("embeddings")) == 2
+    assert 2 <= len(found("embeddings")) < every / 4
     assert [each.split()[1] for each in found("get /info")] == ["/info"]
     assert any("/embed " in f"{each} " for each in found("Text Embeddings")), "else by protocol"
     assert found("Which words spoke"), "or by what a call is for"

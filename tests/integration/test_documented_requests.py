@@ -98,6 +98,14 @@ def check_explanation(answer: Any, served: Served, body: Any) -> None:
     assert answer["score"] == pytest.approx(expected[answer["label"]], abs=ROUNDING)
 
 
+def check_own_explanation(answer: Any, served: Served, body: Any) -> None:
+    (explained,) = answer["explanations"]
+    words = re.findall(r"\w+", body["inputs"])
+    assert [each["text"].strip(".") for each in explained["words"] if each["text"] != "."] == words
+    expected = served.scores(body["inputs"])
+    assert explained["score"] == pytest.approx(expected[explained["label"]], abs=ROUNDING)
+
+
 def check_info(answer: Any, served: Served, body: Any) -> None:
     card = served.engine.card
     assert body is None and answer["model_id"] == "mine"
@@ -112,6 +120,7 @@ CHECKS: dict[str, Callable[[Any, Served, Any], None]] = {
     "/predict": check_predict,
     "/classify": check_classify,
     "/explanations/mine": check_explanation,
+    "/explain/mine": check_own_explanation,
     "/predictions/mine": check_predictions,
     "/info": check_info,
 }

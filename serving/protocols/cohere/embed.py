@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import ConfigDict, Field, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
 from serving.interface import Models
@@ -54,6 +54,8 @@ class CohereInput(JSONBody):
 
 class CohereEmbedRequest(JSONBody):
     """The body of `/v1/embed` and `/v2/embed`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["A warm film."]}]})
 
     refused: ClassVar[dict[str, str]] = {"images": "models read texts alone"}
     meaningless: ClassVar[dict[str, str]] = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pydantic import Field, StrictBool, StrictStr
+from pydantic import ConfigDict, Field, StrictBool, StrictStr
 
 from serving.http.messages import HTTPError
 from serving.interface import Limits
@@ -16,6 +16,8 @@ _MODEL = "name, name:version or name@alias"
 
 class TokenizeRequest(JSONBody):
     """The body of `/tokenize`; vLLM's has `prompt` in place of `inputs`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "A warm film."}]})
 
     refused: ClassVar[dict[str, str]] = {"messages": "models read texts, no chats; send `prompt`"}
     meaningless: ClassVar[dict[str, str]] = {"return_token_strs": "they are in the answer"}

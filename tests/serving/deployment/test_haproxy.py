@@ -235,7 +235,7 @@ def test_every_error_of_its_own_is_json_and_has_the_id_of_the_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = haproxy_module._CONFIG_TEMPLATE
-    for slow in ("http-request 15s", "server 120s"):
+    for slow in ("http-request 15s", "server 600s"):
         assert slow in quick
         quick = quick.replace(slow, f"{slow.split()[0]} 300ms")
     monkeypatch.setattr(haproxy_module, "_CONFIG_TEMPLATE", quick)
