@@ -353,7 +353,9 @@ def test_the_commands_of_the_documentation_answer(person: PageUser, url: str) ->
             content=words[words.index("-d") + 1],
             headers={"content-type": "application/json"},
         )
-        is_other_task = "classification" in response.text
+        is_other_task = (
+            "classification" in response.text or "feedback is not taken" in response.text
+        )
         assert response.status_code == 200 or is_other_task, (command, response.text)
 
 

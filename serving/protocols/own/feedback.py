@@ -4,7 +4,7 @@
 {"request_id": "4f0c…", "index": 0, "label": "positive"}      of a request that was answered
 """
 
-from pydantic import Field, StrictFloat, StrictInt, StrictStr
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from serving.http.messages import HTTPError, Request, Response, Route, WireProtocol
 from serving.interface import Feedback, FeedbackTaking, Models
@@ -21,6 +21,10 @@ from serving.protocols.requests import check_texts
 
 class FeedbackRequest(JSONBody):
     """The body of `/feedback`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text": "A warm film.", "label": "positive"}]}
+    )
 
     label: StrictStr | TextList | StrictInt | StrictFloat = Field(
         description="the right label; a list of them for multi-label, a number for a regression"
